@@ -1,0 +1,53 @@
+"""The failures a caller can catch, and the exit code each ends the command line with.
+
+Raise `ConfigError` for a setting or an argument that cannot work, `DataError` for images or labels that cannot be used,
+`CheckpointError` for files of a run that do not fit, `TrainingError` for a run that went wrong while running, and
+`Stopped` when a run was asked to stop and has saved its state. A message says what came, what was expected, what to do.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ByolError(Exception):
+    """Every failure this package raises on purpose."""
+
+    exit_code = 70
+
+
+class ConfigError(ByolError, ValueError):
+    """A setting, name or argument that cannot work."""
+
+    exit_code = 2
+
+
+class DataError(ByolError, ValueError):
+    """Images or labels that cannot be read or used."""
+
+    exit_code = 3
+
+
+class CheckpointError(ByolError, RuntimeError):
+    """A file of a run that is missing, damaged or belongs to another run."""
+
+    exit_code = 2
+
+
+class TrainingError(ByolError, RuntimeError):
+    """A run that went wrong while running: the loss is not finite, a worker died."""
+
+    exit_code = 4
+
+
+class Stopped(ByolError):
+    """A run that was asked to stop by a signal and has saved its state: running it again continues it."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def did_you_mean(word: str, choices: Iterable[str], count: int = 3) -> str:
+    """' Did you mean 'a' or 'b'?' for the choices nearest to a word, or '' when none is near."""
+    near = get_close_matches(word, list(choices), n=count, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
