@@ -1,0 +1,238 @@
+"""Bootstrap Your Own Latent (Grill et al. 2020, §3.1, Algorithm 1; official code: byol_experiment.py).
+
+Two views of every image. The online network (encoder, projector, predictor) predicts, from one view, the projection
+that the target network (encoder, projector) gives of the other view. Only the online network is trained; after each
+optimizer step the target's parameters move a little towards the online ones.
+"""
+
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from byol.errors import ConfigError
+from byol.method.heads import mlp
+from byol.method.hidden import HiddenLayer, batch_of, probe
+from byol.method.loss import regression_loss
+from byol.method.views import ViewConfig, Views
+
+logger = logging.getLogger("byol")
+
+
+class Network(nn.Module):
+    """An encoder and a projector; the online and the target network are one each."""
+
+    def __init__(self, encoder: HiddenLayer, projector: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = projector
+
+    def forward(self, view: Any) -> Tensor:
+        """The projection (B, projection_size) of a view."""
+        projection: Tensor = self.projector(self.encoder(view))
+        return projection
+
+
+class BYOL(nn.Module):
+    """Learn a network's representation from unlabelled images.
+
+    `net` is any module; it is trained in place and stays yours. `image_size` is the side (or height and width) of the
+    views. `hidden_layer` says where the representation comes out: a layer's dotted name, a child's index (-2: the last
+    but one, in front of a classifier), or None for the network's own output. Maps and token sequences are pooled.
+
+    `forward(images)` draws two views per image of (B, C, H, W) uint8, or float in [0, 1], and returns the scalar loss
+    (mean over the batch of both directions, 0 to 8). `forward(view1, view2)` takes views of your own, of any shape;
+    tuples are spread over the network's positional arguments, dicts over its keyword arguments.
+
+    `augment_fn`, `augment_fn2` replace the built-in views by functions of a batch. `example`, a small batch of inputs,
+    stands in for `image_size` when the inputs are not images. `target_net` starts the target from another network of
+    the same architecture, as the official code does, instead of a copy. `joint_batchnorm` lets both views share their
+    BatchNorm statistics, which the paper does not. Raises ConfigError for a layer or network that cannot serve.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        image_size: int | tuple[int, int] | None = None,
+        hidden_layer: str | int | None = -2,
+        projection_size: int = 256,
+        projection_hidden_size: int = 4096,
+        augment_fn: Callable[[Tensor], Tensor] | None = None,
+        augment_fn2: Callable[[Tensor], Tensor] | None = None,
+        moving_average_decay: float = 0.99,
+        sync_batchnorm: bool | None = None,
+        *,
+        channels: int | None = None,
+        views: ViewConfig | None = None,
+        example: Any = None,
+        target_net: nn.Module | None = None,
+        joint_batchnorm: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_tau(moving_average_decay, "moving_average_decay")
+        if min(projection_size, projection_hidden_size) < 1:
+            raise ConfigError(
+                f"projection_size={projection_size} and projection_hidden_size={projection_hidden_size}; both must be at least 1."
+            )
+        if image_size is None and example is None:
+            raise ConfigError(
+                "Give image_size, or example=: a small batch of the network's inputs when they are not images."
+            )
+        if not any(p.requires_grad for p in net.parameters()):
+            raise ConfigError(f"{type(net).__name__} has no trainable parameter, so there is nothing to learn.")
+        first = next(p for p in net.parameters() if p.requires_grad)
+        channels = channels or _channels_of(net)
+        self.views = None if image_size is None else Views(image_size, views or ViewConfig(), channels)
+        self.augment_fn, self.augment_fn2 = augment_fn, augment_fn2 or augment_fn
+        self.moving_average_decay = moving_average_decay
+        self.joint_batchnorm = joint_batchnorm
+
+        if example is None and self.views is not None:
+            example = torch.zeros((2, channels, *self.views.size), device=first.device, dtype=first.dtype)
+        found = probe(net, hidden_layer, example)
+        self.frozen = _freeze(net, found.unreached)
+        projector = mlp(found.features, projection_hidden_size, projection_size).to(first.device)
+        self.online = Network(found.encoder, projector)
+        self.predictor = mlp(projection_size, projection_hidden_size, projection_size).to(first.device)
+        if target_net is None:
+            self.target = copy.deepcopy(self.online)
+        else:
+            _check_same_architecture(net, target_net)
+            other = HiddenLayer(
+                target_net, found.encoder.layer, found.encoder.pooling, found.encoder.skip, found.encoder.calls
+            )
+            self.target = Network(other, mlp(found.features, projection_hidden_size, projection_size).to(first.device))
+        if sync_batchnorm:
+            self.online = nn.SyncBatchNorm.convert_sync_batchnorm(self.online)
+            self.predictor = nn.SyncBatchNorm.convert_sync_batchnorm(self.predictor)
+            self.target = nn.SyncBatchNorm.convert_sync_batchnorm(self.target)
+        self.target.requires_grad_(False)
+
+    @property
+    def net(self) -> nn.Module:
+        """The network you gave: the online encoder, the only part that is kept after training."""
+        return self.online.encoder.net
+
+    def forward(
+        self, view1: Any, view2: Any = None, *, return_embedding: bool = False, return_projection: bool = True
+    ) -> Any:
+        """The loss, a float32 scalar; or, with return_embedding, (projection, representation) of unaugmented images."""
+        if return_embedding:
+            representation = self.online.encoder(self.prepare(view1))
+            return (self.online.projector(representation), representation) if return_projection else representation
+        if view2 is None:
+            view1, view2 = self.draw_views(view1)
+        if self.training and batch_of(view1) < 2:
+            raise ConfigError(
+                "A batch of one cannot be trained on: BatchNorm needs at least two. Use batches of two or more."
+            )
+
+        prediction1, prediction2 = self._both(self.predict, view1, view2)
+        with torch.no_grad():  # the target teaches, it is not taught
+            projection1, projection2 = self._both(self.target, view1, view2)
+        return (regression_loss(prediction1, projection2) + regression_loss(prediction2, projection1)).mean()
+
+    def predict(self, view: Any) -> Tensor:
+        """The online network's prediction (B, projection_size) of the target's projection of the other view."""
+        prediction: Tensor = self.predictor(self.online(view))
+        return prediction
+
+    def draw_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Two views of each image, drawn from torch's own random state, so that torch.manual_seed repeats them."""
+        if self.augment_fn is not None and self.augment_fn2 is not None:
+            return self.augment_fn(images), self.augment_fn2(images)
+        if self.views is None:
+            raise ConfigError(
+                "This learner has no image_size, so it cannot draw views: call it with two views, learner(view1, view2)."
+            )
+        return self.views(images, seed=int(torch.randint(2**62, ())))
+
+    @torch.no_grad()
+    def update_target(self, tau: float) -> None:
+        """Move every target parameter: target = tau * target + (1 - tau) * online. Call it after the optimizer's step.
+
+        Parameters only: the target's BatchNorm buffers are its own (official byol_experiment.py).
+        """
+        _check_tau(tau, "tau")
+        torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), 1.0 - tau)
+
+    def update_moving_average(self) -> None:
+        """`update_target` with the constant `moving_average_decay`, for code written for byol-pytorch."""
+        self.update_target(self.moving_average_decay)
+
+    @torch.no_grad()
+    def embed(self, images: Any) -> Tensor:
+        """The representation (B, D) float32 of images as evaluation sees them: no augmentation, eval mode, no gradient.
+
+        Built-in views: images are cropped, resized and normalised as in evaluation. Views of your own: the input goes
+        to the network as it is.
+        """
+        with evaluating(self.online.encoder):
+            representation: Tensor = self.online.encoder(self.prepare(images))
+        return representation.float()
+
+    def prepare(self, images: Any) -> Any:
+        """Images as the network expects them in evaluation; inputs of a learner with views of its own stay as they are."""
+        if self.views is None or self.augment_fn is not None or not isinstance(images, Tensor):
+            return images
+        return self.views.prepare(images)
+
+    def extra_repr(self) -> str:
+        return f"frozen={', '.join(self.frozen)}" if self.frozen else ""
+
+    def _both(self, network: Callable[[Any], Tensor], view1: Any, view2: Any) -> tuple[Tensor, Tensor]:
+        """One pass per view, each with its own BatchNorm statistics, as the official code does; or one joint pass."""
+        if not self.joint_batchnorm:
+            return network(view1), network(view2)
+        if not (isinstance(view1, Tensor) and isinstance(view2, Tensor)):
+            raise ConfigError(
+                "joint_batchnorm joins two tensors; these views are not tensors. Leave it False for them."
+            )
+        first, second = network(torch.cat([view1, view2])).chunk(2)
+        return first, second
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; afterwards each submodule is back in the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _channels_of(net: nn.Module) -> int:
+    """The channels of the network's first convolution, 3 when it has none."""
+    return next((m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d)), 3)
+
+
+def _freeze(net: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Parameters behind the hidden layer never get a gradient; left trainable, DDP would wait for theirs for ever."""
+    for name in names:
+        net.get_parameter(name).requires_grad_(False)
+    if names:
+        logger.info("Frozen, because the representation does not depend on them: %s.", ", ".join(names))
+    return names
+
+
+def _check_same_architecture(net: nn.Module, target_net: nn.Module) -> None:
+    ours = {name: tuple(p.shape) for name, p in net.named_parameters()}
+    theirs = {name: tuple(p.shape) for name, p in target_net.named_parameters()}
+    if ours != theirs or net is target_net:
+        raise ConfigError(
+            "target_net must be another network of the same architecture as net: the same parameters with the same shapes."
+        )
+
+
+def _check_tau(value: float, name: str) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ConfigError(
+            f"{name} is {value}; expected a number from 0 (the target follows at once) to 1 (it never moves)."
+        )

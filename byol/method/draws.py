@@ -1,0 +1,44 @@
+"""Random numbers as a function of a key, not of a generator's hidden state.
+
+The same (seed, epoch, image, view) gives the same numbers on any device, rank or worker, before and after a resume.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Constants of the SplitMix64 generator (Steele, Lea & Flood 2014), as signed 64-bit integers.
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_MIX1 = 0xBF58476D1CE4E5B9 - 2**64
+_MIX2 = 0x94D049BB133111EB - 2**64
+
+
+def uniforms(key: Sequence[int | Tensor], count: int) -> Tensor:
+    """`count` numbers in [0, 1) for each row of the key: float64 (N, count) on the CPU.
+
+    Each part of the key is an int, or an int64 tensor (N,) with one value per row; their order matters.
+    """
+    state = torch.zeros(1, dtype=torch.int64)
+    for part in key:
+        value = part if isinstance(part, Tensor) else torch.tensor([part], dtype=torch.int64)
+        state = _mix((state + _GOLDEN) ^ _mix(value))
+    numbers = _mix(state[:, None] + _GOLDEN * torch.arange(1, count + 1))
+    return _shifted(numbers, 11).double() * 2.0**-53
+
+
+def seed_of(*key: int) -> int:
+    """One seed for torch from several numbers: a non-negative int below 2**53."""
+    return int(uniforms(key, 1).item() * 2.0**53)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser: every input bit reaches every output bit. int64 products wrap around."""
+    x = (x ^ _shifted(x, 30)) * _MIX1
+    x = (x ^ _shifted(x, 27)) * _MIX2
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """A logical right shift; torch's own keeps the sign."""
+    return (x >> bits) & (2 ** (64 - bits) - 1)
