@@ -1,0 +1,46 @@
+# `make demo` and `make test` need only python3 (3.11 or newer) and make; they build the virtual environment themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check lint types wheel clean
+
+demo: $(VENV)/.demo
+	$(BIN)/byol demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+check: lint types test wheel  ## what CI runs
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+wheel: $(VENV)/.dev  ## build the wheel and import it from elsewhere, without the source tree
+	rm -rf dist build/wheel && $(BIN)/python -m build --wheel --outdir dist . >/dev/null
+	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel dist/*.whl
+	cd build/wheel && PYTHONPATH=. $(abspath $(BIN))/python -c "import byol, sys; assert 'build/wheel' in byol.__file__; print('wheel', byol.__version__)" \
+	  && PYTHONPATH=. $(abspath $(BIN))/python -m byol train --help >/dev/null
+
+$(VENV)/.python:
+	@$(PYTHON) -c "import sys; sys.exit('byol needs Python 3.11 or newer, this is ' + sys.version.split()[0]) if sys.version_info < (3, 11) else 0"
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.python pyproject.toml
+	@echo "Installing byol with torch into $(VENV); the first time this takes a few minutes."
+	$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.python pyproject.toml
+	@echo "Installing byol, torch and the test tools into $(VENV); the first time this takes a few minutes."
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,74 @@
+"""`byol demo`: the whole job in two minutes, on photographs that are already here."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+
+import torch
+
+from byol.data.generated import photograph_tiles
+from byol.data.sources import open_images
+from byol.evaluate.knn import knn_score
+from byol.features.extract import Features, embed
+from byol.models.build import build_encoder
+from byol.settings import parse, preset_flags
+from byol.train.config import TrainConfig
+from byol.train.log import duration
+from byol.train.run import pretrain
+from byol.weights.files import Encoder
+
+
+@dataclass(frozen=True)
+class Demo:
+    out: str | None = None
+    """Folder of the run. By default runs/demo, or the next free runs/demo-2, runs/demo-3, ..."""
+    seed: int = 0
+    """Number from which all randomness follows."""
+
+
+def demo(arguments: Sequence[str]) -> int:
+    """Train on tiles of photographs and show kNN accuracy of raw pixels, the untrained and the trained encoder."""
+    command = parse(
+        Demo, arguments, prog="byol demo", description="See BYOL learn: about two minutes on two cores, no network."
+    )
+    tiles = photograph_tiles()
+    train, test = open_images(tiles.train), open_images(tiles.test)
+    out = command.out or free_folder()
+    config = parse(TrainConfig, ["--out", out, *preset_flags("demo")], prog="byol demo", description="")
+    print(
+        f"{len(train):,} tiles of {len(tiles.names)} photographs, without labels. Afterwards: which photograph does a tile\n"
+        f"come from? {len(test):,} test tiles, cut from squares that training never sees.\n",
+        flush=True,
+    )
+    started = time.perf_counter()
+    run = pretrain(None, train, replace(config, seed=command.seed))
+    seconds = time.perf_counter() - started
+
+    torch.manual_seed(command.seed)
+    untrained = build_encoder(run.plan.encoder, channels=3, image_size=run.plan.image_size, **run.plan.encoder_options)
+
+    def score(encoder: Encoder | None) -> float:
+        bank, queries = (
+            Features(images.reshape(len(images), -1).astype("float32") / 255, labels, [])
+            if encoder is None
+            else replace(embed(encoder, open_images(images)), y=labels)
+            for images, labels in ((tiles.train, tiles.train_labels), (tiles.test, tiles.test_labels))
+        )
+        return knn_score(bank, queries).top1
+
+    print(
+        f"\nkNN accuracy on {len(test):,} test tiles of {len(tiles.names)} photographs (chance {1 / len(tiles.names):.2f})"
+    )
+    print(f"  raw pixels          {score(None):.2f}")
+    print(f"  untrained encoder   {score(Encoder(untrained, run.encoder.info)):.2f}")
+    print(f"  trained encoder     {score(run.encoder):.2f}   after {duration(seconds)} of training")
+    print(f"\nThe encoder is {Path(out) / 'encoder.safetensors'}. Next, with images of your own:")
+    print("  byol train IMAGES --out runs/mine")
+    return 0
+
+
+def free_folder() -> str:
+    """runs/demo, or the first runs/demo-N that does not exist."""
+    return next(name for name in (f"runs/demo{'' if n == 1 else f'-{n}'}" for n in count(1)) if not Path(name).exists())

@@ -1,0 +1,278 @@
+"""Crops for the training loop: which images make a step, and how their pixels reach the device.
+
+The order of the images is a function of (seed, epoch), their crops of (seed, epoch, image, view): any number of workers,
+before or after a resume, gives the same batches. Two routes. Photographs: worker processes decode a picture once, cut
+and resize both crops, and send uint8. Small images: one uint8 tensor on the device, cropped there.
+"""
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from byol.data.decode import BadImage
+from byol.data.sources import Images
+from byol.errors import ByolError, DataError
+from byol.method.crops import crop_resize, draw_crops
+from byol.method.draws import seed_of, uniforms
+from byol.method.views import ViewConfig
+
+CHUNK = 32  # images a worker sends at once: small enough to keep several workers busy within one batch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The crops of one micro-batch."""
+
+    crops: Tensor  # uint8, or float in [0, 1], (B, 2, C, h, w) on the device
+    indices: Tensor  # int64 (B,) on the host: which images
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """What the order and the crops of a run follow from."""
+
+    seed: int
+    images: int
+    batch_size: int  # per optimizer step
+    accumulation: int  # micro-batches per optimizer step
+    size: tuple[int, int]  # height, width of a crop
+    views: ViewConfig
+
+
+class BadImageReport(Protocol):
+    """Is told of every image that could not be read; may raise DataError when there are too many."""
+
+    def __call__(self, index: int, reason: str) -> None: ...
+
+
+@lru_cache(maxsize=2)
+def order(seed: int, epoch: int, images: int) -> Tensor:
+    """The order in which an epoch visits the images: int64 (N,), a permutation that follows from (seed, epoch)."""
+    generator = torch.Generator().manual_seed(seed_of(seed, epoch, 0))
+    return torch.randperm(images, generator=generator)
+
+
+def members(position: int, count: int, seed: int, images: int) -> tuple[Tensor, Tensor]:
+    """Epochs and indices, int64 (B,), of `count` images from a position in the endless stream of epochs.
+
+    A batch may straddle two epochs, so every image is visited once an epoch and no image is dropped (as in the
+    official pipeline, where epochs only count steps).
+    """
+    positions = torch.arange(position, position + count)
+    epochs = positions // images
+    indices = torch.empty_like(positions)
+    for epoch in epochs.unique().tolist():
+        here = epochs == epoch
+        indices[here] = order(seed, epoch, images)[positions[here] - epoch * images]
+    return epochs, indices
+
+
+def resident_batches(images: Tensor, plan: BatchPlan, start: int = 0) -> Iterator[Batch]:
+    """Micro-batches from step `start` on, cropped on the device from all images at once, uint8 (N, C, H, W)."""
+    height, width = images.shape[2:]
+    micro = plan.batch_size // plan.accumulation
+    for position in range(start * plan.batch_size, 2**62, micro):
+        epochs, indices = members(position, micro, plan.seed, plan.images)
+        heights, widths = torch.full_like(indices, height), torch.full_like(indices, width)
+        chosen = images[indices.to(images.device, non_blocking=True)]
+        views = [
+            crop_resize(
+                chosen,
+                draw_crops(plan.seed, epochs, indices, view, heights, widths, plan.views),
+                plan.size,
+                plan.views.antialias,
+            )
+            for view in (0, 1)
+        ]
+        yield Batch(torch.stack(views, dim=1).div_(255).clamp_(0, 1), indices)
+
+
+def load_resident(images: Images, report: BadImageReport) -> Tensor:
+    """All images as uint8 (N, C, H, W); one that cannot be read is replaced by another, chosen by its index."""
+    result: Tensor | None = None
+    bad: list[int] = []
+    for index, image in enumerate(images.iter_arrays()):
+        if isinstance(image, BadImage):
+            report(index, str(image))
+            bad.append(index)
+            continue
+        if result is None:
+            result = torch.zeros((len(images), image.shape[2], *image.shape[:2]), dtype=torch.uint8)
+        pixels = torch.from_numpy(image).permute(2, 0, 1)
+        if pixels.shape != result.shape[1:]:
+            raise DataError(
+                f"{images.name(index)} is {tuple(image.shape)}, others are {tuple(result.shape[2:])} + channels: images of "
+                "several sizes cannot be kept in memory as one tensor. Give --data.in-memory False."
+            )
+        result[index] = pixels
+    if result is None:
+        raise DataError(f"None of the {len(images)} images can be read. Run on other files, or see bad_files.jsonl.")
+    unreadable = set(bad)
+    for index in bad:
+        substitute = next(i for i in substitutes(index, len(images)) if i not in unreadable)
+        result[index] = result[substitute]
+    return result
+
+
+def substitutes(index: int, images: int) -> Iterator[int]:
+    """The images that stand in for an unreadable one, in order: first a few drawn from its index, then its neighbours."""
+    for value in uniforms((index, torch.arange(16)), 1)[:, 0].tolist():
+        yield int(value * images)
+    for step in range(1, images):
+        yield (index + step) % images
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A few consecutive rows of a micro-batch, as a worker sends them."""
+
+    crops: Tensor  # uint8 (n, 2, C, h, w)
+    indices: Tensor  # int64 (n,)
+    bad: list[tuple[int, str]]  # images that could not be read, and why
+    failure: str = ""  # why the chunk could not be made at all
+
+
+class _Chunks(torch.utils.data.Dataset[Chunk]):
+    """What a worker runs: (position in the stream of epochs, count) -> Chunk."""
+
+    def __init__(self, images: Images, plan: BatchPlan, channels: int) -> None:
+        self.images, self.plan, self.channels = images, plan, channels
+
+    def __getitem__(self, place: tuple[int, int]) -> Chunk:
+        position, count = place
+        epochs, indices = members(position, count, self.plan.seed, self.plan.images)
+        crops = torch.empty((count, 2, self.channels, *self.plan.size), dtype=torch.uint8)
+        bad: list[tuple[int, str]] = []
+        try:
+            for row, (epoch, index) in enumerate(zip(epochs.tolist(), indices.tolist(), strict=True)):
+                picture, used = self._readable(index, bad)
+                for view in (0, 1):
+                    crops[row, view] = cut(picture, self.plan, epoch, used, view)
+        except DataError as failure:  # sent as a value: an exception would arrive wrapped in a worker's traceback
+            return Chunk(crops, indices, bad, str(failure))
+        return Chunk(crops, indices, bad)
+
+    def _readable(self, index: int, bad: list[tuple[int, str]]) -> tuple[Any, int]:
+        for candidate in chain((index,), substitutes(index, self.plan.images)):
+            try:
+                return self.images.picture(candidate), candidate
+            except BadImage as failure:
+                bad.append((candidate, str(failure)))
+        raise DataError(f"None of the {self.plan.images} images can be read.")
+
+
+def cut(picture: Any, plan: BatchPlan, epoch: int, index: int, view: int) -> Tensor:
+    """One crop of one image, uint8 (C, h, w): a single Pillow resize of the box, then the flip."""
+    array = isinstance(picture, np.ndarray)
+    height, width = picture.shape[:2] if array else (picture.height, picture.width)
+    crops = draw_crops(
+        plan.seed,
+        torch.tensor([epoch]),
+        torch.tensor([index]),
+        view,
+        torch.tensor([height]),
+        torch.tensor([width]),
+        plan.views,
+    )
+    if array or not plan.views.antialias:  # Pillow knows neither many channels nor a resize without antialiasing
+        image = _channels_first(np.array(picture))
+        resized = crop_resize(image[None], crops, plan.size, plan.views.antialias)[0]
+        return resized.round_().clamp_(0, 255).to(torch.uint8)
+    top, left, box_height, box_width = crops.boxes[0].tolist()
+    crop = picture.resize(
+        (plan.size[1], plan.size[0]), Image.Resampling.BICUBIC, box=(left, top, left + box_width, top + box_height)
+    )
+    if bool(crops.flips[0]):
+        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return _channels_first(np.array(crop))
+
+
+def _channels_first(pixels: np.ndarray[Any, Any]) -> Tensor:
+    image = torch.from_numpy(pixels)
+    return image[None] if image.ndim == 2 else image.permute(2, 0, 1)
+
+
+def streamed_batches(
+    images: Images,
+    plan: BatchPlan,
+    *,
+    channels: int,
+    device: torch.device,
+    workers: int,
+    steps: range,
+    report: BadImageReport,
+) -> Iterator[Batch]:
+    """Micro-batches of the given steps, decoded and cropped by worker processes (in this process with 0 workers)."""
+    micro = plan.batch_size // plan.accumulation
+    stops = range(steps.start * plan.batch_size, steps.stop * plan.batch_size, micro)
+    places = _Places(stops, micro)
+    loader = torch.utils.data.DataLoader(
+        _Chunks(images, plan, channels),
+        batch_size=None,
+        sampler=places,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_signals_to_the_run if workers else None,
+        multiprocessing_context="fork" if workers and "fork" in torch.multiprocessing.get_all_start_methods() else None,
+    )
+    parts: list[Chunk] = []
+    rows = 0
+    for chunk in _arriving(loader):
+        for index, reason in chunk.bad:
+            report(index, reason)
+        if chunk.failure:
+            raise DataError(chunk.failure)
+        parts.append(chunk)
+        rows += len(chunk.indices)
+        if rows == micro:
+            crops = torch.empty((micro, *chunk.crops.shape[1:]), dtype=torch.uint8, device=device)
+            for target, part in zip(crops.split([len(p.indices) for p in parts]), parts, strict=True):
+                target.copy_(part.crops, non_blocking=True)
+            yield Batch(crops, torch.cat([part.indices for part in parts]))
+            parts, rows = [], 0
+
+
+class _Places(torch.utils.data.Sampler[tuple[int, int]]):
+    """(position, count) of every chunk, micro-batch after micro-batch, without a list of them all."""
+
+    def __init__(self, starts: range, micro: int) -> None:
+        self.starts, self.micro = starts, micro
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for start in self.starts:
+            for first in range(0, self.micro, CHUNK):
+                yield start + first, min(CHUNK, self.micro - first)
+
+    def __len__(self) -> int:
+        return len(self.starts) * -(-self.micro // CHUNK)
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A Ctrl-C reaches every process of a terminal; only the run itself answers it, and then ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _arriving(loader: "torch.utils.data.DataLoader[Chunk]") -> Iterator[Chunk]:
+    """The loader's chunks; a worker that died becomes one sentence instead of torch's many kinds of error."""
+    iterator = iter(loader)
+    while True:
+        try:
+            chunk = next(iterator, None)
+        except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as failure:
+            raise ByolError(
+                f"A process that decodes images died ({str(failure).splitlines()[0]}). Usual causes: too little memory or "
+                "too small a /dev/shm. Lower --workers (0 decodes in the main process); the run continues from its last checkpoint."
+            ) from failure
+        if chunk is None:
+            return
+        yield chunk

@@ -1,0 +1,274 @@
+"""Two views of every image, as the paper draws them (Appendix B, Table 6; official augmentations.py).
+
+A draw per image, asymmetric between the views: view 1 is always blurred and never solarized, view 2 is blurred in 10 %
+and solarized in 20 % of the images. All draws follow from (seed, step, row) and are made on the host.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from byol.errors import ConfigError
+from byol.method import color
+from byol.method.crops import Crops, crop_resize, draw_crops
+from byol.method.draws import uniforms
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_SALT = 2  # keeps these draws apart from the crops' draws
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """Every number of Table 6; a pair means view 1, view 2."""
+
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest share of the image's area a crop takes."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest aspect ratio of a crop."""
+    antialias: bool = True
+    """Widen the resize kernel when a crop shrinks, as Pillow does; the official code does not."""
+    flip: float = 0.5
+    """Probability of mirroring left to right."""
+    jitter: float = 0.8
+    """Probability of the four colour operations, which come in a random order per image."""
+    brightness: float = 0.4
+    """Largest change added to all pixels (official), or change of their factor (torchvision)."""
+    contrast: float = 0.4
+    """Largest change of the contrast factor from 1."""
+    saturation: float = 0.2
+    """Largest change of the saturation factor from 1."""
+    hue: float = 0.1
+    """Largest turn of the hue, in turns."""
+    grayscale: float = 0.2
+    """Probability of dropping the colour."""
+    blur: tuple[float, float] = (1.0, 0.1)
+    """Probability of the Gaussian blur."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Smallest and largest standard deviation of the blur, in pixels."""
+    blur_size: float = 0.1
+    """Length of the blur kernel as a share of the image height."""
+    solarize: tuple[float, float] = (0.0, 0.2)
+    """Probability of inverting the bright pixels."""
+    solarize_threshold: float = 0.5
+    """Pixels from this value on are inverted."""
+    color: Literal["official", "torchvision"] = "official"
+    """What the four colour operations mean: as in the official code, or as in torchvision and the libraries built on it."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Channel means that are subtracted; other than three channels use their average."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Channel deviations that are divided by; other than three channels use their average."""
+
+    def __post_init__(self) -> None:
+        shares = {name: (getattr(self, name),) for name in ("flip", "jitter", "grayscale", "solarize_threshold")}
+        shares |= {
+            "blur": self.blur,
+            "solarize": self.solarize,
+            "crop_area": self.crop_area,
+            "blur_size": (self.blur_size,),
+        }
+        for name, values in shares.items():
+            _check(all(0 <= value <= 1 for value in values), name, getattr(self, name), "a number from 0 to 1")
+        for name in ("brightness", "contrast", "saturation"):
+            _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number from 0 to 1")
+        _check(0 <= self.hue <= 0.5, "hue", self.hue, "a number from 0 to 0.5 turns")
+        for name in ("crop_area", "crop_ratio", "blur_sigma"):
+            low, high = getattr(self, name)
+            _check(0 < low <= high, name, (low, high), "two positive numbers, the smaller one first")
+        _check(min(self.std) > 0, "std", self.std, "positive numbers")
+        _check(self.color in ("official", "torchvision"), "color", self.color, "official or torchvision")
+
+
+class Views:
+    """Draws two views of each image: `view1, view2 = Views(224)(images)`.
+
+    `image_size` is the side, or (height, width), of the views in pixels. Images of one channel, or of more than three,
+    get the operations that make sense for them: crop, flip, brightness, contrast, blur, solarize.
+    """
+
+    def __init__(self, image_size: int | tuple[int, int], config: ViewConfig | None = None, channels: int = 3) -> None:
+        self.size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if len(self.size) != 2 or min(self.size) < 1 or channels < 1:
+            raise ConfigError(
+                f"Views got image_size={image_size!r} and channels={channels}; expected a positive side or "
+                "(height, width), and at least one channel."
+            )
+        self.config = config or ViewConfig()
+        self.channels = channels
+        self.mean, self.std = normalisation(self.config, channels)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, *, seed: int = 0, step: int = 0) -> tuple[Tensor, Tensor]:
+        """Two views, float32 (B, C, h, w) normalised, of images (B, C, H, W) uint8 or float in [0, 1]."""
+        check_images(images, self.channels)
+        count, _, height, width = images.shape
+        rows, steps = torch.arange(count), torch.full((count,), step)
+        crops = [self.crop(images, self.draw_crops(seed, steps, rows, view, height, width)) for view in (0, 1)]
+        return self.finish(torch.stack(crops, dim=1), seed=seed, step=step)
+
+    def draw_crops(self, seed: int, epochs: Tensor, indices: Tensor, view: int, height: int, width: int) -> Crops:
+        """The crops of images of one size; see `byol.method.crops.draw_crops`."""
+        heights, widths = torch.full_like(indices, height), torch.full_like(indices, width)
+        config = self.config
+        return draw_crops(
+            seed,
+            epochs,
+            indices,
+            view,
+            heights,
+            widths,
+            area=config.crop_area,
+            ratio=config.crop_ratio,
+            flip=config.flip,
+        )
+
+    def crop(self, images: Tensor, crops: Crops) -> Tensor:
+        """The crops of (N, C, H, W) uint8 or float images, float32 in [0, 1], (N, C, h, w)."""
+        resized = crop_resize(images, crops, (self.size[0], self.size[1]), self.config.antialias)
+        return resized.mul_(1 / 255 if images.dtype == torch.uint8 else 1).clamp_(0, 1)
+
+    @torch.no_grad()
+    def finish(self, crops: Tensor, *, seed: int, step: int, first_row: int = 0) -> tuple[Tensor, Tensor]:
+        """Everything behind the crop: (B, 2, C, h, w) uint8 or float in [0, 1] to two normalised float32 (B, C, h, w).
+
+        `first_row` is the first image's place in the step's whole batch, so that micro-batches and ranks draw what one
+        large batch would.
+        """
+        if crops.ndim != 5 or crops.shape[1] != 2:
+            raise ConfigError(f"finish got crops of shape {tuple(crops.shape)}; expected (B, 2, C, h, w).")
+        first, second = (self._view(to_float(crops[:, view]), view, seed, step, first_row) for view in (0, 1))
+        return first, second
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Images as evaluation feeds them to the encoder; see `prepare`."""
+        check_images(images, self.channels)
+        return prepare(images, (self.size[0], self.size[1]), mean=self.mean, std=self.std)
+
+    def _view(self, x: Tensor, view: int, seed: int, step: int, first_row: int) -> Tensor:
+        config, count = self.config, len(x)
+        drawn = uniforms((seed, step, torch.arange(first_row, first_row + count), view, _SALT), 13)
+        apply = _Apply(x, drawn)
+        jittered = drawn[:, 0] < config.jitter
+        order = drawn[:, 1:5].argsort(dim=1)  # (B, 4): which operation comes first, second, ...
+        operations = self._color_operations()
+        for turn in range(4):
+            for number, (operation, low, high) in enumerate(operations):
+                apply(operation, jittered & (order[:, turn] == number), column=5 + number, low=low, high=high)
+        if self.channels == 3:
+            apply(lambda x, _: color.grayscale(x), drawn[:, 9] < config.grayscale)
+        taps = color.blur_taps(x.shape[2], config.blur_size)
+        if taps > 1:
+            low, high = config.blur_sigma
+            apply(lambda x, s: color.blur(x, s, taps), drawn[:, 10] < config.blur[view], column=11, low=low, high=high)
+        apply(lambda x, _: color.solarize(x, config.solarize_threshold), drawn[:, 12] < config.solarize[view])
+        return normalise_(apply.images.clamp_(0, 1), self.mean, self.std)
+
+    def _color_operations(self) -> list[tuple[Callable[[Tensor, Tensor], Tensor], float, float]]:
+        """The colour operations that make sense for these images, each with its parameter's range."""
+        config = self.config
+        factor = {
+            name: (1 - getattr(config, name), 1 + getattr(config, name))
+            for name in ("brightness", "contrast", "saturation")
+        }
+        if config.color == "official":
+            operations: list[tuple[Callable[[Tensor, Tensor], Tensor], float, float]] = [
+                (color.adjust_brightness, -config.brightness, config.brightness),
+                (color.adjust_contrast, *factor["contrast"]),
+                (color.adjust_saturation, *factor["saturation"]),
+            ]
+        else:
+            operations = [
+                (color.torchvision_brightness, *factor["brightness"]),
+                (color.torchvision_contrast, *factor["contrast"]),
+                (color.torchvision_saturation, *factor["saturation"]),
+            ]
+        operations.append((color.adjust_hue, -config.hue, config.hue))
+        return operations if self.channels == 3 else operations[:2]
+
+
+class _Apply:
+    """Applies operations to the images they were drawn for. Which ones is known on the host: nothing waits for the device."""
+
+    def __init__(self, images: Tensor, drawn: Tensor) -> None:
+        self.images = images  # float (B, C, h, w), changed in place
+        self.drawn = drawn  # float64 (B, draws) on the host
+        self.on_device = drawn.float().to(images.device, non_blocking=True)
+
+    def __call__(
+        self,
+        operation: Callable[[Tensor, Tensor], Tensor],
+        chosen: Tensor,  # bool (B,) on the host
+        column: int = 0,
+        low: float = 0.0,
+        high: float = 1.0,
+    ) -> None:
+        """Replace the chosen images by operation(images, parameter), the parameter uniform in [low, high)."""
+        rows = chosen.nonzero().flatten()
+        if len(rows) == 0:
+            return
+        if len(rows) == len(self.images):
+            self.images = operation(self.images, low + (high - low) * self.on_device[:, column]).contiguous()
+            return
+        rows = rows.to(self.images.device, non_blocking=True)
+        parameter = low + (high - low) * self.on_device[rows, column]
+        self.images.index_copy_(0, rows, operation(self.images[rows], parameter))
+
+
+def prepare(
+    images: Tensor,
+    size: tuple[int, int],
+    *,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    crop_ratio: float = 0.875,
+) -> Tensor:
+    """What evaluation feeds an encoder: float32 (N, C, h, w), normalised when mean and std are given.
+
+    Images that have the size already are taken whole. Others: the central square of side int(0.875 x the shorter side)
+    is resized, antialiased bicubic (official dataset.py, which crops first and then resizes without antialiasing).
+    """
+    height, width = images.shape[2:]
+    if (height, width) == size:
+        x = to_float(images)
+    else:
+        side = max(1, int(crop_ratio * min(height, width)))
+        box = torch.tensor([[(height - side + 1) // 2, (width - side + 1) // 2, side, side]])
+        crops = Crops(box.expand(len(images), 4), torch.zeros(len(images), dtype=torch.bool))
+        x = crop_resize(images, crops, size).mul_(1 / 255 if images.dtype == torch.uint8 else 1).clamp_(0, 1)
+    return x if mean is None or std is None else normalise_(x, mean, std)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """A float32 copy in [0, 1] of uint8 or float images."""
+    if images.dtype == torch.uint8:
+        return images.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 255)
+    return images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+
+
+def normalise_(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Subtract the channel means and divide by the channel deviations, in place."""
+    shape = (1, -1, 1, 1)
+    return x.sub_(x.new_tensor(mean).view(shape)).div_(x.new_tensor(std).view(shape))
+
+
+def normalisation(config: ViewConfig, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel; for other than three channels the average of the three."""
+    if channels == 3:
+        return config.mean, config.std
+    return (sum(config.mean) / 3,) * channels, (sum(config.std) / 3,) * channels
+
+
+def check_images(images: Tensor, channels: int) -> None:
+    """Raise ConfigError for anything but a batch of images with these channels."""
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != channels:
+        came = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ConfigError(f"The images came as {came}; expected a tensor (B, {channels}, H, W).")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ConfigError(f"The images came as {images.dtype}; expected uint8, or floating point in [0, 1].")
+
+
+def _check(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"views.{name} is {value}; expected {expected}.")

@@ -1,0 +1,188 @@
+"""What a run is told (`TrainConfig`) and what follows from it (`Plan`): every number is derived here, once."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from byol.errors import ConfigError
+from byol.method.views import ViewConfig
+from byol.world import Precision
+
+OptimizerName = Literal["lars", "sgd", "adamw"]
+
+
+def check(holds: bool, message: str) -> None:
+    """Raise ConfigError with the message unless the condition holds."""
+    if not holds:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The encoder's variant and the two heads."""
+
+    stem: Literal["imagenet", "small"] | None = None
+    """First layers of a ResNet: imagenet (7x7 stride 2 and pooling) or small (3x3). By default small up to 64 pixels."""
+    padding: Literal["symmetric", "same"] | None = None
+    """Padding of a ResNet: symmetric as in torchvision, or same as in TensorFlow and JAX."""
+    last_gamma: float | None = None
+    """Initial scale of each residual block's last BatchNorm: 1 as in the paper, 0 for more stable small networks."""
+    width: int | None = None
+    """Channels of the first stage of the small `convnet` encoder."""
+    projection_size: int = 256
+    """Outputs of projector and predictor."""
+    projection_hidden_size: int = 4096
+    """Hidden units of projector and predictor."""
+    target_init: Literal["copy", "independent"] = "copy"
+    """Start the target as a copy of the online network, or from its own random draw as the official code does."""
+    joint_batchnorm: bool = False
+    """Let both views share one pass and its BatchNorm statistics (not the paper's way)."""
+
+    def __post_init__(self) -> None:
+        for name in ("projection_size", "projection_hidden_size"):
+            check(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; expected at least 1.")
+
+    def encoder_options(self) -> dict[str, Any]:
+        """The options that were given, by the names `build_encoder` knows."""
+        given = {name: getattr(self, name) for name in ("stem", "padding", "last_gamma", "width")}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer, its schedule and the target's."""
+
+    name: OptimizerName | None = None
+    """lars (the paper's), sgd or adamw. By default adamw on a CPU, lars elsewhere."""
+    base_lr: float | None = None
+    """Learning rate per 256 images; the peak rate is base_lr x batch_size / 256."""
+    weight_decay: float | None = None
+    """Weight decay of every parameter with more than one dimension; biases and BatchNorm are exempt."""
+    momentum: float = 0.9
+    """Momentum of lars and sgd; the first beta of adamw."""
+    warmup_epochs: float | None = None
+    """Epochs of linear warm-up from 0. By default 10, or a tenth of a shorter run."""
+    base_tau: float | None = None
+    """The target's starting decay; it rises to 1 by a cosine."""
+    accumulation: int = 1
+    """Micro-batches whose gradients make one optimizer step (and one target update)."""
+
+    def __post_init__(self) -> None:
+        check(self.base_lr is None or self.base_lr > 0, f"optim.base_lr is {self.base_lr}; expected a positive number.")
+        check(
+            self.weight_decay is None or self.weight_decay >= 0,
+            f"optim.weight_decay is {self.weight_decay}; expected 0 or more.",
+        )
+        check(0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; expected 0 or more and less than 1.")
+        check(
+            self.warmup_epochs is None or self.warmup_epochs >= 0,
+            f"optim.warmup_epochs is {self.warmup_epochs}; expected 0 or more.",
+        )
+        check(
+            self.base_tau is None or 0 <= self.base_tau <= 1,
+            f"optim.base_tau is {self.base_tau}; expected a number from 0 to 1.",
+        )
+        check(self.accumulation >= 1, f"optim.accumulation is {self.accumulation}; expected at least 1.")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How the images are read."""
+
+    channels: int = 3
+    """Channels of an image: 3 colour, 1 gray; arrays may have any number."""
+    in_memory: bool | None = None
+    """Keep all images as one tensor on the device. By default when they are small, of one size, and fit."""
+    max_bad: float = 0.01
+    """Share of unreadable images above which the run stops; up to it they are replaced and listed."""
+    max_pixels: int = 64_000_000
+    """Largest picture that is decoded, in pixels; larger ones count as unreadable."""
+
+    def __post_init__(self) -> None:
+        check(self.channels >= 1, f"data.channels is {self.channels}; expected at least 1.")
+        check(0 <= self.max_bad <= 1, f"data.max_bad is {self.max_bad}; expected a share from 0 to 1.")
+        check(self.max_pixels >= 1, f"data.max_pixels is {self.max_pixels}; expected at least 1.")
+
+
+@dataclass(frozen=True)
+class KnnConfig:
+    """Scoring while training, when the images carry labels: kNN on held-out images."""
+
+    held_out: float = 0.02
+    """Share of the labelled images kept out of training to be scored (at most 2,000); 0 scores nothing."""
+    times: int = 10
+    """How often during the run, the end included."""
+    k: int = 20
+    """Neighbours that vote."""
+    temperature: float = 0.07
+    """Votes weigh exp(cosine / temperature)."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.held_out < 1, f"knn.held_out is {self.held_out}; expected a share from 0 to less than 1.")
+        check(self.times >= 1, f"knn.times is {self.times}; expected at least 1.")
+        check(self.k >= 1, f"knn.k is {self.k}; expected at least 1.")
+        check(self.temperature > 0, f"knn.temperature is {self.temperature}; expected a positive number.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole run. What is left None is derived from the images and the hardware, printed, and stored with the run."""
+
+    out: str
+    """Folder of the run: checkpoints, metrics and the encoder. An unfinished run in it is continued."""
+    encoder: str | None = None
+    """Network: resnet18 ... resnet200 (x2, x3, x4), convnet, torchvision:NAME, timm:NAME or package.module:function."""
+    image_size: int | None = None
+    """Side of the views in pixels."""
+    epochs: float | None = None
+    """Passes over the images."""
+    batch_size: int | None = None
+    """Images per optimizer step, over all processes and micro-batches."""
+    budget: str | None = None
+    """Training time to fit the schedule to, such as 90s, 20m or 8h; instead of epochs."""
+    seed: int = 0
+    """Number from which all randomness follows."""
+    workers: int | None = None
+    """Processes that decode photographs. By default the number of cores; images kept in memory need none."""
+    device: str | None = None
+    """cpu, cuda, cuda:N or mps. By default the GPU when there is one."""
+    precision: Precision | None = None
+    """bf16 or fp32 for the encoder's arithmetic. By default bf16 where the hardware has it."""
+    save_every_steps: int | None = None
+    """Steps between checkpoints. By default one epoch, and at least twenty checkpoints a run."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept, at least 2."""
+    log_every_steps: int = 50
+    """Steps between lines in metrics.jsonl; the only moments the loop waits for the device."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    views: ViewConfig = field(default_factory=ViewConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    knn: KnnConfig = field(default_factory=KnnConfig)
+
+    def __post_init__(self) -> None:
+        check(self.out != "", "out is empty; expected a folder for the run, such as runs/a.")
+        check(self.epochs is None or self.epochs > 0, f"epochs is {self.epochs}; expected a positive number.")
+        check(
+            self.epochs is None or self.budget is None,
+            f"epochs={self.epochs} and budget={self.budget} both fix the length of the run. Give one of them.",
+        )
+        if self.budget is not None:
+            seconds_of(self.budget)
+        for name, least in (("image_size", 8), ("batch_size", 2), ("workers", 0), ("save_every_steps", 1)):
+            value = getattr(self, name)
+            check(value is None or value >= least, f"{name} is {value}; expected at least {least}.")
+        check(self.keep_checkpoints >= 2, f"keep_checkpoints is {self.keep_checkpoints}; expected at least 2.")
+        check(self.log_every_steps >= 1, f"log_every_steps is {self.log_every_steps}; expected at least 1.")
+        check(0 <= self.seed < 2**62, f"seed is {self.seed}; expected a whole number from 0 to 2**62.")
+
+
+def seconds_of(duration: str) -> float:
+    """Seconds in '90s', '20m', '1.5h' or '2d'."""
+    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(duration[-1:].lower())
+    try:
+        number = float(duration[:-1])
+    except ValueError:
+        number = -1.0
+    if unit is None or not 0 < number < float("inf"):
+        raise ConfigError(f"budget is {duration!r}; expected a number and a unit, such as 90s, 20m, 8h or 2d.")
+    return number * unit

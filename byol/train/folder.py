@@ -1,0 +1,84 @@
+"""A run's folder belongs to one process at a time, and a signal asks that process to save and leave."""
+
+import fcntl
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from byol.errors import CheckpointError, ConfigError
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[Path]:
+    """Make the folder if need be and hold it; the operating system lets go of it however the process ends.
+
+    Raises CheckpointError when another process holds it or when it holds something else than a run, ConfigError when it
+    cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        others = [path.name for path in folder.iterdir() if path.name != ".lock"]
+        if others and not (folder / "plan.json").exists() and not any(name in _OF_A_RUN for name in others):
+            raise CheckpointError(
+                f"{folder} is not empty and holds no run (it has {others[0]!r}). Choose a new folder with --out."
+            )
+        lock = (folder / ".lock").open("a+")
+    except OSError as failure:
+        raise ConfigError(
+            f"The run's folder {folder} cannot be used: {failure.strerror}. Choose another --out."
+        ) from failure
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as failure:
+            lock.seek(0)
+            raise CheckpointError(
+                f"{folder} is in use by {lock.read().strip() or 'another process'}. Wait for it, or choose another --out."
+            ) from failure
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {os.uname().nodename}")
+        lock.flush()
+        yield folder
+
+
+_OF_A_RUN = {"config.yaml", "env.json"}  # written before plan.json: a run killed in that moment starts again
+
+
+class StopSignals:
+    """Turns SIGINT and SIGTERM (and SIGUSR1, as batch systems send) into a wish to stop at the next step.
+
+    The second Ctrl-C interrupts at once. Outside the main thread signals are left alone.
+    """
+
+    CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR1: 75}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.asked: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in self.CODES}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked is signal.SIGINT and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = signal.Signals(number)
+
+    @property
+    def name(self) -> str:
+        return {signal.SIGINT: "Ctrl-C"}.get(self.asked, self.asked.name) if self.asked else "nothing"
+
+    @property
+    def exit_code(self) -> int:
+        return self.CODES[self.asked] if self.asked else 0

@@ -1,0 +1,130 @@
+"""What a run says while it runs: metrics.jsonl is the truth, the console shows it, bad_files.jsonl lists unreadable images."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from byol.errors import DataError
+from byol.train.checkpoint import write_text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+PLAIN_SECONDS = 10.0  # between lines where there is no terminal
+
+
+class RunLog:
+    """Appends metrics and shows progress: a bar on a terminal, rate-limited plain lines elsewhere."""
+
+    def __init__(self, folder: Path, total_steps: int, start: int) -> None:
+        self.path = folder / "metrics.jsonl"
+        self.total_steps = total_steps
+        self._said_at = -PLAIN_SECONDS
+        self._bar: Progress | None = None
+        forget_after(self.path, start)
+
+    def __enter__(self) -> "RunLog":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"), TimeRemainingColumn(),
+                console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+            self._bar.start()
+            self._bar.add_task("starting", total=self.total_steps)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Append one line of metrics and show it."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+        self._show(values)
+
+    def say(self, line: str) -> None:
+        """A line for people that is no metric."""
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def _show(self, values: dict[str, Any]) -> None:
+        text = in_words(values, self.total_steps)
+        if "knn_top1" in values:
+            self.say(text)
+        elif self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=values["step"], description=text)
+        elif time.monotonic() - self._said_at >= PLAIN_SECONDS or values["step"] == self.total_steps:
+            self._said_at = time.monotonic()
+            self.say(text)
+
+
+def in_words(values: dict[str, Any], total_steps: int) -> str:
+    """One line of metrics for people."""
+    place = f"step {values['step']:,}/{total_steps:,}  epoch {values['epoch']:.1f}"
+    if "knn_top1" in values:
+        return f"{place}  kNN {100 * values['knn_top1']:.1f} % of held-out images"
+    return (
+        f"{place}  loss {values['loss']:.3f}  {values['images_per_second']:,.0f} images/s  "
+        f"waiting for data {100 * values['data_wait']:.0f} %  left {duration(values['seconds_left'])}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 45s, 12m 30s, 3h 05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop the lines of steps that a resumed run will do again, and a last line that was cut short by a kill."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if values["step"] <= step:
+            kept.append(line + "\n")
+    write_text(path, "".join(kept))
+
+
+class BadImages:
+    """Counts unreadable images, lists each once in bad_files.jsonl, and stops the run above the agreed share."""
+
+    def __init__(self, folder: Path, images: int, share: float) -> None:
+        self.path = folder / "bad_files.jsonl"
+        self.images, self.share = images, share
+        self.reasons: dict[str, str] = {}
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                entry = json.loads(line)
+                self.reasons[entry["name"]] = entry["reason"]
+
+    def __call__(self, name: str, reason: str) -> None:
+        """Take note of an image; raises DataError when more than the agreed share is unreadable."""
+        if name in self.reasons:
+            return
+        self.reasons[name] = reason
+        with self.path.open("a") as file:
+            file.write(json.dumps({"name": name, "reason": reason}) + "\n")
+        bad = len(self.reasons)
+        if bad > self.share * self.images:
+            raise DataError(
+                f"{bad} of {self.images:,} images cannot be read, more than {100 * self.share:g} % "
+                f"(the last: {reason}). They are listed in {self.path}. Repair or remove them, or allow more with --data.max-bad."
+            )

@@ -1,0 +1,249 @@
+"""A whole run, from images to an encoder file. Read `pretrain` from top to bottom: it is the table of contents."""
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from byol import __version__
+from byol.data.batches import Batch, BatchPlan, load_resident, resident_batches, streamed_batches
+from byol.data.sources import Images, open_images
+from byol.errors import CheckpointError, Stopped
+from byol.method.byol import BYOL
+from byol.method.draws import seed_of, uniforms
+from byol.models.build import build_encoder
+from byol.settings import differences, to_plain, to_yaml
+from byol.train import checkpoint
+from byol.train.config import TrainConfig
+from byol.train.folder import StopSignals, claim
+from byol.train.log import BadImages, RunLog, duration
+from byol.train.monitor import Monitor
+from byol.train.optim import build_optimizer
+from byol.train.plan import ImageFacts, Plan, plan_run
+from byol.train.step import StepResult, autocast, steps
+from byol.weights.files import Encoder, EncoderInfo, save_encoder
+from byol.world import World
+
+logger = logging.getLogger("byol")
+# What may differ when a run is continued: where it runs and what it tells, not what it computes.
+FREE_TO_CHANGE = {"out", "workers", "device", "save_every_steps", "keep_checkpoints", "log_every_steps", "data.max_bad"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    folder: Path
+    encoder: Encoder
+    plan: Plan
+    knn_top1: float | None  # of held-out images, when the images carry labels
+
+
+def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) -> Run:
+    """Train an encoder on unlabelled images; a run that was stopped or killed in `config.out` is continued bit for bit.
+
+    `encoder` is a name (see `build_encoder`), a module of your own whose output or `config.hidden_layer` is the
+    representation, or None for `config.encoder`. `images` is anything `open_images` takes. Sets torch's random state.
+    Raises ConfigError, DataError, CheckpointError, TrainingError, and Stopped after saving when a signal asked to stop.
+    """
+    if isinstance(encoder, str):
+        config = replace(config, encoder=encoder)
+    own = encoder if isinstance(encoder, nn.Module) else None
+    world = World.join(config.device)
+    source = images if isinstance(images, Images) else open_images(images, **opening(config))
+
+    with claim(Path(config.out)) as folder, StopSignals() as stop:
+        checkpoint.sweep(folder / "checkpoints")
+        plan = planned(folder, config, own, source, world)
+        train_rows, held_out_rows = split(len(source), plan)
+        bad = BadImages(folder, len(source), config.data.max_bad)
+
+        learner = build_learner(plan, config, own).to(world.device, memory_format=torch.channels_last)
+        optimizer = build_optimizer(learner, plan)
+        start = restore(folder, learner, optimizer)
+        batches = Timed(open_batches(source.subset(train_rows), plan, config, world, start, bad))
+        monitor = Monitor(source, train_rows, held_out_rows, plan, config, world)
+
+        with RunLog(folder, plan.total_steps, start) as log:
+            log.say(
+                "\n".join([f"run        {folder}" + (f", continued at step {start:,}" if start else ""), *plan.lines()])
+            )
+            pace = Pace(plan, start)
+            for result in steps(learner, batches, optimizer, plan, start):
+                last = result.step == plan.total_steps
+                if result.step % plan.log_every_steps == 0 or last:
+                    log.write(pace.metrics(result, batches.waited))
+                if monitor.due(result.step):
+                    log.write(monitor.look(learner, result.step))
+                if result.step % plan.save_every_steps == 0 or last or stop.asked:
+                    save(folder, learner, optimizer, result.step, config.keep_checkpoints)
+                if stop.asked and not last:
+                    raise Stopped(
+                        f"Stopped by {stop.name} and saved at step {result.step:,} of {plan.total_steps:,}. "
+                        "The same command continues from there.",
+                        exit_code=stop.exit_code,
+                    )
+            log.say(f"finished   {plan.total_steps - start:,} steps in {duration(pace.elapsed())}")
+        return finish(folder, learner, plan, own, monitor)
+
+
+def opening(config: TrainConfig) -> dict[str, Any]:
+    """How the images are opened for a run."""
+    return {"channels": config.data.channels, "max_pixels": config.data.max_pixels}
+
+
+def planned(folder: Path, config: TrainConfig, own: nn.Module | None, source: Images, world: World) -> Plan:
+    """The stored plan of the run that is continued, or a new one; config.yaml, plan.json and env.json are then written."""
+    settings, print_of_data = to_plain(config), source.fingerprint()
+    path = folder / "plan.json"
+    if path.exists():
+        stored = json.loads(path.read_text())
+        changed = [line for line in differences(stored["config"], settings) if line.split(":")[0] not in FREE_TO_CHANGE]
+        if changed:
+            raise CheckpointError(
+                f"{folder} holds a run with other settings ({'; '.join(changed)}). "
+                "Repeat its settings to continue it, or choose another --out."
+            )
+        if stored["data"] != print_of_data:
+            raise CheckpointError(
+                f"{folder} was trained on other images ({stored['images']}) than {source.description}. "
+                "Give the same images to continue it, or choose another --out."
+            )
+        plan = Plan.from_json(stored["plan"])
+        return replace(
+            plan, device=str(world.device), workers=plan.workers if config.workers is None else config.workers
+        )
+    facts = ImageFacts(len(source), source.uniform_size(), config.data.channels, source.labels is not None)
+    plan = plan_run(config, facts, world, lambda draft: seconds_per_step(draft, config, own, source, world))
+    if own is not None:
+        plan = replace(plan, encoder=type(own).__name__)
+    environment = {
+        "byol": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "hardware": world.describe(),
+        "threads": torch.get_num_threads(),
+    }
+    (folder / "config.yaml").write_text(to_yaml(config))
+    (folder / "env.json").write_text(json.dumps(environment, indent=1))
+    stored = {"plan": plan.to_json(), "config": settings, "data": print_of_data, "images": source.description}
+    checkpoint.write_text(path, json.dumps(stored, indent=1))
+    return plan
+
+
+def build_learner(plan: Plan, config: TrainConfig, own: nn.Module | None) -> BYOL:
+    """The pair of networks at step 0, a function of the plan's seed."""
+
+    def network(part: int) -> nn.Module:
+        torch.manual_seed(seed_of(plan.seed, part))
+        return build_encoder(plan.encoder, channels=plan.channels, image_size=plan.image_size, **plan.encoder_options)
+
+    independent = config.model.target_init == "independent" and own is None
+    other = network(1) if independent else None
+    net = own if own is not None else network(0)
+    return BYOL(
+        net,
+        plan.image_size,
+        config.hidden_layer,
+        projection_size=config.model.projection_size,
+        projection_hidden_size=config.model.projection_hidden_size,
+        channels=plan.channels,
+        views=config.views,
+        target_net=other,
+        joint_batchnorm=config.model.joint_batchnorm,
+    )
+
+
+def split(count: int, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Rows to train on and rows held out, both sorted: which are held out follows from the seed alone."""
+    shuffled = uniforms((plan.seed, torch.arange(count), 7), 1)[:, 0].argsort(stable=True)
+    return shuffled[plan.held_out :].sort().values, shuffled[: plan.held_out].sort().values
+
+
+def open_batches(
+    images: Images, plan: Plan, config: TrainConfig, world: World, start: int, bad: BadImages
+) -> Iterator[Batch]:
+    """The run's micro-batches from step `start` on, by the plan's route."""
+    what = BatchPlan(plan.seed, len(images), plan.batch_size, plan.accumulation, plan.image_size, config.views)
+
+    def report(index: int, reason: str) -> None:
+        bad(images.name(index), reason)
+
+    if plan.in_memory:
+        return resident_batches(load_resident(images, report).to(world.device), what, start)
+    return streamed_batches(
+        images,
+        what,
+        channels=plan.channels,
+        device=world.device,
+        workers=plan.workers,
+        steps=range(start, plan.total_steps),
+        report=report,
+    )
+
+
+def seconds_per_step(draft: Plan, config: TrainConfig, own: nn.Module | None, source: Images, world: World) -> float:
+    """Time a few real steps of a draft plan on throw-away networks, for a run that is given a time instead of a length."""
+    import copy
+
+    draft = replace(draft, total_steps=max(draft.total_steps, 8))
+    learner = build_learner(draft, config, copy.deepcopy(own)).to(world.device, memory_format=torch.channels_last)
+    rows, _ = split(len(source), draft)
+    sample = source.subset(rows[: max(4096, draft.batch_size)])
+    quiet = BadImages(Path(config.out), len(source), 1.0)
+    batches = open_batches(sample, draft, config, world, 0, quiet)
+    times = []
+    for _ in steps(learner, batches, build_optimizer(learner, draft), draft):
+        if world.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter())
+        if len(times) >= 4 and times[-1] - times[0] > 5 or len(times) == 8:
+            break
+    # The first step warms up; the mean of the others includes what data and the machine's noise cost.
+    return (times[-1] - times[0]) / (len(times) - 1)
+
+
+def restore(folder: Path, learner: BYOL, optimizer: torch.optim.Optimizer) -> int:
+    """Load the newest good checkpoint, if there is one. Returns the steps already done."""
+    found = checkpoint.latest(folder / "checkpoints")
+    if found is None:
+        return 0
+    step, tensors, values = found
+    learner.load_state_dict({name[8:]: t for name, t in tensors.items() if name.startswith("learner.")})
+    checkpoint.restore_optimizer(optimizer, checkpoint.unflatten(values["optimizer"], tensors))
+    return step
+
+
+def save(folder: Path, learner: BYOL, optimizer: torch.optim.Optimizer, step: int, keep: int) -> None:
+    """Write a checkpoint; a disk that is full costs this checkpoint, not the run."""
+    tensors, rest = checkpoint.flatten(optimizer.state_dict(), "optimizer")
+    tensors |= {f"learner.{name}": t for name, t in learner.state_dict().items()}
+    try:
+        checkpoint.save(folder / "checkpoints", step, tensors, {"optimizer": rest}, keep)
+    except OSError as failure:
+        logger.warning("The checkpoint of step %d could not be written (%s); training goes on.", step, failure)
+
+
+def finish(folder: Path, learner: BYOL, plan: Plan, own: nn.Module | None, monitor: Monitor) -> Run:
+    """Write the encoder file and score it."""
+    assert learner.views is not None
+    info = EncoderInfo(
+        encoder=None if own is not None else plan.encoder,
+        options=plan.encoder_options,
+        image_size=plan.image_size,
+        channels=plan.channels,
+        mean=learner.views.mean,
+        std=learner.views.std,
+        features=learner.online.projector[0].in_features,
+        hidden_layer=learner.online.encoder.layer,
+    )
+    save_encoder(learner.net, info, folder)
+    encoder = Encoder(learner.online.encoder, info)
+    return Run(folder, encoder, plan, monitor.knn_top1)

@@ -1,0 +1,81 @@
+"""The training step (paper Algorithm 1; official byol_experiment.py: _update_fn)."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from byol.data.batches import Batch
+from byol.errors import TrainingError
+from byol.method.byol import BYOL
+from byol.method.draws import seed_of
+from byol.method.schedules import learning_rate, tau
+from byol.train.plan import Plan
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did. Reading `loss` on a GPU waits for it; the loop itself does not."""
+
+    step: int  # updates done so far, this one included
+    loss: Tensor  # () float32, on the device: mean over the batch of both directions, 0 to 8
+    lr: float
+    tau: float
+    batch: Batch  # the step's last micro-batch
+
+
+def steps(
+    learner: BYOL, batches: Iterator[Batch], optimizer: torch.optim.Optimizer, plan: Plan, start: int = 0
+) -> Iterator[StepResult]:
+    """Train from step `start` to the plan's end, yielding after every optimizer step and its one target update.
+
+    Everything random in a step follows from (seed, step), so a resumed run repeats it. Raises TrainingError before the
+    weights are touched when the loss is not finite.
+    """
+    assert learner.views is not None
+    device = next(learner.parameters()).device
+    learner.train()
+    for step in range(start, plan.total_steps):
+        lr = learning_rate(
+            step,
+            base_lr=plan.base_lr,
+            batch_size=plan.batch_size,
+            total_steps=plan.total_steps,
+            warmup_steps=plan.warmup_steps,
+        )
+        decay = tau(step, base_tau=plan.base_tau, total_steps=plan.total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        torch.manual_seed(seed_of(plan.seed, step))  # dropout and stochastic depth inside the encoder
+
+        loss = torch.zeros((), device=device)
+        for micro in range(plan.accumulation):
+            batch = next(batches)
+            view1, view2 = learner.views.finish(
+                batch.crops, seed=plan.seed, step=step, first_row=micro * plan.micro_batch_size
+            )
+            with autocast(device, plan.precision):
+                part = learner(view1, view2) / plan.accumulation
+            part.backward()
+            loss += part.detach()
+        stop_unless_finite(loss, step)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        learner.update_target(decay)
+        yield StepResult(step + 1, loss, lr, decay, batch)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """bf16 arithmetic for convolutions and products; weights, loss and EMA stay float32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def stop_unless_finite(loss: Tensor, step: int) -> None:
+    """Raise TrainingError for a loss that is NaN or infinite, while the weights are still good."""
+    if not torch.isfinite(loss):
+        raise TrainingError(
+            f"The loss of step {step} is {float(loss)}; the weights were not touched. Usual causes: a learning rate that "
+            "is too high for this optimizer, or pixels that are not finite."
+        )

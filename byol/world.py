@@ -1,0 +1,84 @@
+"""The processes and devices of a run. One process on one device is a world of one."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from byol.errors import ConfigError
+
+logger = logging.getLogger("byol")
+Precision = Literal["bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands: its rank among `size` processes and the device it works on."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def join(cls, device: str | None = None) -> "World":
+        """Take a place in the world; `device` None picks the best one there is.
+
+        Raises ConfigError for a device that is not there, and for several processes: each would train apart in silence.
+        """
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size > 1:
+            raise ConfigError(
+                f"WORLD_SIZE is {size}, but a run uses one process for now. Start it without torchrun, with plain `byol train`."
+            )
+        return cls(rank=0, size=1, device=pick_device(device))
+
+    def default_precision(self) -> Precision:
+        """bf16 where the hardware multiplies it natively, else fp32."""
+        if self.device.type == "cuda":
+            return "bf16" if torch.cuda.get_device_capability(self.device)[0] >= 8 else "fp32"
+        if self.device.type == "cpu":
+            has = torch.cpu.get_capabilities()
+            return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16") else "fp32"
+        return "fp32"
+
+    def free_memory(self) -> int:
+        """Bytes that are free on the device now."""
+        if self.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.device)[0]
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    def describe(self) -> str:
+        """The hardware in words, for people and logs."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"{torch.get_num_threads()} threads of a {torch.cpu.get_capabilities().get('cpu_name', 'CPU')}".strip()
+
+
+def pick_device(device: str | None) -> torch.device:
+    """The device a name means; None is the GPU when torch can use one, else the CPU."""
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if Path("/proc/driver/nvidia/version").exists():
+            logger.warning(
+                "This machine has an NVIDIA driver, but torch cannot use it (driver too old for torch %s?): running on the CPU.",
+                torch.__version__,
+            )
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as failure:
+        raise ConfigError(f"device is {device!r}; expected cpu, cuda, cuda:N or mps.") from failure
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(chosen.type, False):
+        raise ConfigError(
+            f"device is {device!r}, but torch {torch.__version__} finds none here. Leave --device out to use the CPU."
+        )
+    if chosen.type == "cuda" and chosen.index is not None and chosen.index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device is {device!r}, but there are {torch.cuda.device_count()} CUDA devices (counted from 0)."
+        )
+    return chosen
