@@ -9,15 +9,55 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from byol.data.decode import BadImage as BadImage
+    from byol.data.sources import Images as Images
+    from byol.data.sources import open_images as open_images
     from byol.errors import ByolError as ByolError
     from byol.errors import CheckpointError as CheckpointError
     from byol.errors import ConfigError as ConfigError
     from byol.errors import DataError as DataError
     from byol.errors import Stopped as Stopped
     from byol.errors import TrainingError as TrainingError
+    from byol.evaluate.knn import knn_predict as knn_predict
+    from byol.evaluate.protocols import Score as Score
+    from byol.evaluate.protocols import evaluate as evaluate
+    from byol.features.encoders import load_encoder as load_encoder
+    from byol.features.extract import Features as Features
+    from byol.features.extract import embed as embed
+    from byol.method.byol import BYOL as BYOL
+    from byol.method.lars import LARS as LARS
+    from byol.method.lars import parameter_groups as parameter_groups
+    from byol.method.loss import regression_loss as regression_loss
+    from byol.method.schedules import learning_rate as learning_rate
+    from byol.method.schedules import tau as tau
+    from byol.method.views import ViewConfig as ViewConfig
+    from byol.method.views import Views as Views
+    from byol.models.build import build_encoder as build_encoder
+    from byol.train.config import TrainConfig as TrainConfig
+    from byol.train.run import Run as Run
+    from byol.train.run import pretrain as pretrain
+    from byol.train.step import StepResult as StepResult
+    from byol.train.step import steps as steps
+    from byol.weights.files import Encoder as Encoder
 
 _HOMES = {
+    "byol.data.decode": ("BadImage",),
+    "byol.data.sources": ("Images", "open_images"),
     "byol.errors": ("ByolError", "CheckpointError", "ConfigError", "DataError", "Stopped", "TrainingError"),
+    "byol.evaluate.knn": ("knn_predict",),
+    "byol.evaluate.protocols": ("Score", "evaluate"),
+    "byol.features.encoders": ("load_encoder",),
+    "byol.features.extract": ("Features", "embed"),
+    "byol.method.byol": ("BYOL",),
+    "byol.method.lars": ("LARS", "parameter_groups"),
+    "byol.method.loss": ("regression_loss",),
+    "byol.method.schedules": ("learning_rate", "tau"),
+    "byol.method.views": ("ViewConfig", "Views"),
+    "byol.models.build": ("build_encoder",),
+    "byol.train.config": ("TrainConfig",),
+    "byol.train.run": ("Run", "pretrain"),
+    "byol.train.step": ("StepResult", "steps"),
+    "byol.weights.files": ("Encoder",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -27,7 +67,9 @@ __all__ = sorted(_HOME_OF)  # noqa: PLE0605
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'byol' has no attribute {name!r}")
-    return getattr(import_module(_HOME_OF[name]), name)
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value  # next time without this function
+    return value
 
 
 def __dir__() -> list[str]:

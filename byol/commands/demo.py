@@ -6,17 +6,15 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
-import torch
-
 from byol.data.generated import photograph_tiles
 from byol.data.sources import open_images
-from byol.evaluate.knn import knn_score
+from byol.evaluate.knn import knn_correct
+from byol.evaluate.metrics import top1
 from byol.features.extract import Features, embed
-from byol.models.build import build_encoder
 from byol.settings import parse, preset_flags
 from byol.train.config import TrainConfig
 from byol.train.log import duration
-from byol.train.run import pretrain
+from byol.train.run import build_learner, pretrain
 from byol.weights.files import Encoder
 
 
@@ -43,11 +41,11 @@ def demo(arguments: Sequence[str]) -> int:
         flush=True,
     )
     started = time.perf_counter()
-    run = pretrain(None, train, replace(config, seed=command.seed))
+    config = replace(config, seed=command.seed)
+    run = pretrain(None, train, config)
     seconds = time.perf_counter() - started
 
-    torch.manual_seed(command.seed)
-    untrained = build_encoder(run.plan.encoder, channels=3, image_size=run.plan.image_size, **run.plan.encoder_options)
+    untrained = build_learner(run.plan, config, None).online.encoder
 
     def score(encoder: Encoder | None) -> float:
         bank, queries = (
@@ -56,7 +54,7 @@ def demo(arguments: Sequence[str]) -> int:
             else replace(embed(encoder, open_images(images)), y=labels)
             for images, labels in ((tiles.train, tiles.train_labels), (tiles.test, tiles.test_labels))
         )
-        return knn_score(bank, queries).top1
+        return top1(knn_correct(bank, queries))
 
     print(
         f"\nkNN accuracy on {len(test):,} test tiles of {len(tiles.names)} photographs (chance {1 / len(tiles.names):.2f})"

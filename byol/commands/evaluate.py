@@ -34,7 +34,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     command = parse(Evaluate, arguments, prog="byol evaluate", description=description)
     encoder = load_encoder(command.run, device=command.device)
     train, test = (open_images(path, channels=encoder.info.channels) for path in (command.train, command.test))
-    scores = protocols.evaluate(encoder, train, test, protocols=command.protocols, workers=command.workers)
+    scores = protocols.evaluate(encoder, train=train, test=test, protocols=command.protocols, workers=command.workers)
     print(protocols.score_table(scores))
     path = Path(command.run)
     target = (path if path.is_dir() else path.parent) / "scores.jsonl"

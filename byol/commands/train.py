@@ -52,7 +52,7 @@ def with_preset(words: list[str]) -> list[str]:
 def report(run: Run) -> None:
     """What a person wants to know after a run."""
     print(f"encoder    {run.folder / 'encoder.safetensors'} ({run.plan.encoder}, {run.encoder.info.features} features)")
-    if run.knn_top1 is not None:
-        print(f"kNN        {100 * run.knn_top1:.1f} % of {run.plan.held_out:,} held-out images")
+    if run.score is not None:
+        print(f"kNN        {100 * run.score.top1:.1f} % of {run.score.test_images:,} held-out images")
     print(f"next       byol evaluate {run.folder} --train LABELLED --test LABELLED")
     print(f"           byol embed {run.folder} --data IMAGES --out features.npz")

@@ -1,6 +1,7 @@
 """Image files in a folder or in a list: scanned once, held in a few bytes each."""
 
 import os
+import stat
 from array import array
 from collections.abc import Iterable
 from hashlib import blake2b
@@ -10,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from byol.data.decode import BadImage
+from byol.data.spread import spread
 from byol.errors import DataError
 
 SUFFIXES = (b".jpg", b".jpeg", b".jpe", b".jfif", b".mpo", b".png", b".apng", b".webp", b".bmp", b".tif", b".tiff", b".gif")
+MAX_BYTES = 2**30  # of one encoded picture; a larger file is none, and reading it could exhaust the memory
 
 
 class FileReader:
@@ -36,19 +39,20 @@ class FileReader:
         return os.fsdecode(self.raw_name(index))
 
     def read(self, index: int) -> bytes:
-        path = os.path.join(self.root, self.raw_name(index))
-        try:
-            with open(path, "rb") as file:
-                return file.read()
-        except OSError as failure:
-            raise BadImage(failure.strerror or str(failure)) from failure
+        return read_file(os.path.join(self.root, self.raw_name(index)))
 
     def identity(self) -> bytes:
-        """A digest of every name; what the files hold is sampled elsewhere."""
-        return blake2b(self._names + self._ends.tobytes()).digest()
+        """A digest of every name, and of what a sample of the files holds."""
+        digest = blake2b(self._names + self._ends.tobytes())
+        for index in spread(len(self)):
+            try:
+                digest.update(blake2b(self.read(index)).digest())
+            except BadImage as failure:
+                digest.update(str(failure).encode())
+        return digest.digest()
 
     def first_folders(self) -> tuple[np.ndarray[Any, np.dtype[np.int64]], tuple[str, ...]] | None:
-        """Labels from the first folder level: int64 (N,) and the folders' names; None unless there are several folders.
+        """Labels from the first folder level: int64 (N,), and the folders' names in order; None unless there are several.
 
         A file beside the folders has no class, so then nothing has one.
         """
@@ -61,10 +65,27 @@ class FileReader:
             labels.append(folders.setdefault(first, len(folders)))
         if len(folders) < 2:
             return None
-        return np.frombuffer(labels, dtype=np.int64), tuple(os.fsdecode(name) for name in folders)
+        names = sorted(folders)
+        rank = {name: number for number, name in enumerate(names)}  # "a-b/1" comes before "a/1", but "a" before "a-b"
+        ranks = np.array([rank[name] for name in folders])
+        return ranks[np.frombuffer(labels, dtype=np.int64)], tuple(os.fsdecode(name) for name in names)
 
     def release(self) -> None:
         """Nothing is kept open."""
+
+
+def read_file(path: str | bytes | Path) -> bytes:
+    """The bytes of a regular file. Raises BadImage; never waits on a pipe or a device."""
+    try:
+        state = os.stat(path)
+        if not stat.S_ISREG(state.st_mode):
+            raise BadImage("it is not a regular file")
+        if state.st_size > MAX_BYTES:
+            raise BadImage(f"its {state.st_size:,} bytes are more than the limit of {MAX_BYTES:,}")
+        with open(path, "rb") as file:
+            return file.read()
+    except (OSError, ValueError) as failure:  # ValueError: a name with a null byte
+        raise BadImage(getattr(failure, "strerror", None) or str(failure)) from failure
 
 
 def scan(root: Path) -> FileReader:
@@ -75,8 +96,8 @@ def scan(root: Path) -> FileReader:
     cannot be listed.
     """
     names: list[bytes] = []
-    inodes = array("Q")
-    linked_files: list[tuple[bytes, int]] = []
+    inodes, devices = array("Q"), array("Q")
+    linked_files: list[tuple[bytes, tuple[int, int]]] = []
     visited: set[tuple[int, int]] = set()
     base = os.fsencode(root)
     folders, linked_folders = [b""], []
@@ -102,17 +123,19 @@ def scan(root: Path) -> FileReader:
                 if entry.is_dir():
                     linked_folders.append(name)
                 elif entry.is_file() and entry.name.lower().endswith(SUFFIXES):
-                    linked_files.append((name, entry.stat().st_ino))
+                    target = entry.stat()
+                    linked_files.append((name, (target.st_dev, target.st_ino)))
             elif entry.is_dir(follow_symlinks=False):
                 deeper.append(name)
             elif entry.name.lower().endswith(SUFFIXES) and entry.is_file(follow_symlinks=False):
                 names.append(name)
                 inodes.append(entry.inode())
+                devices.append(state.st_dev)
         folders += reversed(deeper)
-    known = set(inodes) if linked_files else set()
-    for name, inode in linked_files:
-        if inode not in known:
-            known.add(inode)
+    known = set(zip(devices, inodes, strict=True)) if linked_files else set()
+    for name, target_id in linked_files:
+        if target_id not in known:
+            known.add(target_id)
             names.append(name)
     names.sort()
     return FileReader(root, names)
@@ -124,5 +147,5 @@ def listed(path: Path) -> FileReader:
         lines = path.read_bytes().splitlines()
     except OSError as failure:
         raise DataError(f"The list {path} cannot be read: {failure.strerror}.") from failure
-    names = [line.strip() for line in lines]
+    names = [line.strip() for line in [line.removeprefix(b"\xef\xbb\xbf") for line in lines[:1]] + lines[1:]]
     return FileReader(path.parent, [name for name in names if name and not name.startswith(b"#")])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from bisect import bisect_right
 from collections import OrderedDict
 from hashlib import blake2b
@@ -11,8 +12,13 @@ from typing import Any
 import numpy as np
 
 from byol.data.decode import BadImage
+from byol.data.labels import Labels, found_labels
+from byol.data.spread import spread
 from byol.errors import DataError
 
+IMAGE_NAMES = ("image", "img")
+LABEL_NAMES = ("label", "labels", "fine_label")
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
 CACHE_BYTES = 256 * 2**20  # of row groups kept, because a shuffled order asks for neighbours again and again
 
 

@@ -1,7 +1,8 @@
-"""ResNet encoders of the paper (§3.3, Table 1; official networks.py and Haiku's resnet.py), with torchvision's state-dict names."""
+"""ResNet encoders of the paper (§3.3, Table 1; official networks.py, Haiku's resnet.py) with torchvision's state-dict names."""
 
+from collections.abc import Sequence
 from math import sqrt
-from typing import Literal
+from typing import Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ Padding = Literal["symmetric", "same"]
 
 
 def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
-    """Pad (..., H, W) as TensorFlow's and JAX's SAME does: ceil(size / stride) outputs, the odd pixel at the right and bottom."""
+    """Pad (..., H, W) as SAME of TensorFlow and JAX: ceil(size / stride) outputs, the odd pixel at the right and bottom."""
     pads: list[int] = []
     for size in (x.shape[-1], x.shape[-2]):  # F.pad counts dimensions from the last
         total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
@@ -36,26 +37,187 @@ class SameMaxPool2d(nn.Module):
 
 
 def conv(in_channels: int, out_channels: int, kernel: int, stride: int, padding: Padding) -> nn.Conv2d:
-    """A convolution without bias. SAME and symmetric padding differ only where the stride is above 1."""
-    if padding == "same" and stride > 1:
+    """A convolution without bias. SAME and symmetric padding differ only where a kernel above 1 strides."""
+    if padding == "same" and stride > 1 and kernel > 1:
         return SameConv2d(in_channels, out_channels, kernel, stride, bias=False)
     return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+
+
+def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    """The projection of a shortcut that changes shape; None where the input can be added as it is."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+        nn.BatchNorm2d(out_channels),
+    )
 
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut; the first one strides."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, padding: Padding) -> None:
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int, padding: Padding, last_gamma: float) -> None:
         super().__init__()
-        self.conv1 = conv(in_channels, out_channels, 3, stride, padding)
-        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv1 = conv(in_channels, channels, 3, stride, padding)
+        self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = conv(out_channels, out_channels, 3, 1, padding)
-        self.bn2 = self.last_norm = nn.BatchNorm2d(out_channels)
-        self.downsample = shortcut(in_channels, out_channels, stride, padding)
+        self.conv2 = conv(channels, channels, 3, 1, padding)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = shortcut(in_channels, channels, stride)
+        nn.init.constant_(self.bn2.weight, last_gamma)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
+        y: Tensor = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         y += x if self.downsample is None else self.downsample(x)
-        return self.relu(y)  # type: ignore[no-any-return]
+        return F.relu(y, inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions around a shortcut; the 3x3 one strides ("v1.5"), as in Haiku and torchvision."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int, padding: Padding, last_gamma: float) -> None:
+        super().__init__()
+        out_channels = channels * self.expansion
+        self.conv1 = conv(in_channels, channels, 1, 1, padding)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = conv(channels, channels, 3, stride, padding)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = conv(channels, out_channels, 1, 1, padding)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = shortcut(in_channels, out_channels, stride)
+        nn.init.constant_(self.bn3.weight, last_gamma)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        y += x if self.downsample is None else self.downsample(x)
+        return F.relu(y, inplace=True)
+
+
+Block = type[BasicBlock] | type[Bottleneck]
+DEPTHS: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+    200: (Bottleneck, (3, 24, 36, 3)),
+}
+
+
+class ResNet(nn.Module):
+    """A residual network whose forward turns float images (B, channels, H, W) into representations (B, num_features).
+
+    `blocks` counts the blocks of the four stages and `stage_channels` gives the channels of their 3x3 convolutions; a
+    Bottleneck puts out four times as many. `stem` is "imagenet" (7x7, stride 2, then max-pooling) or "small" (3x3,
+    stride 1, no pooling; for images up to about 64 pixels). `padding` is "symmetric" as in torchvision or "same" as in
+    TensorFlow and JAX, which the official checkpoints need. `last_gamma` is the first scale of each block's last
+    BatchNorm: 1 gave the paper's results, 0 is what the released code does to bottlenecks.
+
+    Weights start as in the official code: a truncated normal of std 1/sqrt(fan_in). BatchNorm's decay 0.9 and epsilon
+    1e-5 there are torch's defaults. Raises ConfigError for a stem, padding or number that cannot be.
+    """
+
+    def __init__(
+        self,
+        block: Block,
+        blocks: Sequence[int],
+        *,
+        stem_channels: int = 64,
+        stage_channels: Sequence[int] = (64, 128, 256, 512),
+        stem: Stem = "imagenet",
+        padding: Padding = "symmetric",
+        last_gamma: float = 1.0,
+        channels: int = 3,
+    ) -> None:
+        super().__init__()
+        _check_choice("stem", stem, get_args(Stem))
+        _check_choice("padding", padding, get_args(Padding))
+        _check_counts(blocks=blocks, stage_channels=stage_channels, stem_channels=(stem_channels,), channels=(channels,))
+        if len(blocks) != 4 or len(stage_channels) != 4:
+            raise ConfigError(f"A ResNet has four stages; got blocks={blocks} and stage_channels={stage_channels}.")
+
+        small = stem == "small"
+        self.conv1 = conv(channels, stem_channels, 3 if small else 7, 1 if small else 2, padding)
+        self.bn1 = nn.BatchNorm2d(stem_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity() if small else SameMaxPool2d() if padding == "same" else nn.MaxPool2d(3, 2, padding=1)
+
+        def stage(index: int, in_channels: int, stride: int) -> nn.Sequential:
+            width = stage_channels[index]
+            out_channels = width * block.expansion
+            first = block(in_channels, width, stride, padding, last_gamma)
+            rest = [block(out_channels, width, 1, padding, last_gamma) for _ in range(blocks[index] - 1)]
+            return nn.Sequential(first, *rest)
+
+        outputs = [width * block.expansion for width in stage_channels]
+        self.layer1 = stage(0, stem_channels, stride=1)
+        self.layer2 = stage(1, outputs[0], stride=2)
+        self.layer3 = stage(2, outputs[1], stride=2)
+        self.layer4 = stage(3, outputs[2], stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.num_features = outputs[3]
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                init_truncated(module.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        x = self.avgpool(x)
+        return x.flatten(1)
+
+
+def resnet(
+    depth: int,
+    width: int = 1,
+    *,
+    stem: Stem = "imagenet",
+    padding: Padding = "symmetric",
+    last_gamma: float = 1.0,
+    channels: int = 3,
+) -> ResNet:
+    """ResNet-18 to -200 with all channels, the stem's too, times `width` (paper Table 1; 1 to 4 there).
+
+    Width 1 has torchvision's state dict without `fc`. So ResNet-18 and -34 have no projection in the first stage, where
+    the official code has one. Options are `ResNet`'s. Raises ConfigError for a depth or width that does not exist.
+    """
+    if depth not in DEPTHS:
+        raise ConfigError(f"There is no ResNet-{depth}; expected one of {', '.join(map(str, DEPTHS))}.")
+    _check_counts(width=(width,))
+    block, blocks = DEPTHS[depth]
+    return ResNet(
+        block,
+        blocks,
+        stem_channels=64 * width,
+        stage_channels=[64 * width, 128 * width, 256 * width, 512 * width],
+        stem=stem,
+        padding=padding,
+        last_gamma=last_gamma,
+        channels=channels,
+    )
+
+
+def init_truncated(weight: Tensor) -> None:
+    """Haiku's default weights: normal with std 1/sqrt(fan_in), cut at two std and not rescaled (initializers.py)."""
+    std = 1 / sqrt(weight[0].numel())
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}; expected {' or '.join(repr(choice) for choice in choices)}.")
+
+
+def _check_counts(**counts: Sequence[int]) -> None:
+    for name, values in counts.items():
+        if not all(isinstance(value, int) and value >= 1 for value in values):
+            shown = values[0] if len(values) == 1 else list(values)
+            raise ConfigError(f"{name} is {shown!r}; expected whole numbers of at least 1.")

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from byol.disk import sync
 from byol.errors import CheckpointError
 
 logger = logging.getLogger("byol")
@@ -75,6 +76,12 @@ def latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None
     return None
 
 
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint's folder, unverified; None when there is none."""
+    found = _complete(folder)
+    return found[0][1] if found else None
+
+
 def sweep(folder: Path) -> None:
     """Remove what dead processes left behind: temporary folders, and folders on their way out."""
     for path in folder.glob(".tmp-*") if folder.exists() else ():
@@ -83,24 +90,6 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(".del-*") if folder.exists() else ():
         shutil.rmtree(path, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file as a whole: it holds the old text or the new one, whatever happens."""
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    temporary.write_text(text)
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Have the operating system write a file or a folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def flatten(state: Any, prefix: str) -> tuple[dict[str, Tensor], Any]:

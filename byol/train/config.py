@@ -88,8 +88,8 @@ class OptimConfig:
 class DataConfig:
     """How the images are read."""
 
-    channels: int = 3
-    """Channels of an image: 3 colour, 1 gray; arrays may have any number."""
+    channels: int | None = None
+    """Channels to read pictures with: 3 colour, 1 gray. By default colour; arrays keep their own number."""
     in_memory: bool | None = None
     """Keep all images as one tensor on the device. By default when they are small, of one size, and fit."""
     max_bad: float = 0.01
@@ -98,7 +98,7 @@ class DataConfig:
     """Largest picture that is decoded, in pixels; larger ones count as unreadable."""
 
     def __post_init__(self) -> None:
-        check(self.channels >= 1, f"data.channels is {self.channels}; expected at least 1.")
+        check(self.channels in (None, 1, 3), f"data.channels is {self.channels}; expected 1 (gray) or 3 (colour).")
         check(0 <= self.max_bad <= 1, f"data.max_bad is {self.max_bad}; expected a share from 0 to 1.")
         check(self.max_pixels >= 1, f"data.max_pixels is {self.max_pixels}; expected at least 1.")
 
@@ -131,8 +131,12 @@ class TrainConfig:
     """Folder of the run: checkpoints, metrics and the encoder. An unfinished run in it is continued."""
     encoder: str | None = None
     """Network: resnet18 ... resnet200 (x2, x3, x4), convnet, torchvision:NAME, timm:NAME or package.module:function."""
+    hidden_layer: str | None = None
+    """Dotted name of the layer whose output is the representation. By default the encoder's own output."""
     image_size: int | None = None
     """Side of the views in pixels."""
+    eval_size: int | None = None
+    """Side at which images are scored and embedded. By default image_size."""
     epochs: float | None = None
     """Passes over the images."""
     batch_size: int | None = None
@@ -168,7 +172,7 @@ class TrainConfig:
         )
         if self.budget is not None:
             seconds_of(self.budget)
-        for name, least in (("image_size", 8), ("batch_size", 2), ("workers", 0), ("save_every_steps", 1)):
+        for name, least in (("image_size", 8), ("eval_size", 8), ("batch_size", 2), ("workers", 0), ("save_every_steps", 1)):
             value = getattr(self, name)
             check(value is None or value >= least, f"{name} is {value}; expected at least {least}.")
         check(self.keep_checkpoints >= 2, f"keep_checkpoints is {self.keep_checkpoints}; expected at least 2.")

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from byol.disk import write_text
 from byol.errors import DataError
-from byol.train.checkpoint import write_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress

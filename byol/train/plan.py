@@ -29,6 +29,7 @@ class Plan:
     encoder: str
     encoder_options: dict[str, Any]
     image_size: tuple[int, int]  # height, width of the views, pixels
+    eval_size: tuple[int, int]  # of images when they are scored and embedded
     channels: int
     images: int  # trained on
     held_out: int  # scored by kNN, not trained on
@@ -51,7 +52,7 @@ class Plan:
     seed: int
     log_every_steps: int
     save_every_steps: int
-    knn_every_steps: int
+    look_every_steps: int  # between scores
 
     def lines(self) -> list[str]:
         """The plan in words, for people."""
@@ -71,12 +72,12 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for plan.json."""
-        return {**asdict(self), "image_size": list(self.image_size)}
+        return {**asdict(self), "image_size": list(self.image_size), "eval_size": list(self.eval_size)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Plan":
         """The inverse of `to_json`."""
-        return cls(**{**values, "image_size": tuple(values["image_size"])})
+        return cls(**{**values, "image_size": tuple(values["image_size"]), "eval_size": tuple(values["eval_size"])})
 
 
 def plan_run(
@@ -106,6 +107,7 @@ def plan_run(
         encoder=encoder,
         encoder_options=options,
         image_size=(side, side),
+        eval_size=(config.eval_size or side,) * 2,
         channels=facts.channels,
         images=images,
         held_out=held_out,
@@ -128,7 +130,7 @@ def plan_run(
         seed=config.seed,
         log_every_steps=config.log_every_steps,
         save_every_steps=1,
-        knn_every_steps=0,
+        look_every_steps=1,
     )
     plan = replace(plan, workers=0 if plan.in_memory else derived_workers(config))
     if config.budget is not None and step_seconds is not None:
@@ -164,7 +166,7 @@ def with_length(plan: Plan, config: TrainConfig, epochs: float) -> Plan:
         total_steps=total,
         warmup_steps=warmup_steps,
         save_every_steps=config.save_every_steps or max(1, min(per_epoch, total // 20)),
-        knn_every_steps=max(1, math.ceil(total / config.knn.times)) if plan.held_out else 0,
+        look_every_steps=math.ceil(total / config.knn.times),
     )
 
 

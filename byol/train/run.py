@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from byol import __version__
 from byol.data.batches import Batch, BatchPlan, load_resident, resident_batches, streamed_batches
 from byol.data.sources import Images, open_images
-from byol.errors import CheckpointError, Stopped
+from byol.disk import write_text
+from byol.errors import CheckpointError, Stopped, TrainingError
+from byol.evaluate.protocols import Score, write_scores
 from byol.method.byol import BYOL
 from byol.method.draws import seed_of, uniforms
 from byol.models.build import build_encoder
@@ -26,9 +28,10 @@ from byol.train.folder import StopSignals, claim
 from byol.train.log import BadImages, RunLog, duration
 from byol.train.monitor import Monitor
 from byol.train.optim import build_optimizer
+from byol.train.pace import Pace, Timed
 from byol.train.plan import ImageFacts, Plan, plan_run
-from byol.train.step import StepResult, autocast, steps
-from byol.weights.files import Encoder, EncoderInfo, save_encoder
+from byol.train.step import steps
+from byol.weights.files import FILE, Encoder, EncoderInfo, save_encoder
 from byol.world import World
 
 logger = logging.getLogger("byol")
@@ -43,7 +46,7 @@ class Run:
     folder: Path
     encoder: Encoder
     plan: Plan
-    knn_top1: float | None  # of held-out images, when the images carry labels
+    score: Score | None  # kNN of held-out images, when the images carry labels
 
 
 def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) -> Run:
@@ -63,35 +66,38 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
         checkpoint.sweep(folder / "checkpoints")
         plan = planned(folder, config, own, source, world)
         train_rows, held_out_rows = split(len(source), plan)
-        bad = BadImages(folder, len(source), config.data.max_bad)
 
         learner = build_learner(plan, config, own).to(world.device, memory_format=torch.channels_last)
         optimizer = build_optimizer(learner, plan)
         start = restore(folder, learner, optimizer)
+        encoder = encoder_of(learner, plan, own)
+        monitor = Monitor(encoder, source, train_rows, held_out_rows, plan, config.knn)
+        bad = BadImages(folder, len(source), config.data.max_bad)
         batches = Timed(open_batches(source.subset(train_rows), plan, config, world, start, bad))
-        monitor = Monitor(source, train_rows, held_out_rows, plan, config, world)
 
         with RunLog(folder, plan.total_steps, start) as log:
-            log.say(
-                "\n".join([f"run        {folder}" + (f", continued at step {start:,}" if start else ""), *plan.lines()])
-            )
+            log.say(f"run        {folder}" + (f", continued at step {start:,}" if start else ""))
+            log.say("\n".join(plan.lines()))
             pace = Pace(plan, start)
-            for result in steps(learner, batches, optimizer, plan, start):
-                last = result.step == plan.total_steps
-                if result.step % plan.log_every_steps == 0 or last:
-                    log.write(pace.metrics(result, batches.waited))
-                if monitor.due(result.step):
-                    log.write(monitor.look(learner, result.step))
-                if result.step % plan.save_every_steps == 0 or last or stop.asked:
-                    save(folder, learner, optimizer, result.step, config.keep_checkpoints)
-                if stop.asked and not last:
-                    raise Stopped(
-                        f"Stopped by {stop.name} and saved at step {result.step:,} of {plan.total_steps:,}. "
-                        "The same command continues from there.",
-                        exit_code=stop.exit_code,
-                    )
+            try:
+                for result in steps(learner, batches, optimizer, plan, start):
+                    last = result.step == plan.total_steps
+                    if result.step % plan.log_every_steps == 0 or last:
+                        log.write(pace.metrics(result, batches.waited))
+                    if monitor.due(result.step):
+                        log.write(monitor.look(result.step))
+                    if result.step % plan.save_every_steps == 0 or last or stop.asked:
+                        save(folder, learner, optimizer, result.step, config.keep_checkpoints)
+                    if stop.asked and not last:
+                        raise Stopped(
+                            f"Stopped by {stop.name} and saved at step {result.step:,} of {plan.total_steps:,}. "
+                            "The same command continues from there.",
+                            exit_code=stop.exit_code,
+                        )
+            except TrainingError as failure:
+                raise TrainingError(f"{failure} {last_good(folder)}") from failure
             log.say(f"finished   {plan.total_steps - start:,} steps in {duration(pace.elapsed())}")
-        return finish(folder, learner, plan, own, monitor)
+        return finish(folder, encoder, plan, monitor)
 
 
 def opening(config: TrainConfig) -> dict[str, Any]:
@@ -100,8 +106,8 @@ def opening(config: TrainConfig) -> dict[str, Any]:
 
 
 def planned(folder: Path, config: TrainConfig, own: nn.Module | None, source: Images, world: World) -> Plan:
-    """The stored plan of the run that is continued, or a new one; config.yaml, plan.json and env.json are then written."""
-    settings, print_of_data = to_plain(config), source.fingerprint()
+    """The stored plan of the run that is continued, or a new one; config.yaml, env.json and plan.json are then written."""
+    settings, fingerprint = to_plain(config), source.fingerprint()
     path = folder / "plan.json"
     if path.exists():
         stored = json.loads(path.read_text())
@@ -111,19 +117,18 @@ def planned(folder: Path, config: TrainConfig, own: nn.Module | None, source: Im
                 f"{folder} holds a run with other settings ({'; '.join(changed)}). "
                 "Repeat its settings to continue it, or choose another --out."
             )
-        if stored["data"] != print_of_data:
+        if stored["data"] != fingerprint:
             raise CheckpointError(
                 f"{folder} was trained on other images ({stored['images']}) than {source.description}. "
                 "Give the same images to continue it, or choose another --out."
             )
         plan = Plan.from_json(stored["plan"])
-        return replace(
-            plan, device=str(world.device), workers=plan.workers if config.workers is None else config.workers
-        )
-    facts = ImageFacts(len(source), source.uniform_size(), config.data.channels, source.labels is not None)
+        workers = plan.workers if config.workers is None or plan.in_memory else config.workers
+        return replace(plan, device=str(world.device), workers=workers)
+    facts = ImageFacts(len(source), source.uniform_size(), source.channels, source.labels is not None)
     plan = plan_run(config, facts, world, lambda draft: seconds_per_step(draft, config, own, source, world))
     if own is not None:
-        plan = replace(plan, encoder=type(own).__name__)
+        plan = replace(plan, encoder=type(own).__name__, encoder_options={})
     environment = {
         "byol": __version__,
         "torch": torch.__version__,
@@ -131,10 +136,10 @@ def planned(folder: Path, config: TrainConfig, own: nn.Module | None, source: Im
         "hardware": world.describe(),
         "threads": torch.get_num_threads(),
     }
-    (folder / "config.yaml").write_text(to_yaml(config))
-    (folder / "env.json").write_text(json.dumps(environment, indent=1))
-    stored = {"plan": plan.to_json(), "config": settings, "data": print_of_data, "images": source.description}
-    checkpoint.write_text(path, json.dumps(stored, indent=1))
+    stored = {"plan": plan.to_json(), "config": settings, "data": fingerprint, "images": source.description}
+    write_text(folder / "config.yaml", to_yaml(config))
+    write_text(folder / "env.json", json.dumps(environment, indent=1))
+    write_text(path, json.dumps(stored, indent=1))  # last: a folder with a plan is a run
     return plan
 
 
@@ -170,23 +175,26 @@ def split(count: int, plan: Plan) -> tuple[Tensor, Tensor]:
 def open_batches(
     images: Images, plan: Plan, config: TrainConfig, world: World, start: int, bad: BadImages
 ) -> Iterator[Batch]:
-    """The run's micro-batches from step `start` on, by the plan's route."""
+    """The run's micro-batches from step `start` on, by the plan's route. Nothing is read before the first is asked for."""
     what = BatchPlan(plan.seed, len(images), plan.batch_size, plan.accumulation, plan.image_size, config.views)
 
     def report(index: int, reason: str) -> None:
         bad(images.name(index), reason)
 
     if plan.in_memory:
-        return resident_batches(load_resident(images, report).to(world.device), what, start)
-    return streamed_batches(
-        images,
-        what,
-        channels=plan.channels,
-        device=world.device,
-        workers=plan.workers,
-        steps=range(start, plan.total_steps),
-        report=report,
-    )
+        pixels = load_resident(images, report).to(world.device)
+        images.release()
+        yield from resident_batches(pixels, what, start)
+    else:
+        yield from streamed_batches(
+            images,
+            what,
+            channels=plan.channels,
+            device=world.device,
+            workers=plan.workers,
+            steps=range(start, plan.total_steps),
+            report=report,
+        )
 
 
 def seconds_per_step(draft: Plan, config: TrainConfig, own: nn.Module | None, source: Images, world: World) -> float:
@@ -231,19 +239,34 @@ def save(folder: Path, learner: BYOL, optimizer: torch.optim.Optimizer, step: in
         logger.warning("The checkpoint of step %d could not be written (%s); training goes on.", step, failure)
 
 
-def finish(folder: Path, learner: BYOL, plan: Plan, own: nn.Module | None, monitor: Monitor) -> Run:
-    """Write the encoder file and score it."""
+def last_good(folder: Path) -> str:
+    """Where a run that went wrong can be taken up again, in a sentence."""
+    newest = checkpoint.newest(folder / "checkpoints")
+    return f"The last good checkpoint is {newest}." if newest else "No checkpoint had been written yet."
+
+
+def encoder_of(learner: BYOL, plan: Plan, own: nn.Module | None) -> Encoder:
+    """The online encoder as it will be saved; it shares the learner's weights, so it is always the newest."""
     assert learner.views is not None
-    info = EncoderInfo(
-        encoder=None if own is not None else plan.encoder,
-        options=plan.encoder_options,
-        image_size=plan.image_size,
+    network = learner.online.encoder
+    info = EncoderInfo.of(
+        network,
+        None if own is not None else plan.encoder,
+        plan.encoder_options,
+        image_size=plan.eval_size,
         channels=plan.channels,
         mean=learner.views.mean,
         std=learner.views.std,
         features=learner.online.projector[0].in_features,
-        hidden_layer=learner.online.encoder.layer,
     )
-    save_encoder(learner.net, info, folder)
-    encoder = Encoder(learner.online.encoder, info)
-    return Run(folder, encoder, plan, monitor.knn_top1)
+    return Encoder(network, info)
+
+
+def finish(folder: Path, encoder: Encoder, plan: Plan, monitor: Monitor) -> Run:
+    """Write the encoder file and the run's own score."""
+    if monitor.score is None:  # the run had been finished before
+        monitor.look(plan.total_steps)
+    elif not (folder / FILE).exists():
+        write_scores({"knn": monitor.score}, folder / "scores.jsonl")
+    save_encoder(encoder, folder)
+    return Run(folder, encoder.eval(), plan, monitor.score)

@@ -1,0 +1,48 @@
+"""Weighted k nearest neighbours (Wu et al. 2018): the cheapest honest answer to "are these features good?"."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from byol.errors import ConfigError, DataError
+from byol.features.extract import Features
+from byol.method.loss import normalize
+
+BLOCK = 2**28  # similarities held at once, in bytes
+
+
+def knn_predict(
+    bank: Tensor, labels: Tensor, queries: Tensor, *, k: int = 20, temperature: float = 0.07, classes: int | None = None
+) -> Tensor:
+    """The class of each query (Q, D): its k most similar rows of the bank (N, D) vote with weight exp(cosine / temperature).
+
+    Labels are int64 (N,) from 0. Fewer than k rows: all of them vote. Works in blocks on the bank's device; returns int64 (Q,).
+    """
+    if k < 1 or temperature <= 0:
+        raise ConfigError(f"kNN got k={k} and temperature={temperature}; expected k of at least 1 and a positive temperature.")
+    if len(bank) == 0 or len(bank) != len(labels):
+        raise DataError(f"kNN got {len(bank)} rows and {len(labels)} labels to vote; expected the same number, at least 1.")
+    count = classes or int(labels.max()) + 1
+    rows = normalize(bank.float())
+    predicted = []
+    for block in queries.split(max(1, BLOCK // (4 * len(bank)))):
+        cosines, nearest = (normalize(block.to(rows.device).float()) @ rows.T).topk(min(k, len(bank)), dim=1)
+        votes = torch.zeros(len(block), count, device=rows.device)
+        # exp((cosine - 1) / T) keeps the ratios of the votes and cannot overflow at a small temperature.
+        votes.scatter_add_(1, labels.to(rows.device)[nearest], ((cosines - 1) / temperature).exp())
+        predicted.append(votes.argmax(dim=1))
+    return torch.cat(predicted) if predicted else torch.empty(0, dtype=torch.int64)
+
+
+def knn_correct(
+    bank: Features, queries: Features, *, k: int = 20, temperature: float = 0.07
+) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which queries get their own label from the bank's votes: bool (Q,). Labels of both must mean the same classes."""
+    if bank.y is None or queries.y is None:
+        raise DataError("kNN needs labels on both sides: of the images that vote and of the images that are scored.")
+    predicted = knn_predict(
+        torch.from_numpy(bank.x), torch.from_numpy(bank.y), torch.from_numpy(queries.x), k=k, temperature=temperature
+    )
+    return np.asarray(predicted.numpy() == queries.y)

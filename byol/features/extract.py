@@ -1,0 +1,118 @@
+"""Images through an encoder: the matrix that everything after training starts from."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from byol.data.decode import BadImage
+from byol.data.sources import Images, open_images
+from byol.disk import replacing
+from byol.errors import ConfigError, DataError
+from byol.weights.files import Encoder
+
+logger = logging.getLogger("byol")
+BATCH = 256  # images per forward pass
+
+
+@dataclass(frozen=True)
+class Features:
+    """The representations of a set of images, in the images' order."""
+
+    x: np.ndarray[Any, np.dtype[np.float32]]  # (N, D)
+    y: np.ndarray[Any, np.dtype[np.int64]] | None = None  # (N,) class numbers, when the images carry labels
+    names: list[str] = field(default_factory=list)  # N, or none
+    classes: tuple[str, ...] | None = None  # what the class numbers stand for
+
+    def __post_init__(self) -> None:
+        if self.x.ndim != 2:
+            raise DataError(f"Features have shape {self.x.shape}; expected (N, D): one row per image.")
+        if not np.isfinite(self.x).all():
+            rows = np.flatnonzero(~np.isfinite(self.x).all(axis=1))
+            raise DataError(
+                f"{len(rows)} of {len(self.x)} feature rows hold NaN or infinity (the first is row {rows[0]}). "
+                "The encoder's weights are damaged or diverged; take another checkpoint."
+            )
+        if self.y is not None and len(self.y) != len(self.x):
+            raise DataError(f"There are {len(self.y)} labels for {len(self.x)} feature rows; expected one each.")
+
+    def save(self, path: str | Path) -> None:
+        """Write .npz (x, y, names, classes) or .npy (x alone); the file appears as a whole or not at all."""
+        path = Path(path)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            if path.suffix == ".npy":
+                np.save(file, self.x)
+            else:
+                parts = {"x": self.x, "names": np.array(self.names, dtype=str)}
+                if self.y is not None:
+                    parts["y"] = self.y
+                if self.classes is not None:
+                    parts["classes"] = np.array(self.classes, dtype=str)
+                np.savez(file, **parts)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Features":
+        """Read what `save` wrote. Raises DataError when the file holds something else."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                y = file["y"] if "y" in file else None
+                classes = tuple(file["classes"].tolist()) if "classes" in file else None
+                return cls(file["x"], y, file["names"].tolist(), classes)
+        except (OSError, ValueError, KeyError) as failure:
+            raise DataError(f"{path} does not hold features ({failure}); expected an .npz that `byol embed` wrote.") from failure
+
+
+class _Prepared(torch.utils.data.Dataset[tuple[int, Tensor | str]]):
+    """Each image as the encoder is fed it, or why it cannot be read."""
+
+    def __init__(self, images: Images, encoder: Encoder) -> None:
+        self.images, self.channels, self.size = images, encoder.info.channels, encoder.info.image_size
+        self.prepare = encoder.prepare
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+        try:
+            pixels = torch.from_numpy(np.ascontiguousarray(self.images.array(index)))
+        except BadImage as failure:
+            return index, str(failure)
+        return index, self.prepare(pixels.permute(2, 0, 1)[None])[0]
+
+
+def embed(encoder: Encoder, images: Any, *, workers: int = 0) -> Features:
+    """The representation of every image, on the encoder's device, in the images' order.
+
+    `images` is anything `open_images` takes. Unreadable images are left out with a warning that names them. Raises
+    DataError when none can be read.
+    """
+    source = images if isinstance(images, Images) else open_images(images, channels=encoder.info.channels)
+    if source.channels != encoder.info.channels:
+        raise ConfigError(
+            f"{source.description} have {source.channels} channels, the encoder takes {encoder.info.channels}. "
+            "Open the images with channels= to match."
+        )
+    device = next(encoder.parameters()).device
+    loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
+        _Prepared(source, encoder), batch_size=BATCH, num_workers=workers, collate_fn=list, shuffle=False,
+        multiprocessing_context="fork" if workers and "fork" in torch.multiprocessing.get_all_start_methods() else None,
+    )  # fmt: skip
+    rows: list[int] = []
+    parts: list[Tensor] = []
+    bad: list[str] = []
+    for samples in loader:
+        bad += [f"{source.name(index)} ({reason})" for index, reason in samples if isinstance(reason, str)]
+        good = [(index, pixels) for index, pixels in samples if isinstance(pixels, Tensor)]
+        if good:
+            rows += [index for index, _ in good]
+            parts.append(encoder(torch.stack([pixels for _, pixels in good]).to(device)).cpu())
+    if not parts:
+        raise DataError(f"None of the {len(source)} images can be read: {bad[0] if bad else 'there are none'}.")
+    if bad:
+        logger.warning("%d unreadable images are left out: %s%s", len(bad), ", ".join(bad[:5]), " ..." if len(bad) > 5 else "")
+    labels = None if source.labels is None else source.labels[rows]
+    return Features(torch.cat(parts).numpy(), labels, [source.name(row) for row in rows], source.classes)

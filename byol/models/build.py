@@ -1,0 +1,195 @@
+"""From a name to an encoder: "resnet50x2", "convnet", "torchvision:NAME", "timm:NAME", "package.module:function"."""
+
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from typing import Any, get_type_hints
+
+from torch import nn
+
+from byol.errors import ConfigError, did_you_mean
+from byol.models.convnet import convnet
+from byol.models.resnet import DEPTHS, resnet
+
+WIDTHS = (1, 2, 3, 4)  # of the paper, Table 1
+HEADS = ("fc", "classifier", "heads", "head")  # what torchvision calls the classifier at a network's end
+
+
+def build_encoder(
+    name: str, *, channels: int = 3, image_size: int | tuple[int, int] | None = None, **options: Any
+) -> nn.Module:
+    """A network with fresh weights whose forward gives the representation of float images (B, channels, H, W).
+
+    - "resnet18" ... "resnet200", with "x2", "x3" or "x4" for a width of the paper; options stem, padding, last_gamma.
+    - "convnet": the small encoder for CPUs; option width.
+    - "torchvision:NAME", "timm:NAME": any image classification model without its classifier; options are the model's own.
+    - "package.module:function": your own code, imported and called with the options, and with `channels` and
+      `image_size` if it has parameters of these names. Building such a name runs that code.
+
+    `image_size` is the side, or height and width, of the views; it reaches the models whose weights depend on it, such
+    as ViTs. The representation is (B, D), or a map or tokens of a timm model or your own, which `BYOL` pools. Nothing is
+    ever downloaded. Raises ConfigError for an unknown name or option, a missing library, or a network that cannot be.
+    """
+    if not isinstance(channels, int) or channels < 1:
+        raise ConfigError(f"channels is {channels!r}; expected a whole number of at least 1.")
+    library, colon, model = name.partition(":")
+    if not colon:
+        return own_encoder(name, channels, options)
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size) if image_size else None
+    if library == "torchvision":
+        return torchvision_encoder(model, channels, size, options)
+    if library == "timm":
+        return timm_encoder(model, channels, size, options)
+    return imported_encoder(name, {"channels": channels, "image_size": image_size}, options)
+
+
+def known_encoders() -> list[str]:
+    """The names of this package's own encoders."""
+    resnets = [f"resnet{depth}" + (f"x{width}" if width > 1 else "") for depth in DEPTHS for width in WIDTHS]
+    return ["convnet", *resnets]
+
+
+def own_encoder(name: str, channels: int, options: dict[str, Any]) -> nn.Module:
+    """One of `known_encoders()`."""
+    if name == "convnet":
+        check_options(name, options, ("width",))
+        return convnet(channels=channels, **options)
+    if name not in known_encoders():
+        raise ConfigError(
+            f"There is no encoder {name!r}.{did_you_mean(name, known_encoders())} Expected convnet, "
+            f"resnet{'|'.join(map(str, DEPTHS))} with x2, x3 or x4 if you like, torchvision:NAME, timm:NAME or "
+            "package.module:function."
+        )
+    check_options(name, options, ("stem", "padding", "last_gamma"))
+    depth, _, width = name.removeprefix("resnet").partition("x")
+    return resnet(int(depth), int(width or 1), channels=channels, **options)
+
+
+def torchvision_encoder(name: str, channels: int, size: tuple[int, ...] | None, options: dict[str, Any]) -> nn.Module:
+    """A classification model of torchvision without the last layer of its classifier."""
+    models = library("torchvision").models
+    check_model("torchvision", name, models.list_models(module=models))
+    builder = models.get_model_builder(name)
+    takes = inspect.signature(get_type_hints(builder)["return"]).parameters
+    # GoogLeNet and Inception: one output instead of three, and no warning about how the weights start
+    given: dict[str, Any] = {key: value for key, value in (("aux_logits", False), ("init_weights", True)) if key in takes}
+    if size is not None and "input_size" in takes:
+        given["input_size"] = size
+    if size is not None and "image_size" in takes:
+        if len(set(size)) > 1:
+            raise ConfigError(f"torchvision:{name} needs square images; image_size is {size}.")
+        given["image_size"] = size[0]
+    net = construct(f"torchvision:{name}", builder, {**given, **options}, takes, weights=None)
+    remove_head(net)
+    if channels != 3:
+        adapt_channels(f"torchvision:{name}", net, channels)
+    return net
+
+
+def timm_encoder(name: str, channels: int, size: tuple[int, ...] | None, options: dict[str, Any]) -> nn.Module:
+    """A model of timm without its classifier."""
+    timm = library("timm")
+    check_model("timm", name, timm.list_models())
+    settings = timm.get_pretrained_cfg(name)
+    # timm's sign that a model takes img_size
+    fixed = settings is not None and settings.fixed_input_size
+    given = {"img_size": size} if size is not None and fixed else {}
+    model = get_type_hints(timm.model_entrypoint(name)).get("return")
+    takes = inspect.signature(model).parameters if inspect.isclass(model) else ()
+
+    def create(**arguments: Any) -> Any:
+        return timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, **arguments)
+
+    return construct(f"timm:{name}", create, {**given, **options}, takes)
+
+
+def imported_encoder(name: str, offered: dict[str, Any], options: dict[str, Any]) -> nn.Module:
+    """What your own function returns, called with the options and those of the offered arguments that it names."""
+    module, _, attribute = name.partition(":")
+    if not re.fullmatch(r"\w+(\.\w+)*", module) or not attribute.isidentifier():
+        raise ConfigError(f"The encoder {name!r} is no name of a function; expected package.module:function.")
+    try:
+        home = import_module(module)
+    except ImportError as failure:
+        raise ConfigError(
+            f"The encoder {name!r} cannot be imported: {failure}. "
+            f"Install its package, or put the folder of {module}.py on PYTHONPATH."
+        ) from failure
+    function = getattr(home, attribute, None)
+    if not callable(function):
+        raise ConfigError(f"{module} has no function {attribute!r}.{did_you_mean(attribute, vars(home))}")
+    try:
+        takes = dict(inspect.signature(function).parameters)
+    except ValueError:  # a builtin that does not tell
+        takes = {}
+    given = {key: value for key, value in offered.items() if key in takes}
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
+        check_options(name, options, takes)
+    net = function(**given, **options)
+    if not isinstance(net, nn.Module):
+        raise ConfigError(f"{name} returned a {type(net).__name__}; expected a torch.nn.Module.")
+    return net
+
+
+def construct(name: str, builder: Callable[..., Any], given: dict[str, Any], takes: Iterable[str], **fixed: Any) -> nn.Module:
+    """Call a library's builder; what it says about an argument that cannot be becomes a ConfigError."""
+    try:
+        net: nn.Module = builder(**given, **fixed)
+    except (TypeError, ValueError, AssertionError) as failure:
+        shown = ", ".join(f"{key}={value!r}" for key, value in given.items()) or "its defaults"
+        known = list(takes)
+        hint = "".join(did_you_mean(key, known) for key in given if known and key not in known)
+        raise ConfigError(f"{name} cannot be built with {shown}: {failure}.{hint}") from failure
+    return net
+
+
+def remove_head(net: nn.Module) -> None:
+    """Put Identity in the place of a classifier's last layer, so that the network gives what the classifier was given."""
+    for name in HEADS:
+        head = getattr(net, name, None)
+        if isinstance(head, nn.Module):
+            # SqueezeNet classifies with a convolution.
+            layers = [path for path, part in head.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+            net.set_submodule(".".join(filter(None, (name, layers[-1]))), nn.Identity())
+            return
+
+
+def adapt_channels(name: str, net: nn.Module, channels: int) -> None:
+    """Give a network's first convolution another number of input channels, with fresh weights."""
+    first = next((part for part in net.modules() if isinstance(part, nn.Conv2d)), None)
+    if first is None or first.in_channels != 3 or first.groups != 1:
+        raise ConfigError(f"{name} has no input convolution of 3 channels, so it cannot be built for {channels} channels.")
+    first.in_channels = channels
+    first.weight = nn.Parameter(first.weight.new_empty(first.out_channels, channels, *first.kernel_size))
+    first.reset_parameters()
+
+
+def library(name: str) -> Any:
+    """An optional library, or a sentence that says how to install it."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as missing:
+        if missing.name != name:
+            raise
+        raise ConfigError(f"{name}: encoders need {name}, which is not installed: pip install 'byol[models]'") from missing
+
+
+def check_model(library: str, name: str, known: list[str]) -> None:
+    """Raise ConfigError unless a library has a model of this name."""
+    if name not in known:
+        raise ConfigError(
+            f"{library} has no image classification model {name!r}.{did_you_mean(name, known)} "
+            f"Expected one of its {len(known)} names, without a weights tag, such as {library}:resnet50."
+        )
+
+
+def check_options(name: str, options: dict[str, Any], known: Iterable[str]) -> None:
+    """Raise ConfigError for the first option that an encoder does not have."""
+    names = list(known)
+    for option in options:
+        if option not in names:
+            raise ConfigError(
+                f"The encoder {name} has no option {option!r}.{did_you_mean(option, names)} "
+                f"Its options: {', '.join(names) or 'none'}."
+            )

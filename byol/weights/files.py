@@ -1,0 +1,155 @@
+"""Encoder files: the network's tensors and everything needed to use them, in one safetensors file.
+
+`encoder.safetensors` carries its description and a checksum in its header, so the file alone is enough;
+`encoder.json` beside it is the same description for people and other programs.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from byol.disk import replacing, write_text
+from byol.errors import CheckpointError
+from byol.method.byol import evaluating
+from byol.method.hidden import HiddenLayer, Pooling
+from byol.method.views import check_images, prepare
+
+FORMAT = 1
+FILE = "encoder.safetensors"
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """How an encoder is built and what it expects."""
+
+    encoder: str | None  # name for `build_encoder`; None for a module of the user's own
+    options: dict[str, Any]  # of `build_encoder`
+    image_size: tuple[int, int]  # height, width in pixels of what the network is fed
+    channels: int
+    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
+    std: tuple[float, ...]
+    features: int  # D of the representation
+    hidden_layer: str | None  # dotted name of the layer that gives the representation; None is the network's output
+    pooling: Pooling
+    skip: int  # tokens left out of an average
+    calls: int  # how often a forward pass runs the hidden layer
+
+    @classmethod
+    def of(cls, encoder: HiddenLayer, name: str | None, options: dict[str, Any], **expected: Any) -> "EncoderInfo":
+        """The description of a network that is read at a hidden layer; `expected` gives the other fields."""
+        return cls(name, options, hidden_layer=encoder.layer, pooling=encoder.pooling, skip=encoder.skip,
+                   calls=encoder.calls, **expected)  # fmt: skip
+
+
+class Encoder(nn.Module):
+    """An encoder ready to use: images (B, C, H, W) uint8, or float in [0, 1], of any size give (B, D) float32.
+
+    Always in eval mode and without gradients. `net` is the network itself.
+    """
+
+    def __init__(self, network: HiddenLayer, info: EncoderInfo) -> None:
+        super().__init__()
+        self.network = network
+        self.info = info
+
+    @property
+    def net(self) -> nn.Module:
+        """The network that was trained."""
+        return self.network.net
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Images as the network is fed them, but not normalised: float32 (B, C, h, w) in [0, 1]."""
+        check_images(images, self.info.channels)
+        return prepare(images, self.info.image_size)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """The representation (B, D) of images."""
+        check_images(images, self.info.channels)
+        x = prepare(images, self.info.image_size, mean=self.info.mean, std=self.info.std)
+        with evaluating(self.network):
+            representation: Tensor = self.network(x)
+        return representation.float()
+
+
+def save_encoder(encoder: Encoder, folder: str | Path) -> Path:
+    """Write encoder.safetensors and encoder.json into a folder; each is replaced as a whole. Returns the former's path."""
+    folder = Path(folder)
+    tensors = {name: t.detach().cpu().clone().contiguous() for name, t in encoder.net.state_dict().items()}
+    description = {"format": FORMAT, **asdict(encoder.info)}
+    with replacing(folder / FILE) as temporary:
+        save_file(tensors, temporary, metadata={"byol": json.dumps(description), "blake2b": digest(tensors)})
+    write_text(folder / "encoder.json", json.dumps(description, indent=1) + "\n")
+    return folder / FILE
+
+
+def load_encoder(
+    path: str | Path, *, build: Callable[[EncoderInfo], nn.Module], device: torch.device | None = None
+) -> Encoder:
+    """Read an encoder file (or the one in a folder); `build` makes the network that its tensors fill.
+
+    Raises CheckpointError when the file is missing, damaged, from a newer version, or does not fit the network.
+    """
+    tensors, info = read(find(Path(path)))
+    net = build(info)
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as failure:
+        reason = str(failure).splitlines()[1:2] or [str(failure)]
+        raise CheckpointError(
+            f"The tensors in {path} do not fit the network {info.encoder or type(net).__name__}: {reason[0].strip()}"
+        ) from failure
+    network = HiddenLayer(net, info.hidden_layer, info.pooling, info.skip, info.calls)
+    return Encoder(network, info).to(device or torch.device("cpu")).eval()
+
+
+def find(path: Path) -> Path:
+    """The encoder file that a path means."""
+    file = path / FILE if path.is_dir() else path
+    if file.is_file():
+        return file
+    if (path / "plan.json").exists():
+        raise CheckpointError(
+            f"The run in {path} has no encoder yet: it is not finished. Run the same `byol train` command again to continue it."
+        )
+    raise CheckpointError(f"There is no encoder at {path}; expected a run's folder or an {FILE} file.")
+
+
+def read(file: Path) -> tuple[dict[str, Tensor], EncoderInfo]:
+    """The tensors and the description in an encoder file, checked against its checksum."""
+    try:
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as failure:
+        raise CheckpointError(
+            f"{file} cannot be read as safetensors ({failure}). Write it again or take another copy."
+        ) from failure
+    if "byol" not in metadata:
+        raise CheckpointError(f"{file} is a safetensors file, but not an encoder of this project: it has no description.")
+    description = json.loads(metadata["byol"])
+    if description.pop("format") > FORMAT:
+        raise CheckpointError(f"{file} was written by a newer version of byol. Upgrade byol to read it.")
+    if metadata.get("blake2b") != digest(tensors):
+        raise CheckpointError(f"{file} is damaged: its tensors do not match their checksum. Take another copy.")
+    for name in ("image_size", "mean", "std"):
+        description[name] = tuple(description[name])
+    return tensors, EncoderInfo(**description)
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """BLAKE2b of every tensor's name, type, shape and bytes."""
+    state = blake2b(digest_size=16)
+    for name in sorted(tensors):
+        value = tensors[name]
+        state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        state.update(value.reshape(-1).view(torch.uint8).numpy())
+    return state.hexdigest()
