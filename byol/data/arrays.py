@@ -39,7 +39,7 @@ class Arrays:
         one_image = data.ndim == 2 or (data.ndim == 3 and data.shape[2] in (1, 3, 4))
         if data.ndim not in (3, 4) or 0 in data.shape or one_image:
             raise DataError(
-                f"{where} has the shape {data.shape}; expected (N, H, W), (N, H, W, C) or (N, C, H, W) with N at least 1."
+                f"The images in {where} have the shape {data.shape}; expected (N, H, W), (N, H, W, C) or (N, C, H, W), N > 0."
                 + (" A single image is a set of one as array[None]." if one_image else "")
             )
         self.data, self.where, self.file, self.labels = data, where, file, labels
@@ -48,7 +48,7 @@ class Arrays:
         self.channels = own if channels is None else channels
         reasons = [reason for reason in map(self._unusable, spread(len(data))) if reason]
         if len(reasons) == len(spread(len(data))):
-            raise DataError(f"{where} cannot be used. Its first image: {reasons[0]}.")
+            raise DataError(f"The images in {where} cannot be used. The first: {reasons[0]}.")
 
     def __len__(self) -> int:
         return len(self.data)
@@ -176,4 +176,4 @@ def array_file(path: Path, where: str, channels: int | None) -> Arrays:
         raise
     except Exception as failure:  # damaged files end in nearly every exception there is
         reason = "it holds Python objects, which are never loaded" if "allow_pickle" in str(failure) else str(failure)
-        raise DataError(f"{where} cannot be read ({reason}). Save the images as one array of numbers with numpy.save.") from failure
+        raise DataError(f"{where} cannot be read ({reason}). Save one array of numbers with numpy.save.") from failure

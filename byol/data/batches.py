@@ -20,7 +20,7 @@ from torch import Tensor
 from byol.data.decode import BadImage
 from byol.data.sources import Images
 from byol.errors import ByolError, DataError
-from byol.method.crops import crop_resize, draw_crops
+from byol.method.crops import Crops, crop_resize, draw_crops
 from byol.method.draws import seed_of, uniforms
 from byol.method.views import ViewConfig
 
@@ -84,33 +84,38 @@ def resident_batches(images: Tensor, plan: BatchPlan, start: int = 0) -> Iterato
         heights, widths = torch.full_like(indices, height), torch.full_like(indices, width)
         chosen = images[indices.to(images.device, non_blocking=True)]
         views = [
-            crop_resize(
-                chosen,
-                draw_crops(plan.seed, epochs, indices, view, heights, widths, plan.views),
-                plan.size,
-                plan.views.antialias,
-            )
+            crop_resize(chosen, _crops(plan, epochs, indices, view, heights, widths), plan.size, plan.views.antialias)
             for view in (0, 1)
         ]
         yield Batch(torch.stack(views, dim=1).div_(255).clamp_(0, 1), indices)
+
+
+def _crops(plan: BatchPlan, epochs: Tensor, indices: Tensor, view: int, heights: Tensor, widths: Tensor) -> Crops:
+    views = plan.views
+    return draw_crops(
+        plan.seed, epochs, indices, view, heights, widths, area=views.crop_area, ratio=views.crop_ratio, flip=views.flip
+    )
 
 
 def load_resident(images: Images, report: BadImageReport) -> Tensor:
     """All images as uint8 (N, C, H, W); one that cannot be read is replaced by another, chosen by its index."""
     result: Tensor | None = None
     bad: list[int] = []
-    for index, image in enumerate(images.iter_arrays()):
-        if isinstance(image, BadImage):
-            report(index, str(image))
+    for index in range(len(images)):
+        try:
+            image = images.array(index)
+        except BadImage as failure:
+            report(index, str(failure))
             bad.append(index)
             continue
         if result is None:
             result = torch.zeros((len(images), image.shape[2], *image.shape[:2]), dtype=torch.uint8)
         pixels = torch.from_numpy(image).permute(2, 0, 1)
+        height, width = result.shape[2:]
         if pixels.shape != result.shape[1:]:
             raise DataError(
-                f"{images.name(index)} is {tuple(image.shape)}, others are {tuple(result.shape[2:])} + channels: images of "
-                "several sizes cannot be kept in memory as one tensor. Give --data.in-memory False."
+                f"{images.name(index)} is {image.shape[0]}x{image.shape[1]} pixels, the first image {height}x{width}: images "
+                "of several sizes cannot be kept in memory as one tensor. Give --data.in-memory False."
             )
         result[index] = pixels
     if result is None:
@@ -153,17 +158,17 @@ class _Chunks(torch.utils.data.Dataset[Chunk]):
         bad: list[tuple[int, str]] = []
         try:
             for row, (epoch, index) in enumerate(zip(epochs.tolist(), indices.tolist(), strict=True)):
-                picture, used = self._readable(index, bad)
+                picture = self._readable(index, bad)
                 for view in (0, 1):
-                    crops[row, view] = cut(picture, self.plan, epoch, used, view)
+                    crops[row, view] = cut(picture, self.plan, epoch, index, view)
         except DataError as failure:  # sent as a value: an exception would arrive wrapped in a worker's traceback
             return Chunk(crops, indices, bad, str(failure))
         return Chunk(crops, indices, bad)
 
-    def _readable(self, index: int, bad: list[tuple[int, str]]) -> tuple[Any, int]:
+    def _readable(self, index: int, bad: list[tuple[int, str]]) -> Any:
         for candidate in chain((index,), substitutes(index, self.plan.images)):
             try:
-                return self.images.picture(candidate), candidate
+                return self.images.picture(candidate)
             except BadImage as failure:
                 bad.append((candidate, str(failure)))
         raise DataError(f"None of the {self.plan.images} images can be read.")
@@ -173,15 +178,8 @@ def cut(picture: Any, plan: BatchPlan, epoch: int, index: int, view: int) -> Ten
     """One crop of one image, uint8 (C, h, w): a single Pillow resize of the box, then the flip."""
     array = isinstance(picture, np.ndarray)
     height, width = picture.shape[:2] if array else (picture.height, picture.width)
-    crops = draw_crops(
-        plan.seed,
-        torch.tensor([epoch]),
-        torch.tensor([index]),
-        view,
-        torch.tensor([height]),
-        torch.tensor([width]),
-        plan.views,
-    )
+    one = torch.tensor
+    crops = _crops(plan, one([epoch]), one([index]), view, one([height]), one([width]))
     if array or not plan.views.antialias:  # Pillow knows neither many channels nor a resize without antialiasing
         image = _channels_first(np.array(picture))
         resized = crop_resize(image[None], crops, plan.size, plan.views.antialias)[0]
@@ -269,9 +267,11 @@ def _arriving(loader: "torch.utils.data.DataLoader[Chunk]") -> Iterator[Chunk]:
         try:
             chunk = next(iterator, None)
         except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as failure:
+            if loader.num_workers == 0 or str(failure).startswith("Caught "):
+                raise  # nobody died: an error of the code that reads the images, perhaps in a worker
             raise ByolError(
                 f"A process that decodes images died ({str(failure).splitlines()[0]}). Usual causes: too little memory or "
-                "too small a /dev/shm. Lower --workers (0 decodes in the main process); the run continues from its last checkpoint."
+                "too small a /dev/shm. Lower --workers (0 decodes in the main process); the same command continues the run."
             ) from failure
         if chunk is None:
             return

@@ -5,7 +5,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from byol.errors import DataError
 
@@ -119,6 +119,6 @@ def _reason(data: bytes, failure: Exception) -> str:
         return "it is a git-lfs pointer; fetch the picture itself with `git lfs pull`"
     if data.lstrip()[:1] == b"<":
         return "it is a web page or XML, not a picture"
-    if isinstance(failure, Image.UnidentifiedImageError):
+    if isinstance(failure, UnidentifiedImageError):
         return f"it is none of {', '.join(name for name in FORMATS if name != 'MPO')}"
     return str(failure) or type(failure).__name__

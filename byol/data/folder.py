@@ -100,7 +100,7 @@ def scan(root: Path) -> FileReader:
     linked_files: list[tuple[bytes, tuple[int, int]]] = []
     visited: set[tuple[int, int]] = set()
     base = os.fsencode(root)
-    folders, linked_folders = [b""], []
+    folders, linked_folders = [b""], list[bytes]()
     while folders or linked_folders:
         # Links are followed last, so that a file is known by its own path where it has one.
         place = folders.pop() if folders else linked_folders.pop(0)
@@ -138,14 +138,14 @@ def scan(root: Path) -> FileReader:
             known.add(target_id)
             names.append(name)
     names.sort()
-    return FileReader(root, names)
+    return FileReader(Path(os.path.abspath(root)), names)
 
 
 def listed(path: Path) -> FileReader:
     """The files named in a text file, one a line, relative to the list's own folder; blank lines and # comments are skipped."""
     try:
-        lines = path.read_bytes().splitlines()
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
     except OSError as failure:
         raise DataError(f"The list {path} cannot be read: {failure.strerror}.") from failure
-    names = [line.strip() for line in [line.removeprefix(b"\xef\xbb\xbf") for line in lines[:1]] + lines[1:]]
-    return FileReader(path.parent, [name for name in names if name and not name.startswith(b"#")])
+    names = [line.strip() for line in lines]
+    return FileReader(Path(os.path.abspath(path.parent)), [name for name in names if name and not name.startswith(b"#")])

@@ -16,10 +16,11 @@ from byol.errors import ConfigError
 PHOTOGRAPHS = {
     "skimage": (
         "data",
-        (
-            "astronaut.png brick.png camera.png cell.png chelsea.png clock_motion.png coffee.png coins.png grass.png gravel.png "
-            "hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png retina.jpg rocket.jpg"
-        ).split(),
+        [
+            *("astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png", "coffee.png"),
+            *("coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png"),
+            *("motorcycle_left.png", "retina.jpg", "rocket.jpg"),
+        ],
     ),
     "sklearn": ("datasets/images", ["china.jpg", "flower.jpg"]),
 }
@@ -69,9 +70,7 @@ def photograph_paths() -> list[Path]:
     for package, (folder, names) in PHOTOGRAPHS.items():
         spec = find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise ConfigError(
-                f"The demo's photographs ship inside {package}, which is missing. Run: pip install 'byol[demo]'"
-            )
+            raise ConfigError(f"The demo's photographs ship inside {package}, which is missing. Run: pip install 'byol[demo]'")
         paths += [Path(spec.submodule_search_locations[0]) / folder / name for name in names]
     missing = [path.name for path in paths if not path.exists()]
     if missing:

@@ -140,7 +140,7 @@ def label_column(items: Any) -> Any:
         return None if name is None else list(items[name])
     if getattr(items, "target_transform", None) is not None:
         return None
-    columns = [getattr(items, name, None) for name in ("targets", "labels")]
+    columns: list[Any] = [getattr(items, name, None) for name in ("targets", "labels")]
     return next((column for column in columns if hasattr(column, "__len__") and len(column) == len(items)), None)
 
 
@@ -170,4 +170,4 @@ def _bytes_of(image: Any) -> bytes:
         return image
     if isinstance(image, str | Path):
         return read_file(image)
-    raise BadImage(f"it is a {type(image).__name__}; expected a PIL image, an array, a tensor, a path or bytes")
+    raise BadImage(f"it is of type {type(image).__name__}; expected a PIL image, an array, a tensor, a path or bytes")

@@ -5,6 +5,7 @@ import os
 import re
 from bisect import bisect_right
 from collections import OrderedDict
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -20,35 +21,22 @@ IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "labels", "fine_label")
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
 CACHE_BYTES = 256 * 2**20  # of row groups kept, because a shuffled order asks for neighbours again and again
+BLOCK = 4096  # bytes, of a file's sampled blocks
 
 
 class ParquetReader:
     """Rows of one or more parquet files. A row group is read as a whole when one of its rows is asked for."""
 
     def __init__(self, paths: list[Path]) -> None:
-        pq = _pyarrow_parquet()
-        self.paths = paths
+        self.paths = [Path(os.path.abspath(path)) for path in paths]
         self.groups: list[tuple[int, int]] = []  # (file, row group)
         self.starts = [0]  # first row of each group, and the total
         self.file_starts: list[int] = []
-        self.identities: list[str] = []
-        self.features: dict[str, Any] = {}
-        for number, path in enumerate(paths):
-            try:
-                metadata = pq.read_metadata(path)
-                schema = pq.read_schema(path)
-            except Exception as failure:  # pyarrow answers damaged files with several unrelated types
-                raise DataError(f"{path} cannot be read as parquet ({failure}). Give parquet files, or another source.") from failure
-            if "image" not in schema.names:
-                raise DataError(
-                    f"{path} has the columns {', '.join(schema.names) or 'none'}; expected `image` (bytes and path, "
-                    "as Hugging Face writes it) and, if there are labels, `label`."
-                )
-            self.nested = hasattr(schema.field("image").type, "fields")
-            self.labelled = "label" in schema.names
-            self.features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        self.columns: list[_Columns] = []
+        for number, path in enumerate(self.paths):
+            metadata, columns = _opened(path)
+            self.columns.append(columns)
             self.file_starts.append(self.starts[-1])
-            self.identities.append(f"{path.name}:{metadata.num_rows}:{metadata.serialized_size}:{path.stat().st_size}")
             for group in range(metadata.num_row_groups):
                 self.groups.append((number, group))
                 self.starts.append(self.starts[-1] + metadata.row_group(group).num_rows)
@@ -63,26 +51,34 @@ class ParquetReader:
 
     def read(self, index: int) -> bytes:
         group = bisect_right(self.starts, index) - 1
-        data = self._column(group)[index - self.starts[group]].as_py()
+        try:
+            data = self._column(group)[index - self.starts[group]].as_py()
+        except Exception as failure:  # pyarrow answers damaged files with several unrelated types
+            raise BadImage(f"its part of the file cannot be read ({failure})") from failure
         if data is None:
             raise BadImage("the row holds no bytes")
         return bytes(data)
 
-    def labels(self) -> tuple[np.ndarray[Any, np.dtype[np.int64]], tuple[str, ...]] | None:
+    def labels(self) -> Labels | None:
         """The label column and the classes' names; numbers are named by themselves where the file names none."""
-        if not self.labelled:
+        names = {columns.label for columns in self.columns}
+        if None in names or len(names) > 1:
             return None
-        pq = _pyarrow_parquet()
-        parts = [pq.read_table(path, columns=["label"])["label"].to_numpy() for path in self.paths]
-        values = np.concatenate(parts)
-        if values.dtype.kind not in "iu":
-            raise DataError(f"The label column holds {values.dtype} values; expected whole numbers from 0.")
-        named = self.features.get("label", {}).get("names") if isinstance(self.features.get("label"), dict) else None
-        names = named or [str(number) for number in range(int(values.max(initial=-1)) + 1)]
-        return values.astype(np.int64), tuple(names)
+        pq, label = _pyarrow_parquet(), str(names.pop())
+        parts = [pq.read_table(path, columns=[label])[label].to_numpy() for path in self.paths]
+        return found_labels(np.concatenate(parts), len(self), self.columns[0].classes)
 
     def identity(self) -> bytes:
-        return blake2b("\n".join(self.identities).encode()).digest()
+        """A digest of the files' names and sizes, and of blocks spread over what they hold, the footer among them."""
+        digest = blake2b()
+        for path in self.paths:
+            size = path.stat().st_size
+            digest.update(f"{path.name}:{size}".encode("utf-8", "surrogateescape"))
+            with open(path, "rb") as file:
+                for place in spread(max(1, size - BLOCK + 1)):
+                    file.seek(place)
+                    digest.update(file.read(BLOCK))
+        return digest.digest()
 
     def release(self) -> None:
         """Let go of cached row groups and file handles."""
@@ -113,8 +109,10 @@ class ParquetReader:
         number, row_group = self.groups[group]
         if number not in self._files:
             self._files[number] = _pyarrow_parquet().ParquetFile(self.paths[number])
-        column = self._files[number].read_row_group(row_group, columns=["image"], use_threads=False)["image"].combine_chunks()
-        if self.nested:
+        columns = self.columns[number]
+        table = self._files[number].read_row_group(row_group, columns=[columns.image], use_threads=False)
+        column = table[columns.image].combine_chunks()
+        if columns.nested:
             column = column.field("bytes")
         self._cache[group] = column
         self._bytes += column.nbytes
@@ -124,8 +122,56 @@ class ParquetReader:
 
 
 def shards(folder: Path) -> list[Path]:
-    """The parquet files of a folder, sorted; none when it is a folder of something else."""
-    return sorted(path for path in folder.glob("*.parquet") if path.is_file())
+    """The parquet files under a folder, sorted; none when it is a folder of something else.
+
+    Raises DataError when their names tell of several splits: a test set must not slip into training.
+    """
+    paths = sorted(path for path in folder.rglob("*.parquet") if path.is_file() and not path.name.startswith("."))
+    splits: dict[str, Path] = {}
+    for path in paths:
+        for word in set(re.split(r"[^a-z]+", str(path.relative_to(folder)).lower())) & SPLITS:
+            splits.setdefault(word, path)
+    if len(splits) > 1:
+        raise DataError(
+            f"{folder} holds the splits {', '.join(sorted(splits))}. Give the files of one, such as "
+            f"{next(iter(splits.values()))}, or a pattern in quotes such as '{folder}/{next(iter(splits))}*.parquet'."
+        )
+    return paths
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where one file keeps its pictures and labels."""
+
+    image: str
+    nested: bool  # the image is a struct {bytes, path}, not the bytes themselves
+    label: str | None
+    classes: tuple[str, ...] | None
+
+
+def _opened(path: Path) -> tuple[Any, _Columns]:
+    """A file's metadata and columns. Raises DataError."""
+    pq = _pyarrow_parquet()
+    import pyarrow as pa
+
+    try:
+        metadata, schema = pq.read_metadata(path), pq.read_schema(path)
+        told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    except Exception as failure:  # pyarrow answers damaged files with several unrelated types
+        raise DataError(f"{path} cannot be read as parquet ({failure}). Give parquet files, or another source.") from failure
+    image = next((name for name in IMAGE_NAMES if name in schema.names), None)
+    kind = None if image is None else schema.field(image).type
+    nested = kind is not None and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    if image is None or not (nested or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        columns = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
+        raise DataError(
+            f"{path} has the columns {columns}; expected `image` or `img` (bytes and path, as Hugging Face writes it) and, "
+            "if there are labels, `label`."
+        )
+    label = next((name for name in LABEL_NAMES if name in schema.names), None)
+    feature = told.get(label)
+    classes = feature.get("names") if isinstance(feature, dict) else None
+    return metadata, _Columns(image, nested, label, tuple(classes) if isinstance(classes, list) else None)
 
 
 def _pyarrow_parquet() -> Any:
