@@ -90,7 +90,7 @@ def resident_batches(images: Tensor, plan: BatchPlan, start: int = 0) -> Iterato
         yield Batch(torch.stack(views, dim=1).div_(255).clamp_(0, 1), indices)
 
 
-def _crops(plan: BatchPlan, epochs: Tensor, indices: Tensor, view: int, heights: Tensor, widths: Tensor) -> Crops:
+def _crops(plan: BatchPlan, epochs: Tensor, indices: Tensor, view: int | Tensor, heights: Tensor, widths: Tensor) -> Crops:
     views = plan.views
     return draw_crops(
         plan.seed, epochs, indices, view, heights, widths, area=views.crop_area, ratio=views.crop_ratio, flip=views.flip
@@ -158,9 +158,7 @@ class _Chunks(torch.utils.data.Dataset[Chunk]):
         bad: list[tuple[int, str]] = []
         try:
             for row, (epoch, index) in enumerate(zip(epochs.tolist(), indices.tolist(), strict=True)):
-                picture = self._readable(index, bad)
-                for view in (0, 1):
-                    crops[row, view] = cut(picture, self.plan, epoch, index, view)
+                crops[row] = cut(self._readable(index, bad), self.plan, epoch, index)
         except DataError as failure:  # sent as a value: an exception would arrive wrapped in a worker's traceback
             return Chunk(crops, indices, bad, str(failure))
         return Chunk(crops, indices, bad)
@@ -174,23 +172,22 @@ class _Chunks(torch.utils.data.Dataset[Chunk]):
         raise DataError(f"None of the {self.plan.images} images can be read.")
 
 
-def cut(picture: Any, plan: BatchPlan, epoch: int, index: int, view: int) -> Tensor:
-    """One crop of one image, uint8 (C, h, w): a single Pillow resize of the box, then the flip."""
+def cut(picture: Any, plan: BatchPlan, epoch: int, index: int) -> Tensor:
+    """Both crops of one image, uint8 (2, C, h, w): a single Pillow resize of each box, then the flip."""
     array = isinstance(picture, np.ndarray)
     height, width = picture.shape[:2] if array else (picture.height, picture.width)
-    one = torch.tensor
-    crops = _crops(plan, one([epoch]), one([index]), view, one([height]), one([width]))
+    epochs, indices, heights, widths = (torch.full((2,), number) for number in (epoch, index, height, width))
+    crops = _crops(plan, epochs, indices, torch.arange(2), heights, widths)
     if array or not plan.views.antialias:  # Pillow knows neither many channels nor a resize without antialiasing
-        image = _channels_first(np.array(picture))
-        resized = crop_resize(image[None], crops, plan.size, plan.views.antialias)[0]
+        image = _channels_first(np.array(picture)).expand(2, -1, -1, -1)
+        resized = crop_resize(image, crops, plan.size, plan.views.antialias)
         return resized.round_().clamp_(0, 255).to(torch.uint8)
-    top, left, box_height, box_width = crops.boxes[0].tolist()
-    crop = picture.resize(
-        (plan.size[1], plan.size[0]), Image.Resampling.BICUBIC, box=(left, top, left + box_width, top + box_height)
-    )
-    if bool(crops.flips[0]):
-        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return _channels_first(np.array(crop))
+    views = []
+    for (top, left, tall, wide), flip in zip(crops.boxes.tolist(), crops.flips.tolist(), strict=True):
+        box = (left, top, left + wide, top + tall)
+        crop = picture.resize(plan.size[::-1], Image.Resampling.BICUBIC, box=box)
+        views.append(_channels_first(np.array(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else crop)))
+    return torch.stack(views)
 
 
 def _channels_first(pixels: np.ndarray[Any, Any]) -> Tensor:

@@ -27,7 +27,7 @@ def draw_crops(
     seed: int,
     epochs: Tensor,  # int64 (N,)
     indices: Tensor,  # int64 (N,)
-    view: int,
+    view: int | Tensor,  # or int64 (N,)
     heights: Tensor,  # int64 (N,)
     widths: Tensor,  # int64 (N,)
     *,
