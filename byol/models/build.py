@@ -28,8 +28,8 @@ def build_encoder(
       `image_size` if it has parameters of these names. Building such a name runs that code.
 
     `image_size` is the side, or height and width, of the views; it reaches the models whose weights depend on it, such
-    as ViTs. The representation is (B, D), or a map or tokens of a timm model or your own, which `BYOL` pools. Nothing is
-    ever downloaded. Raises ConfigError for an unknown name or option, a missing library, or a network that cannot be.
+    as ViTs. The representation is (B, D), or a map or tokens of a timm model or your own, which `BYOL` pools. No
+    weights are ever downloaded. Raises ConfigError for an unknown name or option, a missing library, or a network that cannot be.
     """
     if not isinstance(channels, int) or channels < 1:
         raise ConfigError(f"channels is {channels!r}; expected a whole number of at least 1.")
@@ -114,18 +114,23 @@ def imported_encoder(name: str, offered: dict[str, Any], options: dict[str, Any]
     except ImportError as failure:
         raise ConfigError(
             f"The encoder {name!r} cannot be imported: {failure}. "
-            f"Install its package, or put the folder of {module}.py on PYTHONPATH."
+            f"Install it, or put the folder that holds {module.partition('.')[0]} on PYTHONPATH."
         ) from failure
     function = getattr(home, attribute, None)
     if not callable(function):
         raise ConfigError(f"{module} has no function {attribute!r}.{did_you_mean(attribute, vars(home))}")
     try:
-        takes = dict(inspect.signature(function).parameters)
+        signature = inspect.signature(function)
     except ValueError:  # a builtin that does not tell
-        takes = {}
+        signature = inspect.Signature()
+    takes = signature.parameters
     given = {key: value for key, value in offered.items() if key in takes}
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
         check_options(name, options, takes)
+    try:
+        signature.bind(**given, **options)
+    except TypeError as failure:
+        raise ConfigError(f"{name} cannot be called with the options {options}: {failure}.") from failure
     net = function(**given, **options)
     if not isinstance(net, nn.Module):
         raise ConfigError(f"{name} returned a {type(net).__name__}; expected a torch.nn.Module.")
@@ -140,7 +145,8 @@ def construct(name: str, builder: Callable[..., Any], given: dict[str, Any], tak
         shown = ", ".join(f"{key}={value!r}" for key, value in given.items()) or "its defaults"
         known = list(takes)
         hint = "".join(did_you_mean(key, known) for key in given if known and key not in known)
-        raise ConfigError(f"{name} cannot be built with {shown}: {failure}.{hint}") from failure
+        said = str(failure).rstrip(".!")
+        raise ConfigError(f"{name} cannot be built with {shown}: {said}.{hint}") from failure
     return net
 
 
