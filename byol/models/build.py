@@ -29,7 +29,8 @@ def build_encoder(
 
     `image_size` is the side, or height and width, of the views; it reaches the models whose weights depend on it, such
     as ViTs. The representation is (B, D), or a map or tokens of a timm model or your own, which `BYOL` pools. No
-    weights are ever downloaded. Raises ConfigError for an unknown name or option, a missing library, or a network that cannot be.
+    weights are ever downloaded. Raises ConfigError for an unknown name or option, a missing library, or a network that
+    cannot be.
     """
     if not isinstance(channels, int) or channels < 1:
         raise ConfigError(f"channels is {channels!r}; expected a whole number of at least 1.")
