@@ -10,7 +10,8 @@ from PIL import Image, UnidentifiedImageError
 from byol.errors import DataError
 
 MAX_PIXELS = 64_000_000
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # MPO: a JPEG with a second frame, as phones write
+# JPEG includes MPO, a JPEG with a second frame, as phones write. Pillow's own list is longer: it can start Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -41,29 +42,40 @@ def open_picture(data: bytes, *, channels: int = 3, max_pixels: int = MAX_PIXELS
     allocated. Transparency is laid on white; 16-bit samples are scaled to 8 bits. Raises BadImage.
     """
     try:
-        picture = _opened(data)
-        if picture.width * picture.height > max_pixels:
-            raise BadImage(f"{picture.width}x{picture.height} pixels are more than the limit of {max_pixels:,}")
-        picture.load()
-        return simplified(picture, channels)
-    except BadImage:
-        raise
-    except Exception as failure:  # decoders answer damaged bytes with nearly every exception there is
+        with _quiet():
+            picture = _opened(data)
+    except Exception as failure:
         raise BadImage(_reason(data, failure)) from failure
+    return simplified(picture, channels, max_pixels)
 
 
 def header_size(data: bytes) -> tuple[int, int]:
     """Height and width of the upright picture, from its header alone. Raises BadImage."""
     try:
-        picture = _opened(data)
-        turned = _orientation(picture) in (5, 6, 7, 8)
+        with _quiet():
+            picture = _opened(data)
+            # Pillow itself turns TIFF, and tells the turned size.
+            turned = picture.format != "TIFF" and _orientation(picture) in (5, 6, 7, 8)
     except Exception as failure:
         raise BadImage(_reason(data, failure)) from failure
     return (picture.width, picture.height) if turned else (picture.height, picture.width)
 
 
-def simplified(picture: Image.Image, channels: int = 3) -> Image.Image:
-    """Any Pillow image upright, as 8-bit RGB (3 channels) or L (1 channel)."""
+def simplified(picture: Image.Image, channels: int = 3, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Any Pillow image loaded and upright, as 8-bit RGB (3 channels) or L (1 channel). Raises BadImage."""
+    if picture.width * picture.height > max_pixels:
+        raise BadImage(f"{picture.width}x{picture.height} pixels are more than the limit of {max_pixels:,}")
+    try:
+        with _quiet():
+            picture.load()
+            return _simplified(picture, channels)
+    except BadImage:
+        raise
+    except Exception as failure:  # decoders answer damaged bytes with nearly every exception there is
+        raise BadImage(str(failure) or type(failure).__name__) from failure
+
+
+def _simplified(picture: Image.Image, channels: int) -> Image.Image:
     turn = _UPRIGHT.get(_orientation(picture))
     if picture.mode.startswith("I") or picture.mode == "F":
         picture = Image.fromarray(_eight_bits(np.asarray(picture), picture.mode))
@@ -84,9 +96,16 @@ def to_array(picture: Image.Image) -> Pixels:
 
 
 def _opened(data: bytes) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit speaks
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # our own limit speaks, lower or higher than Pillow's
+    try:
         return Image.open(BytesIO(data), formats=FORMATS)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _quiet() -> "warnings.catch_warnings[None]":
+    """Pillow warns of large pictures and odd metadata; what matters of that ends as BadImage."""
+    return warnings.catch_warnings(action="ignore")
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -120,5 +139,5 @@ def _reason(data: bytes, failure: Exception) -> str:
     if data.lstrip()[:1] == b"<":
         return "it is a web page or XML, not a picture"
     if isinstance(failure, UnidentifiedImageError):
-        return f"it is none of {', '.join(name for name in FORMATS if name != 'MPO')}"
+        return f"it is none of {', '.join(FORMATS)}"
     return str(failure) or type(failure).__name__

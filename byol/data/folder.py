@@ -120,11 +120,12 @@ def scan(root: Path) -> FileReader:
                 continue
             name = place + b"/" + entry.name if place else entry.name
             if entry.is_symlink():
-                if entry.is_dir():
+                target = os.path.join(path, entry.name)
+                if os.path.isdir(target):  # unlike the entry's own method it answers a link to itself with no
                     linked_folders.append(name)
-                elif entry.is_file() and entry.name.lower().endswith(SUFFIXES):
-                    target = entry.stat()
-                    linked_files.append((name, (target.st_dev, target.st_ino)))
+                elif os.path.isfile(target) and entry.name.lower().endswith(SUFFIXES):
+                    behind = os.stat(target)
+                    linked_files.append((name, (behind.st_dev, behind.st_ino)))
             elif entry.is_dir(follow_symlinks=False):
                 deeper.append(name)
             elif entry.name.lower().endswith(SUFFIXES) and entry.is_file(follow_symlinks=False):
@@ -133,9 +134,9 @@ def scan(root: Path) -> FileReader:
                 devices.append(state.st_dev)
         folders += reversed(deeper)
     known = set(zip(devices, inodes, strict=True)) if linked_files else set()
-    for name, target_id in linked_files:
-        if target_id not in known:
-            known.add(target_id)
+    for name, identity in linked_files:
+        if identity not in known:
+            known.add(identity)
             names.append(name)
     names.sort()
     return FileReader(Path(os.path.abspath(root)), names)

@@ -57,7 +57,7 @@ class Items:
         if self.channels not in (1, 3):
             raise BadImage(f"pictures have 3 channels (colour) or 1 (gray), and {self.channels} are wanted")
         if isinstance(image, Image.Image) and not _unread(image):
-            return simplified(image, self.channels)
+            return simplified(image, self.channels, self.max_pixels)
         return open_picture(_bytes_of(image), channels=self.channels, max_pixels=self.max_pixels)
 
     def size(self, index: int) -> tuple[int, int]:

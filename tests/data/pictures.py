@@ -1,0 +1,23 @@
+"""Pictures that the tests make themselves."""
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def photo(height: int = 40, width: int = 60, seed: int = 0, channels: int = 3) -> np.ndarray:
+    """A smooth coloured picture, uint8 (H, W, C): survives JPEG, and every corner of it is different."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 256, size=(4, 4, channels), dtype=np.uint8)
+    layers = [Image.fromarray(coarse[..., c]).resize((width, height), Image.Resampling.BICUBIC) for c in range(channels)]
+    return np.stack([np.asarray(layer) for layer in layers], axis=2)
+
+
+def encoded(pixels: Any, kind: str = "PNG", **options: Any) -> bytes:
+    """The bytes of a picture file, of an array or a PIL image."""
+    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    stream = BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()

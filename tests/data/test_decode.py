@@ -1,0 +1,229 @@
+"""Against Pillow and numpy: what every kind of picture becomes."""
+
+import struct
+import subprocess
+import sys
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import encoded, photo
+from PIL import Image, ImageOps
+
+from byol.data.decode import BadImage, decode, header_size, open_picture, simplified
+
+LOSSLESS = ["PNG", "BMP", "TIFF", "WEBP"]
+ORIENTATION = 0x0112
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_lossless_formats_give_the_pixels_that_were_saved(kind: str) -> None:
+    pixels = photo()
+    options = {"lossless": True} if kind == "WEBP" else {}
+    assert np.array_equal(decode(encoded(pixels, kind, **options)), pixels)
+
+
+def test_jpeg_gives_what_pillow_gives(tmp_path: Path) -> None:
+    data = encoded(photo(), "JPEG")
+    (tmp_path / "a.jpg").write_bytes(data)
+    assert np.array_equal(decode(data), np.asarray(Image.open(tmp_path / "a.jpg")))
+    assert np.abs(decode(data).astype(int) - photo()).mean() < 3
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_the_first_frame_of_many_is_taken(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert np.array_equal(decode(data), np.asarray(frames[0]))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_every_opaque_mode_becomes_rgb_or_gray(mode: str, channels: int) -> None:
+    picture = Image.fromarray(photo()).convert(mode)
+    pixels = decode(encoded(picture), channels=channels)
+    colours = np.asarray(picture.convert("RGB" if channels == 3 else "L"))
+    assert np.array_equal(pixels, colours.reshape(40, 60, channels))
+
+
+def test_transparency_is_laid_on_white() -> None:
+    alpha = np.tile(np.linspace(0, 255, 60).astype(np.uint8), (40, 1))
+    on_white = (photo() * (alpha[..., None] / 255) + 255 * (1 - alpha[..., None] / 255)).round()
+    rgba = np.dstack([photo(), alpha])
+    assert np.abs(decode(encoded(rgba)) - on_white).max() <= 1
+    gray = np.asarray(Image.fromarray(photo()).convert("L"))
+    gray_on_white = gray * (alpha / 255) + 255 * (1 - alpha / 255)
+    la = Image.merge("LA", [Image.fromarray(gray), Image.fromarray(alpha)])
+    assert np.abs(decode(encoded(la), channels=1)[..., 0] - gray_on_white).max() <= 1
+
+
+def test_a_transparent_palette_colour_is_white() -> None:
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putpixel((1, 2), 1)
+    pixels = decode(encoded(palette, transparency=0))
+    assert pixels[2, 1].tolist() == [200, 100, 50]
+    assert (np.delete(pixels.reshape(-1, 3), 2 * 4 + 1, axis=0) == 255).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bit_gray_is_scaled_not_clipped(kind: str) -> None:
+    samples = np.arange(256 * 256, dtype=np.uint16).reshape(256, 256)
+    expected = (samples / 65535 * 255).round()
+    for channels in (1, 3):
+        pixels = decode(encoded(samples, kind), channels=channels)
+        assert pixels.shape == (256, 256, channels)
+        assert np.abs(pixels - expected[..., None]).max() <= 1
+
+
+def test_float_tiff_from_0_to_1_is_scaled() -> None:
+    samples = np.linspace(0, 1, 100, dtype=np.float32).reshape(10, 10)
+    assert np.abs(decode(encoded(samples, "TIFF"))[..., 0] - samples * 255).max() <= 0.5 + 1e-4
+    samples[3, 3] = np.nan
+    with pytest.raises(BadImage, match="not finite"):
+        decode(encoded(samples, "TIFF"))
+
+
+def test_float_tiff_of_another_scale_spans_black_to_white() -> None:
+    samples = np.linspace(-3000, 5000, 100, dtype=np.float32).reshape(10, 10)
+    pixels = decode(encoded(samples, "TIFF"), channels=1)[..., 0].reshape(-1)
+    assert (pixels[0], pixels[-1]) == (0, 255)
+    assert (np.diff(pixels.astype(int)) > 0).all()
+
+
+def test_cmyk_jpeg_becomes_rgb() -> None:
+    cmyk = Image.fromarray(photo()).convert("CMYK")
+    assert np.abs(decode(encoded(cmyk, "JPEG", quality=95)).astype(int) - photo()).mean() < 4
+
+
+def with_orientation(orientation: int, kind: str) -> bytes:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {"tiffinfo": exif} if kind == "TIFF" else {}
+    return encoded(photo(), kind, exif=exif, **options)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int, kind: str, tmp_path: Path) -> None:
+    data = with_orientation(orientation, kind)
+    (tmp_path / "a").write_bytes(data)
+    with Image.open(tmp_path / "a") as picture:
+        expected = np.asarray(ImageOps.exif_transpose(picture))
+    assert expected.shape[:2] == ((60, 40) if orientation >= 5 else (40, 60))
+    assert np.array_equal(decode(data), expected)
+    assert header_size(data) == expected.shape[:2]
+
+
+def test_damaged_exif_leaves_a_sound_picture_as_it_is() -> None:
+    data = encoded(photo(), "JPEG", exif=b"Exif\0\0MM\0*" + b"\xff" * 40)
+    assert np.array_equal(decode(data), decode(encoded(photo(), "JPEG")))
+
+
+def jpeg_claiming(height: int, width: int) -> bytes:
+    data = bytearray(encoded(photo(), "JPEG"))
+    place = data.index(b"\xff\xc0")  # start of frame: length, precision, height, width
+    data[place + 5 : place + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+def png_of_ones(height: int, width: int) -> bytes:
+    """A black 1-bit PNG of any size in a few kilobytes."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    packer = zlib.compressobj(9)
+    row = b"\0" * (1 + -(-width // 8))
+    packed = b"".join(packer.compress(row * 100) for _ in range(height // 100)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def test_the_pixel_limit_is_checked_on_the_header() -> None:
+    data = encoded(photo())
+    assert decode(data, max_pixels=40 * 60).shape == (40, 60, 3)
+    with pytest.raises(BadImage, match=r"60x40 pixels are more than the limit of 2,399"):
+        decode(data, max_pixels=40 * 60 - 1)
+    assert header_size(jpeg_claiming(15_000, 15_001)) == (15_000, 15_001)  # more than Pillow's own limit
+    with pytest.raises(BadImage, match="limit of 225,000,000"):
+        decode(jpeg_claiming(15_000, 15_001), max_pixels=225_000_000)
+    with pytest.raises(Image.DecompressionBombError):  # which others' use of Pillow keeps
+        Image.open(BytesIO(jpeg_claiming(15_000, 15_001)))
+
+
+def test_a_bomb_is_refused_before_anything_is_allocated(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg_claiming(65_000, 65_000))
+    (tmp_path / "b.jpg").write_bytes(jpeg_claiming(10_000, 10_000))
+    (tmp_path / "c.png").write_bytes(png_of_ones(15_000, 15_000))
+    assert (tmp_path / "c.png").stat().st_size < 50_000
+    script = """
+import sys, resource
+from byol.data.decode import BadImage, decode
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+for path in sys.argv[1:]:
+    try:
+        decode(open(path, "rb").read())
+    except BadImage as failure:
+        assert "more than the limit of 64,000,000" in str(failure), failure
+    else:
+        raise SystemExit(path + " was decoded")
+assert peak() - before < 20, peak() - before
+"""
+    paths = [str(tmp_path / name) for name in ("a.jpg", "b.jpg", "c.png")]
+    done = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_text_chunk_bomb_is_a_bad_image() -> None:
+    data = encoded(photo())
+    text = b"Comment\0\0" + zlib.compress(b"a" * 80_000_000, 9)
+    chunk = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))
+    with pytest.raises(BadImage):
+        decode(data[:33] + chunk + data[33:])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_a_truncated_picture_is_a_bad_image(kind: str) -> None:
+    data = encoded(photo(120, 160), kind)
+    cuts = [len(data) // 10, len(data) // 2]
+    if kind in ("JPEG", "WEBP", "BMP"):  # the others' last bytes hold no pixels
+        cuts.append(len(data) - 2)
+    for cut in cuts:
+        with pytest.raises(BadImage):
+            decode(data[:cut])
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
+        (b"<!DOCTYPE html>\n<html>404</html>", "a web page or XML"),
+        (b"\n  <svg xmlns='http://www.w3.org/2000/svg'/>", "a web page or XML"),
+        (b"These are no pixels.", "none of JPEG, PNG, WEBP, BMP, TIFF, GIF"),
+        (b"\xff\xd8\xff\xe0" + b"\0" * 100, "none of JPEG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "none of JPEG"),  # Pillow alone would start Ghostscript
+    ],
+)
+def test_what_is_no_picture_says_what_it_is(data: bytes, reason: str) -> None:
+    for read in (decode, header_size):
+        with pytest.raises(BadImage, match=reason):
+            read(data)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 400), (400, 2)])
+def test_extreme_shapes_are_decoded(size: tuple[int, int]) -> None:
+    pixels = np.full((*size, 3), 7, dtype=np.uint8)
+    assert np.array_equal(decode(encoded(pixels)), pixels)
+
+
+def test_pictures_are_loaded_and_of_one_mode() -> None:
+    for channels, mode in ((3, "RGB"), (1, "L")):
+        picture = open_picture(encoded(photo(), "JPEG"), channels=channels)
+        assert (picture.mode, picture.size) == (mode, (60, 40))
+    assert simplified(Image.fromarray(photo())).mode == "RGB"
