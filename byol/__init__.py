@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from byol.errors import DataError as DataError
     from byol.errors import Stopped as Stopped
     from byol.errors import TrainingError as TrainingError
-    from byol.evaluate.knn import knn_predict as knn_predict
-    from byol.evaluate.protocols import Score as Score
-    from byol.evaluate.protocols import evaluate as evaluate
+    from byol.evaluation.knn import knn_predict as knn_predict
+    from byol.evaluation.protocols import Score as Score
+    from byol.evaluation.protocols import evaluate as evaluate
     from byol.features.encoders import load_encoder as load_encoder
     from byol.features.extract import Features as Features
     from byol.features.extract import embed as embed
@@ -44,8 +44,8 @@ _HOMES = {
     "byol.data.decode": ("BadImage",),
     "byol.data.sources": ("Images", "open_images"),
     "byol.errors": ("ByolError", "CheckpointError", "ConfigError", "DataError", "Stopped", "TrainingError"),
-    "byol.evaluate.knn": ("knn_predict",),
-    "byol.evaluate.protocols": ("Score", "evaluate"),
+    "byol.evaluation.knn": ("knn_predict",),
+    "byol.evaluation.protocols": ("Score", "evaluate"),
     "byol.features.encoders": ("load_encoder",),
     "byol.features.extract": ("Features", "embed"),
     "byol.method.byol": ("BYOL",),

@@ -8,14 +8,15 @@ from pathlib import Path
 
 from byol.data.generated import photograph_tiles
 from byol.data.sources import open_images
-from byol.evaluate.knn import knn_correct
-from byol.evaluate.metrics import top1
+from byol.evaluation.knn import knn_correct
+from byol.evaluation.metrics import top1
 from byol.features.extract import Features, embed
 from byol.settings import parse, preset_flags
 from byol.train.config import TrainConfig
 from byol.train.log import duration
 from byol.train.run import build_learner, pretrain
 from byol.weights.files import Encoder
+from byol.world import World
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,11 @@ def demo(arguments: Sequence[str]) -> int:
     run = pretrain(None, train, config)
     seconds = time.perf_counter() - started
 
-    untrained = build_learner(run.plan, config, None).online.encoder
+    untrained = build_learner(run.plan, config, None, World.join("cpu")).online.encoder
 
     def score(encoder: Encoder | None) -> float:
         bank, queries = (
-            Features(images.reshape(len(images), -1).astype("float32") / 255, labels, [])
+            Features(images.reshape(len(images), -1).astype("float32"), labels)
             if encoder is None
             else replace(embed(encoder, open_images(images)), y=labels)
             for images, labels in ((tiles.train, tiles.train_labels), (tiles.test, tiles.test_labels))

@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 
 from byol.data.sources import open_images
-from byol.evaluate import protocols
+from byol.evaluation import protocols
 from byol.features.encoders import load_encoder
 from byol.settings import parse
 

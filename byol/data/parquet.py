@@ -126,10 +126,14 @@ def shards(folder: Path) -> list[Path]:
 
     Raises DataError when their names tell of several splits: a test set must not slip into training.
     """
-    paths = sorted(path for path in folder.rglob("*.parquet") if path.is_file() and not path.name.startswith("."))
+    paths: list[Path] = []
     splits: dict[str, Path] = {}
-    for path in paths:
-        for word in set(re.split(r"[^a-z]+", str(path.relative_to(folder)).lower())) & SPLITS:
+    for path in sorted(folder.rglob("*.parquet")):
+        within = path.relative_to(folder)
+        if any(part.startswith(".") for part in within.parts) or not path.is_file():
+            continue
+        paths.append(path)
+        for word in set(re.split(r"[^a-z]+", str(within).lower())) & SPLITS:
             splits.setdefault(word, path)
     if len(splits) > 1:
         raise DataError(

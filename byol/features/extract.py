@@ -47,7 +47,7 @@ class Features:
             if path.suffix == ".npy":
                 np.save(file, self.x)
             else:
-                parts = {"x": self.x, "names": np.array(self.names, dtype=str)}
+                parts: dict[str, Any] = {"x": self.x, "names": np.array(self.names, dtype=str)}
                 if self.y is not None:
                     parts["y"] = self.y
                 if self.classes is not None:

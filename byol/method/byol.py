@@ -82,12 +82,14 @@ class BYOL(nn.Module):
             raise ConfigError(
                 "Give image_size, or example=: a small batch of the network's inputs when they are not images."
             )
+        if augment_fn is None and augment_fn2 is not None:
+            raise ConfigError("augment_fn2 came without augment_fn. Give both, or augment_fn alone for both views.")
         if not any(p.requires_grad for p in net.parameters()):
             raise ConfigError(f"{type(net).__name__} has no trainable parameter, so there is nothing to learn.")
         first = next(p for p in net.parameters() if p.requires_grad)
         channels = channels or _channels_of(net)
         self.views = None if image_size is None else Views(image_size, views or ViewConfig(), channels)
-        self.augment_fn, self.augment_fn2 = augment_fn, augment_fn2 or augment_fn
+        self.augment_fn, self.augment_fn2 = augment_fn, augment_fn if augment_fn2 is None else augment_fn2
         self.moving_average_decay = moving_average_decay
         self.joint_batchnorm = joint_batchnorm
 
@@ -95,6 +97,7 @@ class BYOL(nn.Module):
             example = torch.zeros((2, channels, *self.views.size), device=first.device, dtype=first.dtype)
         found = probe(net, hidden_layer, example)
         self.frozen = _freeze(net, found.unreached)
+        self.representation_size = found.features
         projector = mlp(found.features, projection_hidden_size, projection_size).to(first.device)
         self.online = Network(found.encoder, projector)
         self.predictor = mlp(projection_size, projection_hidden_size, projection_size).to(first.device)

@@ -99,8 +99,9 @@ def blur(x: Tensor, sigma: Tensor, taps: int) -> Tensor:
     count, channels, height, width = x.shape
     rows = blur_matrix(sigma, taps, height)
     columns = rows if height == width else blur_matrix(sigma, taps, width)
-    horizontal = torch.bmm(x.reshape(count, channels * height, width), columns)
-    return torch.matmul(rows[:, None], horizontal.view(x.shape))
+    with torch.autocast(x.device.type, enabled=False):
+        horizontal = torch.bmm(x.reshape(count, channels * height, width), columns)
+        return torch.matmul(rows[:, None], horizontal.view(x.shape))
 
 
 def blur_matrix(sigma: Tensor, taps: int, size: int) -> Tensor:

@@ -76,8 +76,9 @@ def crop_resize(images: Tensor, crops: Crops, size: tuple[int, int], antialias: 
     columns = columns.to(images.device, non_blocking=True)
     count, channels = images.shape[:2]
     tall = images.float().reshape(count, channels * height, width)
-    narrow = torch.bmm(tall, columns.transpose(1, 2))  # (N, C*H, w)
-    return torch.matmul(rows[:, None], narrow.view(count, channels, height, size[1]))
+    with torch.autocast(images.device.type, enabled=False):  # bf16 cannot tell neighbouring bright pixels apart
+        narrow = torch.bmm(tall, columns.transpose(1, 2))  # (N, C*H, w)
+        return torch.matmul(rows[:, None], narrow.view(count, channels, height, size[1]))
 
 
 def resampling_matrix(

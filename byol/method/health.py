@@ -19,7 +19,8 @@ def health(x: Tensor, other: Tensor | None = None) -> dict[str, Tensor]:
     count, dims = rows.shape
     singular = torch.linalg.svdvals(rows)
     share = singular / singular.sum().clamp_min(1e-12)
-    pairs = (2 - 2 * rows @ rows.T).clamp_min(0)
+    lengths = rows.square().sum(dim=1)  # 1, but for a dead row, which is 0
+    pairs = (lengths[:, None] + lengths - 2 * rows @ rows.T).clamp_min(0)
     off_diagonal = (torch.exp(-2 * pairs).sum() - count) / max(1, count * (count - 1))
     signs = {
         "std": rows.std(dim=0, correction=0).mean() * dims**0.5,

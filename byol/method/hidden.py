@@ -97,7 +97,7 @@ def batch_of(view: Any) -> int:
 
 
 def probe(net: nn.Module, hidden_layer: str | int | None, example: Any) -> Probe:
-    """Run a throw-away copy of the network once in train mode: the network itself, its buffers and the random state stay.
+    """Run a throw-away copy of the network in train mode: the network itself, its buffers and the random state stay.
 
     Raises ConfigError when the layer does not exist, is not reached, or gives nothing that can be a representation.
     """
@@ -111,16 +111,21 @@ def probe(net: nn.Module, hidden_layer: str | int | None, example: Any) -> Probe
         ) from failure
     parameters = {name: p for name, p in trial.named_parameters() if p.requires_grad}
     devices = sorted({p.device.index for p in trial.parameters() if p.device.type == "cuda"})
-    outputs: list[Any] = []
+    calls = 0
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal calls
+        calls += 1
+
     with torch.random.fork_rng(devices), torch.enable_grad():
-        if layer is None:
-            outputs.append(run(trial, example))
-        else:
-            trial.get_submodule(layer).register_forward_hook(lambda module, inputs, output: outputs.append(output))
+        if layer is not None:
+            handle = trial.get_submodule(layer).register_forward_hook(count)
             run(trial, example)
-        if not outputs:
-            raise ConfigError(_not_reached(layer))
-        output = _single_tensor(outputs[-1], layer)
+            handle.remove()
+            if not calls:
+                raise ConfigError(_not_reached(layer))
+        # A pass of its own, which stops at the layer: later layers may write into its output in place (a residual block).
+        output = _single_tensor(HiddenLayer(trial, layer, "none", 0, calls)._output(example), layer)
         pooling, skip = pooling_of(trial, output)
         representation = pool(output, pooling, skip)
         _check_representation(representation, output, batch_of(example), layer)
@@ -131,7 +136,7 @@ def probe(net: nn.Module, hidden_layer: str | int | None, example: Any) -> Probe
             f"The representation of {type(net).__name__} depends on no trainable parameter, so there is nothing to learn. "
             "Choose a layer behind a trainable one, or unfreeze the network (requires_grad_(True))."
         )
-    return Probe(HiddenLayer(net, layer, pooling, skip, len(outputs)), representation.shape[1], unreached)
+    return Probe(HiddenLayer(net, layer, pooling, skip, calls), representation.shape[1], unreached)
 
 
 def layer_name(net: nn.Module, hidden_layer: str | int | None) -> str | None:

@@ -62,17 +62,11 @@ class ViewConfig:
     """Channel deviations that are divided by; other than three channels use their average."""
 
     def __post_init__(self) -> None:
-        shares = {name: (getattr(self, name),) for name in ("flip", "jitter", "grayscale", "solarize_threshold")}
-        shares |= {
-            "blur": self.blur,
-            "solarize": self.solarize,
-            "crop_area": self.crop_area,
-            "blur_size": (self.blur_size,),
-        }
-        for name, values in shares.items():
-            _check(all(0 <= value <= 1 for value in values), name, getattr(self, name), "a number from 0 to 1")
-        for name in ("brightness", "contrast", "saturation"):
+        shares = ("flip", "jitter", "brightness", "contrast", "saturation", "grayscale", "blur_size", "solarize_threshold")
+        for name in shares:
             _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number from 0 to 1")
+        for name in ("blur", "solarize", "crop_area"):
+            _check(all(0 <= value <= 1 for value in getattr(self, name)), name, getattr(self, name), "numbers from 0 to 1")
         _check(0 <= self.hue <= 0.5, "hue", self.hue, "a number from 0 to 0.5 turns")
         for name in ("crop_area", "crop_ratio", "blur_sigma"):
             low, high = getattr(self, name)

@@ -38,9 +38,11 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[str, 
     try:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / "state.safetensors")
         (temporary / "state.json").write_text(json.dumps(values))
-        manifest = {"format": FORMAT, "step": step, "files": {}}
-        for name in ("state.safetensors", "state.json"):
-            manifest["files"][name] = {"bytes": (temporary / name).stat().st_size, "blake2b": _digest(temporary / name)}
+        files = {
+            name: {"bytes": (temporary / name).stat().st_size, "blake2b": _digest(temporary / name)}
+            for name in ("state.safetensors", "state.json")
+        }
+        manifest = {"format": FORMAT, "step": step, "files": files}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
         for name in ("state.safetensors", "state.json", "manifest.json"):
             sync(temporary / name)

@@ -17,7 +17,7 @@ from byol.data.batches import Batch, BatchPlan, load_resident, resident_batches,
 from byol.data.sources import Images, open_images
 from byol.disk import write_text
 from byol.errors import CheckpointError, Stopped, TrainingError
-from byol.evaluate.protocols import Score, write_scores
+from byol.evaluation.protocols import Score, write_scores
 from byol.method.byol import BYOL
 from byol.method.draws import seed_of, uniforms
 from byol.models.build import build_encoder
@@ -67,7 +67,7 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
         plan = planned(folder, config, own, source, world)
         train_rows, held_out_rows = split(len(source), plan)
 
-        learner = build_learner(plan, config, own).to(world.device, memory_format=torch.channels_last)
+        learner = build_learner(plan, config, own, world)
         optimizer = build_optimizer(learner, plan)
         start = restore(folder, learner, optimizer)
         encoder = encoder_of(learner, plan, own)
@@ -143,8 +143,8 @@ def planned(folder: Path, config: TrainConfig, own: nn.Module | None, source: Im
     return plan
 
 
-def build_learner(plan: Plan, config: TrainConfig, own: nn.Module | None) -> BYOL:
-    """The pair of networks at step 0, a function of the plan's seed."""
+def build_learner(plan: Plan, config: TrainConfig, own: nn.Module | None, world: World) -> BYOL:
+    """The pair of networks at step 0, a function of the plan's seed, on the device and laid out for fast convolutions."""
 
     def network(part: int) -> nn.Module:
         torch.manual_seed(seed_of(plan.seed, part))
@@ -153,7 +153,7 @@ def build_learner(plan: Plan, config: TrainConfig, own: nn.Module | None) -> BYO
     independent = config.model.target_init == "independent" and own is None
     other = network(1) if independent else None
     net = own if own is not None else network(0)
-    return BYOL(
+    learner = BYOL(
         net,
         plan.image_size,
         config.hidden_layer,
@@ -164,6 +164,7 @@ def build_learner(plan: Plan, config: TrainConfig, own: nn.Module | None) -> BYO
         target_net=other,
         joint_batchnorm=config.model.joint_batchnorm,
     )
+    return learner.to(world.device).to(memory_format=torch.channels_last)
 
 
 def split(count: int, plan: Plan) -> tuple[Tensor, Tensor]:
@@ -202,7 +203,7 @@ def seconds_per_step(draft: Plan, config: TrainConfig, own: nn.Module | None, so
     import copy
 
     draft = replace(draft, total_steps=max(draft.total_steps, 8))
-    learner = build_learner(draft, config, copy.deepcopy(own)).to(world.device, memory_format=torch.channels_last)
+    learner = build_learner(draft, config, copy.deepcopy(own), world)
     rows, _ = split(len(source), draft)
     sample = source.subset(rows[: max(4096, draft.batch_size)])
     quiet = BadImages(Path(config.out), len(source), 1.0)
@@ -257,7 +258,7 @@ def encoder_of(learner: BYOL, plan: Plan, own: nn.Module | None) -> Encoder:
         channels=plan.channels,
         mean=learner.views.mean,
         std=learner.views.std,
-        features=learner.online.projector[0].in_features,
+        features=learner.representation_size,
     )
     return Encoder(network, info)
 

@@ -151,5 +151,5 @@ def digest(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         value = tensors[name]
         state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        state.update(value.reshape(-1).view(torch.uint8).numpy())
+        state.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()

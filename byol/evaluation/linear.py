@@ -73,10 +73,10 @@ def minimise(x: Tensor, y: Tensor, start: Tensor, l2: float) -> tuple[Tensor, Te
         solver.zero_grad()
         weight, bias = parameters[:, :-1], parameters[:, -1]
         loss = F.cross_entropy(logits(x, weight, bias), y) + l2 / 2 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    solver.step(objective)  # type: ignore[no-untyped-call]
+    solver.step(objective)
     result = parameters.detach()
     return result[:, :-1], result[:, -1]
 

@@ -12,9 +12,9 @@ import torch
 
 from byol.data.sources import Images, open_images
 from byol.errors import ConfigError, DataError, did_you_mean
-from byol.evaluate import linear
-from byol.evaluate.knn import knn_correct
-from byol.evaluate.metrics import interval, top1
+from byol.evaluation import linear
+from byol.evaluation.knn import knn_correct
+from byol.evaluation.metrics import interval, top1
 from byol.features.extract import Features, embed
 from byol.weights.files import Encoder
 
