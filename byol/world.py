@@ -83,7 +83,7 @@ def pick_device(device: str | None) -> torch.device:
             return torch.device("cuda")
         if Path("/proc/driver/nvidia/version").exists():
             logger.warning(
-                "This machine has an NVIDIA driver, but torch cannot use it (driver too old for torch %s?): running on the CPU.",
+                "This machine has an NVIDIA driver, but torch cannot use it (too old for torch %s?): running on the CPU.",
                 torch.__version__,
             )
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -97,7 +97,5 @@ def pick_device(device: str | None) -> torch.device:
             f"device is {device!r}, but torch {torch.__version__} finds none here. Leave --device out to use the CPU."
         )
     if chosen.type == "cuda" and chosen.index is not None and chosen.index >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device is {device!r}, but there are {torch.cuda.device_count()} CUDA devices (counted from 0)."
-        )
+        raise ConfigError(f"device is {device!r}, but there are {torch.cuda.device_count()} CUDA devices (counted from 0).")
     return chosen

@@ -24,17 +24,18 @@ def main() -> None:
     args = parser.parse_args()
 
     # Any network will do: give the image size and the layer whose output is the representation.
+    torch.manual_seed(0)
     net = resnet50(weights=None)
     learner = byol.BYOL(net, image_size=args.image_size, hidden_layer="avgpool")
     optimizer = byol.LARS(byol.parameter_groups(learner, weight_decay=1.5e-6), lr=0.2, momentum=0.9)
 
     photos = byol.open_images(args.photos)
     print(photos.description)
-    generator = torch.Generator().manual_seed(0)
     for step in range(args.steps):
-        rows = torch.randint(len(photos), (args.batch_size,), generator=generator)
-        images = square_batch(photos, rows.tolist(), side=args.image_size * 8 // 7)
-        loss = learner(images)  # draws two views of each image
+        rows = torch.randint(len(photos), (args.batch_size,)).tolist()
+        # Photographs have many sizes, so each is cut into its two views by itself; a batch of equal sizes is one call.
+        views = [learner.draw_views(photograph(photos, row)) for row in rows]
+        loss = learner(torch.cat([view1 for view1, _ in views]), torch.cat([view2 for _, view2 in views]))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -43,13 +44,13 @@ def main() -> None:
 
     # The network was trained in place: save it, and use it like any ResNet-50.
     torch.save(net.state_dict(), args.out)
-    features = learner.embed(square_batch(photos, list(range(min(2, len(photos)))), side=args.image_size))
+    features = torch.cat([learner.embed(photograph(photos, row)) for row in range(min(2, len(photos)))])
     print(f"saved {args.out}; features of {len(features)} photographs: {tuple(features.shape)}")
 
 
-def square_batch(photos: "byol.Images", rows: list[int], side: int) -> torch.Tensor:
-    """Photographs of many sizes as one uint8 batch (B, 3, side, side)."""
-    return torch.stack([torch.from_numpy(byol.fit(photos.array(row), side)).permute(2, 0, 1) for row in rows])
+def photograph(photos: byol.Images, row: int) -> torch.Tensor:
+    """One photograph as a batch of one, uint8 (1, 3, H, W)."""
+    return torch.from_numpy(photos.array(row)).permute(2, 0, 1)[None]
 
 
 if __name__ == "__main__":

@@ -57,9 +57,7 @@ def demo(arguments: Sequence[str]) -> int:
         )
         return top1(knn_correct(bank, queries))
 
-    print(
-        f"\nkNN accuracy on {len(test):,} test tiles of {len(tiles.names)} photographs (chance {1 / len(tiles.names):.2f})"
-    )
+    print(f"\nkNN accuracy on {len(test):,} test tiles of {len(tiles.names)} photographs (chance {1 / len(tiles.names):.2f})")
     print(f"  raw pixels          {score(None):.2f}")
     print(f"  untrained encoder   {score(Encoder(untrained, run.encoder.info)):.2f}")
     print(f"  trained encoder     {score(run.encoder):.2f}   after {duration(seconds)} of training")

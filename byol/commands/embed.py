@@ -21,6 +21,8 @@ class Embed:
     """Images: folder, text file of paths, .parquet, .npy or .npz."""
     out: str
     """Where the features go: .npz (x, y, names) or .npy (x alone)."""
+    encoder: str | None = None
+    """package.module:function that builds the network, for a run that trained one of your own."""
     device: str | None = None
     """cpu, cuda, cuda:N or mps. By default the GPU when there is one."""
     workers: int = 0
@@ -35,7 +37,7 @@ def embed(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--out is {command.out}; expected a name that ends in .npz or .npy.")
     if not out.parent.is_dir():
         raise ConfigError(f"--out is {command.out}, but there is no folder {out.parent}. Make it first.")
-    encoder = load_encoder(command.run, device=command.device)
+    encoder = load_encoder(command.run, net=command.encoder, device=command.device)
     images = open_images(command.data, channels=encoder.info.channels)
     features = extract(encoder, images, workers=command.workers)
     features.save(out)

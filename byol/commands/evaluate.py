@@ -22,6 +22,8 @@ class Evaluate:
     """Labelled images that are scored; nothing is chosen on them."""
     protocols: tuple[str, ...] = field(default=("knn", "linear"))
     """knn (cosine, k nearest votes) and linear (logistic regression, L-BFGS)."""
+    encoder: str | None = None
+    """package.module:function that builds the network, for a run that trained one of your own."""
     device: str | None = None
     """cpu, cuda, cuda:N or mps. By default the GPU when there is one."""
     workers: int = 0
@@ -32,7 +34,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     """Score an encoder and add the scores to its folder."""
     description = "Say how good an encoder's features are, with labelled images."
     command = parse(Evaluate, arguments, prog="byol evaluate", description=description)
-    encoder = load_encoder(command.run, device=command.device)
+    encoder = load_encoder(command.run, net=command.encoder, device=command.device)
     train, test = (open_images(path, channels=encoder.info.channels) for path in (command.train, command.test))
     scores = protocols.evaluate(encoder, train=train, test=test, protocols=command.protocols, workers=command.workers)
     print(protocols.score_table(scores))

@@ -48,13 +48,15 @@ def evaluate(
     seed: int = 0,
     workers: int = 0,
 ) -> dict[str, Score]:
-    """Score an encoder on labelled images: `train` is learned from, `test` is scored. Both are Features or what `open_images` takes.
+    """Score an encoder on labelled images: `train` is learned from, `test` is scored.
 
-    Raises ConfigError for an unknown protocol, DataError when labels are missing.
+    Both are Features, or what `open_images` takes. Raises ConfigError for an unknown protocol, DataError when labels are missing.
     """
     for name in protocols:
         if name not in PROTOCOLS:
-            raise ConfigError(f"There is no protocol {name!r}.{did_you_mean(name, PROTOCOLS)} There are: {', '.join(PROTOCOLS)}.")
+            raise ConfigError(
+                f"There is no protocol {name!r}.{did_you_mean(name, PROTOCOLS)} There are: {', '.join(PROTOCOLS)}."
+            )
     sources = {"train": labelled(train, "train", encoder), "test": labelled(test, "test", encoder)}
     bank, queries = (s if isinstance(s, Features) else embed(encoder, s, workers=workers) for s in sources.values())
     bank, queries = same_classes(bank, queries)
@@ -86,11 +88,9 @@ def scored(
     return Score(protocol, top1(correct), low, high, settings, len(train.x), len(correct), classes, seed, seconds)
 
 
-def linear_correct(
-    train: Features, test: Features, seed: int
-) -> tuple[np.ndarray[Any, np.dtype[np.bool_]], dict[str, Any]]:
+def linear_correct(train: Features, test: Features, seed: int) -> tuple[np.ndarray[Any, np.dtype[np.bool_]], dict[str, Any]]:
     """Which test images a logistic regression gets right, and its settings."""
-    assert train.y is not None and test.y is not None
+    assert train.y is not None
     y = torch.from_numpy(train.y)
     classifier = linear.fit(torch.from_numpy(train.x), y, int(y.max()) + 1, seed=seed)
     settings = {"solver": "L-BFGS", "l2": classifier.l2, "l2_values": len(linear.L2), "held_out": linear.HELD_OUT}
@@ -99,16 +99,17 @@ def linear_correct(
 
 def labelled(images: Any, role: str, encoder: Encoder) -> Features | Images:
     """The images of a role, opened; raises DataError before any work when they carry no labels."""
+    opened: Features | Images = images
     if not isinstance(images, Features | Images):
-        images = open_images(images, channels=encoder.info.channels)
-    labels = images.y if isinstance(images, Features) else images.labels
+        opened = open_images(images, channels=encoder.info.channels)
+    labels = opened.y if isinstance(opened, Features) else opened.labels
     if labels is None:
-        what = images.description if isinstance(images, Images) else "The features"
+        what = opened.description if isinstance(opened, Images) else "The features"
         raise DataError(
             f"{what} given as {role} carry no labels. Expected a folder with one folder per class, "
             "parquet with a label column, or an .npz with y."
         )
-    return images
+    return opened
 
 
 def same_classes(train: Features, test: Features) -> tuple[Features, Features]:
@@ -140,7 +141,10 @@ def score_table(scores: dict[str, Score]) -> str:
     """Scores for people, in percent."""
     lines = ["protocol      top-1     95 % interval   settings"]
     for score in scores.values():
-        settings = ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in score.settings.items())
+        values = {name: f"{v:.3g}" if isinstance(v, float) else v for name, v in score.settings.items()}
+        settings = ", ".join(f"{name} {value}" for name, value in values.items())
+            f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in score.settings.items()
+        )
         lines.append(
             f"{score.protocol:<10} {100 * score.top1:6.2f} %   {100 * score.low:5.2f} to {100 * score.high:5.2f}   {settings}"
         )

@@ -59,11 +59,13 @@ class Features:
         """Read what `save` wrote. Raises DataError when the file holds something else."""
         try:
             with np.load(path, allow_pickle=False) as file:
-                y = file["y"] if "y" in file else None
+                y = file.get("y")
                 classes = tuple(file["classes"].tolist()) if "classes" in file else None
                 return cls(file["x"], y, file["names"].tolist(), classes)
         except (OSError, ValueError, KeyError) as failure:
-            raise DataError(f"{path} does not hold features ({failure}); expected an .npz that `byol embed` wrote.") from failure
+            raise DataError(
+                f"{path} does not hold features ({failure}); expected an .npz that `byol embed` wrote."
+            ) from failure
 
 
 class _Prepared(torch.utils.data.Dataset[tuple[int, Tensor | str]]):

@@ -76,12 +76,10 @@ class BYOL(nn.Module):
         _check_tau(moving_average_decay, "moving_average_decay")
         if min(projection_size, projection_hidden_size) < 1:
             raise ConfigError(
-                f"projection_size={projection_size} and projection_hidden_size={projection_hidden_size}; both must be at least 1."
+                f"projection_size={projection_size} and projection_hidden_size={projection_hidden_size}; both start at 1."
             )
         if image_size is None and example is None:
-            raise ConfigError(
-                "Give image_size, or example=: a small batch of the network's inputs when they are not images."
-            )
+            raise ConfigError("Give image_size, or example=: a small batch of the network's inputs when they are not images.")
         if augment_fn is None and augment_fn2 is not None:
             raise ConfigError("augment_fn2 came without augment_fn. Give both, or augment_fn alone for both views.")
         if not any(p.requires_grad for p in net.parameters()):
@@ -105,9 +103,7 @@ class BYOL(nn.Module):
             self.target = copy.deepcopy(self.online)
         else:
             _check_same_architecture(net, target_net)
-            other = HiddenLayer(
-                target_net, found.encoder.layer, found.encoder.pooling, found.encoder.skip, found.encoder.calls
-            )
+            other = HiddenLayer(target_net, found.encoder.layer, found.encoder.pooling, found.encoder.skip, found.encoder.calls)
             self.target = Network(other, mlp(found.features, projection_hidden_size, projection_size).to(first.device))
         if sync_batchnorm:
             self.online = nn.SyncBatchNorm.convert_sync_batchnorm(self.online)
@@ -120,9 +116,7 @@ class BYOL(nn.Module):
         """The network you gave: the online encoder, the only part that is kept after training."""
         return self.online.encoder.net
 
-    def forward(
-        self, view1: Any, view2: Any = None, *, return_embedding: bool = False, return_projection: bool = True
-    ) -> Any:
+    def forward(self, view1: Any, view2: Any = None, *, return_embedding: bool = False, return_projection: bool = True) -> Any:
         """The loss, a float32 scalar; or, with return_embedding, (projection, representation) of unaugmented images."""
         if return_embedding:
             representation = self.online.encoder(self.prepare(view1))
@@ -130,9 +124,7 @@ class BYOL(nn.Module):
         if view2 is None:
             view1, view2 = self.draw_views(view1)
         if self.training and batch_of(view1) < 2:
-            raise ConfigError(
-                "A batch of one cannot be trained on: BatchNorm needs at least two. Use batches of two or more."
-            )
+            raise ConfigError("A batch of one cannot be trained on: BatchNorm needs at least two. Use batches of two or more.")
 
         prediction1, prediction2 = self._both(self.predict, view1, view2)
         with torch.no_grad():  # the target teaches, it is not taught
@@ -192,9 +184,7 @@ class BYOL(nn.Module):
         if not self.joint_batchnorm:
             return network(view1), network(view2)
         if not (isinstance(view1, Tensor) and isinstance(view2, Tensor)):
-            raise ConfigError(
-                "joint_batchnorm joins two tensors; these views are not tensors. Leave it False for them."
-            )
+            raise ConfigError("joint_batchnorm joins two tensors; these views are not tensors. Leave it False for them.")
         first, second = network(torch.cat([view1, view2])).chunk(2)
         return first, second
 
@@ -236,6 +226,4 @@ def _check_same_architecture(net: nn.Module, target_net: nn.Module) -> None:
 
 def _check_tau(value: float, name: str) -> None:
     if not 0.0 <= value <= 1.0:
-        raise ConfigError(
-            f"{name} is {value}; expected a number from 0 (the target follows at once) to 1 (it never moves)."
-        )
+        raise ConfigError(f"{name} is {value}; expected a number from 0 (the target follows at once) to 1 (it never moves).")

@@ -1,13 +1,20 @@
 """Projector and predictor (paper §3.3; official networks.py: MLP)."""
 
-from torch import nn
+from math import sqrt
+
+from torch import Tensor, nn
 
 
 def mlp(in_features: int, hidden: int, out_features: int) -> nn.Sequential:
     """Linear, BatchNorm, ReLU, Linear without bias: (B, in_features) to (B, out_features). Nothing normalises the output."""
-    return nn.Sequential(
-        nn.Linear(in_features, hidden),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden, out_features, bias=False),
-    )
+    first, last = nn.Linear(in_features, hidden), nn.Linear(hidden, out_features, bias=False)
+    for layer in (first, last):
+        init_truncated(layer.weight)
+    nn.init.zeros_(first.bias)
+    return nn.Sequential(first, nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), last)
+
+
+def init_truncated(weight: Tensor) -> None:
+    """Haiku's default weights: normal with std 1/sqrt(fan_in), cut at two std and not rescaled (initializers.py)."""
+    std = 1 / sqrt(weight[0].numel())
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

@@ -160,7 +160,7 @@ def layer_name(net: nn.Module, hidden_layer: str | int | None) -> str | None:
     if not -len(children) <= hidden_layer < len(children):
         raise ConfigError(
             f"hidden_layer={hidden_layer} does not exist: {type(net).__name__} has {len(children)} child layers"
-            f"{' (' + ', '.join(children) + ')' if children else ''}. Give a name, another index, or None for the network's own output."
+            f"{' (' + ', '.join(children) + ')' if children else ''}. Give a name, another index, or None for the output."
         )
     return children[hidden_layer]
 
@@ -193,8 +193,7 @@ def pooling_of(net: nn.Module, output: Tensor) -> tuple[Pooling, int]:
     if isinstance(named, str) and named.startswith("avg"):
         return "mean of tokens", int(getattr(net, "num_prefix_tokens", 0))
     if any(
-        name.rpartition(".")[2] in ("cls_token", "class_token") and p.shape[-1] == width
-        for name, p in net.named_parameters()
+        name.rpartition(".")[2] in ("cls_token", "class_token") and p.shape[-1] == width for name, p in net.named_parameters()
     ):
         return "first token", 0
     normalised = any(isinstance(m, nn.LayerNorm) and m.normalized_shape[-1] == width for m in net.modules())

@@ -12,9 +12,7 @@ def learning_rate(step: int, *, base_lr: float, batch_size: int, total_steps: in
     """
     _check(step, total_steps)
     if not 0 <= warmup_steps < total_steps:
-        raise ConfigError(
-            f"warmup_steps is {warmup_steps}; expected 0 or more and less than total_steps={total_steps}."
-        )
+        raise ConfigError(f"warmup_steps is {warmup_steps}; expected 0 or more and less than total_steps={total_steps}.")
     peak = base_lr * batch_size / 256
     if step < warmup_steps:
         return peak * step / warmup_steps

@@ -163,8 +163,7 @@ class Views:
         """The colour operations that make sense for these images, each with its parameter's range."""
         config = self.config
         factor = {
-            name: (1 - getattr(config, name), 1 + getattr(config, name))
-            for name in ("brightness", "contrast", "saturation")
+            name: (1 - getattr(config, name), 1 + getattr(config, name)) for name in ("brightness", "contrast", "saturation")
         }
         if config.color == "official":
             operations: list[tuple[Callable[[Tensor, Tensor], Tensor], float, float]] = [

@@ -1,13 +1,13 @@
 """ResNet encoders of the paper (§3.3, Table 1; official networks.py, Haiku's resnet.py) with torchvision's state-dict names."""
 
 from collections.abc import Sequence
-from math import sqrt
 from typing import Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from byol.errors import ConfigError
+from byol.method.heads import init_truncated
 
 Stem = Literal["imagenet", "small"]
 Padding = Literal["symmetric", "same"]
@@ -203,12 +203,6 @@ def resnet(
         last_gamma=last_gamma,
         channels=channels,
     )
-
-
-def init_truncated(weight: Tensor) -> None:
-    """Haiku's default weights: normal with std 1/sqrt(fan_in), cut at two std and not rescaled (initializers.py)."""
-    std = 1 / sqrt(weight[0].numel())
-    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

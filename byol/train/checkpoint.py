@@ -73,7 +73,7 @@ def latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None
             logger.warning("Checkpoint %s is damaged (%s): falling back to the one before.", path.name, damage)
     if found:
         raise CheckpointError(
-            f"None of the {len(found)} checkpoints in {folder} can be read. Restore one of them, or start anew in another folder."
+            f"None of the {len(found)} checkpoints in {folder} can be read. Restore one of them, or start in another folder."
         )
     return None
 

@@ -29,9 +29,7 @@ def claim(folder: Path) -> Iterator[Path]:
             )
         lock = (folder / ".lock").open("a+")
     except OSError as failure:
-        raise ConfigError(
-            f"The run's folder {folder} cannot be used: {failure.strerror}. Choose another --out."
-        ) from failure
+        raise ConfigError(f"The run's folder {folder} cannot be used: {failure.strerror}. Choose another --out.") from failure
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -126,5 +126,5 @@ class BadImages:
         if bad > self.share * self.images:
             raise DataError(
                 f"{bad} of {self.images:,} images cannot be read, more than {100 * self.share:g} % "
-                f"(the last: {reason}). They are listed in {self.path}. Repair or remove them, or allow more with --data.max-bad."
+                f"(the last: {reason}). They are listed in {self.path}. Remove them, or allow more with --data.max-bad."
             )

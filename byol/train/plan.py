@@ -80,9 +80,7 @@ class Plan:
         return cls(**{**values, "image_size": tuple(values["image_size"]), "eval_size": tuple(values["eval_size"])})
 
 
-def plan_run(
-    config: TrainConfig, facts: ImageFacts, world: World, step_seconds: Callable[[Plan], float] | None = None
-) -> Plan:
+def plan_run(config: TrainConfig, facts: ImageFacts, world: World, step_seconds: Callable[[Plan], float] | None = None) -> Plan:
     """Derive every number of a run from its config, its images and the hardware.
 
     `step_seconds` measures one step of a draft plan; it is called only when the config has a time budget. Raises
@@ -150,7 +148,7 @@ def with_length(plan: Plan, config: TrainConfig, epochs: float) -> Plan:
     total = int(epochs * plan.images) // plan.batch_size
     if total < 1:
         raise ConfigError(
-            f"{epochs:g} epochs of {plan.images} images make no full step of {plan.batch_size}. Give more epochs or a smaller batch."
+            f"{epochs:g} epochs of {plan.images} images make no full step of {plan.batch_size}. Give more epochs."
         )
     warmup_epochs = config.optim.warmup_epochs
     warmup = min(10.0, 0.1 * epochs) if warmup_epochs is None else warmup_epochs
@@ -191,9 +189,7 @@ def derived_workers(config: TrainConfig) -> int:
 def checked_batch_size(config: TrainConfig, images: int) -> int:
     """The batch size: the one asked for if the images suffice, else 256 or what a small set allows."""
     if images < 2:
-        raise DataError(
-            f"There {'is 1 image' if images == 1 else f'are {images} images'} to train on; at least 2 are needed."
-        )
+        raise DataError(f"There {'is 1 image' if images == 1 else f'are {images} images'} to train on; at least 2 are needed.")
     parts = config.optim.accumulation
     if config.batch_size is None:
         # At least four batches an epoch, so that a small set still gives steps.

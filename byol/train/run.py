@@ -173,9 +173,7 @@ def split(count: int, plan: Plan) -> tuple[Tensor, Tensor]:
     return shuffled[plan.held_out :].sort().values, shuffled[: plan.held_out].sort().values
 
 
-def open_batches(
-    images: Images, plan: Plan, config: TrainConfig, world: World, start: int, bad: BadImages
-) -> Iterator[Batch]:
+def open_batches(images: Images, plan: Plan, config: TrainConfig, world: World, start: int, bad: BadImages) -> Iterator[Batch]:
     """The run's micro-batches from step `start` on, by the plan's route. Nothing is read before the first is asked for."""
     what = BatchPlan(plan.seed, len(images), plan.batch_size, plan.accumulation, plan.image_size, config.views)
 
@@ -213,7 +211,7 @@ def seconds_per_step(draft: Plan, config: TrainConfig, own: nn.Module | None, so
         if world.device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter())
-        if len(times) >= 4 and times[-1] - times[0] > 5 or len(times) == 8:
+        if (len(times) >= 4 and times[-1] - times[0] > 5) or len(times) == 8:
             break
     # The first step warms up; the mean of the others includes what data and the machine's noise cost.
     return (times[-1] - times[0]) / (len(times) - 1)

@@ -53,9 +53,7 @@ def steps(
         loss = torch.zeros((), device=device)
         for micro in range(plan.accumulation):
             batch = next(batches)
-            view1, view2 = learner.views.finish(
-                batch.crops, seed=plan.seed, step=step, first_row=micro * plan.micro_batch_size
-            )
+            view1, view2 = learner.views.finish(batch.crops, seed=plan.seed, step=step, first_row=micro * plan.micro_batch_size)
             with autocast(device, plan.precision):
                 part = learner(view1, view2) / plan.accumulation
             part.backward()

@@ -91,9 +91,7 @@ def save_encoder(encoder: Encoder, folder: str | Path) -> Path:
     return folder / FILE
 
 
-def load_encoder(
-    path: str | Path, *, build: Callable[[EncoderInfo], nn.Module], device: torch.device | None = None
-) -> Encoder:
+def load_encoder(path: str | Path, *, build: Callable[[EncoderInfo], nn.Module], device: torch.device | None = None) -> Encoder:
     """Read an encoder file (or the one in a folder); `build` makes the network that its tensors fill.
 
     Raises CheckpointError when the file is missing, damaged, from a newer version, or does not fit the network.
