@@ -50,7 +50,7 @@ def evaluate(
 ) -> dict[str, Score]:
     """Score an encoder on labelled images: `train` is learned from, `test` is scored.
 
-    Both are Features, or what `open_images` takes. Raises ConfigError for an unknown protocol, DataError when labels are missing.
+    Both are Features, or what `open_images` takes. Raises ConfigError for an unknown protocol, DataError without labels.
     """
     for name in protocols:
         if name not in PROTOCOLS:
@@ -123,8 +123,8 @@ def same_classes(train: Features, test: Features) -> tuple[Features, Features]:
     union = [*train.classes, *(name for name in test.classes if name not in train.classes)]
     if not set(train.classes) & set(test.classes):
         raise DataError(
-            f"Train and test share no class: train has {', '.join(train.classes[:3])} ..., test {', '.join(test.classes[:3])} ... "
-            "Expected the same class names on both sides."
+            f"Train and test share no class: train has {', '.join(train.classes[:3])} ..., "
+            f"test {', '.join(test.classes[:3])} ... Expected the same class names on both sides."
         )
     number = np.array([union.index(name) for name in test.classes], dtype=np.int64)
     return train, replace(test, y=number[test.y], classes=tuple(union))
@@ -143,8 +143,6 @@ def score_table(scores: dict[str, Score]) -> str:
     for score in scores.values():
         values = {name: f"{v:.3g}" if isinstance(v, float) else v for name, v in score.settings.items()}
         settings = ", ".join(f"{name} {value}" for name, value in values.items())
-            f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in score.settings.items()
-        )
         lines.append(
             f"{score.protocol:<10} {100 * score.top1:6.2f} %   {100 * score.low:5.2f} to {100 * score.high:5.2f}   {settings}"
         )
