@@ -1,5 +1,6 @@
 """Images that lie in one array: which axis is which, and every kind of sample brought to uint8 (H, W, C)."""
 
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -97,17 +98,22 @@ class Arrays:
 def channel_axis(shape: tuple[int, ...], channels: int | None, tensor: bool) -> int | None:
     """Which axis of one image holds the channels: 0 or 2, or None for (H, W).
 
-    It is the axis that has the channels asked for; else the one of length 1, 3 or 4; else the shortest of all. What is
-    still undecided is read as its library has it: tensors (C, H, W), arrays (H, W, C).
+    It is the axis that has the channels asked for; else the one of length 1, 3 or 4; else the one beside a square; else
+    the shortest. Where both do, or none, the library's own order counts: tensors (C, H, W), arrays (H, W, C).
     """
     if len(shape) == 2:
         return None
     first, middle, last = shape
-    for usual in ((channels,), (1, 3, 4)):
-        if (first in usual) != (last in usual):
-            return 0 if first in usual else 2
-    if first != last and min(first, last) < middle:
-        return 0 if first < last else 2
+    for in_front, behind in (
+        (first == channels, last == channels),
+        (first in (1, 3, 4), last in (1, 3, 4)),
+        (middle == last, first == middle),
+        (first == min(shape), last == min(shape)),
+    ):
+        if in_front != behind:
+            return 0 if in_front else 2
+        if in_front and behind:
+            break
     return 0 if tensor else 2
 
 
@@ -160,20 +166,29 @@ def array_file(path: Path, where: str, channels: int | None) -> Arrays:
     A .npz file gives the array named images, x, data or image, else its first of three or more dimensions.
     """
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return Arrays(loaded, where, channels, file=path.name)
-        with loaded:
-            keys = [key for key in (*IMAGE_KEYS, *loaded.files) if key in loaded.files and loaded[key].ndim >= 3]
-            if not keys:
-                shapes = ", ".join(f"{key} {loaded[key].shape}" for key in loaded.files) or "nothing"
-                raise DataError(f"{where} holds {shapes}; expected an array of images, such as `images` (N, H, W, C).")
-            data = loaded[keys[0]]
-            named = next((loaded[key] for key in LABEL_KEYS if key in loaded.files), None)
-        labels = None if named is None else found_labels(named, len(data))
-        return Arrays(data, f"{where}[{keys[0]}]", channels, labels=labels, file=path.name)
+        with path.open("rb") as file:
+            start = file.read(6)
+            if start == b"\x93NUMPY":
+                return Arrays(np.load(path, mmap_mode="r", allow_pickle=False), where, channels, file=path.name)
+            if start[:2] != b"PK":
+                raise DataError(f"{where} is not what numpy.save or numpy.savez writes; pickles are never loaded.")
+            file.seek(0)
+            data, key, labels = _from_npz(np.load(file, allow_pickle=False), where)
+            return Arrays(data, f"{where}[{key}]", channels, labels=labels, file=path.name)
     except DataError:
         raise
     except Exception as failure:  # damaged files end in nearly every exception there is
-        reason = "it holds Python objects, which are never loaded" if "allow_pickle" in str(failure) else str(failure)
+        objects = "allow_pickle" in str(failure) or "Python objects" in str(failure)
+        reason = "it holds Python objects, which are never loaded" if objects else str(failure)
         raise DataError(f"{where} cannot be read ({reason}). Save one array of numbers with numpy.save.") from failure
+
+
+def _from_npz(loaded: Mapping[str, Array], where: str) -> tuple[Array, str, Labels | None]:
+    """The images of a .npz file, their key and their labels."""
+    for key in (*IMAGE_KEYS, *loaded):
+        if key in loaded and loaded[key].ndim >= 3:
+            data = loaded[key]
+            named = next((loaded[name] for name in LABEL_KEYS if name in loaded), None)
+            return data, key, None if named is None else found_labels(named, len(data))
+    shapes = ", ".join(f"{key} {loaded[key].shape}" for key in loaded) or "nothing"
+    raise DataError(f"{where} holds {shapes}; expected an array of images, such as `images` (N, H, W, C).")

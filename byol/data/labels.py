@@ -28,7 +28,10 @@ def class_labels(values: Any, count: int, names: Sequence[str] | None = None) ->
     Words become numbers in alphabetical order; numbers are named by `names`, or by themselves. A negative number means
     "no class" (as in STL-10 and in Hugging Face's test sets), and then nothing has one. Raises DataError.
     """
-    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    try:
+        array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    except ValueError as failure:
+        raise DataError("The labels are lists of several lengths; expected one label for each image.") from failure
     if array.shape not in ((count,), (count, 1)):
         raise DataError(f"The labels have the shape {array.shape}; expected one label for each of the {count:,} images.")
     array = array.reshape(count)

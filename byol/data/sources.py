@@ -84,6 +84,8 @@ def _path_source(text: str, channels: int | None, max_pixels: int) -> Source:
         if not found:
             raise DataError(_missing(path, where))
         return _files_source(found, where, channels, max_pixels)
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise DataError(f"{where} is no regular file; expected a folder or a file of images.")
     if suffix in (".txt", ".lst"):
         return _checked(Encoded(listed(path), where, channels, max_pixels))
     if suffix == ".parquet":
@@ -92,10 +94,9 @@ def _path_source(text: str, channels: int | None, max_pixels: int) -> Source:
         return array_file(path, where, channels)
     if os.fsencode(suffix) in SUFFIXES:
         raise DataError(f"{where} is a single picture; expected many. Give its folder, or [path] as a list of one.")
-    kind = "of no kind that is read here" if os.path.isfile(path) else "no regular file"
     raise DataError(
-        f"{where} is {kind}; expected a folder, a text file of paths (.txt, .lst), .parquet, .npy or .npz. "
-        "An archive must be unpacked first."
+        f"{where} is of no kind that is read here; expected a folder, a text file of paths (.txt, .lst), .parquet, .npy "
+        "or .npz. An archive must be unpacked first."
     )
 
 
@@ -164,7 +165,7 @@ def _nothing_in(path: Path, where: str) -> str:
     wanted = "expected pictures (.jpg, .png, .webp, .bmp, .tif, .gif) or parquet files, at any depth."
     if not suffixes:
         return f"{where} holds no files; {wanted}"
-    seen = ", ".join(f"{count:,} with {printable(suffix)}" for suffix, count in suffixes.most_common(4))
+    seen = ", ".join(f"{count:,} with {printable(suffix)}" for suffix, count in sorted(suffixes.most_common(4)))
     advice = " Give the array's file itself." if {".npy", ".npz"} & set(suffixes) else ""
     return f"{where} holds no pictures, only other files ({seen}); {wanted}{advice}"
 

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from byol.data.sources import Images
+
 
 def photo(height: int = 40, width: int = 60, seed: int = 0, channels: int = 3) -> np.ndarray:
     """A smooth coloured picture, uint8 (H, W, C): survives JPEG, and every corner of it is different."""
@@ -21,3 +23,11 @@ def encoded(pixels: Any, kind: str = "PNG", **options: Any) -> bytes:
     stream = BytesIO()
     picture.save(stream, kind, **options)
     return stream.getvalue()
+
+
+PHOTOS = np.stack([photo(8, 12, seed) for seed in range(5)])  # uint8 (5, 8, 12, 3)
+
+
+def arrays(images: Images) -> np.ndarray:
+    """All images as one array, uint8 (N, H, W, C)."""
+    return np.stack([images.array(index) for index in range(len(images))])

@@ -1,0 +1,127 @@
+"""What `Images` does whatever it was made from: labels, subsets, sizes, fingerprints."""
+
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pictures import PHOTOS, arrays, encoded, photo
+from PIL import Image
+from torchvision.datasets import FakeData
+
+from byol.data.sources import open_images
+from byol.errors import DataError
+
+FolderOf = Callable[..., Path]
+
+
+@pytest.mark.parametrize(
+    ("labels", "values", "classes"),
+    [
+        ([2, 0, 0, 1, 2], [2, 0, 0, 1, 2], ("0", "1", "2")),
+        (torch.tensor([1, 0, 0, 1, 1]), [1, 0, 0, 1, 1], ("0", "1")),
+        (np.array([[3], [0], [0], [1], [1]], np.uint8), [3, 0, 0, 1, 1], ("0", "1", "2", "3")),
+        (["owl", "ant", "bee", "owl", "ant"], [2, 0, 1, 2, 0], ("ant", "bee", "owl")),
+        (np.array([True, False, True, True, False]), [1, 0, 1, 1, 0], ("0", "1")),
+    ],
+)
+def test_labels_can_be_given(labels: Any, values: list[int], classes: tuple[str, ...]) -> None:
+    images = open_images(PHOTOS, labels=labels)
+    assert images.labels is not None
+    assert (images.labels.tolist(), images.labels.dtype, images.classes) == (values, np.int64, classes)
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        ([0, 1], r"labels have the shape \(2,\); expected one label for each of the 5 images"),
+        (np.eye(5), r"labels have the shape \(5, 5\)"),
+        ([0.5] * 5, "labels are float64; expected whole numbers from 0, or words"),
+        ([0, 1, 2, -1, 0], "negative numbers"),
+        ([10**12] * 5, "labels go up to 1000000000000"),
+        ([[1], [1, 2], [], [], []], "labels"),
+    ],
+)
+def test_unusable_labels_are_sentences(labels: Any, sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        open_images(PHOTOS, labels=labels)
+
+
+def test_subsets_are_views(folder_of: FolderOf) -> None:
+    images = open_images(PHOTOS, labels=[0, 1, 0, 1, 1])
+    for rows in ([3, 1], np.array([3, 1]), torch.tensor([3, 1]), torch.tensor([3, 1], dtype=torch.int32)):
+        part = images.subset(rows)
+        assert (len(part), part.name(0), part.channels, part.classes) == (2, "3", 3, ("0", "1"))
+        assert np.array_equal(arrays(part), PHOTOS[[3, 1]])
+        assert part.labels is not None
+        assert part.labels.tolist() == [1, 1]
+    assert np.array_equal(arrays(images.subset(np.array([False, True, False, True, True]))), PHOTOS[[1, 3, 4]])
+    again = images.subset([4, 3, 2]).subset([2, 0])
+    assert np.array_equal(arrays(again), PHOTOS[[2, 4]])
+    assert again.description == "2 of 5 images in the array (2 classes)"
+    assert len(images.subset([])) == 0
+    for wrong in ([5], [-1], np.array([True])):
+        with pytest.raises(IndexError):
+            images.subset(wrong)
+    for index in (-1, 2):
+        with pytest.raises(IndexError):
+            again.array(index)
+
+
+def test_uniform_size_is_none_when_sizes_differ(folder_of: FolderOf) -> None:
+    same = [photo(8, 12, seed) for seed in range(3)]
+    assert open_images(same).uniform_size() == (8, 12)
+    assert open_images([*same, photo(12, 8)]).uniform_size() is None
+    root = folder_of("1.png", "2.png")
+    (root / "0.png").write_bytes(b"no picture")  # which has no say
+    assert open_images(root).uniform_size() == (20, 30)
+    (root / "3.png").write_bytes(encoded(photo(20, 31)))
+    assert open_images(root).uniform_size() is None
+
+
+def test_uniform_size_sees_upright_pictures(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "1.jpg").write_bytes(encoded(photo(8, 12), "JPEG", exif=exif))
+    (tmp_path / "2.jpg").write_bytes(encoded(photo(12, 8), "JPEG"))
+    assert open_images(tmp_path).uniform_size() == (12, 8)
+
+
+def test_fingerprints_follow_the_images(folder_of: FolderOf, tmp_path: Path) -> None:
+    changed = PHOTOS.copy()
+    changed[2, 3, 4, 1] ^= 1
+    np.save(tmp_path / "a.npy", PHOTOS)
+    theirs = [list(PHOTOS), list(changed), list(PHOTOS[:4])]
+    sources = [PHOTOS, changed, PHOTOS[:4], PHOTOS[..., 0], (PHOTOS / 255), *theirs, folder_of("1.png", "2.png")]
+    prints = [open_images(source).fingerprint() for source in sources]
+    assert len(set(prints)) == len(prints)
+    assert prints == [open_images(source).fingerprint() for source in sources]
+    assert all(re.fullmatch("[0-9a-f]{32}", digest) for digest in prints)
+    assert open_images(tmp_path / "a.npy").fingerprint() == prints[0]
+    images = open_images(PHOTOS)
+    assert images.subset([0, 1]).fingerprint() != images.subset([1, 0]).fingerprint()
+
+
+def test_a_random_transform_does_not_change_the_fingerprint() -> None:
+    generator = np.random.default_rng(0)
+
+    def noise(_: Any) -> np.ndarray:
+        return generator.integers(0, 256, size=(8, 12, 3), dtype=np.uint8)
+
+    first, second = (open_images(FakeData(size=20, transform=noise)) for _ in range(2))
+    assert first.fingerprint() == second.fingerprint()
+    assert first.fingerprint() != open_images(FakeData(size=21, transform=noise)).fingerprint()
+
+
+def test_images_travel_to_workers(folder_of: FolderOf) -> None:
+    for source in (folder_of("a/1.png", "b/2.png"), PHOTOS, list(PHOTOS)):
+        images = open_images(source).subset([1, 0])
+        copy = pickle.loads(pickle.dumps(images))
+        assert np.array_equal(arrays(copy), arrays(images))
+        assert (copy.description, copy.fingerprint()) == (images.description, images.fingerprint())
+        copy.release()
+        assert np.array_equal(copy.array(0), images.array(0))
