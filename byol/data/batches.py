@@ -5,7 +5,6 @@ before or after a resume, gives the same batches. Two routes. Photographs: worke
 and resize both crops, and send uint8. Small images: one uint8 tensor on the device, cropped there.
 """
 
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +18,8 @@ from torch import Tensor
 
 from byol.data.decode import BadImage
 from byol.data.sources import Images
-from byol.errors import ByolError, DataError
+from byol.data.workers import arriving, loader
+from byol.errors import DataError
 from byol.method.crops import Crops, crop_resize, draw_crops
 from byol.method.draws import seed_of, uniforms
 from byol.method.views import ViewConfig
@@ -173,7 +173,7 @@ class _Chunks(torch.utils.data.Dataset[Chunk]):
 
 
 def cut(picture: Any, plan: BatchPlan, epoch: int, index: int) -> Tensor:
-    """Both crops of one image, uint8 (2, C, h, w): a single Pillow resize of each box, then the flip."""
+    """Both crops of one image, uint8 (2, C, h, w): a single Pillow resize of each, then the flip."""
     array = isinstance(picture, np.ndarray)
     height, width = picture.shape[:2] if array else (picture.height, picture.width)
     epochs, indices, heights, widths = (torch.full((2,), number) for number in (epoch, index, height, width))
@@ -184,8 +184,8 @@ def cut(picture: Any, plan: BatchPlan, epoch: int, index: int) -> Tensor:
         return resized.round_().clamp_(0, 255).to(torch.uint8)
     views = []
     for (top, left, tall, wide), flip in zip(crops.boxes.tolist(), crops.flips.tolist(), strict=True):
-        box = (left, top, left + wide, top + tall)
-        crop = picture.resize(plan.size[::-1], Image.Resampling.BICUBIC, box=box)
+        crop = picture.crop((left, top, left + wide, top + tall))  # not resize(box=...): it looks beyond the box's edges
+        crop = crop.resize(plan.size[::-1], Image.Resampling.BICUBIC)
         views.append(_channels_first(np.array(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else crop)))
     return torch.stack(views)
 
@@ -207,21 +207,18 @@ def streamed_batches(
 ) -> Iterator[Batch]:
     """Micro-batches of the given steps, decoded and cropped by worker processes (in this process with 0 workers)."""
     micro = plan.batch_size // plan.accumulation
-    stops = range(steps.start * plan.batch_size, steps.stop * plan.batch_size, micro)
-    places = _Places(stops, micro)
-    loader = torch.utils.data.DataLoader(
+    starts = range(steps.start * plan.batch_size, steps.stop * plan.batch_size, micro)
+    chunks = loader(
         _Chunks(images, plan, channels),
+        workers=workers,
         batch_size=None,
-        sampler=places,
-        num_workers=workers,
+        sampler=_Places(starts, micro),
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_leave_signals_to_the_run if workers else None,
-        multiprocessing_context="fork" if workers and "fork" in torch.multiprocessing.get_all_start_methods() else None,
     )
     parts: list[Chunk] = []
     rows = 0
-    for chunk in _arriving(loader):
+    for chunk in arriving(chunks):
         for index, reason in chunk.bad:
             report(index, reason)
         if chunk.failure:
@@ -249,27 +246,3 @@ class _Places(torch.utils.data.Sampler[tuple[int, int]]):
 
     def __len__(self) -> int:
         return len(self.starts) * -(-self.micro // CHUNK)
-
-
-def _leave_signals_to_the_run(worker: int) -> None:
-    """A Ctrl-C reaches every process of a terminal; only the run itself answers it, and then ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _arriving(loader: "torch.utils.data.DataLoader[Chunk]") -> Iterator[Chunk]:
-    """The loader's chunks; a worker that died becomes one sentence instead of torch's many kinds of error."""
-    iterator = iter(loader)
-    while True:
-        try:
-            chunk = next(iterator, None)
-        except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as failure:
-            if loader.num_workers == 0 or str(failure).startswith("Caught "):
-                raise  # nobody died: an error of the code that reads the images, perhaps in a worker
-            raise ByolError(
-                f"A process that decodes images died ({str(failure).splitlines()[0]}). Usual causes: too little memory or "
-                "too small a /dev/shm. Lower --workers (0 decodes in the main process); the same command continues the run."
-            ) from failure
-        if chunk is None:
-            return
-        yield chunk

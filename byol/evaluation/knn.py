@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from byol.errors import ConfigError, DataError
 from byol.features.extract import Features
-from byol.method.loss import normalize
 
 BLOCK = 2**28  # similarities held at once, in bytes
 
@@ -25,13 +25,13 @@ def knn_predict(
     if len(bank) == 0 or len(bank) != len(labels):
         raise DataError(f"kNN got {len(bank)} rows and {len(labels)} labels to vote; expected the same number, at least 1.")
     count = classes or int(labels.max()) + 1
-    rows = normalize(bank.float())
+    rows = F.normalize(bank.float(), dim=1)
     predicted = []
     for block in queries.split(max(1, BLOCK // (4 * len(bank)))):
-        cosines, nearest = (normalize(block.to(rows.device).float()) @ rows.T).topk(min(k, len(bank)), dim=1)
+        cosines, nearest = (F.normalize(block.to(rows.device).float(), dim=1) @ rows.T).topk(min(k, len(bank)), dim=1)
         votes = torch.zeros(len(block), count, device=rows.device)
-        # exp((cosine - 1) / T) keeps the ratios of the votes and cannot overflow at a small temperature.
-        votes.scatter_add_(1, labels.to(rows.device)[nearest], ((cosines - 1) / temperature).exp())
+        # Relative to the nearest: the ratios of the votes stay, and at a small temperature they neither overflow nor all vanish.
+        votes.scatter_add_(1, labels.to(rows.device)[nearest], ((cosines - cosines[:, :1]) / temperature).exp())
         predicted.append(votes.argmax(dim=1))
     return torch.cat(predicted) if predicted else torch.empty(0, dtype=torch.int64)
 

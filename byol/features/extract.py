@@ -11,6 +11,7 @@ from torch import Tensor
 
 from byol.data.decode import BadImage
 from byol.data.sources import Images, open_images
+from byol.data.workers import arriving, loader
 from byol.disk import replacing
 from byol.errors import ConfigError, DataError
 from byol.weights.files import Encoder
@@ -99,14 +100,15 @@ def embed(encoder: Encoder, images: Any, *, workers: int = 0) -> Features:
             "Open the images with channels= to match."
         )
     device = next(encoder.parameters()).device
-    loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
-        _Prepared(source, encoder), batch_size=BATCH, num_workers=workers, collate_fn=list, shuffle=False,
-        multiprocessing_context="fork" if workers and "fork" in torch.multiprocessing.get_all_start_methods() else None,
-    )  # fmt: skip
+    prepared: torch.utils.data.DataLoader[Any] = loader(
+        _Prepared(source, encoder), workers=workers, batch_size=BATCH, collate_fn=list
+    )
+        _Prepared(source, encoder), workers=workers, batch_size=BATCH, collate_fn=list
+    )
     rows: list[int] = []
     parts: list[Tensor] = []
     bad: list[str] = []
-    for samples in loader:
+    for samples in arriving(prepared):
         bad += [f"{source.name(index)} ({reason})" for index, reason in samples if isinstance(reason, str)]
         good = [(index, pixels) for index, pixels in samples if isinstance(pixels, Tensor)]
         if good:

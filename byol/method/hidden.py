@@ -103,7 +103,8 @@ def probe(net: nn.Module, hidden_layer: str | int | None, example: Any) -> Probe
     """
     layer = layer_name(net, hidden_layer)
     try:
-        trial = copy.deepcopy(net).train()
+        with torch.random.fork_rng([]):  # a copy that the network's own __deepcopy__ makes may draw fresh weights
+            trial = copy.deepcopy(net).train()
     except (RuntimeError, TypeError, NotImplementedError) as failure:
         raise ConfigError(
             f"{type(net).__name__} cannot be copied ({failure}), and BYOL needs a copy of it as its target. "
@@ -182,11 +183,15 @@ def pooling_of(net: nn.Module, output: Tensor) -> tuple[Pooling, int]:
     """How this network's own head would pool such an output, and how many leading tokens it leaves out of an average."""
     if output.ndim <= 2:
         return "none", 0
-    if output.ndim > 3:
-        # (B, H, W, C) of Swin-like networks shows by its two equal sides; everything else is (B, C, spatial...).
-        last = output.ndim == 4 and output.shape[1] == output.shape[2] != output.shape[3]
-        return ("channels last" if last else "channels first"), 0
     width = output.shape[-1]
+    normalised = {m.normalized_shape[-1] for m in net.modules() if isinstance(m, nn.LayerNorm)}
+    if output.ndim > 3:
+        # (B, H, W, C) of Swin-like networks shows by two equal sides, or else by a LayerNorm over C; a network without
+        # LayerNorm has (B, C, spatial...), also where C happens to equal H.
+        square = output.shape[1] == output.shape[2] != width
+        over_last = width in normalised and output.shape[1] not in normalised
+        last = output.ndim == 4 and bool(normalised) and (square or over_last)
+        return ("channels last" if last else "channels first"), 0
     named = getattr(net, "global_pool", None)  # timm's word for it
     if named == "token":
         return "first token", 0
@@ -196,8 +201,7 @@ def pooling_of(net: nn.Module, output: Tensor) -> tuple[Pooling, int]:
         name.rpartition(".")[2] in ("cls_token", "class_token") and p.shape[-1] == width for name, p in net.named_parameters()
     ):
         return "first token", 0
-    normalised = any(isinstance(m, nn.LayerNorm) and m.normalized_shape[-1] == width for m in net.modules())
-    if any(isinstance(m, nn.Conv1d) for m in net.modules()) and not normalised:
+    if any(isinstance(m, nn.Conv1d) for m in net.modules()) and width not in normalised:
         return "channels first", 0
     return "mean of tokens", 0
 

@@ -4,11 +4,12 @@ import fcntl
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from byol.errors import CheckpointError, ConfigError
 
@@ -31,17 +32,31 @@ def claim(folder: Path) -> Iterator[Path]:
     except OSError as failure:
         raise ConfigError(f"The run's folder {folder} cannot be used: {failure.strerror}. Choose another --out.") from failure
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as failure:
-            lock.seek(0)
-            raise CheckpointError(
-                f"{folder} is in use by {lock.read().strip() or 'another process'}. Wait for it, or choose another --out."
-            ) from failure
+        _wait_for(lock, folder)
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {os.uname().nodename}")
         lock.flush()
         yield folder
+
+
+def _wait_for(lock: TextIO, folder: Path) -> None:
+    """Take the lock. A killed run's workers hold it for the few seconds until they notice that they are alone."""
+    for _ in range(100):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read()
+            if not _has_ended(holder):
+                break
+            time.sleep(0.1)
+    raise CheckpointError(f"{folder} is in use by {holder or 'another process'}. Wait for it, or choose another --out.")
+
+
+def _has_ended(holder: str) -> bool:
+    words = holder.split()
+    return len(words) == 4 and words[3] == os.uname().nodename and not Path(f"/proc/{words[1]}").exists()
 
 
 _OF_A_RUN = {"config.yaml", "env.json"}  # written before plan.json: a run killed in that moment starts again

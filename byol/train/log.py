@@ -57,6 +57,8 @@ class RunLog:
             print(line, file=sys.stderr, flush=True)
 
     def _show(self, values: dict[str, Any]) -> None:
+        if "loss" not in values and "knn_top1" not in values:
+            return  # signs of health alone: for the file
         text = in_words(values, self.total_steps)
         if "knn_top1" in values:
             self.say(text)

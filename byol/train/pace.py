@@ -1,7 +1,7 @@
 """How fast a run goes, and how much of its time it waits for images."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from byol.data.batches import Batch
@@ -12,12 +12,16 @@ from byol.train.step import StepResult
 class Timed:
     """Passes batches on and adds up the seconds spent waiting for them."""
 
-    def __init__(self, batches: Iterator[Batch]) -> None:
+    def __init__(self, batches: Generator[Batch]) -> None:
         self.batches = batches
         self.waited = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
         return self
+
+    def close(self) -> None:
+        """End the processes behind the batches, if there are any."""
+        self.batches.close()
 
     def __next__(self) -> Batch:
         asked = time.perf_counter()

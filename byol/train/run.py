@@ -4,7 +4,8 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
         bad = BadImages(folder, len(source), config.data.max_bad)
         batches = Timed(open_batches(source.subset(train_rows), plan, config, world, start, bad))
 
-        with RunLog(folder, plan.total_steps, start) as log:
+        with closing(batches), RunLog(folder, plan.total_steps, start) as log:
             log.say(f"run        {folder}" + (f", continued at step {start:,}" if start else ""))
             log.say("\n".join(plan.lines()))
             pace = Pace(plan, start)
@@ -153,6 +154,7 @@ def build_learner(plan: Plan, config: TrainConfig, own: nn.Module | None, world:
     independent = config.model.target_init == "independent" and own is None
     other = network(1) if independent else None
     net = own if own is not None else network(0)
+    torch.manual_seed(seed_of(plan.seed, 2))  # the heads
     learner = BYOL(
         net,
         plan.image_size,
@@ -173,7 +175,7 @@ def split(count: int, plan: Plan) -> tuple[Tensor, Tensor]:
     return shuffled[plan.held_out :].sort().values, shuffled[: plan.held_out].sort().values
 
 
-def open_batches(images: Images, plan: Plan, config: TrainConfig, world: World, start: int, bad: BadImages) -> Iterator[Batch]:
+def open_batches(images: Images, plan: Plan, config: TrainConfig, world: World, start: int, bad: BadImages) -> Generator[Batch]:
     """The run's micro-batches from step `start` on, by the plan's route. Nothing is read before the first is asked for."""
     what = BatchPlan(plan.seed, len(images), plan.batch_size, plan.accumulation, plan.image_size, config.views)
 

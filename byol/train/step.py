@@ -48,11 +48,10 @@ def steps(
         decay = tau(step, base_tau=plan.base_tau, total_steps=plan.total_steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        torch.manual_seed(seed_of(plan.seed, step))  # dropout and stochastic depth inside the encoder
-
         loss = torch.zeros((), device=device)
         for micro in range(plan.accumulation):
             batch = next(batches)
+            torch.manual_seed(seed_of(plan.seed, step, micro))  # for dropout and the like; behind what may draw itself
             view1, view2 = learner.views.finish(batch.crops, seed=plan.seed, step=step, first_row=micro * plan.micro_batch_size)
             with autocast(device, plan.precision):
                 part = learner(view1, view2) / plan.accumulation

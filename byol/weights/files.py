@@ -84,9 +84,9 @@ def save_encoder(encoder: Encoder, folder: str | Path) -> Path:
     """Write encoder.safetensors and encoder.json into a folder; each is replaced as a whole. Returns the former's path."""
     folder = Path(folder)
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in encoder.net.state_dict().items()}
-    description = {"format": FORMAT, **asdict(encoder.info)}
+    description = {"format": FORMAT, **asdict(encoder.info), "blake2b": digest(tensors)}
     with replacing(folder / FILE) as temporary:
-        save_file(tensors, temporary, metadata={"byol": json.dumps(description), "blake2b": digest(tensors)})
+        save_file(tensors, temporary, metadata={"byol": json.dumps(description)})  # one entry: their order is not fixed
     write_text(folder / "encoder.json", json.dumps(description, indent=1) + "\n")
     return folder / FILE
 
@@ -106,7 +106,8 @@ def load_encoder(path: str | Path, *, build: Callable[[EncoderInfo], nn.Module],
             f"The tensors in {path} do not fit the network {info.encoder or type(net).__name__}: {reason[0].strip()}"
         ) from failure
     network = HiddenLayer(net, info.hidden_layer, info.pooling, info.skip, info.calls)
-    return Encoder(network, info).to(device or torch.device("cpu")).eval()
+    encoder = Encoder(network, info).to(device or torch.device("cpu")).to(memory_format=torch.channels_last)
+    return encoder.eval()
 
 
 def find(path: Path) -> Path:
@@ -136,7 +137,7 @@ def read(file: Path) -> tuple[dict[str, Tensor], EncoderInfo]:
     description = json.loads(metadata["byol"])
     if description.pop("format") > FORMAT:
         raise CheckpointError(f"{file} was written by a newer version of byol. Upgrade byol to read it.")
-    if metadata.get("blake2b") != digest(tensors):
+    if description.pop("blake2b") != digest(tensors):
         raise CheckpointError(f"{file} is damaged: its tensors do not match their checksum. Take another copy.")
     for name in ("image_size", "mean", "std"):
         description[name] = tuple(description[name])

@@ -1,0 +1,71 @@
+"""Processes that decode images beside the main one."""
+
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from byol.errors import ByolError
+
+T = TypeVar("T")
+
+
+@contextmanager
+def as_many_as_asked() -> Iterator[None]:
+    """No warning of torch's about more workers than cores: that is the user's choice."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        yield
+
+
+def loader(dataset: Dataset[T], *, workers: int, **options: Any) -> "DataLoader[T]":
+    """torch's DataLoader with `workers` forked processes; with 0 the work is done in this process."""
+    if workers:
+        options["worker_init_fn"] = _leave_signals_to_the_run
+        if "fork" in torch.multiprocessing.get_all_start_methods():  # everywhere but on Windows
+            options["multiprocessing_context"] = "fork"
+    with as_many_as_asked():
+        return DataLoader(dataset, num_workers=workers, **options)
+
+
+def arriving(samples: "DataLoader[T]") -> Iterator[T]:
+    """What a loader gives; a worker that died becomes one sentence instead of torch's many kinds of error."""
+    iterator = _started(samples)
+    while True:
+        try:
+            sample = next(iterator)
+        except StopIteration:
+            return
+        except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as failure:
+            if samples.num_workers == 0 or str(failure).startswith("Caught "):
+                raise  # nobody died: an error of the code that reads the images, perhaps in a worker
+            raise ByolError(
+                f"A process that decodes images died ({str(failure).splitlines()[0]}). Usual causes: too little memory or "
+                "too small a /dev/shm. Lower --workers (0 decodes in the main process); the same command continues the run."
+            ) from failure
+        yield sample
+
+
+def _started(samples: "DataLoader[T]") -> Iterator[T]:
+    """Start the workers, without the signal handler that torch adds.
+
+    It would raise a worker's death in the midst of whatever the run is doing; without it, `next` finds out within seconds.
+    """
+    in_main = samples.num_workers > 0 and threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD) if in_main else None
+    with as_many_as_asked():
+        iterator = iter(samples)
+    if in_main:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    return iterator
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A Ctrl-C reaches every process of a terminal; only the run itself answers it, and then ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,290 @@
+from collections import OrderedDict, namedtuple
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from byol.errors import ConfigError
+from byol.method.hidden import HiddenLayer, batch_of, layer_name, probe, run
+
+IMAGES = torch.rand((4, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+
+
+def small_net() -> nn.Sequential:
+    layers = {"conv": nn.Conv2d(3, 8, 3), "norm": nn.BatchNorm2d(8), "relu": nn.ReLU(inplace=True)}
+    layers |= {"pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "fc": nn.Linear(8, 5)}
+    return nn.Sequential(OrderedDict(layers))
+
+
+class Returns(nn.Module):
+    """A network that wraps its features (B, 6) the way a function says."""
+
+    def __init__(self, wrap) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 6)
+        self.wrap = wrap
+
+    def forward(self, x):
+        return self.wrap(self.linear(x))
+
+
+class Reuses(nn.Module):
+    """Runs one layer three times and has one that it never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Linear(4, 4)
+        self.spare = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.shared(self.shared(self.shared(x)))
+
+
+def representation(net: nn.Module, hidden_layer, images: torch.Tensor = IMAGES) -> torch.Tensor:
+    encoder = probe(net, hidden_layer, images).encoder.eval()
+    with torch.no_grad():
+        return encoder(images)
+
+
+def before_its_head(net: nn.Module, head: str) -> torch.Tensor:
+    """What the network itself feeds its classifier."""
+    fed = []
+    handle = net.get_submodule(head).register_forward_pre_hook(lambda module, inputs: fed.append(inputs[0]))
+    with torch.no_grad():
+        net.eval()(IMAGES)
+    handle.remove()
+    return fed[0]
+
+
+@pytest.mark.parametrize(("given", "name"), [("pool", "pool"), (0, "conv"), (-2, "flat"), (-1, "fc"), (5, "fc"), (None, None)])
+def test_layer_is_found_by_name_index_or_none(given, name):
+    assert layer_name(small_net(), given) == name
+
+
+@pytest.mark.parametrize("given", ["flat", 4, -2])
+def test_name_index_and_negative_index_give_the_same_representation(given):
+    torch.manual_seed(0)
+    net = small_net()
+    expected = net.eval()[:-1](IMAGES)
+    torch.testing.assert_close(representation(net, given), expected.detach(), rtol=0, atol=0)
+
+
+def test_none_gives_the_output_of_the_network():
+    net = small_net()
+    torch.testing.assert_close(representation(net, None), net.eval()(IMAGES).detach(), rtol=0, atol=0)
+
+
+def test_nested_layer_is_found_by_its_dotted_name():
+    net = torchvision.models.resnet18()
+    assert representation(net, "layer2.0.conv1").shape == (4, 128)
+
+
+@pytest.mark.parametrize("layer", ["conv", "norm", "pool"])
+def test_feature_maps_are_averaged_over_their_places(layer):
+    torch.manual_seed(0)
+    net = small_net()
+    index = ["conv", "norm", "relu", "pool"].index(layer) + 1
+    expected = net.eval()[:index](IMAGES).mean(dim=(2, 3))
+    torch.testing.assert_close(representation(net, layer), expected.detach(), rtol=0, atol=1e-6)
+
+
+def test_maps_of_videos_and_signals_are_averaged_over_their_places():
+    video = nn.Sequential(nn.Conv3d(3, 6, 3), nn.ReLU())
+    assert representation(video, None, torch.rand(2, 3, 5, 8, 8)).shape == (2, 6)
+    signal = nn.Sequential(nn.Conv1d(2, 6, 3), nn.ReLU())
+    x = torch.rand(2, 2, 20)
+    torch.testing.assert_close(representation(signal, None, x), signal(x).mean(dim=2).detach(), rtol=0, atol=1e-6)
+
+
+def vit_of_torchvision() -> nn.Module:
+    net = torchvision.models.VisionTransformer(32, 8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16, num_classes=5)
+    nn.init.normal_(net.class_token)
+    return net
+
+
+def swin_of_torchvision() -> nn.Module:
+    return torchvision.models.SwinTransformer([4, 4], 8, [1, 1], [2, 2], [2, 2], num_classes=5)
+
+
+@pytest.mark.parametrize(
+    ("build", "layer", "head"),
+    [
+        (torchvision.models.resnet18, "layer4", "fc"),
+        (vit_of_torchvision, "encoder", "heads"),
+        (swin_of_torchvision, "norm", "head"),
+        (lambda: timm.create_model("test_vit", img_size=32, num_classes=5), "norm", "head"),
+        (lambda: timm.create_model("test_vit", img_size=32, num_classes=5, global_pool="avg", fc_norm=False), "norm", "head"),
+        (lambda: timm.create_model("test_vit2", img_size=32, num_classes=5, fc_norm=False), "norm", "head"),
+        (lambda: timm.create_model("test_resnet", num_classes=5), "layer4", "fc"),
+    ],
+    ids=["resnet", "vit", "swin", "timm vit token", "timm vit average", "timm vit registers", "timm resnet"],
+)
+def test_maps_and_tokens_are_pooled_as_the_networks_own_head_would(build, layer, head):
+    torch.manual_seed(0)
+    net = build()
+    torch.testing.assert_close(representation(net, layer), before_its_head(net, head).flatten(1), rtol=0, atol=1e-5)
+
+
+def test_tokens_without_class_token_are_averaged():
+    net = nn.Sequential(nn.Embedding(11, 6), nn.LayerNorm(6))
+    words = torch.arange(10).view(2, 5)
+    torch.testing.assert_close(representation(net, None, words), net(words).mean(dim=1).detach(), rtol=0, atol=1e-6)
+
+
+def test_network_is_left_bit_for_bit_as_it_was():
+    net = torchvision.models.resnet18()
+    net.layer1.eval()
+    net.bn1.requires_grad_(False)
+    net(IMAGES).sum().backward()
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    grads = {name: None if p.grad is None else p.grad.clone() for name, p in net.named_parameters()}
+    modes = {name: module.training for name, module in net.named_modules()}
+    trainable = {name: p.requires_grad for name, p in net.named_parameters()}
+    random_state = torch.get_rng_state()
+
+    for layer in ("avgpool", "layer2.0.bn2", None):
+        probe(net, layer, IMAGES)
+
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert {name: module.training for name, module in net.named_modules()} == modes
+    assert {name: p.requires_grad for name, p in net.named_parameters()} == trainable
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    for name, p in net.named_parameters():
+        assert (p.grad is None) == (grads[name] is None)
+        assert p.grad is None or torch.equal(p.grad, grads[name])
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_random_state_is_left_by_a_network_with_dropout():
+    net = nn.Sequential(nn.Dropout(), nn.Linear(4, 4))
+    random_state = torch.get_rng_state()
+    probe(net, None, torch.zeros(2, 4))
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize("layer", ["conv1", "layer1.0.bn2", "layer2.0.bn2", "layer2.0.conv1", "layer3", "avgpool", "fc", None])
+def test_unreached_parameters_are_exactly_those_that_training_gives_no_gradient(layer):
+    """Also where a later layer writes into the hidden layer's output: a residual block adds its shortcut in place."""
+    net = torchvision.models.resnet18()
+    found = probe(net, layer, IMAGES)
+    found.encoder(IMAGES).sum().backward()
+    assert set(found.unreached) == {name for name, p in net.named_parameters() if p.grad is None}
+
+
+def test_layers_behind_the_hidden_layer_are_not_run():
+    net = small_net()
+    probe(net, "conv", IMAGES).encoder.train()(IMAGES)
+    assert net.norm.num_batches_tracked == 0
+
+
+def test_no_hook_stays_on_the_network_after_a_pass():
+    net = small_net()
+    encoder = probe(net, "flat", IMAGES).encoder
+    encoder(IMAGES)
+    with pytest.raises(RuntimeError):
+        encoder(torch.rand(4, 7, 8, 8))
+    assert not any(module._forward_hooks for module in net.modules())
+    assert net(IMAGES).shape == (4, 5)
+
+
+def test_last_of_several_runs_of_a_layer_counts():
+    net = Reuses()
+    x = torch.rand(2, 4)
+    torch.testing.assert_close(representation(net, "shared", x), net(x).detach(), rtol=0, atol=0)
+
+
+def test_layer_that_is_never_run_is_refused():
+    with pytest.raises(ConfigError, match="never runs it"):
+        probe(Reuses(), "spare", torch.rand(2, 4))
+
+
+Pair = namedtuple("Pair", "features extra")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda y: (y,),
+        lambda y: [y],
+        lambda y: {"features": y},
+        lambda y: {"features": y, "name": "a string"},
+        lambda y: {"last_hidden_state": y[:, None] * 0, "pooler_output": y},
+        lambda y: Pair(y, None),
+    ],
+    ids=["tuple", "list", "dict", "dict with text", "transformers", "namedtuple"],
+)
+def test_output_that_holds_one_tensor_is_unwrapped(wrap):
+    net = Returns(wrap)
+    x = torch.rand(3, 4)
+    torch.testing.assert_close(representation(net, None, x), net.linear(x).detach(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (lambda y: (y, y), r"holds 2 tensors \(0: \(3, 6\), 1: \(3, 6\)\)"),
+        (lambda y: {"a": y, "b": y}, r"holds 2 tensors \(a: \(3, 6\), b: \(3, 6\)\)"),
+        (lambda y: Pair(y, y), "holds 2 tensors"),
+        (lambda y: None, r"holds 0 tensors \(NoneType\)"),
+        (lambda y: y.sum(), r"gave \(\)"),
+        (lambda y: y.flatten(), r"gave \(18,\)"),
+        (lambda y: y.argmax(dim=1, keepdim=True), "torch.int64"),
+        (lambda y: y[:1], r"gave \(1, 6\) torch.float32 for a batch of 3"),
+        (lambda y: y.detach(), "depends on no trainable parameter"),
+    ],
+)
+def test_output_that_cannot_be_a_representation_is_refused(wrap, message):
+    with pytest.raises(ConfigError, match=message):
+        probe(Returns(wrap), None, torch.rand(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("avgpol", "avgpool"),
+        ("layer9", r"layer\d"),
+        ("layer2.0.con1", "layer2.0.conv1"),
+        ("zzz", "outermost layers are: conv1, bn1"),
+        (10, "does not exist.*10 child layers"),
+        (-11, "does not exist"),
+        (True, "expected a layer's name"),
+        (1.0, "expected a layer's name"),
+    ],
+)
+def test_wrong_layer_is_refused_with_what_there_is(given, message):
+    with pytest.raises(ConfigError, match=message):
+        layer_name(torchvision.models.resnet18(), given)
+
+
+def test_network_without_children_is_refused_with_the_way_out():
+    with pytest.raises(ConfigError, match="None for the network's own output"):
+        layer_name(nn.Linear(2, 2), -2)
+
+
+def test_network_that_cannot_be_copied_is_refused():
+    net = small_net()
+    net.halved = net.conv.weight / 2  # not a leaf: torch refuses to copy it
+    with pytest.raises(ConfigError, match="cannot be copied"):
+        probe(net, "flat", IMAGES)
+
+
+def test_tuples_are_spread_over_positional_and_mappings_over_keyword_arguments():
+    net = nn.Bilinear(2, 3, 4)
+    x, y = torch.rand(5, 2), torch.rand(5, 3)
+    for view in ((x, y), {"input1": x, "input2": y}, OrderedDict(input2=y, input1=x)):
+        torch.testing.assert_close(run(net, view), net(x, y))
+
+
+def test_batch_is_the_first_dimension_of_the_first_tensor():
+    x = torch.rand(5, 2)
+    for view in (x, (x, x[:2]), {"name": "text", "x": x}, (None, {"x": (x,)}), [x]):
+        assert batch_of(view) == 5
+    for nothing in ("text", {}, (), torch.tensor(1.0), None):
+        with pytest.raises(ConfigError, match="expected a"):
+            batch_of(nothing)
+
+
+def test_hidden_layer_says_what_it_reads():
+    assert "layer='flat', pooling='none'" in repr(HiddenLayer(small_net(), "flat", "none", 0, 1))

@@ -1,0 +1,253 @@
+"""A whole run: what it leaves behind, how it continues, how it ends when something is wrong."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import StopsItself, Tiny, seeded, small_config
+from safetensors.torch import load_file
+from torch import nn
+
+import byol
+from byol.train.config import DataConfig, KnnConfig, ModelConfig, OptimConfig
+
+
+def state_of(folder: Path) -> dict[str, bytes]:
+    """Every byte that a finished run computed: its last checkpoint and its encoder."""
+    last = max((folder / "checkpoints").glob("step-*"))
+    return {name: (last / name).read_bytes() for name in ("state.safetensors", "state.json")} | {
+        "encoder": (folder / "encoder.safetensors").read_bytes()
+    }
+
+
+@pytest.mark.parametrize(
+    ("route", "workers"), [("resident", 0), ("photos", 0), ("photos", 2)], ids=["in memory", "photos", "photos, 2 workers"]
+)
+@pytest.mark.parametrize("optimizer", ["lars", "adamw"])
+def test_a_stopped_and_resumed_run_gives_the_same_bytes_as_an_uninterrupted_one(
+    tmp_path, photos, arrays, route, workers, optimizer
+):
+    images = photos if route == "photos" else arrays
+    config = small_config(tmp_path / "a", workers=workers, optim=OptimConfig(name=optimizer, accumulation=2))
+    whole = byol.pretrain(seeded(), images, config)
+    with pytest.raises(byol.Stopped) as stopped:  # two passes of two micro-batches a step: in the middle of step 5
+        byol.pretrain(seeded(StopsItself, 18), images, replace(config, out=str(tmp_path / "b")))
+    assert stopped.value.exit_code == 75
+    assert "saved at step 5" in str(stopped.value)
+    resumed = byol.pretrain(seeded(), images, replace(config, out=str(tmp_path / "b")))
+    assert resumed.plan.total_steps == whole.plan.total_steps > 5
+    assert state_of(tmp_path / "a") == state_of(tmp_path / "b")
+
+
+def test_the_number_of_workers_does_not_change_a_run(tmp_path, photos):
+    for workers in (0, 1, 3):
+        byol.pretrain(seeded(), photos, small_config(tmp_path / str(workers), workers=workers))
+    assert state_of(tmp_path / "0") == state_of(tmp_path / "1") == state_of(tmp_path / "3")
+
+
+def test_a_run_may_continue_with_another_number_of_workers(tmp_path, photos):
+    byol.pretrain(seeded(), photos, small_config(tmp_path / "a"))
+    with pytest.raises(byol.Stopped):
+        byol.pretrain(seeded(StopsItself, 7), photos, small_config(tmp_path / "b", workers=2))
+    byol.pretrain(seeded(), photos, small_config(tmp_path / "b", workers=1))
+    assert state_of(tmp_path / "a") == state_of(tmp_path / "b")
+
+
+def test_another_seed_gives_another_run(tmp_path, arrays):
+    for seed in (0, 1):
+        byol.pretrain("convnet", arrays, small_config(tmp_path / str(seed), seed=seed, model=ModelConfig(width=2)))
+    assert state_of(tmp_path / "0") != state_of(tmp_path / "1")
+
+
+def test_a_finished_run_holds_everything_that_is_promised(tmp_path, arrays):
+    run = byol.pretrain("convnet", arrays, small_config(tmp_path, model=ModelConfig(width=2, projection_hidden_size=16)))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {
+        "config.yaml", "plan.json", "env.json", "metrics.jsonl", "scores.jsonl", "checkpoints", "encoder.safetensors", "encoder.json",
+    }  # fmt: skip
+    assert not [name for name in names if name.startswith(".tmp")]
+    assert run.plan.images + run.plan.held_out == 64
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8, 10, 12, 14]
+    assert all(0 <= line["loss"] <= 8 and 0 <= line["data_wait"] <= 1 for line in lines if "loss" in line)
+    assert lines[-1]["knn_top1"] == json.loads((tmp_path / "scores.jsonl").read_text())["top1"] == run.score.top1
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+def test_a_finished_run_started_again_trains_no_further_and_gives_the_same_encoder(tmp_path, arrays):
+    config = small_config(tmp_path)
+    first = byol.pretrain(seeded(), arrays, config)
+    before = state_of(tmp_path), (tmp_path / "metrics.jsonl").read_text(), (tmp_path / "scores.jsonl").read_text()
+    again = byol.pretrain(seeded(), arrays, config)
+    assert before == (state_of(tmp_path), (tmp_path / "metrics.jsonl").read_text(), (tmp_path / "scores.jsonl").read_text())
+    assert again.score.top1 == first.score.top1
+
+
+def test_the_encoder_of_a_run_is_the_network_that_was_given_trained_in_place(tmp_path, arrays):
+    net = seeded()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    run = byol.pretrain(net, arrays, small_config(tmp_path))
+    assert run.encoder.net is net
+    assert not torch.equal(before["layers.0.weight"], net.state_dict()["layers.0.weight"])
+    images = torch.randint(0, 256, (5, 3, 20, 20), dtype=torch.uint8)
+    loaded = byol.load_encoder(tmp_path, net=Tiny())
+    assert torch.equal(loaded(images), run.encoder(images))
+    assert run.encoder(images).shape == (5, 12)
+
+
+def test_a_hidden_layer_of_an_own_network_is_what_the_encoder_gives(tmp_path, arrays):
+    class Classifier(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(Tiny(), nn.Linear(12, 10))
+
+    run = byol.pretrain(seeded(Classifier), arrays, small_config(tmp_path, hidden_layer="0"))
+    assert run.encoder.info.features == 12
+    encoder = byol.load_encoder(tmp_path, net=Classifier())
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    assert torch.equal(encoder(images), run.encoder(images))
+
+
+def test_held_out_images_are_never_trained_on(tmp_path, arrays):
+    pixels, labels = (np.load(arrays)[name] for name in ("images", "labels"))
+    seen: set[int] = set()
+
+    class Watched(list):
+        def __getitem__(self, index):
+            seen.add(index)
+            return super().__getitem__(index)
+
+    from byol.train.run import split
+
+    run = byol.pretrain(seeded(), byol.open_images(pixels, labels=labels), small_config(tmp_path))
+    train, held_out = split(64, run.plan)
+    assert len(held_out) == run.plan.held_out == 6
+    assert sorted(train.tolist() + held_out.tolist()) == list(range(64))
+
+
+def test_accumulated_micro_batches_take_one_target_step_per_optimizer_step(tmp_path, arrays):
+    runs = {
+        parts: byol.pretrain(seeded(), arrays, small_config(tmp_path / str(parts), optim=OptimConfig(accumulation=parts)))
+        for parts in (1, 2)
+    }
+    assert runs[1].plan.total_steps == runs[2].plan.total_steps
+    last = {parts: json.loads((tmp_path / str(parts) / "metrics.jsonl").read_text().splitlines()[-2]) for parts in (1, 2)}
+    assert last[1]["tau"] == last[2]["tau"]
+    assert last[1]["lr"] == last[2]["lr"]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(tmp_path, arrays):
+    class Poison(Tiny):
+        passes = 0
+
+        def forward(self, x):
+            Poison.passes += self.training and torch.is_grad_enabled()
+            return super().forward(x) * (float("nan") if Poison.passes > 8 else 1.0)
+
+        def __deepcopy__(self, memo):
+            copy = Tiny()
+            copy.load_state_dict(self.state_dict())
+            return copy
+
+    net = seeded(Poison)
+    with pytest.raises(byol.TrainingError) as failure:
+        byol.pretrain(net, arrays, small_config(tmp_path, save_every_steps=1, knn=KnnConfig(held_out=0, times=1)))
+    assert "loss of step 4" in str(failure.value)
+    assert "step-00000004" in str(failure.value)  # four steps (0 to 3) were done and saved
+    assert failure.value.exit_code == 4
+    saved = load_file(tmp_path / "checkpoints" / "step-00000004" / "state.safetensors")
+    assert torch.equal(saved["learner.online.encoder.net.layers.0.weight"], net.layers[0].weight)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGUSR1, 75)])
+def test_a_signal_saves_and_leaves_with_its_exit_code(tmp_path, arrays, number, code):
+    before = signal.getsignal(number)
+    with pytest.raises(byol.Stopped) as stopped:
+        byol.pretrain(seeded(StopsItself, 5, number), arrays, small_config(tmp_path))
+    assert stopped.value.exit_code == code
+    assert list((tmp_path / "checkpoints").glob("step-*"))
+    assert signal.getsignal(number) == before
+
+
+def test_continuing_with_other_settings_is_refused_by_name(tmp_path, arrays):
+    with pytest.raises(byol.Stopped):
+        byol.pretrain(seeded(StopsItself, 5), arrays, small_config(tmp_path))
+    with pytest.raises(byol.CheckpointError, match=r"batch_size: 8 -> 16"):
+        byol.pretrain(seeded(), arrays, small_config(tmp_path, batch_size=16))
+    with pytest.raises(byol.CheckpointError, match=r"optim\.base_tau: None -> 0\.5"):
+        byol.pretrain(seeded(), arrays, small_config(tmp_path, optim=OptimConfig(base_tau=0.5)))
+
+
+def test_continuing_with_other_images_is_refused(tmp_path, arrays, photos):
+    with pytest.raises(byol.Stopped):
+        byol.pretrain(seeded(StopsItself, 5), arrays, small_config(tmp_path))
+    with pytest.raises(byol.CheckpointError, match="other images"):
+        byol.pretrain(seeded(), photos, small_config(tmp_path))
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, arrays):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(byol.CheckpointError, match="holds no run"):
+        byol.pretrain(seeded(), arrays, small_config(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_in_use_by_another_run_is_refused(tmp_path, arrays):
+    from byol.train.folder import claim
+
+    with claim(tmp_path), pytest.raises(byol.CheckpointError, match=f"in use by process {os.getpid()}"):
+        byol.pretrain(seeded(), arrays, small_config(tmp_path))
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_unreadable_images_are_replaced_counted_listed_and_too_many_stop_the_run(tmp_path, in_memory):
+    from PIL import Image
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(20):
+        Image.new("RGB", (20, 20), (number * 10, 0, 0)).save(folder / f"{number:02}.png")
+    (folder / "07.png").write_bytes(b"not a picture")
+    data = DataConfig(in_memory=in_memory, max_bad=0.1)
+    byol.pretrain(seeded(), folder, small_config(tmp_path / "a", data=data))
+    listed = [json.loads(line) for line in (tmp_path / "a" / "bad_files.jsonl").read_text().splitlines()]
+    assert [entry["name"] for entry in listed] == ["07.png"]
+    with pytest.raises(byol.DataError, match="1 of 20 images cannot be read"):
+        byol.pretrain(seeded(), folder, small_config(tmp_path / "b", data=replace(data, max_bad=0.01)))
+
+
+def test_gray_images_are_trained_on_with_one_channel(tmp_path, photos):
+    config = small_config(tmp_path, data=DataConfig(channels=1), model=ModelConfig(width=2))
+    run = byol.pretrain("convnet", photos, config)
+    assert run.encoder.info.channels == 1
+    assert run.encoder(torch.zeros(2, 1, 16, 16)).shape == (2, 16)
+
+
+def test_images_of_many_bands_are_trained_on(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (32, 5, 20, 20), dtype=np.uint8)
+    run = byol.pretrain("convnet", images, small_config(tmp_path, model=ModelConfig(width=2)))
+    assert run.encoder(torch.zeros(2, 5, 16, 16)).shape == (2, 16)
+
+
+def test_a_budget_of_time_sets_the_length_of_the_run(tmp_path, arrays):
+    config = small_config(tmp_path, epochs=None, budget="3s", model=ModelConfig(width=2, projection_hidden_size=16))
+    run = byol.pretrain("convnet", arrays, config)
+    assert run.plan.total_steps >= 10
+    assert (tmp_path / "encoder.safetensors").exists()
+
+
+def test_a_run_leaves_the_same_trajectory_as_ever(tmp_path, arrays):
+    """Our own numbers, once: whoever changes order, crops, views, init, schedules or optimizer must say so here."""
+    byol.pretrain(
+        "convnet", arrays, small_config(tmp_path, model=ModelConfig(width=4, projection_hidden_size=16, projection_size=8))
+    )
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses == pytest.approx(TRAJECTORY, abs=2e-3)
+
+
+TRAJECTORY = 
