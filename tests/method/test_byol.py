@@ -148,16 +148,17 @@ def test_loss_and_gradients_are_float32_under_bf16_autocast():
 
 def test_gradient_is_that_of_a_target_which_teaches_and_is_not_taught():
     learner = set_apart(small_learner())
-    view1, view2 = noise(), noise(seed=1)
+    view1, view2 = noise().requires_grad_(), noise(seed=1)
     learner(view1, view2).backward()
     found = {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
     assert not any(name.startswith("target") for name in found)
+    found["view1"] = view1.grad
 
     projections = [learner.target(view).detach() for view in (view2, view1)]
     loss = torch.zeros(())
     for view, projection in zip((view1, view2), projections, strict=True):
         loss = loss + (2 - 2 * F.cosine_similarity(learner.predict(view), projection)).mean()
-    trainable = {name: p for name, p in learner.named_parameters() if p.requires_grad}
+    trainable = {name: p for name, p in learner.named_parameters() if p.requires_grad} | {"view1": view1}
     expected = torch.autograd.grad(loss, trainable.values())
     assert found.keys() == trainable.keys()
     for name, gradient in zip(trainable, expected, strict=True):
@@ -613,6 +614,16 @@ def test_heads_are_those_of_the_official_code():
         assert (norm.eps, norm.momentum, norm.affine) == (1e-5, 0.1, True)
         assert isinstance(activation, nn.ReLU)
         assert (last.in_features, last.out_features, last.bias) == (4096, 256, None)
+
+
+def test_heads_start_with_the_official_truncated_normal_weights_and_zero_biases():
+    learner = small_learner(projection_size=256, projection_hidden_size=512)
+    for head in (learner.online.projector, learner.predictor, learner.target.projector):
+        assert (head[0].bias == 0).all()
+        for weight in (head[0].weight, head[3].weight):
+            in_sigmas = weight.detach() * weight.shape[1] ** 0.5
+            assert in_sigmas.abs().max() <= 2.001
+            assert in_sigmas.std().item() == pytest.approx(0.8796, abs=0.02)  # of a normal cut at two sigmas
 
 
 def test_code_written_for_byol_pytorch_runs():

@@ -90,6 +90,24 @@ def test_feature_maps_are_averaged_over_their_places(layer):
     torch.testing.assert_close(representation(net, layer), expected.detach(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("layer", "channels"), [("features.1.0.mlp.0", 32), ("features.2", 16)])
+def test_layers_inside_a_swin_network_give_their_channels(layer, channels):
+    assert representation(swin_of_torchvision(), layer).shape == (4, channels)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 13), (13, 8), (1, 1)], ids=str)
+def test_map_with_as_many_channels_as_rows_is_still_a_map(shape):
+    net, images = nn.Conv2d(3, 8, 3, padding=1), torch.rand(2, 3, *shape)
+    torch.testing.assert_close(representation(net, None, images), net(images).mean(dim=(2, 3)).detach(), rtol=0, atol=1e-6)
+
+
+def test_oblong_map_of_a_swin_network_is_pooled_as_its_own_head_would():
+    net, images = swin_of_torchvision(), torch.rand((2, 3, 32, 64), generator=torch.Generator().manual_seed(0))
+    found = representation(net, "norm", images)
+    net.head = nn.Identity()
+    torch.testing.assert_close(found, net.eval()(images).detach(), rtol=0, atol=1e-5)
+
+
 def test_maps_of_videos_and_signals_are_averaged_over_their_places():
     video = nn.Sequential(nn.Conv3d(3, 6, 3), nn.ReLU())
     assert representation(video, None, torch.rand(2, 3, 5, 8, 8)).shape == (2, 6)
@@ -259,7 +277,7 @@ def test_wrong_layer_is_refused_with_what_there_is(given, message):
 
 
 def test_network_without_children_is_refused_with_the_way_out():
-    with pytest.raises(ConfigError, match="None for the network's own output"):
+    with pytest.raises(ConfigError, match="or None for"):
         layer_name(nn.Linear(2, 2), -2)
 
 

@@ -40,6 +40,11 @@ def test_zero_row_has_loss_one_and_a_finite_gradient():
     assert prediction.grad.isfinite().all()
 
 
+def test_rows_below_the_official_floor_are_left_short():
+    row = torch.tensor([[6e-8, 8e-8]])  # squared length 1e-14, floor 1e-12
+    torch.testing.assert_close(normalize(row), torch.tensor([[0.06, 0.08]]))
+
+
 def test_normalised_rows_are_those_of_torch_from_tiny_to_huge():
     directions = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
     for scale in (1e-4, 1.0, 1e6):

@@ -99,11 +99,12 @@ def test_the_two_views_of_an_image_are_drawn_independently():
     assert abs(np.corrcoef(first, second)[0, 1]) < 4 / 4000**0.5
 
 
-def test_flip_jitter_grayscale_and_solarize_are_drawn_independently():
+def test_flip_jitter_grayscale_blur_and_solarize_are_drawn_independently():
     images = noise(4000, size=4)
     options = [{"flip": 0.5}, {"jitter": 0.5}, {"grayscale": 0.5}, {"solarize": (0.5, 0.5)}]
+    options += [{"blur": (0.5, 0.5), "blur_size": 1.0, "blur_sigma": (1.0, 2.0)}]
     drawn = np.stack([changed(views(4, **option)(images)[1], images) for option in options])
-    assert np.abs(np.corrcoef(drawn) - np.eye(4)).max() < 4 / 4000**0.5
+    assert np.abs(np.corrcoef(drawn) - np.eye(5)).max() < 4 / 4000**0.5
 
 
 def assert_uniform(drawn: torch.Tensor, low: float, high: float) -> None:
@@ -134,11 +135,24 @@ def test_contrast_saturation_and_hue_are_uniform_in_their_range():
     assert_uniform((turned[:, 1] - turned[:, 2]) / 0.2 / 6, -0.1, 0.1)
 
 
-def test_blur_sigma_is_uniform_in_its_range():
-    images = torch.zeros(2000, 3, 21, 21)
+def test_the_numbers_of_one_view_are_drawn_independently():
+    images = torch.full((4000, 3, 2, 2), 0.4)
+    images[:, 0] = 0.6
+    on = NO_COLOR | {"jitter": 1.0}
+    colored = views(2, **on | {"saturation": 0.2, "hue": 0.1})(images)[0][:, :, 0, 0]
+    factor, turn = colored.amax(dim=1) - colored.amin(dim=1), colored[:, 1] - colored[:, 2]
+    images[:, :, 0] += 0.1
+    shifted = views(2, **on | {"brightness": 0.1, "contrast": 0.4})(images)[0][:, 0, :, 0]
+    drawn = np.stack([factor, turn / factor, shifted.mean(dim=1), shifted[:, 0] - shifted[:, 1]])
+    assert np.abs(np.corrcoef(drawn) - np.eye(4)).max() < 4 / 4000**0.5
+
+
+def test_blur_sigma_is_uniform_in_its_range_whatever_the_probability():
+    images = torch.zeros(3000, 3, 21, 21)
     images[:, :, 10, 10] = 1
-    centre, beside = views(21, blur=(1.0, 0.0), blur_sigma=(0.3, 2.0))(images)[0][:, 0, 10, 10:12].unbind(1)
-    assert_uniform((2 * (centre / beside).log()).rsqrt(), 0.3, 2.0)
+    for view in views(21, blur=(1.0, 0.5), blur_sigma=(0.3, 2.0))(images):
+        centre, beside = view[changed(view, images), 0, 10, 10:12].unbind(1)
+        assert_uniform((2 * (centre / beside).log()).rsqrt(), 0.3, 2.0)
 
 
 def test_color_operations_come_in_either_order():
