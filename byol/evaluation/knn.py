@@ -13,9 +13,7 @@ from byol.features.extract import Features
 BLOCK = 2**28  # similarities held at once, in bytes
 
 
-def knn_predict(
-    bank: Tensor, labels: Tensor, queries: Tensor, *, k: int = 20, temperature: float = 0.07, classes: int | None = None
-) -> Tensor:
+def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, *, k: int = 20, temperature: float = 0.07) -> Tensor:
     """The class of each query (Q, D): its k most similar rows of the bank (N, D) vote with weight exp(cosine / temperature).
 
     Labels are int64 (N,) from 0. Fewer than k rows: all of them vote. Works in blocks on the bank's device; returns int64 (Q,).
@@ -24,16 +22,16 @@ def knn_predict(
         raise ConfigError(f"kNN got k={k} and temperature={temperature}; expected k of at least 1 and a positive temperature.")
     if len(bank) == 0 or len(bank) != len(labels):
         raise DataError(f"kNN got {len(bank)} rows and {len(labels)} labels to vote; expected the same number, at least 1.")
-    count = classes or int(labels.max()) + 1
+    classes = int(labels.max()) + 1
     rows = F.normalize(bank.float(), dim=1)
     predicted = []
     for block in queries.split(max(1, BLOCK // (4 * len(bank)))):
         cosines, nearest = (F.normalize(block.to(rows.device).float(), dim=1) @ rows.T).topk(min(k, len(bank)), dim=1)
-        votes = torch.zeros(len(block), count, device=rows.device)
+        votes = torch.zeros(len(block), classes, device=rows.device)
         # Relative to the nearest: the ratios of the votes stay, and at a small temperature they neither overflow nor all vanish.
         votes.scatter_add_(1, labels.to(rows.device)[nearest], ((cosines - cosines[:, :1]) / temperature).exp())
         predicted.append(votes.argmax(dim=1))
-    return torch.cat(predicted) if predicted else torch.empty(0, dtype=torch.int64)
+    return torch.cat(predicted)
 
 
 def knn_correct(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from byol.data.decode import BadImage
-from byol.data.sources import Images, open_images
+from byol.data.sources import Images, open_images, printable
 from byol.data.workers import arriving, loader
 from byol.disk import replacing
 from byol.errors import ConfigError, DataError
@@ -30,16 +30,29 @@ class Features:
     classes: tuple[str, ...] | None = None  # what the class numbers stand for
 
     def __post_init__(self) -> None:
-        if self.x.ndim != 2:
-            raise DataError(f"Features have shape {self.x.shape}; expected (N, D): one row per image.")
-        if not np.isfinite(self.x).all():
-            rows = np.flatnonzero(~np.isfinite(self.x).all(axis=1))
+        # Other numbers are taken too: float64 of scikit-learn, labels of a byte each.
+        x, y = np.asarray(self.x, dtype=np.float32), None if self.y is None else np.asarray(self.y)
+        if x.ndim != 2 or 0 in x.shape:
+            raise DataError(f"Features have shape {x.shape}; expected (N, D): one row per image.")
+        if not np.isfinite(x).all():
+            rows = np.flatnonzero(~np.isfinite(x).all(axis=1))
             raise DataError(
-                f"{len(rows)} of {len(self.x)} feature rows hold NaN or infinity (the first is row {rows[0]}). "
+                f"{len(rows)} of {len(x)} feature rows hold NaN or infinity (the first is row {rows[0]}). "
                 "The encoder's weights are damaged or diverged; take another checkpoint."
             )
-        if self.y is not None and len(self.y) != len(self.x):
-            raise DataError(f"There are {len(self.y)} labels for {len(self.x)} feature rows; expected one each.")
+        if self.names and len(self.names) != len(x):
+            raise DataError(f"There are {len(self.names)} names for {len(x)} feature rows; expected one each.")
+        if y is not None:
+            if y.shape != (len(x),) or y.dtype.kind not in "iu" or y.min() < 0:
+                raise DataError(
+                    f"The labels are {y.dtype} of shape {y.shape}; expected the number of a class, from 0, for each of the "
+                    f"{len(x)} feature rows."
+                )
+            if self.classes is not None and y.max() >= len(self.classes):
+                raise DataError(f"The labels go up to {y.max()}, but {len(self.classes)} classes are named.")
+            y = y.astype(np.int64, copy=False)
+        object.__setattr__(self, "x", x)
+        object.__setattr__(self, "y", y)
 
     def save(self, path: str | Path) -> None:
         """Write .npz (x, y, names, classes) or .npy (x alone); the file appears as a whole or not at all."""
@@ -59,13 +72,16 @@ class Features:
     def load(cls, path: str | Path) -> "Features":
         """Read what `save` wrote. Raises DataError when the file holds something else."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                y = file.get("y")
+            loaded = np.load(path, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return cls(loaded)
+            with loaded as file:
+                names = file["names"].tolist() if "names" in file else []
                 classes = tuple(file["classes"].tolist()) if "classes" in file else None
-                return cls(file["x"], y, file["names"].tolist(), classes)
-        except (OSError, ValueError, KeyError) as failure:
+                return cls(file["x"], file.get("y"), names, classes)
+        except Exception as failure:  # damaged files end in nearly every exception there is
             raise DataError(
-                f"{path} does not hold features ({failure}); expected an .npz that `byol embed` wrote."
+                f"{path} does not hold features ({failure}); expected an .npz or .npy that `byol embed` wrote."
             ) from failure
 
 
@@ -87,6 +103,16 @@ class _Prepared(torch.utils.data.Dataset[tuple[int, Tensor | str]]):
         return index, self.prepare(pixels.permute(2, 0, 1)[None])[0]
 
 
+def _gathered(samples: list[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor | None, list[tuple[int, str]]]:
+    """What a worker sends: which images, their pixels (n, C, h, w), and the unreadable ones with the reasons.
+
+    One tensor, because every tensor that travels apart holds a file open until it is used.
+    """
+    good = [(index, pixels) for index, pixels in samples if isinstance(pixels, Tensor)]
+    pixels = torch.stack([pixels for _, pixels in good]) if good else None
+    return [index for index, _ in good], pixels, [(index, why) for index, why in samples if isinstance(why, str)]
+
+
 def embed(encoder: Encoder, images: Any, *, workers: int = 0) -> Features:
     """The representation of every image, on the encoder's device, in the images' order.
 
@@ -101,19 +127,16 @@ def embed(encoder: Encoder, images: Any, *, workers: int = 0) -> Features:
         )
     device = next(encoder.parameters()).device
     prepared: torch.utils.data.DataLoader[Any] = loader(
-        _Prepared(source, encoder), workers=workers, batch_size=BATCH, collate_fn=list
-    )
-        _Prepared(source, encoder), workers=workers, batch_size=BATCH, collate_fn=list
+        _Prepared(source, encoder), workers=workers, batch_size=BATCH, collate_fn=_gathered
     )
     rows: list[int] = []
     parts: list[Tensor] = []
     bad: list[str] = []
-    for samples in arriving(prepared):
-        bad += [f"{source.name(index)} ({reason})" for index, reason in samples if isinstance(reason, str)]
-        good = [(index, pixels) for index, pixels in samples if isinstance(pixels, Tensor)]
-        if good:
-            rows += [index for index, _ in good]
-            parts.append(encoder(torch.stack([pixels for _, pixels in good]).to(device)).cpu())
+    for indices, pixels, unreadable in arriving(prepared):
+        bad += [f"{printable(source.name(index))} ({reason})" for index, reason in unreadable]
+        if pixels is not None:
+            rows += indices
+            parts.append(encoder(pixels.to(device)).cpu())
     if not parts:
         raise DataError(f"None of the {len(source)} images can be read: {bad[0] if bad else 'there are none'}.")
     if bad:

@@ -1,0 +1,158 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+
+from byol.errors import ConfigError, DataError
+from byol.evaluation import knn
+from byol.evaluation.knn import knn_correct, knn_predict
+from byol.features.extract import Features
+
+
+def clusters(count: int, classes: int, seed: int = 0, width: int = 12, spread: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Overlapping clouds of features (N, D), and the class of each."""
+    centres = np.random.default_rng(99).normal(size=(classes, width))
+    generator = np.random.default_rng(seed)
+    y = generator.integers(0, classes, count)
+    x = centres[y] + spread * generator.normal(size=(count, width))
+    return torch.from_numpy(x).float(), torch.from_numpy(y)
+
+
+def votes_of_scikit_learn(bank, labels, queries, k: int, temperature: float) -> torch.Tensor:
+    def weights(distances):
+        return np.exp((1 - distances) / temperature)
+
+    model = KNeighborsClassifier(min(k, len(bank)), metric="cosine", algorithm="brute", weights=weights)
+    model.fit(bank.double().numpy(), labels.numpy())
+    return torch.from_numpy(model.predict(queries.double().numpy()))
+
+
+@pytest.mark.parametrize("k", [1, 3, 20, 200, 400, 5000])
+@pytest.mark.parametrize("temperature", [0.01, 0.07, 1.0])
+def test_votes_are_those_of_scikit_learn(k, temperature):
+    bank, labels = clusters(400, 7)
+    queries, _ = clusters(300, 7, seed=1)
+    expected = votes_of_scikit_learn(bank, labels, queries, k, temperature)
+    assert torch.equal(knn_predict(bank, labels, queries, k=k, temperature=temperature), expected)
+    assert len(expected.unique()) > 1
+
+
+def test_defaults_are_twenty_votes_at_temperature_0_07():
+    bank, labels = clusters(400, 7)
+    queries, _ = clusters(300, 7, seed=1)
+    assert torch.equal(knn_predict(bank, labels, queries), votes_of_scikit_learn(bank, labels, queries, 20, 0.07))
+
+
+def test_weights_decide_and_not_the_mere_number_of_votes():
+    bank = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.6, 0.8]])
+    labels, query = torch.tensor([1, 0, 0]), torch.tensor([[1.0, 0.0]])
+    assert knn_predict(bank, labels, query, k=3, temperature=0.07).tolist() == [1]
+    assert knn_predict(bank, labels, query, k=3, temperature=10.0).tolist() == [0]
+
+
+def test_more_neighbours_than_rows_lets_every_row_vote():
+    bank, labels = clusters(9, 3)
+    queries, _ = clusters(50, 3, seed=1)
+    every = knn_predict(bank, labels, queries, k=9)
+    assert torch.equal(knn_predict(bank, labels, queries, k=200), every)
+
+
+@pytest.mark.parametrize("size", [1, 4 * 400, 4 * 400 * 7, 2**40])
+def test_blocks_of_any_size_give_the_same_votes(monkeypatch, size):
+    bank, labels = clusters(400, 7)
+    queries, _ = clusters(60, 7, seed=1)
+    whole = knn_predict(bank, labels, queries)
+    monkeypatch.setattr(knn, "BLOCK", size)
+    assert torch.equal(knn_predict(bank, labels, queries), whole)
+
+
+def test_one_class_in_the_bank_is_every_answer():
+    bank, _ = clusters(30, 3)
+    queries, _ = clusters(20, 3, seed=1)
+    assert knn_predict(bank, torch.full((30,), 4), queries).tolist() == [4] * 20
+
+
+def test_classes_missing_from_the_queries_can_still_be_answers():
+    bank, labels = clusters(400, 7)
+    queries, y = clusters(300, 7, seed=1)
+    some = queries[y < 2]
+    assert torch.equal(knn_predict(bank, labels, some), knn_predict(bank, labels, queries)[y < 2])
+    assert (knn_predict(bank, labels, some) >= 2).any()
+
+
+def test_queries_of_classes_missing_from_the_bank_count_as_wrong():
+    bank, labels = clusters(400, 7, spread=0.1)
+    queries, y = clusters(300, 7, seed=1, spread=0.1)
+    kept = labels != 6
+    correct = knn_correct(Features(bank[kept].numpy(), labels[kept].numpy()), Features(queries.numpy(), y.numpy()))
+    assert correct.dtype == bool
+    assert not correct[y == 6].any()
+    assert correct[y != 6].all()
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-6, 1e-30])
+def test_at_a_tiny_temperature_the_nearest_row_alone_decides(temperature):
+    """Also where it is far away: the weights exp(cosine / temperature) themselves would overflow, or all vanish."""
+    bank, labels = clusters(400, 7, width=64)
+    queries, _ = clusters(300, 7, seed=1, width=64)
+    nearest = knn_predict(bank, labels, queries, k=1)
+    agree = knn_predict(bank, labels, queries, temperature=temperature) == nearest
+    assert agree.float().mean() > 0.97  # at 1e-3 near ties still share their votes
+    far = torch.tensor([[-1.0, 0.1]])
+    assert knn_predict(torch.eye(2), torch.tensor([0, 5]), far, k=2, temperature=temperature).tolist() == [5]
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e-3, 1e6, 1e15])
+def test_the_scale_of_features_does_not_matter(scale):
+    bank, labels = clusters(400, 7)
+    queries, _ = clusters(300, 7, seed=1)
+    expected = knn_predict(bank, labels, queries)
+    assert torch.equal(knn_predict(bank * scale, labels, queries), expected)
+    assert torch.equal(knn_predict(bank, labels, queries * scale), expected)
+
+
+def test_a_row_of_zeros_is_similar_to_nothing_and_harms_nothing():
+    bank, labels = clusters(400, 7)
+    queries, _ = clusters(300, 7, seed=1)
+    expected = knn_predict(bank, labels, queries)
+    with_zero = knn_predict(torch.cat([bank, torch.zeros(1, 12)]), torch.cat([labels, torch.tensor([0])]), queries)
+    assert torch.equal(with_zero, expected)
+    assert knn_predict(bank, labels, torch.zeros(1, 12)).shape == (1,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_features_of_any_floating_type_are_compared_in_float32(dtype):
+    bank, labels = clusters(400, 7)
+    queries, _ = clusters(300, 7, seed=1)
+    bank, queries = bank.to(dtype), queries.to(dtype)
+    assert torch.equal(knn_predict(bank, labels, queries), knn_predict(bank.float(), labels, queries.float()))
+
+
+def test_no_query_gives_no_answer():
+    bank, labels = clusters(10, 3)
+    found = knn_predict(bank, labels, bank[:0])
+    assert found.shape == (0,)
+    assert found.dtype == torch.int64
+
+
+@pytest.mark.parametrize("options", [{"k": 0}, {"k": -1}, {"temperature": 0.0}, {"temperature": -0.07}])
+def test_refuses_settings_that_cannot_vote(options):
+    bank, labels = clusters(10, 3)
+    with pytest.raises(ConfigError, match="expected k of at least 1 and a positive temperature"):
+        knn_predict(bank, labels, bank, **options)
+
+
+def test_refuses_a_bank_without_rows_or_without_a_label_for_each():
+    bank, labels = clusters(10, 3)
+    with pytest.raises(DataError, match="0 rows and 0 labels"):
+        knn_predict(bank[:0], labels[:0], bank)
+    with pytest.raises(DataError, match="10 rows and 9 labels"):
+        knn_predict(bank, labels[:9], bank)
+
+
+def test_refuses_to_score_without_labels_on_both_sides():
+    x = np.eye(3, dtype=np.float32)
+    labelled, unlabelled = Features(x, np.arange(3)), Features(x)
+    for bank, queries in ((labelled, unlabelled), (unlabelled, labelled)):
+        with pytest.raises(DataError, match="labels on both sides"):
+            knn_correct(bank, queries)

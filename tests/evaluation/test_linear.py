@@ -1,0 +1,183 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from byol.errors import DataError
+from byol.evaluation import linear
+
+
+def clusters(count: int, classes: int, seed: int = 0, width: int = 10, spread: float = 1.5) -> tuple[torch.Tensor, torch.Tensor]:
+    """Overlapping clouds of features (N, D), each feature with a mean and a scale of its own, and the class of each."""
+    shared = np.random.default_rng(99)
+    centres, offset, scale = shared.normal(size=(classes, width)), shared.normal(size=width), shared.uniform(0.1, 10, width)
+    generator = np.random.default_rng(seed)
+    y = generator.integers(0, classes, count)
+    x = (centres[y] + spread * generator.normal(size=(count, width)) + offset) * scale
+    return torch.from_numpy(x).float(), torch.from_numpy(y)
+
+
+def scikit_learn(x: torch.Tensor, y: torch.Tensor, l2: float) -> tuple[StandardScaler, LogisticRegression]:
+    """Minimises C * summed loss + |weight|^2 / 2: the mean loss + l2 / 2 * |weight|^2 is that with C = 1 / (l2 N).
+
+    With two classes it has one vector of weights where the softmax has two, each half of it, so |weight|^2 is halved too.
+    """
+    scaler = StandardScaler().fit(x.double().numpy())
+    c = (2 if len(y.unique()) == 2 else 1) / (l2 * len(x))
+    return scaler, LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(scaler.transform(x.double().numpy()), y.numpy())
+
+
+def accuracy(predicted: torch.Tensor, y: torch.Tensor) -> float:
+    return (predicted == y).double().mean().item()
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("l2", [1e-4, 1e-2, 1.0])
+def test_classifier_is_that_of_scikit_learn_on_standardised_features(classes, l2):
+    x, y = clusters(1000, classes)
+    test_x, test_y = clusters(5000, classes, seed=1)
+    scaler, expected = scikit_learn(x, y, l2)
+    found = linear.fit(x, y, classes, l2=[l2])
+
+    answers = torch.from_numpy(expected.predict(scaler.transform(test_x.double().numpy())))
+    assert accuracy(found(test_x), test_y) == pytest.approx(accuracy(answers, test_y), abs=0.001)
+    assert accuracy(found(test_x), answers) > 0.998
+    weight, bias = found.weight.numpy(), found.bias.numpy()
+    if classes == 2:
+        weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
+    else:  # a constant added to every bias changes nothing
+        bias, expected.intercept_ = bias - bias.mean(), expected.intercept_ - expected.intercept_.mean()
+    np.testing.assert_allclose(weight, expected.coef_, rtol=0, atol=5e-3)
+    np.testing.assert_allclose(bias, expected.intercept_, rtol=0, atol=5e-3)
+    np.testing.assert_allclose(found.mean, scaler.mean_, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.std, scaler.scale_, rtol=1e-4)
+
+
+@pytest.mark.parametrize("l2", [1e-6, 1e-5])
+def test_nearly_free_weights_answer_as_scikit_learn_on_classes_that_can_be_separated(l2):
+    x, y = clusters(300, 5, width=40)
+    test_x, test_y = clusters(4000, 5, seed=1, width=40)
+    scaler, expected = scikit_learn(x, y, l2)
+    found = linear.fit(x, y, 5, l2=[l2])
+    answers = torch.from_numpy(expected.predict(scaler.transform(test_x.double().numpy())))
+    assert accuracy(found(x), y) == 1.0
+    assert accuracy(found(test_x), test_y) == pytest.approx(accuracy(answers, test_y), abs=0.005)
+
+
+def test_l2_values_are_the_papers_45():
+    assert len(linear.L2) == 45
+    np.testing.assert_allclose(linear.L2, np.logspace(-6, 5, 45))
+
+
+def test_chosen_l2_is_the_best_one_on_the_held_out_tenth():
+    """Features of little use and few images: a strong penalty is needed, and a weak one is the worse for it."""
+    x, y = clusters(400, 4, width=60, spread=6)
+    values = [10.0**p for p in range(-6, 6)]
+    found = linear.fit(x, y, 4, l2=values, seed=3)
+
+    shuffled = torch.randperm(400, generator=torch.Generator().manual_seed(3))
+    held_out, rest = shuffled[:40], shuffled[40:]
+    standard = (x - found.mean) / found.std
+    scores = {}
+    for value in values:
+        weight, bias = linear.minimise(standard[rest], y[rest], torch.zeros(4, 61), value)
+        scores[value] = accuracy(linear.logits(standard[held_out], weight, bias).argmax(dim=1), y[held_out])
+    assert scores[found.l2] >= max(scores.values()) - 1 / 40  # one answer of forty may hang on where a fit started
+    assert found.l2 > 1e-6
+
+
+def test_the_larger_of_equally_good_l2_values_is_taken():
+    x, y = clusters(400, 3, spread=0.01)  # every value gets everything right, up to those that let nothing be learned
+    assert linear.fit(x, y, 3, l2=[1e-6, 1e-3, 1e-1]).l2 == 1e-1
+
+
+def test_after_the_choice_all_images_are_learned_from():
+    x, y = clusters(400, 4)
+    found = linear.fit(x, y, 4)
+    once = linear.fit(x, y, 4, l2=[found.l2])
+    torch.testing.assert_close(found.weight, once.weight, rtol=0, atol=0)
+    torch.testing.assert_close(found.bias, once.bias, rtol=0, atol=0)
+
+
+def test_same_seed_gives_the_same_classifier_bit_for_bit_and_leaves_the_random_state():
+    x, y = clusters(200, 4)
+    state = torch.get_rng_state()
+    first, second = linear.fit(x, y, 4, seed=5), linear.fit(x, y, 4, seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first.l2 == second.l2
+    assert torch.equal(first.weight, second.weight)
+
+
+def test_constant_features_change_nothing():
+    x, y = clusters(500, 4)
+    test_x, _ = clusters(2000, 4, seed=1)
+    alone = linear.fit(x, y, 4, l2=[1e-3])
+    constants = torch.tensor([0.0, 3.0, -1e6, 1e-20])
+    joined = linear.fit(torch.cat([x, constants.expand(500, 4)], dim=1), y, 4, l2=[1e-3])
+    torch.testing.assert_close(joined.weight[:, :10], alone.weight, rtol=0, atol=2e-3)
+    # What was constant in training has no say, whatever it is later.
+    for elsewhere in (constants, constants + 100):
+        answers = joined(torch.cat([test_x, elsewhere.expand(2000, 4)], dim=1))
+        assert accuracy(answers, alone(test_x)) > 0.998
+
+
+def test_features_that_are_all_constant_answer_the_commonest_class():
+    y = torch.tensor([0, 1, 1, 1, 2] * 20)
+    found = linear.fit(torch.full((100, 6), 7.0), y, 3)
+    assert found(torch.full((4, 6), 7.0)).tolist() == [1] * 4
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e6, 1e12])
+def test_the_scale_of_features_does_not_matter(scale):
+    x, y = clusters(500, 4)
+    test_x, _ = clusters(2000, 4, seed=1)
+    plain, scaled = linear.fit(x, y, 4), linear.fit(x * scale, y, 4)
+    assert scaled.weight.isfinite().all()
+    assert scaled.l2 == plain.l2
+    assert accuracy(scaled(test_x * scale), plain(test_x)) > 0.998
+
+
+def test_features_far_from_zero_are_as_good_as_centred_ones():
+    x, y = clusters(500, 4)
+    test_x, _ = clusters(2000, 4, seed=1)
+    assert accuracy(linear.fit(x + 1000, y, 4)(test_x + 1000), linear.fit(x, y, 4)(test_x)) > 0.995
+
+
+@pytest.mark.parametrize("count", [1, 2, 50])
+def test_one_class_is_refused_in_a_sentence(count):
+    with pytest.raises(DataError, match="at least two classes among the training images; there is one"):
+        linear.fit(torch.rand(count, 4), torch.full((count,), 3), 4)
+
+
+def test_with_too_few_images_to_hold_some_out_the_middle_l2_is_taken():
+    x, y = clusters(20, 3, spread=0.1)
+    assert y.unique().numel() == 3
+    found = linear.fit(x, y, 3)  # a tenth is 2 images of 3 classes
+    assert found.l2 == sorted(linear.L2)[22]
+    assert accuracy(found(x), y) == 1.0
+
+
+def test_two_images_are_enough():
+    x = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    found = linear.fit(x, torch.tensor([1, 0]), 2, l2=[1e-3])
+    assert found(x).tolist() == [1, 0]
+
+
+def test_classes_without_a_training_image_are_never_answered():
+    x, y = clusters(300, 3)
+    found = linear.fit(x, torch.tensor([0, 2, 5])[y], 8)
+    assert found.weight.shape == (8, 10)
+    assert set(found(clusters(1000, 3, seed=1)[0]).tolist()) == {0, 2, 5}
+    assert found.weight.isfinite().all()
+    assert found.bias.isfinite().all()
+
+
+def test_solver_ends_where_the_gradient_vanishes():
+    x, y = clusters(500, 4)
+    x = (x - x.mean(0)) / x.std(0)
+    weight, bias = linear.minimise(x, y, torch.zeros(4, 11), 1e-2)
+    weight.requires_grad_(True)
+    loss = torch.nn.functional.cross_entropy(x @ weight.T + bias, y) + 1e-2 / 2 * weight.square().sum()
+    (gradient,) = torch.autograd.grad(loss, weight)
+    assert gradient.abs().max() < 1e-4
