@@ -36,7 +36,7 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[str, 
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / "state.safetensors")
+        _write_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / "state.safetensors")
         (temporary / "state.json").write_text(json.dumps(values))
         files = {
             name: {"bytes": (temporary / name).stat().st_size, "blake2b": _digest(temporary / name)}
@@ -154,6 +154,13 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if (path / name).stat().st_size != expected["bytes"] or _digest(path / name) != expected["blake2b"]:
             raise ValueError(f"{name} does not match its checksum")
     return load_file(path / "state.safetensors"), json.loads((path / "state.json").read_text())
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as failure:  # what safetensors makes of a full disk
+        raise OSError(str(failure)) from failure
 
 
 def _digest(path: Path) -> str:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from byol.disk import replacing, write_text
-from byol.errors import CheckpointError
+from byol.errors import ByolError, CheckpointError
 from byol.method.byol import evaluating
 from byol.method.hidden import HiddenLayer, Pooling
 from byol.method.views import check_images, prepare
@@ -85,9 +85,14 @@ def save_encoder(encoder: Encoder, folder: str | Path) -> Path:
     folder = Path(folder)
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in encoder.net.state_dict().items()}
     description = {"format": FORMAT, **asdict(encoder.info), "blake2b": digest(tensors)}
-    with replacing(folder / FILE) as temporary:
-        save_file(tensors, temporary, metadata={"byol": json.dumps(description)})  # one entry: their order is not fixed
-    write_text(folder / "encoder.json", json.dumps(description, indent=1) + "\n")
+    try:
+        with replacing(folder / FILE) as temporary:
+            save_file(tensors, temporary, metadata={"byol": json.dumps(description)})  # one entry: their order is not fixed
+        write_text(folder / "encoder.json", json.dumps(description, indent=1) + "\n")
+    except (OSError, SafetensorError) as failure:
+        raise ByolError(
+            f"The encoder could not be written to {folder}: {failure}. Make room and run the same again."
+        ) from failure
     return folder / FILE
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import StopsItself, Tiny, seeded, small_config
 from safetensors.torch import load_file
+from small_runs import StopsItself, Tiny, seeded, small_config
 from torch import nn
 
 import byol
@@ -68,7 +68,8 @@ def test_a_finished_run_holds_everything_that_is_promised(tmp_path, arrays):
     run = byol.pretrain("convnet", arrays, small_config(tmp_path, model=ModelConfig(width=2, projection_hidden_size=16)))
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {
-        "config.yaml", "plan.json", "env.json", "metrics.jsonl", "scores.jsonl", "checkpoints", "encoder.safetensors", "encoder.json",
+        "config.yaml", "plan.json", "env.json", "metrics.jsonl", "scores.jsonl",
+        "checkpoints", "encoder.safetensors", "encoder.json",
     }  # fmt: skip
     assert not [name for name in names if name.startswith(".tmp")]
     assert run.plan.images + run.plan.held_out == 64
@@ -250,4 +251,4 @@ def test_a_run_leaves_the_same_trajectory_as_ever(tmp_path, arrays):
     assert losses == pytest.approx(TRAJECTORY, abs=2e-3)
 
 
-TRAJECTORY = 
+TRAJECTORY = [4.1366, 4.0991, 4.0994, 3.7652, 4.3153, 4.4888, 3.8637]

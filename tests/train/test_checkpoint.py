@@ -1,0 +1,170 @@
+"""Checkpoints: complete or not there, verified, and never a way to run code."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from byol.errors import CheckpointError
+from byol.train import checkpoint
+
+
+def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {"a": torch.randn(3, 4, generator=generator), "b.c": torch.arange(5), "scalar": torch.tensor(2.5)}
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
+    values = {"step": 7, "text": "ä", "nested": [1, 2.5, None, True]}
+    checkpoint.save(tmp_path, 7, tensors(), values)
+    step, found, rest = checkpoint.latest(tmp_path)
+    assert step == 7
+    assert rest == values
+    assert found.keys() == tensors().keys()
+    assert all(torch.equal(found[name], value) for name, value in tensors().items())
+
+
+def test_the_newest_are_kept_and_the_others_retired(tmp_path):
+    for step in (1, 2, 3, 10):
+        checkpoint.save(tmp_path, step, tensors(step), {}, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000010"]
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, caplog, file, damage):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, tensors(step), {"step": step, "much": list(range(100))})
+    path = tmp_path / "step-00000002" / file
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        data[len(data) // 2] ^= 64
+        path.write_bytes(data)
+    else:
+        path.unlink()
+    step, found, _ = checkpoint.latest(tmp_path)
+    assert step == 1
+    assert torch.equal(found["a"], tensors(1)["a"])
+    assert (damage == "gone" and file == "manifest.json") or "step-00000002 is damaged" in caplog.text
+
+
+def test_when_no_checkpoint_is_sound_nothing_starts_from_zero_in_silence(tmp_path):
+    checkpoint.save(tmp_path, 1, tensors(), {})
+    (tmp_path / "step-00000001" / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match="None of the 1 checkpoints"):
+        checkpoint.latest(tmp_path)
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path):
+    path = checkpoint.save(tmp_path, 1, tensors(), {}) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    with pytest.raises(CheckpointError, match=r"format 99.*Upgrade"):
+        checkpoint.latest(tmp_path)
+
+
+def test_leftovers_of_dead_processes_are_swept_and_those_of_living_ones_stay(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for pid in (dead.pid, os.getppid()):
+        (tmp_path / f".tmp-{pid}-00000003").mkdir()
+    (tmp_path / ".del-1-step-00000001").mkdir()
+    checkpoint.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f".tmp-{os.getppid()}-00000003"]
+
+
+@pytest.mark.parametrize("build", [
+    lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    lambda p: torch.optim.AdamW(p, lr=0.1),
+], ids=["sgd", "adamw"])  # fmt: skip
+def test_an_optimizer_continues_exactly_where_it_was(build):
+    def train(parameters, optimizer, steps):
+        for step in steps:
+            for number, p in enumerate(parameters):
+                p.grad = torch.sin(p.detach() + step + number)
+            optimizer.step()
+
+    def fresh():
+        torch.manual_seed(0)
+        return [
+            torch.nn.Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)),
+            torch.nn.Parameter(torch.randn(5)),
+        ]
+
+    whole, parts = fresh(), fresh()
+    train(whole, build(whole), range(6))
+    first = build(parts)
+    train(parts, first, range(3))
+    named, rest = checkpoint.flatten(first.state_dict(), "optimizer")
+    rest = json.loads(json.dumps(rest))
+    named = {name: value.contiguous().clone() for name, value in named.items()}
+    second = build(parts)
+    checkpoint.restore_optimizer(second, checkpoint.unflatten(rest, named))
+    train(parts, second, range(3, 6))
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+def test_a_full_disk_costs_the_checkpoint_and_leaves_the_one_before(tmp_path):
+    """The process may write files of at most 64 KB, so the second checkpoint cannot be written."""
+    code = f"""
+import resource, signal, torch
+from pathlib import Path
+from byol.train import checkpoint
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder = Path({str(tmp_path)!r})
+checkpoint.save(folder, 1, {{"a": torch.zeros(10)}}, {{}})
+resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+try:
+    checkpoint.save(folder, 2, {{"a": torch.zeros(100_000)}}, {{}})
+except OSError as failure:
+    print("OSError", failure.errno)
+print(checkpoint.latest(folder)[0], sorted(path.name for path in folder.iterdir()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split("\n")[-2] == "1 ['step-00000001']", done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_instant_resumes_bit_for_bit(tmp_path):
+    """kill -9 at many instants, in the middle of saving too; what is finished in the end is the uninterrupted run."""
+    generator = np.random.default_rng(0)
+    images = tmp_path / "images.npy"
+    np.save(images, generator.integers(0, 256, (64, 16, 16, 3), dtype=np.uint8))
+    flags = f"{images} --encoder convnet --model.width 4 --image-size 16 --batch-size 8 --epochs 12 --save-every-steps 1"
+    flags += " --model.projection-hidden-size 256 --workers 2 --data.in-memory False --precision fp32 --device cpu --seed 3"
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "byol", "train", *flags.split(), "--out", str(out)]
+        return subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def last(out: Path) -> int:
+        return max((int(path.name[5:]) for path in (out / "checkpoints").glob("step-*")), default=0)
+
+    def results(out: Path) -> list[bytes]:
+        final = out / "checkpoints" / f"step-{last(out):08d}"
+        return [(final / name).read_bytes() for name in ("state.safetensors", "state.json")] + [
+            (out / "encoder.safetensors").read_bytes()
+        ]
+
+    assert start(tmp_path / "whole").wait(timeout=120) == 0
+    kills = 0
+    for delay in (0.0, 0.013, 0.029, 0.051, 0.107):
+        before, run = last(tmp_path / "killed"), start(tmp_path / "killed")
+        while last(tmp_path / "killed") <= before and run.poll() is None:
+            time.sleep(0.005)
+        time.sleep(delay)
+        if run.poll() is None:
+            run.send_signal(signal.SIGKILL)
+            kills += 1
+        run.wait()
+    assert kills >= 3
+    assert start(tmp_path / "killed").wait(timeout=120) == 0
+    assert results(tmp_path / "killed") == results(tmp_path / "whole")

@@ -1,0 +1,172 @@
+"""What a run is told and what follows from it."""
+
+import ast
+import dataclasses
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import byol
+from byol.method.views import ViewConfig
+from byol.settings import flags_of, parse, preset_flags, preset_names, to_plain
+from byol.train.config import DataConfig, KnnConfig, ModelConfig, OptimConfig, TrainConfig, seconds_of
+from byol.train.plan import ImageFacts, Plan, plan_run
+from byol.world import World
+
+CPU = World(rank=0, size=1, device=torch.device("cpu"))
+IMAGENET = ImageFacts(count=1_281_167, size=None, channels=3, labelled=True)
+CIFAR = ImageFacts(count=50_000, size=(32, 32), channels=3, labelled=True)
+
+
+def preset(name: str, *flags: str) -> TrainConfig:
+    return parse(TrainConfig, ["--out", "runs/a", *preset_flags(name), *flags], prog="byol train", description="")
+
+
+@pytest.mark.parametrize(
+    ("name", "base_lr", "weight_decay", "base_tau"),
+    [
+        ("imagenet-1000", 0.2, 1.5e-6, 0.996),
+        ("imagenet-300", 0.3, 1e-6, 0.99),
+        ("imagenet-100", 0.45, 1e-6, 0.99),
+        ("imagenet-40", 0.45, 1e-6, 0.97),
+    ],
+)
+def test_imagenet_presets_are_the_official_configurations(name, base_lr, weight_decay, base_tau):
+    plan = plan_run(preset(name), IMAGENET, CPU)
+    epochs = int(name.split("-")[1])
+    assert (plan.encoder, plan.optimizer, plan.image_size, plan.batch_size) == ("resnet50", "lars", (224, 224), 4096)
+    assert (plan.base_lr, plan.weight_decay, plan.base_tau) == (base_lr, weight_decay, base_tau)
+    assert plan.lr == pytest.approx(base_lr * 16)
+    # official byol_experiment.py: max_steps = num_epochs * images // batch_size, warm-up likewise
+    assert plan.total_steps == epochs * 1_281_167 // 4096
+    assert plan.warmup_steps == 10 * 1_281_167 // 4096
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_read_without_a_word_that_nobody_knows(name):
+    facts = IMAGENET if name.startswith("imagenet-") else CIFAR
+    assert plan_run(preset(name), facts, CPU).total_steps > 0
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_headed_by_its_command_and_its_result(name):
+    text = (Path(byol.__file__).parent / "presets" / f"{name}.yaml").read_text()
+    head = text.split("\nencoder:")[0]
+    assert f"--preset {name}" in head or name == "demo"
+    assert any(word in head.lower() for word in ("measured", "published"))
+
+
+def test_a_flag_behind_a_preset_wins_over_it():
+    config = preset("imagenet-300", "--batch-size", "512", "--encoder", "resnet50x2", "--optim.base-tau", "0.9")
+    assert (config.batch_size, config.encoder, config.optim.base_tau, config.epochs) == (512, "resnet50x2", 0.9, 300)
+
+
+def test_a_config_survives_its_way_through_yaml_and_flags():
+    config = TrainConfig(
+        out="runs/a", epochs=3.5, encoder="timm:vit_tiny_patch16_224", workers=2, precision="fp32",
+        views=ViewConfig(blur=(0.0, 0.3), antialias=False, color="torchvision"),
+        optim=OptimConfig(name="sgd", base_lr=0.03, warmup_epochs=0), model=ModelConfig(stem="small", joint_batchnorm=True),
+        data=DataConfig(channels=1, in_memory=False), knn=KnnConfig(held_out=0.0, times=3),
+    )  # fmt: skip
+    assert parse(TrainConfig, flags_of(to_plain(config)), prog="", description="") == config
+
+
+def test_every_setting_is_read_somewhere():
+    """A field that no line of the package reads is a promise that is not kept."""
+    read: set[str] = set()
+    package = Path(byol.__file__).parent
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+                read.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and path.name in ("views.py", "config.py"):
+                read.add(node.value)  # getattr(config, name)
+    for owner in (TrainConfig, ModelConfig, OptimConfig, DataConfig, KnnConfig, ViewConfig):
+        for field in dataclasses.fields(owner):
+            assert field.name in read, f"{owner.__name__}.{field.name}"
+
+
+def test_every_setting_is_explained():
+    for owner in (TrainConfig, ModelConfig, OptimConfig, DataConfig, KnnConfig, ViewConfig):
+        tree = ast.parse(Path(__import__(owner.__module__, fromlist=["x"]).__file__).read_text())
+        body = next(node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == owner.__name__)
+        for place, node in enumerate(body):
+            if isinstance(node, ast.AnnAssign) and "default_factory" not in ast.unparse(node):
+                after = body[place + 1]
+                assert isinstance(after, ast.Expr), f"{owner.__name__}.{ast.unparse(node.target)}"
+                assert isinstance(after.value, ast.Constant)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20m", 1200), ("1.5h", 5400), ("2d", 172800), ("20M", 1200)])
+def test_budgets_are_read_with_their_unit(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": 0}, {"epochs": -1}, {"batch_size": 1}, {"image_size": 4}, {"workers": -1}, {"budget": "20"},
+        {"budget": "0m"},
+        {"budget": "nan m"}, {"budget": "1h", "epochs": 3}, {"keep_checkpoints": 1}, {"log_every_steps": 0}, {"seed": -1},
+        {"out": ""}, {"save_every_steps": 0}, {"eval_size": 3},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_setting_that_cannot_work_is_refused_with_its_name_and_value(changes):
+    with pytest.raises(byol.ConfigError) as failure:
+        TrainConfig(**{"out": "runs/a", **changes})
+    name, value = next(iter(changes.items()))
+    assert name in str(failure.value)
+    assert str(value) in str(failure.value) or value == ""
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "says"),
+    [(0, None, "at least 2"), (1, None, "1 image"), (100, 256, "only 100 images"), (1, 8, "at least 2")],
+)
+def test_too_few_images_are_a_sentence_and_never_a_run_of_zero_steps(count, batch_size, says):
+    with pytest.raises(byol.DataError, match=says):
+        plan_run(TrainConfig(out="a", batch_size=batch_size), ImageFacts(count, None, 3, False), CPU)
+
+
+def test_fewer_images_than_the_usual_batch_still_make_steps():
+    plan = plan_run(TrainConfig(out="a", epochs=10), ImageFacts(50, None, 3, False), CPU)
+    assert plan.batch_size == 12
+    assert plan.total_steps == 41
+
+
+def test_a_batch_that_does_not_split_into_micro_batches_is_refused():
+    with pytest.raises(byol.ConfigError, match="does not split into 3"):
+        plan_run(TrainConfig(out="a", batch_size=256, optim=OptimConfig(accumulation=3)), CIFAR, CPU)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused():
+    with pytest.raises(byol.ConfigError, match="warmup_epochs=20"):
+        plan_run(TrainConfig(out="a", epochs=5, optim=OptimConfig(warmup_epochs=20)), CIFAR, CPU)
+
+
+def test_after_planning_nothing_is_left_open():
+    plan = plan_run(TrainConfig(out="a"), CIFAR, CPU)
+    assert all(value is not None for value in dataclasses.asdict(plan).values())
+    assert plan.in_memory
+    assert plan.image_size == (32, 32)
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_a_budget_fits_the_steps_to_the_measured_speed():
+    config = TrainConfig(out="a", budget="10m")
+    plan = plan_run(config, CIFAR, CPU, step_seconds=lambda draft: 0.5)
+    assert plan.total_steps == pytest.approx(600 / 0.5, rel=0.1)
+    assert plan.total_steps * 0.5 < 600
+    with pytest.raises(byol.ConfigError, match="only"):
+        plan_run(replace(config, budget="2s"), CIFAR, CPU, step_seconds=lambda draft: 0.5)
+
+
+def test_photographs_are_streamed_and_small_images_kept_in_memory():
+    assert not plan_run(TrainConfig(out="a"), IMAGENET, CPU).in_memory
+    assert plan_run(TrainConfig(out="a"), CIFAR, CPU).in_memory
+    huge = ImageFacts(10**9, (32, 32), 3, False)
+    assert not plan_run(TrainConfig(out="a"), huge, CPU).in_memory
