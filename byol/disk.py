@@ -11,7 +11,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path to write to; it takes the file's place as a whole when the block ends well, else it is removed."""
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask has it: safetensors leaves files that only their owner can read
         yield temporary
+        temporary.chmod(mode)
         sync(temporary)
         temporary.replace(path)
     except BaseException:

@@ -28,7 +28,7 @@ def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, *, k: int = 20, t
     for block in queries.split(max(1, BLOCK // (4 * len(bank)))):
         cosines, nearest = (F.normalize(block.to(rows.device).float(), dim=1) @ rows.T).topk(min(k, len(bank)), dim=1)
         votes = torch.zeros(len(block), classes, device=rows.device)
-        # Relative to the nearest: the ratios of the votes stay, and at a small temperature they neither overflow nor all vanish.
+        # Relative to the nearest: the votes' ratios stay, and at a small temperature they neither overflow nor all vanish.
         votes.scatter_add_(1, labels.to(rows.device)[nearest], ((cosines - cosines[:, :1]) / temperature).exp())
         predicted.append(votes.argmax(dim=1))
     return torch.cat(predicted)

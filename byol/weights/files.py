@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from byol.disk import replacing, write_text
 from byol.errors import ByolError, CheckpointError
 from byol.method.byol import evaluating
-from byol.method.hidden import HiddenLayer, Pooling
+from byol.method.hidden import HiddenLayer, Pooling, layer_name
 from byol.method.views import check_images, prepare
 
 FORMAT = 1
@@ -84,7 +84,8 @@ def save_encoder(encoder: Encoder, folder: str | Path) -> Path:
     """Write encoder.safetensors and encoder.json into a folder; each is replaced as a whole. Returns the former's path."""
     folder = Path(folder)
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in encoder.net.state_dict().items()}
-    description = {"format": FORMAT, **asdict(encoder.info), "blake2b": digest(tensors)}
+    description = {"format": FORMAT, **asdict(encoder.info)}
+    description["blake2b"] = digest(tensors, description)
     try:
         with replacing(folder / FILE) as temporary:
             save_file(tensors, temporary, metadata={"byol": json.dumps(description)})  # one entry: their order is not fixed
@@ -99,7 +100,8 @@ def save_encoder(encoder: Encoder, folder: str | Path) -> Path:
 def load_encoder(path: str | Path, *, build: Callable[[EncoderInfo], nn.Module], device: torch.device | None = None) -> Encoder:
     """Read an encoder file (or the one in a folder); `build` makes the network that its tensors fill.
 
-    Raises CheckpointError when the file is missing, damaged, from a newer version, or does not fit the network.
+    Raises CheckpointError when the file is missing, damaged, from a newer version, or does not fit the network, and
+    ConfigError when the network has no such hidden layer.
     """
     tensors, info = read(find(Path(path)))
     net = build(info)
@@ -108,9 +110,9 @@ def load_encoder(path: str | Path, *, build: Callable[[EncoderInfo], nn.Module],
     except RuntimeError as failure:
         reason = str(failure).splitlines()[1:2] or [str(failure)]
         raise CheckpointError(
-            f"The tensors in {path} do not fit the network {info.encoder or type(net).__name__}: {reason[0].strip()}"
+            f"The tensors in {path} do not fit the network {type(net).__name__}: {reason[0].strip()}"
         ) from failure
-    network = HiddenLayer(net, info.hidden_layer, info.pooling, info.skip, info.calls)
+    network = HiddenLayer(net, layer_name(net, info.hidden_layer), info.pooling, info.skip, info.calls)
     encoder = Encoder(network, info).to(device or torch.device("cpu")).to(memory_format=torch.channels_last)
     return encoder.eval()
 
@@ -139,19 +141,23 @@ def read(file: Path) -> tuple[dict[str, Tensor], EncoderInfo]:
         ) from failure
     if "byol" not in metadata:
         raise CheckpointError(f"{file} is a safetensors file, but not an encoder of this project: it has no description.")
-    description = json.loads(metadata["byol"])
+    try:
+        description = json.loads(metadata["byol"])
+        intact = description.pop("blake2b") == digest(tensors, description)
+    except (ValueError, KeyError):
+        intact = False
+    if not intact:
+        raise CheckpointError(f"{file} is damaged: what it holds does not match its checksum. Take another copy.")
     if description.pop("format") > FORMAT:
         raise CheckpointError(f"{file} was written by a newer version of byol. Upgrade byol to read it.")
-    if description.pop("blake2b") != digest(tensors):
-        raise CheckpointError(f"{file} is damaged: its tensors do not match their checksum. Take another copy.")
     for name in ("image_size", "mean", "std"):
         description[name] = tuple(description[name])
     return tensors, EncoderInfo(**description)
 
 
-def digest(tensors: dict[str, Tensor]) -> str:
-    """BLAKE2b of every tensor's name, type, shape and bytes."""
-    state = blake2b(digest_size=16)
+def digest(tensors: dict[str, Tensor], description: dict[str, Any]) -> str:
+    """BLAKE2b of the description, and of every tensor's name, type, shape and bytes. The same in every format."""
+    state = blake2b(json.dumps(description).encode(), digest_size=16)
     for name in sorted(tensors):
         value = tensors[name]
         state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

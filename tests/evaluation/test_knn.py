@@ -9,7 +9,9 @@ from byol.evaluation.knn import knn_correct, knn_predict
 from byol.features.extract import Features
 
 
-def clusters(count: int, classes: int, seed: int = 0, width: int = 12, spread: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
+def clusters(
+    count: int, classes: int, seed: int = 0, width: int = 12, spread: float = 2.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Overlapping clouds of features (N, D), and the class of each."""
     centres = np.random.default_rng(99).normal(size=(classes, width))
     generator = np.random.default_rng(seed)

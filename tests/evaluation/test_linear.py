@@ -8,7 +8,9 @@ from byol.errors import DataError
 from byol.evaluation import linear
 
 
-def clusters(count: int, classes: int, seed: int = 0, width: int = 10, spread: float = 1.5) -> tuple[torch.Tensor, torch.Tensor]:
+def clusters(
+    count: int, classes: int, seed: int = 0, width: int = 10, spread: float = 1.5
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Overlapping clouds of features (N, D), each feature with a mean and a scale of its own, and the class of each."""
     shared = np.random.default_rng(99)
     centres, offset, scale = shared.normal(size=(classes, width)), shared.normal(size=width), shared.uniform(0.1, 10, width)

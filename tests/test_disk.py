@@ -1,0 +1,170 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from byol.disk import replacing, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_file_appears_as_a_whole_and_alone(tmp_path):
+    path = tmp_path / "a.txt"
+    with replacing(path) as temporary:
+        temporary.write_text("some")
+        assert not path.exists()
+        assert temporary.parent == tmp_path  # a rename from another file system would be a copy
+    assert path.read_text() == "some"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_old_content_stands_until_the_new_is_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with replacing(path) as temporary:
+        temporary.write_text("half of the n")
+        assert path.read_text() == "old"
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("failure", [ValueError, OSError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("existed", [True, False])
+def test_failure_while_writing_leaves_what_was_there_and_no_temporary(tmp_path, failure, existed):
+    path = tmp_path / "a.txt"
+    if existed:
+        write_text(path, "old")
+
+    def write() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise failure("stop")
+
+    with pytest.raises(failure, match="stop"):
+        write()
+    assert names(tmp_path) == (["a.txt"] if existed else [])
+    assert not existed or path.read_text() == "old"
+
+
+def test_file_that_was_written_by_a_rename_counts_too(tmp_path):
+    """As safetensors does it: in a temporary of its own, readable by its owner alone."""
+    with replacing(tmp_path / "a.txt") as temporary:
+        private = tmp_path / "private"
+        private.touch(mode=0o600)
+        private.write_text("some")
+        private.rename(temporary)
+    assert (tmp_path / "a.txt").read_text() == "some"
+    assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077, 0o027])
+def test_permissions_follow_the_umask(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        with replacing(tmp_path / "a.txt") as temporary:
+            temporary.unlink()
+            temporary.touch(mode=0o600)
+        write_text(tmp_path / "b.txt", "some")
+        (tmp_path / "usual").touch()
+        assert os.umask(mask) == mask  # it is never changed, not for a moment: other threads write files too
+    finally:
+        os.umask(before)
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
+def test_nothing_written_is_an_empty_file(tmp_path):
+    with replacing(tmp_path / "a.txt"):
+        pass
+    assert (tmp_path / "a.txt").read_bytes() == b""
+
+
+def test_link_is_replaced_and_what_it_points_to_is_left(tmp_path):
+    (tmp_path / "elsewhere.txt").write_text("theirs")
+    (tmp_path / "a.txt").symlink_to(tmp_path / "elsewhere.txt")
+    write_text(tmp_path / "a.txt", "ours")
+    assert (tmp_path / "elsewhere.txt").read_text() == "theirs"
+    assert not (tmp_path / "a.txt").is_symlink()
+
+
+def test_name_that_is_taken_by_a_folder_fails_and_leaves_no_temporary(tmp_path):
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_text(tmp_path / "a.txt", "some")
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_missing_folder_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_text(tmp_path / "nowhere" / "a.txt", "some")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["with space", "ümläut", "line\nend", os.fsdecode(b"\xff\xfe"), ".hidden", "-x"])
+def test_names_of_any_kind_are_kept(tmp_path, name):
+    write_text(tmp_path / name, "some")
+    assert names(tmp_path) == [name]
+
+
+def test_file_reaches_the_disk_before_its_name_and_the_name_before_the_return(tmp_path, monkeypatch):
+    done = []
+    fsync, rename = os.fsync, os.replace
+
+    def recorded_fsync(handle: int) -> None:
+        done.append(f"fsync {Path(os.readlink(f'/proc/self/fd/{handle}')).name}")
+        fsync(handle)
+
+    def recorded_rename(source, target) -> None:
+        done.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_rename)
+    write_text(tmp_path / "a.txt", "some")
+    assert done == [f"fsync .tmp-{os.getpid()}-a.txt", "rename", f"fsync {tmp_path.name}"]
+
+
+def test_full_disk_leaves_the_old_file_and_no_temporary(tmp_path):
+    """In a process whose files may not grow beyond a thousand bytes, which is how a full disk looks to it."""
+    write_text(tmp_path / "a.txt", "old")
+    script = f"""
+import resource, signal
+from pathlib import Path
+from byol.disk import write_text
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+write_text(Path({str(tmp_path / "a.txt")!r}), "new" * 10_000)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_kill_at_any_moment_leaves_one_whole_content(tmp_path):
+    """A process that writes without pause is killed again and again; only whole files are ever found."""
+    path = tmp_path / "a.txt"
+    script = f"""
+from pathlib import Path
+from byol.disk import write_text
+print("ready", flush=True)
+for number in range(10**9):
+    write_text(Path({str(path)!r}), str(number % 10) * 200_000)
+"""
+    for turn in range(12):
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            while not path.exists():
+                pass
+            try:
+                process.wait(timeout=0.002 * turn)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+        content = path.read_text()
+        assert len(content) == 200_000
+        assert len(set(content)) == 1
