@@ -36,22 +36,27 @@ def loader(dataset: Dataset[T], *, workers: int, **options: Any) -> "DataLoader[
 def arriving(samples: "DataLoader[T]") -> Iterator[T]:
     """What a loader gives; a worker that died becomes one sentence instead of torch's many kinds of error."""
     iterator = _started(samples)
-    while True:
-        try:
-            sample = next(iterator)
-        except StopIteration:
-            return
-        except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as failure:
-            if samples.num_workers == 0 or str(failure).startswith("Caught "):
-                raise  # nobody died: an error of the code that reads the images, perhaps in a worker
-            raise ByolError(
-                f"A process that decodes images died ({str(failure).splitlines()[0]}). Usual causes: too little memory or "
-                "too small a /dev/shm. Lower --workers (0 decodes in the main process); the same command continues the run."
-            ) from failure
-        yield sample
+    try:
+        while True:
+            try:
+                sample = next(iterator)
+            except StopIteration:
+                return
+            except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as failure:
+                if samples.num_workers == 0 or str(failure).startswith("Caught "):
+                    raise  # nobody died: an error of the code that reads the images, perhaps in a worker
+                raise ByolError(
+                    f"A process that decodes images died ({str(failure).splitlines()[0]}). Usual causes: too little memory "
+                    "or too small a /dev/shm. Lower --workers (0 decodes in the main process); the same command continues "
+                    "the run."
+                ) from failure
+            yield sample
+    finally:
+        if samples.num_workers:  # now: left to the garbage collector it can take seconds, or wait as long as a traceback lives
+            iterator._shutdown_workers()
 
 
-def _started(samples: "DataLoader[T]") -> Iterator[T]:
+def _started(samples: "DataLoader[T]") -> Any:
     """Start the workers, without the signal handler that torch adds.
 
     It would raise a worker's death in the midst of whatever the run is doing; without it, `next` finds out within seconds.

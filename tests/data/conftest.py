@@ -27,3 +27,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of several sizes."""
+    root = tmp_path_factory.mktemp("files")
+    for index in range(23):
+        (root / f"{index:02}.png").write_bytes(encoded(photo(20 + index, 50 - index, index)))
+    return root

@@ -1,0 +1,45 @@
+"""What the tests of batches share."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from pictures import photo
+
+from byol.data.batches import Batch, BatchPlan, streamed_batches
+from byol.data.sources import Images
+from byol.method.views import ViewConfig
+
+CPU = torch.device("cpu")
+COUNT = 23
+PHOTOS = np.stack([photo(24, 36, seed) for seed in range(COUNT)])
+
+
+def plan_for(images: int = COUNT, **changes: Any) -> BatchPlan:
+    given = {"seed": 3, "images": images, "batch_size": 10, "accumulation": 1, "size": (16, 16), "views": ViewConfig()}
+    return BatchPlan(**(given | changes))
+
+
+class Reports(list[tuple[int, str]]):
+    def __call__(self, index: int, reason: str) -> None:
+        self.append((index, reason))
+
+
+def streamed(
+    images: Images, plan: BatchPlan, steps: range, workers: int = 0, report: Callable[[int, str], None] | None = None
+) -> Iterator[Batch]:
+    return streamed_batches(
+        images,
+        plan,
+        channels=images.channels,
+        device=CPU,
+        workers=workers,
+        steps=steps,
+        report=Reports() if report is None else report,
+    )
+
+
+def same(first: list[Batch], second: list[Batch]) -> bool:
+    pairs = zip(first, second, strict=True)
+    return all(torch.equal(a.crops, b.crops) and torch.equal(a.indices, b.indices) for a, b in pairs)
