@@ -140,7 +140,7 @@ class Chunk:
     """A few consecutive rows of a micro-batch, as a worker sends them."""
 
     crops: Tensor  # uint8 (n, 2, C, h, w)
-    indices: Tensor  # int64 (n,)
+    indices: list[int]  # no tensor: each that travels apart holds a file open until it is used
     bad: list[tuple[int, str]]  # images that could not be read, and why
     failure: str = ""  # why the chunk could not be made at all
 
@@ -153,11 +153,12 @@ class _Chunks(torch.utils.data.Dataset[Chunk]):
 
     def __getitem__(self, place: tuple[int, int]) -> Chunk:
         position, count = place
-        epochs, indices = members(position, count, self.plan.seed, self.plan.images)
+        epochs, chosen = members(position, count, self.plan.seed, self.plan.images)
+        indices = chosen.tolist()
         crops = torch.empty((count, 2, self.channels, *self.plan.size), dtype=torch.uint8)
         bad: list[tuple[int, str]] = []
         try:
-            for row, (epoch, index) in enumerate(zip(epochs.tolist(), indices.tolist(), strict=True)):
+            for row, (epoch, index) in enumerate(zip(epochs.tolist(), indices, strict=True)):
                 crops[row] = cut(self._readable(index, bad), self.plan, epoch, index)
         except DataError as failure:  # sent as a value: an exception would arrive wrapped in a worker's traceback
             return Chunk(crops, indices, bad, str(failure))
@@ -229,7 +230,7 @@ def streamed_batches(
             crops = torch.empty((micro, *chunk.crops.shape[1:]), dtype=torch.uint8, device=device)
             for target, part in zip(crops.split([len(p.indices) for p in parts]), parts, strict=True):
                 target.copy_(part.crops, non_blocking=True)
-            yield Batch(crops, torch.cat([part.indices for part in parts]))
+            yield Batch(crops, torch.tensor([index for part in parts for index in part.indices]))
             parts, rows = [], 0
 
 
