@@ -21,6 +21,7 @@ def claim(folder: Path) -> Iterator[Path]:
     Raises CheckpointError when another process holds it or when it holds something else than a run, ConfigError when it
     cannot be made.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         others = [path.name for path in folder.iterdir() if path.name != ".lock"]
@@ -36,7 +37,19 @@ def claim(folder: Path) -> Iterator[Path]:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {os.uname().nodename}")
         lock.flush()
-        yield folder
+        try:
+            yield folder
+        except BaseException:
+            _unmake(folder, made)
+            raise
+
+
+def _unmake(folder: Path, made: list[Path]) -> None:
+    """Remove the folders that were made for a run that left nothing in them."""
+    if made and [path.name for path in folder.iterdir()] == [".lock"]:
+        (folder / ".lock").unlink()
+        for path in made:
+            path.rmdir()
 
 
 def _wait_for(lock: TextIO, folder: Path) -> None:

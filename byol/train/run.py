@@ -66,10 +66,10 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
     with claim(Path(config.out)) as folder, StopSignals() as stop:
         checkpoint.sweep(folder / "checkpoints")
         plan = planned(folder, config, own, source, world)
-        train_rows, held_out_rows = split(len(source), plan)
-
         learner = build_learner(plan, config, own, world)
+        record(folder, plan, config, source, world)
         optimizer = build_optimizer(learner, plan)
+        train_rows, held_out_rows = split(len(source), plan)
         start = restore(folder, learner, optimizer)
         encoder = encoder_of(learner, plan, own)
         monitor = Monitor(encoder, source, train_rows, held_out_rows, plan, config.knn)
@@ -107,18 +107,18 @@ def opening(config: TrainConfig) -> dict[str, Any]:
 
 
 def planned(folder: Path, config: TrainConfig, own: nn.Module | None, source: Images, world: World) -> Plan:
-    """The stored plan of the run that is continued, or a new one; config.yaml, env.json and plan.json are then written."""
-    settings, fingerprint = to_plain(config), source.fingerprint()
+    """The stored plan of the run that is continued, or a new one."""
     path = folder / "plan.json"
     if path.exists():
         stored = json.loads(path.read_text())
-        changed = [line for line in differences(stored["config"], settings) if line.split(":")[0] not in FREE_TO_CHANGE]
+        changed = differences(stored["config"], to_plain(config))
+        changed = [line for line in changed if line.split(":")[0] not in FREE_TO_CHANGE]
         if changed:
             raise CheckpointError(
                 f"{folder} holds a run with other settings ({'; '.join(changed)}). "
                 "Repeat its settings to continue it, or choose another --out."
             )
-        if stored["data"] != fingerprint:
+        if stored["data"] != source.fingerprint():
             raise CheckpointError(
                 f"{folder} was trained on other images ({stored['images']}) than {source.description}. "
                 "Give the same images to continue it, or choose another --out."
@@ -128,8 +128,13 @@ def planned(folder: Path, config: TrainConfig, own: nn.Module | None, source: Im
         return replace(plan, device=str(world.device), workers=workers)
     facts = ImageFacts(len(source), source.uniform_size(), source.channels, source.labels is not None)
     plan = plan_run(config, facts, world, lambda draft: seconds_per_step(draft, config, own, source, world))
-    if own is not None:
-        plan = replace(plan, encoder=type(own).__name__, encoder_options={})
+    return plan if own is None else replace(plan, encoder=type(own).__name__, encoder_options={})
+
+
+def record(folder: Path, plan: Plan, config: TrainConfig, source: Images, world: World) -> None:
+    """Write config.yaml, env.json and plan.json of a new run."""
+    if (folder / "plan.json").exists():
+        return
     environment = {
         "byol": __version__,
         "torch": torch.__version__,
@@ -137,11 +142,15 @@ def planned(folder: Path, config: TrainConfig, own: nn.Module | None, source: Im
         "hardware": world.describe(),
         "threads": torch.get_num_threads(),
     }
-    stored = {"plan": plan.to_json(), "config": settings, "data": fingerprint, "images": source.description}
+    stored = {
+        "plan": plan.to_json(),
+        "config": to_plain(config),
+        "data": source.fingerprint(),
+        "images": source.description,
+    }
     write_text(folder / "config.yaml", to_yaml(config))
     write_text(folder / "env.json", json.dumps(environment, indent=1))
-    write_text(path, json.dumps(stored, indent=1))  # last: a folder with a plan is a run
-    return plan
+    write_text(folder / "plan.json", json.dumps(stored, indent=1))  # last: a folder with a plan is a run
 
 
 def build_learner(plan: Plan, config: TrainConfig, own: nn.Module | None, world: World) -> BYOL:

@@ -1,0 +1,187 @@
+"""The command line: what people type and what they see, in real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from byol.cli import main
+
+TINY = (
+    "--encoder convnet --model.width 2 --image-size 16 --batch-size 8 --epochs 1 --device cpu --model.projection-hidden-size 32"
+)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """24 pictures in three folders: red, green, blue."""
+    root = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for number, name in enumerate(("red", "green", "blue")):
+        (root / name).mkdir()
+        for i in range(8):
+            pixels = generator.integers(0, 60, (20, 20, 3))
+            pixels[:, :, number] += 180
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, labelled):
+    out = tmp_path_factory.mktemp("run") / "a"
+    assert main(["train", str(labelled), "--out", str(out), *TINY.split()]) == 0
+    return out
+
+
+def byol(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-m", "byol", *words], capture_output=True, text=True, timeout=120)
+
+
+def test_without_words_the_overview_tells_what_to_type(capsys):
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    for command in ("demo", "train", "evaluate", "embed"):
+        assert f"\n  {command} " in out
+    assert "75" in out
+
+
+def test_the_version_is_told(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("byol 0.")
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("train", ["--out", "--preset", "--encoder", "--image-size", "--epochs", "--batch-size", "--budget", "--seed",
+                   "--workers", "--device", "--views.blur", "--optim.base-lr"]),
+        ("evaluate", ["--train", "--test", "--protocols"]),
+        ("embed", ["--data", "--out"]),
+        ("demo", ["--out", "--seed"]),
+    ],
+)  # fmt: skip
+def test_the_help_of_a_command_lists_its_flags(command, flags, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert not [flag for flag in flags if flag not in out]
+
+
+def test_train_says_where_the_encoder_is_and_what_to_type_next(run, capsys, labelled):
+    assert main(["train", str(labelled), "--out", str(run), *TINY.split()]) == 0
+    out = capsys.readouterr().out
+    assert str(run / "encoder.safetensors") in out
+    assert f"byol evaluate {run}" in out
+
+
+def test_evaluate_prints_and_keeps_scores(run, labelled, capsys):
+    before = (run / "scores.jsonl").read_text() if (run / "scores.jsonl").exists() else ""
+    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--protocols", "knn", "linear"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "knn" in out
+    assert "linear" in out
+    lines = (run / "scores.jsonl").read_text().removeprefix(before).splitlines()
+    assert [json.loads(line)["protocol"] for line in lines] == ["knn", "linear"]
+    assert json.loads(lines[1])["top1"] > 0.6  # of three colours, by an encoder of 3 steps
+
+
+def test_embed_writes_one_named_row_per_image(run, labelled, tmp_path):
+    assert main(["embed", str(run), "--data", str(labelled), "--out", str(tmp_path / "f.npz")]) == 0
+    with np.load(tmp_path / "f.npz") as file:
+        assert file["x"].shape == (24, 16)
+        assert file["names"][0] == "blue/0.png"
+        assert file["y"].tolist() == [0] * 8 + [1] * 8 + [2] * 8
+
+
+def test_a_preset_and_flags_go_together(labelled, tmp_path, capsys):
+    words = ["train", str(labelled), "--out", str(tmp_path / "a"), "--preset", "cifar10-cpu", *TINY.split()]
+    assert main(words) == 0
+    assert "epochs: 1.0" in (tmp_path / "a" / "config.yaml").read_text()
+
+
+def test_a_run_s_config_is_a_preset(run, labelled, tmp_path):
+    words = ["train", str(labelled), "--preset", str(run / "config.yaml"), "--out", str(tmp_path / "again")]
+    assert main(words) == 0
+    assert (tmp_path / "again" / "encoder.safetensors").read_bytes() == (run / "encoder.safetensors").read_bytes()
+
+
+BAD = [
+    (["trian"], 2, "Did you mean 'train'"),
+    (["train", "{tmp}/nowhere", "--out", "{tmp}/o"], 3, "nowhere"),
+    (["train", "{pictures}", "--out", "{tmp}/o", "--encoder", "resnet51"], 2, "resnet50"),
+    (["train", "{pictures}", "--out", "{tmp}/o", "--preset", "imagnet-300"], 2, "imagenet-300"),
+    (["train", "{pictures}", "--out", "{tmp}/o", "--batch-size", "4096"], 3, "only 24 images"),
+    (["train", "{pictures}", "--out", "{tmp}/o", "--epochs", "0"], 2, "epochs"),
+    (["train", "{pictures}", "--out", "{tmp}/o", "--budget", "soon"], 2, "budget"),
+    (["train", "{pictures}", "--out", "{tmp}/o", "--device", "cuda:99"], 2, "cuda:99"),
+    (["train", "{pictures}", "--out", "{tmp}/o", "--device", "gpu"], 2, "gpu"),
+    (["train", "{pictures}", "--out", "{pictures}"], 2, "holds no run"),
+    (["train", "{tmp}/empty", "--out", "{tmp}/o"], 3, "empty"),
+    (["train", "{tmp}/one", "--out", "{tmp}/o"], 3, "1 image"),
+    (["evaluate", "{tmp}/nothing", "--train", "{pictures}", "--test", "{pictures}"], 2, "no encoder"),
+    (["evaluate", "{run}", "--train", "{pictures}/red", "--test", "{pictures}"], 3, "labels"),
+    (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--protocols", "knm"], 2, "knn"),
+    (["embed", "{run}", "--data", "{pictures}", "--out", "{tmp}/f.csv"], 2, ".npz"),
+    (["embed", "{run}", "--data", "{pictures}", "--out", "{tmp}/no/f.npz"], 2, "no folder"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "code", "says"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_bad_input_is_one_sentence_and_an_exit_code_and_leaves_nothing(words, code, says, labelled, run, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "one" / "a.png")
+    before = sorted(tmp_path.rglob("*"))
+    assert main([word.format(tmp=tmp_path, pictures=labelled, run=run) for word in words]) == code
+    said = capsys.readouterr().err.strip()
+    assert says in said
+    assert "Traceback" not in said
+    assert said.startswith("byol")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_value_out_of_range_in_a_group_is_named(labelled, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(labelled), "--out", str(tmp_path / "a"), "--views.blur", "2", "0"])
+    assert ended.value.code == 2
+    assert "views.blur" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_flag_is_named_with_a_near_one(labelled, tmp_path):
+    done = byol("train", str(labelled), "--out", str(tmp_path / "a"), "--batchsize", "8")
+    assert done.returncode == 2
+    assert "batchsize" in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_says_so_and_the_same_command_continues(labelled, tmp_path):
+    words = ["train", str(labelled), "--out", str(tmp_path / "a"), *TINY.split(), "--epochs", "60", "--workers", "1"]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "byol", *words], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(tmp_path.glob("a/checkpoints/step-*")):
+        assert started.poll() is None, started.stderr.read()
+        time.sleep(0.05)
+    os.killpg(started.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    said = started.communicate(timeout=60)[1]
+    assert started.returncode == 130
+    assert "saved at step" in said
+    assert "Traceback" not in said
+    continued = byol(*words)
+    assert continued.returncode == 0
+    assert "continued at step" in continued.stderr
+
+
+def test_a_closed_pipe_is_no_error():
+    done = subprocess.run(f"{sys.executable} -m byol --help | head -1", shell=True, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
