@@ -59,6 +59,11 @@ def evaluate(
             )
     sources = {"train": labelled(train, "train", encoder), "test": labelled(test, "test", encoder)}
     bank, queries = (s if isinstance(s, Features) else embed(encoder, s, workers=workers) for s in sources.values())
+    if bank.x.shape[1] != queries.x.shape[1]:
+        raise DataError(
+            f"The features are {bank.x.shape[1]} numbers an image in train and {queries.x.shape[1]} in test; "
+            "expected both from the same encoder."
+        )
     bank, queries = same_classes(bank, queries)
     scores = {}
     for name in protocols:

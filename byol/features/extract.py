@@ -72,13 +72,13 @@ class Features:
     def load(cls, path: str | Path) -> "Features":
         """Read what `save` wrote. Raises DataError when the file holds something else."""
         try:
-            loaded = np.load(path, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return cls(loaded)
-            with loaded as file:
-                names = file["names"].tolist() if "names" in file else []
-                classes = tuple(file["classes"].tolist()) if "classes" in file else None
-                return cls(file["x"], file.get("y"), names, classes)
+            with open(path, "rb") as file:
+                loaded = np.load(file, allow_pickle=False)
+                if isinstance(loaded, np.ndarray):
+                    return cls(loaded)
+                names = loaded["names"].tolist() if "names" in loaded else []
+                classes = tuple(loaded["classes"].tolist()) if "classes" in loaded else None
+                return cls(loaded["x"], loaded.get("y"), names, classes)
         except Exception as failure:  # damaged files end in nearly every exception there is
             raise DataError(
                 f"{path} does not hold features ({failure}); expected an .npz or .npy that `byol embed` wrote."
@@ -127,7 +127,11 @@ def embed(encoder: Encoder, images: Any, *, workers: int = 0) -> Features:
         )
     device = next(encoder.parameters()).device
     prepared: torch.utils.data.DataLoader[Any] = loader(
-        _Prepared(source, encoder), workers=workers, batch_size=BATCH, collate_fn=_gathered
+        _Prepared(source, encoder),
+        workers=workers,
+        batch_size=BATCH,
+        collate_fn=_gathered,
+        generator=torch.Generator(),  # else the loader draws a seed from torch's own random state
     )
     rows: list[int] = []
     parts: list[Tensor] = []
