@@ -1,5 +1,6 @@
 """Images that lie in one array: which axis is which, and every kind of sample brought to uint8 (H, W, C)."""
 
+import mmap
 from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -75,7 +76,9 @@ class Arrays:
         return digest.digest()
 
     def release(self) -> None:
-        """Nothing is kept besides the array itself."""
+        """Let go of a mapped file's pages; they are read again when they are needed."""
+        if isinstance(self.data, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+            self.data._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
     def _unusable(self, index: int) -> str:
         try:

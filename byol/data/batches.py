@@ -102,6 +102,8 @@ def load_resident(images: Images, report: BadImageReport) -> Tensor:
     result: Tensor | None = None
     bad: list[int] = []
     for index in range(len(images)):
+        if index % 4096 == 0:
+            images.release()  # what is read once, in order, need not be kept encoded beside the pixels
         try:
             image = images.array(index)
         except BadImage as failure:

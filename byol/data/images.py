@@ -93,8 +93,10 @@ class Images:
             except BadImage:
                 continue
             if seen is not None and size != seen:
+                self.release()
                 return None
             seen = size
+        self.release()
         return seen
 
     def fingerprint(self) -> str:

@@ -18,7 +18,7 @@ from byol.train.plan import Plan
 from byol.train.step import autocast
 from byol.weights.files import Encoder
 
-BANK = 10_000  # training images that vote: enough to rank runs, cheap enough to ask often
+BANK = 5_000  # training images that vote: enough to rank runs, cheap enough to ask often and to keep
 BYTES = 512 * 2**20  # of prepared pictures kept for scoring
 
 
@@ -68,6 +68,8 @@ class Monitor:
         pictures: list[Tensor] = []
         kept: list[int] = []
         for row in rows.tolist():
+            if len(kept) % 1024 == 0:
+                images.release()  # what was read before is not needed as it was read
             try:
                 pixels = torch.from_numpy(np.ascontiguousarray(images.array(row)))
             except BadImage:  # the training batches list it; here it is one vote less

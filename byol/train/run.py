@@ -73,6 +73,7 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
         start = restore(folder, learner, optimizer)
         encoder = encoder_of(learner, plan, own)
         monitor = Monitor(encoder, source, train_rows, held_out_rows, plan, config.knn)
+        source.release()  # what was read until now is not needed as it was read
         bad = BadImages(folder, len(source), config.data.max_bad)
         batches = Timed(open_batches(source.subset(train_rows), plan, config, world, start, bad))
 
