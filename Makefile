@@ -9,7 +9,7 @@ demo: $(VENV)/.demo
 	$(BIN)/byol demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"  # two processes of two threads each would fight
 
 check: lint types test wheel  ## what CI runs
 	$(BIN)/python -m pytest -q -m slow
