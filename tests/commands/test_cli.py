@@ -96,7 +96,7 @@ def test_evaluate_prints_and_keeps_scores(run, labelled, capsys):
 def test_embed_writes_one_named_row_per_image(run, labelled, tmp_path):
     assert main(["embed", str(run), "--data", str(labelled), "--out", str(tmp_path / "f.npz")]) == 0
     with np.load(tmp_path / "f.npz") as file:
-        assert file["x"].shape == (24, 16)
+        assert file["x"].shape == (24, 32)
         assert file["names"][0] == "blue/0.png"
         assert file["y"].tolist() == [0] * 8 + [1] * 8 + [2] * 8
 

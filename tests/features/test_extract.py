@@ -241,7 +241,7 @@ images = np.random.default_rng(0).integers(0, 256, (600, 8, 8, 3), dtype=np.uint
 print(embed(Encoder(network, info), images, workers=3).x.shape)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "(600, 8)", done.stderr
+    assert done.stdout.strip() == "(600, 16)", done.stderr
 
 
 # Features in memory

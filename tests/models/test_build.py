@@ -73,7 +73,7 @@ def test_options_reach_the_encoder():
     assert isinstance(net.maxpool, nn.Identity)
     assert type(net.layer2[0].conv1).__name__ == "SameConv2d"
     assert not net.layer1[0].bn2.weight.any()
-    assert build_encoder("convnet", width=4).num_features == 32
+    assert build_encoder("convnet", width=4).num_features == 64
 
 
 # One of each kind of classifier: Linear, in a Sequential, behind a norm, a convolution, named heads and head.

@@ -89,7 +89,7 @@ def test_description_beside_the_file_is_the_one_inside(encoder_of, tmp_path):
     assert beside == described(tmp_path / FILE)
     assert beside["encoder"] == "convnet"
     assert beside["options"] == {"width": 6}
-    assert (beside["image_size"], beside["channels"], beside["features"]) == ([16, 16], 3, 48)
+    assert (beside["image_size"], beside["channels"], beside["features"]) == ([16, 16], 3, 96)
     assert beside["mean"] == [0.485, 0.456, 0.406]
 
 
@@ -299,7 +299,7 @@ def test_network_without_the_hidden_layer_is_refused_when_it_is_loaded(encoder_o
 
 def test_disk_that_fills_up_leaves_the_old_file_and_no_temporary(encoder_of, tmp_path):
     """In a process whose files may not grow beyond some bytes, which is how a full disk looks to it."""
-    old = save_encoder(encoder_of("convnet", width=4), tmp_path).read_bytes()
+    old = save_encoder(encoder_of("convnet", width=8), tmp_path).read_bytes()
     script = f"""
 import resource, signal, sys
 from byol import ByolError, load_encoder
