@@ -39,7 +39,8 @@ class ConvNet(nn.Module):
         self.num_features = in_channels * grid**2
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.avgpool(self.layers(x)))
+        features: Tensor = self.fc(self.avgpool(self.layers(x)))
+        return features
 
 
 def convnet(width: int = 64, channels: int = 3, grid: int = GRID) -> ConvNet:
