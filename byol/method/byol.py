@@ -123,7 +123,10 @@ class BYOL(nn.Module):
             return (self.online.projector(representation), representation) if return_projection else representation
         if view2 is None:
             view1, view2 = self.draw_views(view1)
-        if self.training and batch_of(view1) < 2:
+        count = batch_of(view1)
+        if batch_of(view2) != count:
+            raise ConfigError(f"The views hold {count} and {batch_of(view2)} samples; expected two views of the same samples.")
+        if self.training and count < 2:
             raise ConfigError("A batch of one cannot be trained on: BatchNorm needs at least two. Use batches of two or more.")
 
         prediction1, prediction2 = self._both(self.predict, view1, view2)

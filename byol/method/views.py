@@ -4,7 +4,8 @@ A draw per image, asymmetric between the views: view 1 is always blurred and nev
 and solarized in 20 % of the images. All draws follow from (seed, step, row) and are made on the host.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ from byol.method.crops import Crops, crop_resize, draw_crops
 from byol.method.draws import uniforms
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_LENGTHS = dict.fromkeys(("crop_area", "crop_ratio", "blur", "blur_sigma", "solarize"), 2) | {"mean": 3, "std": 3}
 _SALT = 2  # keeps these draws apart from the crops' draws
 
 
@@ -62,7 +64,11 @@ class ViewConfig:
     """Channel deviations that are divided by; other than three channels use their average."""
 
     def __post_init__(self) -> None:
+        for name, length in _LENGTHS.items():
+            _check(_are_numbers(getattr(self, name), length), name, getattr(self, name), f"{length} finite numbers")
         shares = ("flip", "jitter", "brightness", "contrast", "saturation", "grayscale", "blur_size", "solarize_threshold")
+        for name in (*shares, "hue"):
+            _check(_are_numbers([getattr(self, name)], 1), name, getattr(self, name), "a number")
         for name in shares:
             _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number from 0 to 1")
         for name in ("blur", "solarize", "crop_area"):
@@ -83,12 +89,14 @@ class Views:
     """
 
     def __init__(self, image_size: int | tuple[int, int], config: ViewConfig | None = None, channels: int = 3) -> None:
-        self.size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if len(self.size) != 2 or min(self.size) < 1 or channels < 1:
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        is_pair = isinstance(size, Sequence) and len(size) == 2
+        if not is_pair or not all(isinstance(number, int) and number > 0 for number in (*size, channels)):
             raise ConfigError(
                 f"Views got image_size={image_size!r} and channels={channels}; expected a positive side or "
                 "(height, width), and at least one channel."
             )
+        self.size = (size[0], size[1])
         self.config = config or ViewConfig()
         self.channels = channels
         self.mean, self.std = normalisation(self.config, channels)
@@ -120,7 +128,7 @@ class Views:
 
     def crop(self, images: Tensor, crops: Crops) -> Tensor:
         """The crops of (N, C, H, W) uint8 or float images, float32 in [0, 1], (N, C, h, w)."""
-        resized = crop_resize(images, crops, (self.size[0], self.size[1]), self.config.antialias)
+        resized = crop_resize(images, crops, self.size, self.config.antialias)
         return resized.mul_(1 / 255 if images.dtype == torch.uint8 else 1).clamp_(0, 1)
 
     @torch.no_grad()
@@ -138,7 +146,7 @@ class Views:
     def prepare(self, images: Tensor) -> Tensor:
         """Images as evaluation feeds them to the encoder; see `prepare`."""
         check_images(images, self.channels)
-        return prepare(images, (self.size[0], self.size[1]), mean=self.mean, std=self.std)
+        return prepare(images, self.size, mean=self.mean, std=self.std)
 
     def _view(self, x: Tensor, view: int, seed: int, step: int, first_row: int) -> Tensor:
         config, count = self.config, len(x)
@@ -260,6 +268,12 @@ def check_images(images: Tensor, channels: int) -> None:
         raise ConfigError(f"The images came as {came}; expected a tensor (B, {channels}, H, W).")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ConfigError(f"The images came as {images.dtype}; expected uint8, or floating point in [0, 1].")
+
+
+def _are_numbers(values: object, length: int) -> bool:
+    """Whether this is a sequence of so many finite numbers."""
+    is_sequence = isinstance(values, Sequence) and len(values) == length
+    return is_sequence and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
 
 
 def _check(holds: bool, name: str, value: object, expected: str) -> None:

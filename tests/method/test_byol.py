@@ -480,6 +480,11 @@ def test_batch_of_one_is_refused_in_training_and_serves_in_evaluation(images):
     assert learner.train().embed(noise(1)).shape == (1, 8)
 
 
+def test_views_of_different_sizes_of_batch_are_refused_with_both_numbers():
+    with pytest.raises(ConfigError, match="views hold 4 and 6 samples"):
+        small_learner()(noise(4), noise(6))
+
+
 # The representation
 
 

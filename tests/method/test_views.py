@@ -310,7 +310,9 @@ def test_finish_refuses_crops_without_two_views():
             Views(8).finish(torch.zeros(shape), seed=0, step=0)
 
 
-@pytest.mark.parametrize(("size", "channels"), [(0, 3), (-1, 3), ((8, 0), 3), ((8,), 3), ((8, 8, 8), 3), (8, 0)])
+@pytest.mark.parametrize(
+    ("size", "channels"), [(0, 3), (-1, 3), ((8, 0), 3), ((8,), 3), ((8, 8, 8), 3), (8, 0), (8.0, 3), ("8", 3), (None, 3)]
+)
 def test_refuses_sizes_that_cannot_be(size, channels):
     with pytest.raises(ConfigError, match="image_size"):
         Views(size, channels=channels)
@@ -320,6 +322,7 @@ WRONG_NUMBERS = [{"flip": 1.1}, {"jitter": -0.1}, {"grayscale": float("nan")}, {
 WRONG_NUMBERS += [{"solarize_threshold": 2.0}, {"brightness": 1.5}, {"contrast": -0.1}, {"saturation": 2.0}, {"hue": 0.6}]
 WRONG_NUMBERS += [{"crop_area": (0.0, 1.0)}, {"crop_area": (0.5, 0.1)}, {"crop_area": (0.5, 1.5)}, {"crop_ratio": (2.0, 1.0)}]
 WRONG_NUMBERS += [{"blur_sigma": (0.0, 1.0)}, {"blur_size": 1.5}, {"std": (0.0, 1.0, 1.0)}, {"color": "kornia"}]
+WRONG_NUMBERS += [{"blur": (1.0,)}, {"blur": 1.0}, {"mean": (0.5,)}, {"crop_ratio": (0.5, float("inf"))}, {"flip": "often"}]
 
 
 @pytest.mark.parametrize(
