@@ -272,8 +272,9 @@ def check_images(images: Tensor, channels: int) -> None:
 
 def _are_numbers(values: object, length: int) -> bool:
     """Whether this is a sequence of so many finite numbers."""
-    is_sequence = isinstance(values, Sequence) and len(values) == length
-    return is_sequence and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    if not isinstance(values, Sequence) or len(values) != length:
+        return False
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
 
 
 def _check(holds: bool, name: str, value: object, expected: str) -> None:
