@@ -32,31 +32,36 @@ def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
 
     No conversion is needed: with V and m the largest and smallest channel, x' = V - (V - x) min(factor, V / (V - m)).
     """
-    largest = x.amax(dim=1, keepdim=True)
-    chroma = largest - x.amin(dim=1, keepdim=True)
-    most = largest / chroma.clamp_min(1e-12)
-    scale = torch.minimum(per_image(factor), most)
-    return torch.addcmul(largest, largest - x, scale, value=-1).clamp_(0, 1)
+    largest, smallest = extremes(x)
+    most = largest / (largest - smallest).clamp_min_(1e-12)
+    return largest.lerp(x, torch.minimum(per_image(factor), most, out=most)).clamp_(0, 1)
 
 
 def adjust_hue(x: Tensor, delta: Tensor) -> Tensor:
-    """Turn the HSV hue by delta turns at constant saturation and value."""
-    red, green, blue = x.unbind(1)
-    largest, smallest = x.amax(dim=1), x.amin(dim=1)
+    """Turn the HSV hue by delta turns at constant saturation and value.
+
+    With h the hue in sixths of a turn, from 0 to 6, and m the smallest channel, a channel is m + chroma times a trapezoid
+    of h: clamp(|h - 3| - 1) for red, clamp(2 - |h - 2|) for green and clamp(2 - |h - 4|) for blue, each to [0, 1].
+    """
+    red, green, blue = x.split(1, dim=1)
+    largest, smallest = extremes(x)
     chroma = largest - smallest
-    safe = torch.where(chroma > 0, chroma, 1)
-    sixths = torch.where(
-        largest == red,
-        (green - blue) / safe,
-        torch.where(largest == green, (blue - red) / safe + 2, (red - green) / safe + 4),
-    )
-    sixths += 6 * delta.view(-1, 1, 1)
-    # Each channel is V - C * clamp(2 - |k - 4|... ) of its own phase: the closed form of the six HSV sectors.
+    # Where there is no colour, all differences are 0, and so is the hue.
+    sector = torch.where(largest == red, green - blue, torch.where(largest == green, blue - red, red - green))
+    sixths = sector.div_(chroma.clamp_min(1e-12))
+    sixths += torch.where(largest == red, 0.0, torch.where(largest == green, 2.0, 4.0)) + 6 * per_image(delta)
+    sixths -= (sixths / 6).floor_().mul_(6)
     result = torch.empty_like(x)
-    for channel, phase in enumerate((5, 3, 1)):
-        k = torch.remainder(sixths + phase, 6)
-        result[:, channel] = largest - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
+    for channel, (centre, sign, offset) in enumerate(((3, 1, -1), (2, -1, 2), (4, -1, 2))):
+        trapezoid = (sixths - centre).abs_().mul_(sign).add_(offset).clamp_(0, 1)
+        torch.addcmul(smallest, chroma, trapezoid, out=result[:, channel : channel + 1])
     return result.clamp_(0, 1)
+
+
+def extremes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest and the smallest channel of colour images, each (N, 1, H, W)."""
+    red, green, blue = x.split(1, dim=1)
+    return torch.maximum(red, green).maximum(blue), torch.minimum(red, green).minimum(blue)
 
 
 def torchvision_brightness(x: Tensor, factor: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ from byol.errors import ConfigError
 from byol.method import color
 from byol.method.crops import Crops, crop_resize, draw_crops
 from byol.method.draws import uniforms
+from byol.method.pixels import IMAGENET_MEAN, IMAGENET_STD, check_images, prepare, to_float
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LENGTHS = dict.fromkeys(("crop_area", "crop_ratio", "blur", "blur_sigma", "solarize"), 2) | {"mean": 3, "std": 3}
+CACHE = 2**18  # numbers that are worked on at once on a CPU, so that they stay in its cache
 _SALT = 2  # keeps these draws apart from the crops' draws
 
 
@@ -140,7 +141,7 @@ class Views:
         """
         if crops.ndim != 5 or crops.shape[1] != 2:
             raise ConfigError(f"finish got crops of shape {tuple(crops.shape)}; expected (B, 2, C, h, w).")
-        first, second = (self._view(to_float(crops[:, view]), view, seed, step, first_row) for view in (0, 1))
+        first, second = (self._view(crops[:, view], view, seed, step, first_row) for view in (0, 1))
         return first, second
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -148,24 +149,48 @@ class Views:
         check_images(images, self.channels)
         return prepare(images, self.size, mean=self.mean, std=self.std)
 
-    def _view(self, x: Tensor, view: int, seed: int, step: int, first_row: int) -> Tensor:
-        config, count = self.config, len(x)
+    def _view(self, crops: Tensor, view: int, seed: int, step: int, first_row: int) -> Tensor:
+        """One finished view of crops (B, C, h, w). On a CPU a few images at a time, which stay in its cache."""
+        count = len(crops)
         drawn = uniforms((seed, step, torch.arange(first_row, first_row + count), view, _SALT), 13)
-        apply = _Apply(x, drawn)
+        on_device = drawn.float().to(crops.device, non_blocking=True)
+        operations = self._operations(drawn, view, crops.shape[2])
+        scale, shift = (crops.new_tensor(values, dtype=torch.float32).view(1, -1, 1, 1) for values in self._affine())
+        result = torch.empty(crops.shape, dtype=torch.float32, device=crops.device)
+        together = max(1, CACHE // crops[0].numel()) if crops.device.type == "cpu" else count
+        for first in range(0, count, together):
+            part = slice(first, first + together)
+            x = to_float(crops[part])
+            for operation in operations:
+                x = operation(x, part, on_device[part])
+            torch.addcmul(shift, x.clamp_(0, 1), scale, out=result[part])
+        return result
+
+    def _operations(self, drawn: Tensor, view: int, height: int) -> list["_Operation"]:
+        """What is done to the images, in order, and to which of them."""
+        config = self.config
         jittered = drawn[:, 0] < config.jitter
         order = drawn[:, 1:5].argsort(dim=1)  # (B, 4): which operation comes first, second, ...
-        operations = self._color_operations()
-        for turn in range(4):
-            for number, (operation, low, high) in enumerate(operations):
-                apply(operation, jittered & (order[:, turn] == number), column=5 + number, low=low, high=high)
+        color_operations = self._color_operations()
+        found = [
+            _Operation(operation, jittered & (order[:, turn] == number), 5 + number, low, high)
+            for turn in range(4)
+            for number, (operation, low, high) in enumerate(color_operations)
+        ]
         if self.channels == 3:
-            apply(lambda x, _: color.grayscale(x), drawn[:, 9] < config.grayscale)
-        taps = color.blur_taps(x.shape[2], config.blur_size)
+            found.append(_Operation(lambda x, _: color.grayscale(x), drawn[:, 9] < config.grayscale))
+        taps = color.blur_taps(height, config.blur_size)
         if taps > 1:
             low, high = config.blur_sigma
-            apply(lambda x, s: color.blur(x, s, taps), drawn[:, 10] < config.blur[view], column=11, low=low, high=high)
-        apply(lambda x, _: color.solarize(x, config.solarize_threshold), drawn[:, 12] < config.solarize[view])
-        return normalise_(apply.images.clamp_(0, 1), self.mean, self.std)
+            found.append(_Operation(lambda x, s: color.blur(x, s, taps), drawn[:, 10] < config.blur[view], 11, low, high))
+        threshold = config.solarize_threshold
+        found.append(_Operation(lambda x, _: color.solarize(x, threshold), drawn[:, 12] < config.solarize[view]))
+        return found
+
+    def _affine(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Normalisation as a factor and a term for each channel."""
+        factors = tuple(1 / std for std in self.std)
+        return factors, tuple(-mean * factor for mean, factor in zip(self.mean, factors, strict=True))
 
     def _color_operations(self) -> list[tuple[Callable[[Tensor, Tensor], Tensor], float, float]]:
         """The colour operations that make sense for these images, each with its parameter's range."""
@@ -189,69 +214,29 @@ class Views:
         return operations if self.channels == 3 else operations[:2]
 
 
-class _Apply:
-    """Applies operations to the images they were drawn for. Which ones is known on the host: nothing waits for the device."""
+@dataclass(frozen=True)
+class _Operation:
+    """An operation and the images it was drawn for, which is known on the host: nothing waits for the device."""
 
-    def __init__(self, images: Tensor, drawn: Tensor) -> None:
-        self.images = images  # float (B, C, h, w), changed in place
-        self.drawn = drawn  # float64 (B, draws) on the host
-        self.on_device = drawn.float().to(images.device, non_blocking=True)
+    apply: Callable[[Tensor, Tensor], Tensor]
+    chosen: Tensor  # bool (B,) on the host
+    column: int = 0  # of the draws its parameter comes from
+    low: float = 0.0
+    high: float = 1.0
 
-    def __call__(
-        self,
-        operation: Callable[[Tensor, Tensor], Tensor],
-        chosen: Tensor,  # bool (B,) on the host
-        column: int = 0,
-        low: float = 0.0,
-        high: float = 1.0,
-    ) -> None:
-        """Replace the chosen images by operation(images, parameter), the parameter uniform in [low, high)."""
-        rows = chosen.nonzero().flatten()
+    def __call__(self, x: Tensor, part: slice, drawn: Tensor) -> Tensor:
+        """The images x, those `part` of the batch, with the chosen ones replaced by what the operation makes of them.
+
+        Its parameter is uniform in [low, high).
+        """
+        rows = self.chosen[part].nonzero().flatten()
         if len(rows) == 0:
-            return
-        if len(rows) == len(self.images):
-            self.images = operation(self.images, low + (high - low) * self.on_device[:, column]).contiguous()
-            return
-        rows = rows.to(self.images.device, non_blocking=True)
-        parameter = low + (high - low) * self.on_device[rows, column]
-        self.images.index_copy_(0, rows, operation(self.images[rows], parameter))
-
-
-def prepare(
-    images: Tensor,
-    size: tuple[int, int],
-    *,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    crop_ratio: float = 0.875,
-) -> Tensor:
-    """What evaluation feeds an encoder: float32 (N, C, h, w), normalised when mean and std are given.
-
-    Images that have the size already are taken whole. Others: the central square of side int(0.875 x the shorter side)
-    is resized, antialiased bicubic (official dataset.py, which crops first and then resizes without antialiasing).
-    """
-    height, width = images.shape[2:]
-    if (height, width) == size:
-        x = to_float(images)
-    else:
-        side = max(1, int(crop_ratio * min(height, width)))
-        box = torch.tensor([[(height - side + 1) // 2, (width - side + 1) // 2, side, side]])
-        crops = Crops(box.expand(len(images), 4), torch.zeros(len(images), dtype=torch.bool))
-        x = crop_resize(images, crops, size).mul_(1 / 255 if images.dtype == torch.uint8 else 1).clamp_(0, 1)
-    return x if mean is None or std is None else normalise_(x, mean, std)
-
-
-def to_float(images: Tensor) -> Tensor:
-    """A float32 copy in [0, 1] of uint8 or float images."""
-    if images.dtype == torch.uint8:
-        return images.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 255)
-    return images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-
-
-def normalise_(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Subtract the channel means and divide by the channel deviations, in place."""
-    shape = (1, -1, 1, 1)
-    return x.sub_(x.new_tensor(mean).view(shape)).div_(x.new_tensor(std).view(shape))
+            return x
+        if len(rows) == len(x):
+            return self.apply(x, self.low + (self.high - self.low) * drawn[:, self.column]).contiguous()
+        rows = rows.to(x.device, non_blocking=True)
+        parameter = self.low + (self.high - self.low) * drawn[rows, self.column]
+        return x.index_copy_(0, rows, self.apply(x[rows], parameter))
 
 
 def normalisation(config: ViewConfig, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -259,15 +244,6 @@ def normalisation(config: ViewConfig, channels: int) -> tuple[tuple[float, ...],
     if channels == 3:
         return config.mean, config.std
     return (sum(config.mean) / 3,) * channels, (sum(config.std) / 3,) * channels
-
-
-def check_images(images: Tensor, channels: int) -> None:
-    """Raise ConfigError for anything but a batch of images with these channels."""
-    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != channels:
-        came = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise ConfigError(f"The images came as {came}; expected a tensor (B, {channels}, H, W).")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise ConfigError(f"The images came as {images.dtype}; expected uint8, or floating point in [0, 1].")
 
 
 def _are_numbers(values: object, length: int) -> bool:

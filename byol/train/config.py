@@ -150,7 +150,7 @@ class TrainConfig:
     device: str | None = None
     """cpu, cuda, cuda:N or mps. By default the GPU when there is one."""
     precision: Precision | None = None
-    """bf16 or fp32 for the encoder's arithmetic. By default bf16 where the hardware has it."""
+    """bf16 or fp32 for the encoder's arithmetic. By default bf16 where the hardware has it and is faster with it."""
     save_every_steps: int | None = None
     """Steps between checkpoints. By default one epoch, and at least twenty checkpoints a run."""
     keep_checkpoints: int = 2

@@ -20,7 +20,7 @@ from byol.disk import replacing, write_text
 from byol.errors import ByolError, CheckpointError
 from byol.method.byol import evaluating
 from byol.method.hidden import HiddenLayer, Pooling, layer_name
-from byol.method.views import check_images, prepare
+from byol.method.pixels import check_images, prepare
 
 FORMAT = 1
 FILE = "encoder.safetensors"

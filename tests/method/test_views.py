@@ -8,7 +8,8 @@ from PIL import Image
 
 from byol.errors import ConfigError
 from byol.method import color
-from byol.method.views import IMAGENET_MEAN, IMAGENET_STD, ViewConfig, Views, normalisation, prepare
+from byol.method.pixels import IMAGENET_MEAN, IMAGENET_STD, prepare
+from byol.method.views import ViewConfig, Views, normalisation
 
 OFF = {"crop_area": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "flip": 0.0, "jitter": 0.0, "grayscale": 0.0}
 OFF |= {"blur": (0.0, 0.0), "solarize": (0.0, 0.0), "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from byol.method.byol import BYOL
 from byol.method.lars import LARS, parameter_groups
+from byol.method.pixels import IMAGENET_MEAN, IMAGENET_STD
 from byol.method.schedules import learning_rate, tau
-from byol.method.views import IMAGENET_MEAN, IMAGENET_STD
 from byol.models.resnet import Bottleneck, ResNet
 
 STEPS = 6

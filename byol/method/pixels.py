@@ -1,0 +1,55 @@
+"""Pixels as a network is fed them: checked, as numbers from 0 to 1, normalised; and what evaluation makes of an image."""
+
+import torch
+from torch import Tensor
+
+from byol.errors import ConfigError
+from byol.method.crops import Crops, crop_resize
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def prepare(
+    images: Tensor,
+    size: tuple[int, int],
+    *,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    crop_ratio: float = 0.875,
+) -> Tensor:
+    """What evaluation feeds an encoder: float32 (N, C, h, w), normalised when mean and std are given.
+
+    Images that have the size already are taken whole. Others: the central square of side int(0.875 x the shorter side)
+    is resized, antialiased bicubic (official dataset.py, which crops first and then resizes without antialiasing).
+    """
+    height, width = images.shape[2:]
+    if (height, width) == size:
+        x = to_float(images)
+    else:
+        side = max(1, int(crop_ratio * min(height, width)))
+        box = torch.tensor([[(height - side + 1) // 2, (width - side + 1) // 2, side, side]])
+        crops = Crops(box.expand(len(images), 4), torch.zeros(len(images), dtype=torch.bool))
+        x = crop_resize(images, crops, size).mul_(1 / 255 if images.dtype == torch.uint8 else 1).clamp_(0, 1)
+    return x if mean is None or std is None else normalise_(x, mean, std)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """A float32 copy in [0, 1] of uint8 or float images."""
+    if images.dtype == torch.uint8:
+        return images.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 255)
+    return images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+
+
+def normalise_(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Subtract the channel means and divide by the channel deviations, in place."""
+    shape = (1, -1, 1, 1)
+    return x.sub_(x.new_tensor(mean).view(shape)).div_(x.new_tensor(std).view(shape))
+
+
+def check_images(images: Tensor, channels: int) -> None:
+    """Raise ConfigError for anything but a batch of images with these channels."""
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != channels:
+        came = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ConfigError(f"The images came as {came}; expected a tensor (B, {channels}, H, W).")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ConfigError(f"The images came as {images.dtype}; expected uint8, or floating point in [0, 1].")
