@@ -1,0 +1,218 @@
+"""End to end: `byol train` beside lightly's building blocks in their documented loop, same images, same small encoder.
+
+    pip install 'byol[bench]'
+    python benchmarks/run.py TRAIN.parquet                          # images per second, waiting, peak memory
+    python benchmarks/run.py TRAIN.parquet --test TEST.parquet --minutes 20    # both for so long, then kNN curves
+
+lightly's loop is the one of its documentation (examples/pytorch/byol.py): BYOLTransform at 32 pixels without blur, batches
+of 256, SGD at 0.06, heads of 1024 and 256, the target updated with a cosine from 0.996; with 2 loader workers.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import machine, table
+
+from byol import Features, build_encoder, load_encoder, open_images
+from byol.evaluation.knn import knn_correct
+from byol.features.extract import embed
+from byol.weights.files import Encoder, EncoderInfo, save_encoder
+
+BATCH, WORKERS, WARM_UP = 256, 2, 20
+
+
+class Pictures(torch.utils.data.Dataset[Any]):
+    """Labelled PIL images, as lightly's data sets hold them."""
+
+    def __init__(self, path: str) -> None:
+        self.images = open_images(path)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.images.picture(index), 0
+
+
+def lightly_steps(path: str) -> Iterator[tuple[torch.nn.Module, int]]:
+    """The documented loop; yields the backbone and the number of images of each step."""
+    import copy
+
+    from lightly.data import LightlyDataset
+    from lightly.loss import NegativeCosineSimilarity
+    from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
+    from lightly.models.utils import deactivate_requires_grad, update_momentum
+    from lightly.transforms import BYOLTransform, BYOLView1Transform, BYOLView2Transform
+    from lightly.utils.scheduler import cosine_schedule
+
+    torch.manual_seed(0)
+    backbone = build_encoder("convnet")
+    width = backbone.num_features
+    projector, predictor = BYOLProjectionHead(width, 1024, 256), BYOLPredictionHead(256, 1024, 256)
+    backbone_momentum, projector_momentum = copy.deepcopy(backbone), copy.deepcopy(projector)
+    deactivate_requires_grad(backbone_momentum)
+    deactivate_requires_grad(projector_momentum)
+    transform = BYOLTransform(
+        view_1_transform=BYOLView1Transform(input_size=32, gaussian_blur=0.0),
+        view_2_transform=BYOLView2Transform(input_size=32, gaussian_blur=0.0),
+    )
+    dataset = LightlyDataset.from_torch_dataset(Pictures(path), transform=transform)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH, shuffle=True, drop_last=True, num_workers=WORKERS)
+    criterion = NegativeCosineSimilarity()
+    parameters = [*backbone.parameters(), *projector.parameters(), *predictor.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=0.06)
+    epochs = 10
+    for epoch in range(2**31):
+        momentum = cosine_schedule(min(epoch, epochs - 1), epochs, 0.996, 1)
+        for batch in loader:
+            view1, view2 = batch[0]
+            update_momentum(backbone, backbone_momentum, m=momentum)
+            update_momentum(projector, projector_momentum, m=momentum)
+            prediction1, prediction2 = (predictor(projector(backbone(view).flatten(start_dim=1))) for view in (view1, view2))
+            projection1, projection2 = (
+                projector_momentum(backbone_momentum(view).flatten(start_dim=1)).detach() for view in (view1, view2)
+            )
+            loss = 0.5 * (criterion(prediction1, projection2) + criterion(prediction2, projection1))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            yield backbone, len(view1)
+
+
+def lightly_worker(path: str, seconds: float, out: Path, looks: int) -> None:
+    """Run the loop for a time; print images per second and save the backbone `looks` times, evenly in time."""
+    steps = lightly_steps(path)
+    for _ in range(WARM_UP):
+        next(steps)
+    started, images, saved = time.perf_counter(), 0, 0
+    while (elapsed := time.perf_counter() - started) < seconds:
+        backbone, count = next(steps)
+        images += count
+        if looks and elapsed > seconds * (saved + 1) / (looks + 1):
+            saved += 1
+            save(backbone, out / f"{saved}")
+    if looks:
+        save(backbone, out / f"{looks + 1}")
+    print(json.dumps({"images_per_second": images / elapsed, "images": images}))
+
+
+def save(backbone: torch.nn.Module, folder: Path) -> None:
+    """An encoder file of lightly's backbone, with the same preprocessing as ours."""
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    size = (32, 32)
+    info = EncoderInfo.of(
+        backbone, "convnet", {}, image_size=size, channels=3, mean=mean, std=std, features=backbone.num_features
+    )
+    folder.mkdir(parents=True)
+    save_encoder(Encoder(backbone, info), folder)
+
+
+def measured(command: list[str]) -> tuple[dict[str, Any], float]:
+    """What a process printed last as JSON, and its and its children's peak memory in MiB (the largest single process)."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return (json.loads(lines[-1]) if lines else {}), max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
+
+
+def throughput(path: str, repeats: int = 3, seconds: float = 60) -> None:
+    """Images per second of both, alternating."""
+    rates: dict[str, list[float]] = {"byol train": [], "lightly": []}
+    waits: list[float] = []
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as name:
+            flags = [
+                "--preset",
+                "cifar10-cpu",
+                "--image-size",
+                "32",
+                "--batch-size",
+                str(BATCH),
+                "--epochs",
+                "1",
+                "--knn.held-out",
+                "0",
+            ]
+            subprocess.run(
+                [sys.executable, "-m", "byol", "train", path, "--out", f"{name}/run", *flags], check=True, capture_output=True
+            )
+            lines = [json.loads(line) for line in Path(name, "run", "metrics.jsonl").read_text().splitlines()]
+            later = [line for line in lines if "loss" in line][1:]
+            rates["byol train"].append(sorted(line["images_per_second"] for line in later)[len(later) // 2])
+            waits.append(sorted(line["data_wait"] for line in later)[len(later) // 2])
+            result, _ = measured([sys.executable, __file__, path, "--worker", "--seconds", str(seconds), "--out", name])
+            rates["lightly"].append(result["images_per_second"])
+    middle = {name: sorted(values)[len(values) // 2] for name, values in rates.items()}
+    rows = [[name, f"{rate:.0f}", f"{middle['byol train'] / rate:.2f}"] for name, rate in middle.items()]
+    table("images per second, end to end", ["", "images/s", "ours is faster by"], rows)
+    print(f"byol train waits for data {100 * sorted(waits)[len(waits) // 2]:.1f} % of the time")
+
+
+def learning(path: str, test: str, minutes: float, looks: int = 4) -> None:
+    """Both for the same minutes; kNN on the test images along the way and at the end."""
+    bank_images, queries = open_images(path), open_images(test)
+    curves: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        lightly_out = Path(name, "lightly")
+        measured(
+            [
+                sys.executable,
+                __file__,
+                path,
+                "--worker",
+                "--seconds",
+                str(60 * minutes),
+                "--out",
+                str(lightly_out),
+                "--looks",
+                str(looks),
+            ]
+        )
+        curves["lightly"] = [score(lightly_out / str(n + 1), bank_images, queries) for n in range(looks + 1)]
+        out = Path(name, "ours")
+        flags = ["--preset", "cifar10-cpu", "--epochs", "None", "--budget", f"{minutes}m"]
+        subprocess.run([sys.executable, "-m", "byol", "train", path, "--out", str(out), *flags], check=True)
+        curves["byol train"] = [score(out, bank_images, queries)]
+    for who, curve in curves.items():
+        print(f"{who:12} kNN {'  '.join(f'{value:.4f}' for value in curve)}")
+    print(f"ahead by {curves['byol train'][-1] - curves['lightly'][-1]:.4f} after {minutes:g} minutes")
+
+
+def score(folder: Path, bank: Any, queries: Any) -> float:
+    """kNN of an encoder on the test images, the training images as bank."""
+    encoder = load_encoder(folder)
+    parts: list[Features] = [embed(encoder, images) for images in (bank, queries)]
+    return float(knn_correct(*parts).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images")
+    parser.add_argument("--test")
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=60, help=argparse.SUPPRESS)
+    parser.add_argument("--looks", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker:
+        lightly_worker(given.images, given.seconds, given.out, given.looks)
+        return
+    print(machine("lightly", "torchvision"))
+    if given.minutes:
+        learning(given.images, given.test, given.minutes)
+    else:
+        throughput(given.images)
+
+
+if __name__ == "__main__":
+    main()
