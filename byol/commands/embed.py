@@ -35,6 +35,8 @@ def embed(arguments: Sequence[str]) -> int:
     out = Path(command.out)
     if out.suffix not in (".npz", ".npy"):
         raise ConfigError(f"--out is {command.out}; expected a name that ends in .npz or .npy.")
+    if out.is_dir():
+        raise ConfigError(f"--out is {command.out}, which is a folder. Give the name of a file.")
     if not out.parent.is_dir():
         raise ConfigError(f"--out is {command.out}, but there is no folder {out.parent}. Make it first.")
     encoder = load_encoder(command.run, net=command.encoder, device=command.device)

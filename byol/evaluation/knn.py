@@ -1,5 +1,6 @@
 """Weighted k nearest neighbours (Wu et al. 2018): the cheapest honest answer to "are these features good?"."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,13 @@ def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, *, k: int = 20, t
 
     Labels are int64 (N,) from 0. Fewer than k rows: all of them vote. Works in blocks on the bank's device; returns int64 (Q,).
     """
-    if k < 1 or temperature <= 0:
-        raise ConfigError(f"kNN got k={k} and temperature={temperature}; expected k of at least 1 and a positive temperature.")
-    if len(bank) == 0 or len(bank) != len(labels):
-        raise DataError(f"kNN got {len(bank)} rows and {len(labels)} labels to vote; expected the same number, at least 1.")
+    check_votes(k, temperature)
+    if len(bank) == 0 or len(bank) != len(labels) or labels.min() < 0:
+        raise DataError(
+            f"kNN got {len(bank)} rows and {len(labels)} labels to vote; expected the same number, at least 1, labels from 0."
+        )
+    if bank.ndim != 2 or bank.shape[1:] != queries.shape[1:]:
+        raise DataError(f"kNN got rows {tuple(bank.shape)} and queries {tuple(queries.shape)}; expected (N, D) and (Q, D).")
     classes = int(labels.max()) + 1
     rows = F.normalize(bank.float(), dim=1)
     predicted = []
@@ -32,6 +36,12 @@ def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, *, k: int = 20, t
         votes.scatter_add_(1, labels.to(rows.device)[nearest], ((cosines - cosines[:, :1]) / temperature).exp())
         predicted.append(votes.argmax(dim=1))
     return torch.cat(predicted)
+
+
+def check_votes(k: int, temperature: float) -> None:
+    """Raise ConfigError for settings no vote can be taken with."""
+    if k < 1 or not 0 < temperature < math.inf:
+        raise ConfigError(f"kNN got k={k} and temperature={temperature}; expected k of at least 1 and a positive temperature.")
 
 
 def knn_correct(

@@ -13,9 +13,9 @@ import torch
 from byol.data.sources import Images, open_images
 from byol.errors import ConfigError, DataError, did_you_mean
 from byol.evaluation import linear
-from byol.evaluation.knn import knn_correct
+from byol.evaluation.knn import check_votes, knn_correct
 from byol.evaluation.metrics import interval, top1
-from byol.features.extract import Features, embed
+from byol.features.extract import Features, check_encoder, embed
 from byol.weights.files import Encoder
 
 PROTOCOLS = ("knn", "linear")
@@ -42,7 +42,7 @@ def evaluate(
     *,
     train: Any,
     test: Any,
-    protocols: Sequence[str] = PROTOCOLS,
+    protocols: str | Sequence[str] = PROTOCOLS,
     k: int = 20,
     temperature: float = 0.07,
     seed: int = 0,
@@ -52,6 +52,11 @@ def evaluate(
 
     Both are Features, or what `open_images` takes. Raises ConfigError for an unknown protocol, DataError without labels.
     """
+    protocols = (protocols,) if isinstance(protocols, str) else protocols
+    if not protocols:
+        raise ConfigError(f"No protocol was given. There are: {', '.join(PROTOCOLS)}.")
+    check_votes(k, temperature)
+    check_encoder(encoder)
     for name in protocols:
         if name not in PROTOCOLS:
             raise ConfigError(

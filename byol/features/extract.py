@@ -113,12 +113,24 @@ def _gathered(samples: list[tuple[int, Tensor | str]]) -> tuple[list[int], Tenso
     return [index for index, _ in good], pixels, [(index, why) for index, why in samples if isinstance(why, str)]
 
 
+def check_encoder(encoder: object) -> None:
+    """Raise ConfigError for anything but an Encoder, which alone knows how its images are prepared."""
+    if not isinstance(encoder, Encoder):
+        raise ConfigError(
+            f"The encoder is a {type(encoder).__name__}; expected what load_encoder(path) gives, or run.encoder. "
+            "A learner embeds a batch with learner.embed(images)."
+        )
+
+
 def embed(encoder: Encoder, images: Any, *, workers: int = 0) -> Features:
     """The representation of every image, on the encoder's device, in the images' order.
 
     `images` is anything `open_images` takes. Unreadable images are left out with a warning that names them. Raises
     DataError when none can be read.
     """
+    check_encoder(encoder)
+    if workers < 0:
+        raise ConfigError(f"workers is {workers}; expected 0 or more.")
     source = images if isinstance(images, Images) else open_images(images, channels=encoder.info.channels)
     if source.channels != encoder.info.channels:
         raise ConfigError(

@@ -51,7 +51,9 @@ class BYOL(nn.Module):
     `augment_fn`, `augment_fn2` replace the built-in views by functions of a batch. `example`, a small batch of inputs,
     stands in for `image_size` when the inputs are not images. `target_net` starts the target from another network of
     the same architecture, as the official code does, instead of a copy. `joint_batchnorm` lets both views share their
-    BatchNorm statistics, which the paper does not. Raises ConfigError for a layer or network that cannot serve.
+    BatchNorm statistics, which the paper does not. `sync_batchnorm` shares them over the processes of a distributed run,
+    as the paper does; None does so where it can, on GPUs when there are several processes. Parameters behind the hidden
+    layer are frozen. Raises ConfigError for a layer or network that cannot serve.
     """
 
     def __init__(
@@ -85,14 +87,20 @@ class BYOL(nn.Module):
         if not any(p.requires_grad for p in net.parameters()):
             raise ConfigError(f"{type(net).__name__} has no trainable parameter, so there is nothing to learn.")
         first = next(p for p in net.parameters() if p.requires_grad)
-        channels = channels or _channels_of(net)
+        if first.dtype != torch.float32:
+            raise ConfigError(
+                f"{type(net).__name__} has weights of {first.dtype}; expected torch.float32. Call net.float(): the "
+                "arithmetic may be bf16 (torch.autocast), the weights may not."
+            )
+        channels = _channels_of(net) if channels is None else channels
         self.views = None if image_size is None else Views(image_size, views or ViewConfig(), channels)
         self.augment_fn, self.augment_fn2 = augment_fn, augment_fn if augment_fn2 is None else augment_fn2
         self.moving_average_decay = moving_average_decay
         self.joint_batchnorm = joint_batchnorm
 
         if example is None and self.views is not None:
-            example = torch.zeros((2, channels, *self.views.size), device=first.device, dtype=first.dtype)
+            noise = torch.Generator().manual_seed(0)
+            example = torch.randn((2, channels, *self.views.size), generator=noise).to(first.device)
         found = probe(net, hidden_layer, example)
         self.frozen = _freeze(net, found.unreached)
         self.representation_size = found.features
@@ -103,9 +111,13 @@ class BYOL(nn.Module):
             self.target = copy.deepcopy(self.online)
         else:
             _check_same_architecture(net, target_net)
-            other = HiddenLayer(target_net, found.encoder.layer, found.encoder.pooling, found.encoder.skip, found.encoder.calls)
+            read = found.encoder
+            other = HiddenLayer(target_net, read.layer, read.pooling, read.skip, read.calls, read.eval_calls)
             self.target = Network(other, mlp(found.features, projection_hidden_size, projection_size).to(first.device))
-        if sync_batchnorm:
+        self.target.train()
+        if not net.training:
+            logger.warning("%s is in eval mode; call learner.train() before training it.", type(net).__name__)
+        if _several_gpus(first) if sync_batchnorm is None else sync_batchnorm:
             self.online = nn.SyncBatchNorm.convert_sync_batchnorm(self.online)
             self.predictor = nn.SyncBatchNorm.convert_sync_batchnorm(self.predictor)
             self.target = nn.SyncBatchNorm.convert_sync_batchnorm(self.target)
@@ -119,6 +131,8 @@ class BYOL(nn.Module):
     def forward(self, view1: Any, view2: Any = None, *, return_embedding: bool = False, return_projection: bool = True) -> Any:
         """The loss, a float32 scalar; or, with return_embedding, (projection, representation) of unaugmented images."""
         if return_embedding:
+            if self.training and return_projection:
+                _check_batch(batch_of(view1))
             representation = self.online.encoder(self.prepare(view1))
             return (self.online.projector(representation), representation) if return_projection else representation
         if view2 is None:
@@ -126,8 +140,8 @@ class BYOL(nn.Module):
         count = batch_of(view1)
         if batch_of(view2) != count:
             raise ConfigError(f"The views hold {count} and {batch_of(view2)} samples; expected two views of the same samples.")
-        if self.training and count < 2:
-            raise ConfigError("A batch of one cannot be trained on: BatchNorm needs at least two. Use batches of two or more.")
+        if self.training:
+            _check_batch(count)
 
         prediction1, prediction2 = self._both(self.predict, view1, view2)
         with torch.no_grad():  # the target teaches, it is not taught
@@ -147,7 +161,7 @@ class BYOL(nn.Module):
             raise ConfigError(
                 "This learner has no image_size, so it cannot draw views: call it with two views, learner(view1, view2)."
             )
-        return self.views(images, seed=int(torch.randint(2**62, ())))
+        return self.views(images)
 
     @torch.no_grad()
     def update_target(self, tau: float) -> None:
@@ -156,7 +170,10 @@ class BYOL(nn.Module):
         Parameters only: the target's BatchNorm buffers are its own (official byol_experiment.py).
         """
         _check_tau(tau, "tau")
-        torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), 1.0 - tau)
+        pairs = [
+            pair for pair in zip(self.target.parameters(), self.online.parameters(), strict=True) if pair[0].is_floating_point()
+        ]
+        torch._foreach_lerp_([target for target, _ in pairs], [online for _, online in pairs], 1.0 - tau)
 
     def update_moving_average(self) -> None:
         """`update_target` with the constant `moving_average_decay`, for code written for byol-pytorch."""
@@ -214,16 +231,39 @@ def _freeze(net: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         net.get_parameter(name).requires_grad_(False)
     if names:
-        logger.info("Frozen, because the representation does not depend on them: %s.", ", ".join(names))
+        logger.warning(
+            "%d parameters that the representation does not depend on are frozen (%s). To train them afterwards: "
+            "requires_grad_(True).",
+            len(names),
+            ", ".join(names[:2]) + (", ..." if len(names) > 2 else ""),
+        )
+        logger.info("Frozen: %s.", ", ".join(names))
     return names
 
 
 def _check_same_architecture(net: nn.Module, target_net: nn.Module) -> None:
     ours = {name: tuple(p.shape) for name, p in net.named_parameters()}
     theirs = {name: tuple(p.shape) for name, p in target_net.named_parameters()}
-    if ours != theirs or net is target_net:
+    shared = {id(t) for t in (*net.parameters(), *net.buffers())} & {
+        id(t) for t in (*target_net.parameters(), *target_net.buffers())
+    }
+    if ours != theirs or shared:
         raise ConfigError(
-            "target_net must be another network of the same architecture as net: the same parameters with the same shapes."
+            "target_net must be another network of the same architecture as net: the same parameters with the same shapes, "
+            f"and none of its own shared with net ({len(shared)} are)."
+        )
+
+
+def _several_gpus(parameter: Tensor) -> bool:
+    """Whether this is one of several processes that train on GPUs; SyncBatchNorm knows no other device."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return parameter.is_cuda and distributed and torch.distributed.get_world_size() > 1
+
+
+def _check_batch(count: int) -> None:
+    if count < 2:
+        raise ConfigError(
+            f"A batch of {count} cannot be trained on: BatchNorm needs at least two samples. Use batches of two or more."
         )
 
 

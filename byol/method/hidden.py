@@ -27,13 +27,16 @@ class HiddenLayer(nn.Module):
     The layers behind the hidden layer are not run: they cost nothing and keep their buffers.
     """
 
-    def __init__(self, net: nn.Module, layer: str | None, pooling: Pooling, skip: int, calls: int) -> None:
+    def __init__(
+        self, net: nn.Module, layer: str | None, pooling: Pooling, skip: int, calls: int, eval_calls: int | None = None
+    ) -> None:
         super().__init__()
         self.net = net
         self.layer = layer
         self.pooling = pooling
         self.skip = skip  # class and register tokens in front of the ones that are averaged
-        self.calls = calls  # how often the network runs the layer in one pass; the last output counts
+        self.calls = calls  # how often the network runs the layer in one pass of training; the last output counts
+        self.eval_calls = calls if eval_calls is None else eval_calls  # and in eval mode
 
     def forward(self, view: Any) -> Tensor:
         return pool(_single_tensor(self._output(view), self.layer), self.pooling, self.skip)
@@ -41,7 +44,7 @@ class HiddenLayer(nn.Module):
     def _output(self, view: Any) -> Any:
         if self.layer is None:
             return run(self.net, view)
-        left = self.calls
+        left = self.calls if self.net.training else self.eval_calls
 
         def reached(module: nn.Module, inputs: Any, output: Any) -> None:
             nonlocal left
@@ -110,34 +113,86 @@ def probe(net: nn.Module, hidden_layer: str | int | None, example: Any) -> Probe
             f"{type(net).__name__} cannot be copied ({failure}), and BYOL needs a copy of it as its target. "
             "Build the parts that cannot be copied inside the module's __init__, as plain parameters."
         ) from failure
-    parameters = {name: p for name, p in trial.named_parameters() if p.requires_grad}
     devices = sorted({p.device.index for p in trial.parameters() if p.device.type == "cuda"})
-    calls = 0
-
-    def count(module: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal calls
-        calls += 1
-
     with torch.random.fork_rng(devices), torch.enable_grad():
-        if layer is not None:
-            handle = trial.get_submodule(layer).register_forward_hook(count)
-            run(trial, example)
-            handle.remove()
-            if not calls:
-                raise ConfigError(_not_reached(layer))
-        # A pass of its own, which stops at the layer: later layers may write into its output in place (a residual block).
-        output = _single_tensor(HiddenLayer(trial, layer, "none", 0, calls)._output(example), layer)
-        pooling, skip = pooling_of(trial, output)
-        representation = pool(output, pooling, skip)
-        _check_representation(representation, output, batch_of(example), layer)
-        gradients = _gradients(representation, parameters)
-    unreached = tuple(name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None)
-    if len(unreached) == len(parameters):
+        torch.manual_seed(0)
+        try:
+            return _tried(net, trial, layer, example)
+        except ConfigError:
+            raise
+        except Exception as failure:  # a foreign network: whatever it raises, it cannot take such a batch
+            reason = (str(failure) or type(failure).__name__).splitlines()[0]
+            raise ConfigError(
+                f"{type(net).__name__} fails on a trial batch {_shapes(example)}: {reason}. "
+                "Check image_size, channels or example against what the network expects."
+            ) from failure
+
+
+def _tried(net: nn.Module, trial: nn.Module, layer: str | None, example: Any) -> Probe:
+    """What passes of the throw-away copy tell."""
+    (eval_calls, _), (calls, behind) = (_calls(trial.train(mode), layer, example) for mode in (False, True))
+    # A pass of its own, which stops at the layer: later layers may write into its output in place (a residual block).
+    reader = HiddenLayer(trial, layer, "none", 0, calls)
+    output = _single_tensor(reader._output(example), layer)
+    pooling, skip = pooling_of(trial, output)
+    representation = pool(output, pooling, skip)
+    _check_representation(representation, output, batch_of(example), layer)
+    unreached = _unreached(reader, example, behind)
+    if len(unreached) == sum(p.requires_grad for p in trial.parameters()):
         raise ConfigError(
             f"The representation of {type(net).__name__} depends on no trainable parameter, so there is nothing to learn. "
             "Choose a layer behind a trainable one, or unfreeze the network (requires_grad_(True))."
         )
-    return Probe(HiddenLayer(net, layer, pooling, skip, calls), representation.shape[1], unreached)
+    return Probe(HiddenLayer(net, layer, pooling, skip, calls, eval_calls), representation.shape[1], unreached)
+
+
+def _calls(trial: nn.Module, layer: str | None, example: Any) -> tuple[int, set[Tensor]]:
+    """How often a pass runs the layer, and the parameters of the modules that run after its last output."""
+    calls, behind = 0, set[Tensor]()
+    if layer is None:
+        return calls, behind
+    read = trial.get_submodule(layer)
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal calls
+        calls += module is read
+        behind.clear() if module is read else behind.update(module.parameters(recurse=False))
+
+    handles = [module.register_forward_hook(count) for module in trial.modules()]
+    with torch.no_grad():
+        run(trial, example)
+    for handle in handles:
+        handle.remove()
+    if not calls:
+        raise ConfigError(_not_reached(layer))
+    return calls, behind
+
+
+def _unreached(reader: HiddenLayer, example: Any, behind: set[Tensor]) -> tuple[str, ...]:
+    """The trainable parameters that get no gradient from the representation.
+
+    A pass may leave out parts that another one runs (layer drop, experts), so while some are missed that are not known to
+    come behind the layer, passes of noise are made until eight in a row reach nothing new.
+    """
+    missing = {name: p for name, p in reader.net.named_parameters() if p.requires_grad}
+    view, quiet = example, 0
+    while quiet < 8:
+        before = len(missing)
+        output = _single_tensor(reader._output(view), reader.layer)
+        if output.requires_grad:
+            output.sum().backward()
+        missing = {name: p for name, p in missing.items() if p.grad is None}
+        if behind.issuperset(missing.values()):
+            break
+        quiet = 0 if len(missing) < before else quiet + 1
+        if isinstance(example, Tensor) and example.is_floating_point():
+            view = torch.randn_like(example)
+    return tuple(missing)
+
+
+def _shapes(example: Any) -> str:
+    """The shape of a trial batch, for people."""
+    return str(tuple(example.shape)) if isinstance(example, Tensor) else f"of type {type(example).__name__}"
 
 
 def layer_name(net: nn.Module, hidden_layer: str | int | None) -> str | None:
@@ -186,11 +241,9 @@ def pooling_of(net: nn.Module, output: Tensor) -> tuple[Pooling, int]:
     width = output.shape[-1]
     normalised = {m.normalized_shape[-1] for m in net.modules() if isinstance(m, nn.LayerNorm)}
     if output.ndim > 3:
-        # (B, H, W, C) of Swin-like networks shows by two equal sides, or else by a LayerNorm over C; a network without
-        # LayerNorm has (B, C, spatial...), also where C happens to equal H.
+        # (B, H, W, C) of Swin-like networks shows by a LayerNorm over C; a network without one has (B, C, spatial...).
         square = output.shape[1] == output.shape[2] != width
-        over_last = width in normalised and output.shape[1] not in normalised
-        last = output.ndim == 4 and bool(normalised) and (square or over_last)
+        last = output.ndim == 4 and width in normalised and (square or output.shape[1] not in normalised)
         return ("channels last" if last else "channels first"), 0
     named = getattr(net, "global_pool", None)  # timm's word for it
     if named == "token":
@@ -204,12 +257,6 @@ def pooling_of(net: nn.Module, output: Tensor) -> tuple[Pooling, int]:
     if any(isinstance(m, nn.Conv1d) for m in net.modules()) and width not in normalised:
         return "channels first", 0
     return "mean of tokens", 0
-
-
-def _gradients(representation: Tensor, parameters: dict[str, nn.Parameter]) -> tuple[Tensor | None, ...]:
-    if not representation.requires_grad:
-        return (None,) * len(parameters)
-    return torch.autograd.grad(representation.sum(), list(parameters.values()), allow_unused=True)
 
 
 def _single_tensor(output: Any, layer: str | None) -> Tensor:

@@ -1,5 +1,6 @@
 """LARS as the official code has it (optimizers.py): decay, trust ratio, momentum, then the learning rate."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,8 +25,8 @@ class LARS(torch.optim.Optimizer):
 
     def __init__(self, params: ParamsT, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, eta: float = 1e-3) -> None:
         for name, value in (("lr", lr), ("weight_decay", weight_decay), ("eta", eta)):
-            if not value >= 0:
-                raise ConfigError(f"LARS got {name}={value}; expected 0 or more.")
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"LARS got {name}={value}; expected a number of 0 or more.")
         if not 0 <= momentum < 1:
             raise ConfigError(f"LARS got momentum={momentum}; expected 0 or more and less than 1.")
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta})

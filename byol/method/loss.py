@@ -3,12 +3,18 @@
 import torch
 from torch import Tensor
 
+from byol.errors import ConfigError
+
 
 def regression_loss(prediction: Tensor, projection: Tensor) -> Tensor:
     """Squared distance of the normalised rows, 2 - 2 cos: (B, D) and (B, D) give float32 (B,), each from 0 to 4.
 
     Always computed in float32, also under autocast: bf16 loses the small differences a normalised loss lives on.
     """
+    if prediction.shape != projection.shape:
+        raise ConfigError(
+            f"The prediction has shape {tuple(prediction.shape)}, the projection {tuple(projection.shape)}; expected the same."
+        )
     with torch.autocast(prediction.device.type, enabled=False):
         return (normalize(prediction.float()) - normalize(projection.float())).square().sum(dim=-1)
 

@@ -51,5 +51,7 @@ def check_images(images: Tensor, channels: int) -> None:
     if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != channels:
         came = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ConfigError(f"The images came as {came}; expected a tensor (B, {channels}, H, W).")
+    if 0 in images.shape:
+        raise ConfigError(f"The images came with shape {tuple(images.shape)}; expected at least one image and one pixel.")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ConfigError(f"The images came as {images.dtype}; expected uint8, or floating point in [0, 1].")

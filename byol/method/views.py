@@ -103,9 +103,13 @@ class Views:
         self.mean, self.std = normalisation(self.config, channels)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, *, seed: int = 0, step: int = 0) -> tuple[Tensor, Tensor]:
-        """Two views, float32 (B, C, h, w) normalised, of images (B, C, H, W) uint8 or float in [0, 1]."""
+    def __call__(self, images: Tensor, *, seed: int | None = None, step: int = 0) -> tuple[Tensor, Tensor]:
+        """Two views, float32 (B, C, h, w) normalised, of images (B, C, H, W) uint8 or float in [0, 1].
+
+        The draws follow from (seed, step, row); without a seed, from torch's own random state.
+        """
         check_images(images, self.channels)
+        seed = int(torch.randint(2**62, ())) if seed is None else seed
         count, _, height, width = images.shape
         rows, steps = torch.arange(count), torch.full((count,), step)
         crops = [self.crop(images, self.draw_crops(seed, steps, rows, view, height, width)) for view in (0, 1)]

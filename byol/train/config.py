@@ -55,6 +55,8 @@ class OptimConfig:
     """lars (the paper's), sgd or adamw. By default adamw on a CPU, lars elsewhere."""
     base_lr: float | None = None
     """Learning rate per 256 images; the peak rate is base_lr x batch_size / 256."""
+    predictor_lr: float = 1.0
+    """The predictor's learning rate as a multiple of the rest's; 1 in the paper, more helps short runs of small encoders."""
     weight_decay: float | None = None
     """Weight decay of every parameter with more than one dimension; biases and BatchNorm are exempt."""
     momentum: float = 0.9
@@ -72,6 +74,7 @@ class OptimConfig:
             self.weight_decay is None or self.weight_decay >= 0,
             f"optim.weight_decay is {self.weight_decay}; expected 0 or more.",
         )
+        check(self.predictor_lr > 0, f"optim.predictor_lr is {self.predictor_lr}; expected a positive number.")
         check(0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; expected 0 or more and less than 1.")
         check(
             self.warmup_epochs is None or self.warmup_epochs >= 0,

@@ -8,8 +8,15 @@ from byol.train.plan import Plan
 
 
 def build_optimizer(learner: BYOL, plan: Plan) -> torch.optim.Optimizer:
-    """LARS, SGD or AdamW over the online network; biases and BatchNorm parameters are not decayed. `steps` sets the rate."""
-    groups = parameter_groups(learner, weight_decay=plan.weight_decay)
+    """LARS, SGD or AdamW over the online network; biases and BatchNorm parameters are not decayed.
+
+    `steps` sets the rate: each group's is the schedule's times its `lr_factor`.
+    """
+    groups = [
+        {**group, "lr_factor": factor}
+        for part, factor in ((learner.online, 1.0), (learner.predictor, plan.predictor_lr))
+        for group in parameter_groups(part, weight_decay=plan.weight_decay)
+    ]
     if plan.optimizer == "lars":
         return LARS(groups, lr=plan.lr, momentum=plan.momentum)
     if plan.optimizer == "sgd":

@@ -43,6 +43,7 @@ class Plan:
     optimizer: OptimizerName
     base_lr: float
     lr: float  # at its peak
+    predictor_lr: float  # the predictor's rate as a multiple of the others'
     weight_decay: float
     momentum: float
     base_tau: float
@@ -119,6 +120,7 @@ def plan_run(config: TrainConfig, facts: ImageFacts, world: World, step_seconds:
         optimizer=optimizer,
         base_lr=base_lr,
         lr=base_lr * batch_size / 256,
+        predictor_lr=config.optim.predictor_lr,
         weight_decay=decay if config.optim.weight_decay is None else config.optim.weight_decay,
         momentum=config.optim.momentum,
         base_tau=config.optim.base_tau if config.optim.base_tau is not None else (0.99 if epochs < 500 else 0.996),

@@ -17,7 +17,7 @@ from byol import __version__
 from byol.data.batches import Batch, BatchPlan, load_resident, resident_batches, streamed_batches
 from byol.data.sources import Images, open_images
 from byol.disk import write_text
-from byol.errors import CheckpointError, Stopped, TrainingError
+from byol.errors import CheckpointError, ConfigError, Stopped, TrainingError
 from byol.evaluation.protocols import Score, write_scores
 from byol.method.byol import BYOL
 from byol.method.draws import seed_of, uniforms
@@ -32,7 +32,7 @@ from byol.train.optim import build_optimizer
 from byol.train.pace import Pace, Timed
 from byol.train.plan import ImageFacts, Plan, plan_run
 from byol.train.step import steps
-from byol.weights.files import FILE, Encoder, EncoderInfo, save_encoder
+from byol.weights.files import FILE, Encoder, EncoderInfo, check_savable, save_encoder
 from byol.world import World
 
 logger = logging.getLogger("byol")
@@ -60,6 +60,8 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
     if isinstance(encoder, str):
         config = replace(config, encoder=encoder)
     own = encoder if isinstance(encoder, nn.Module) else None
+    if own is not None:
+        check_own(config)
     world = World.join(config.device)
     source = images if isinstance(images, Images) else open_images(images, **opening(config))
 
@@ -100,6 +102,16 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
                 raise TrainingError(f"{failure} {last_good(folder)}") from failure
             log.say(f"finished   {plan.total_steps - start:,} steps in {duration(pace.elapsed())}")
         return finish(folder, encoder, plan, monitor)
+
+
+def check_own(config: TrainConfig) -> None:
+    """Raise ConfigError for settings that build an encoder where there is one already."""
+    unused = [*config.model.encoder_options(), *(["target_init"] if config.model.target_init == "independent" else [])]
+    if unused:
+        raise ConfigError(
+            f"The encoder is a module of your own, so model.{' and model.'.join(unused)} cannot apply. Leave them out, or give "
+            "the encoder as 'package.module:function'."
+        )
 
 
 def opening(config: TrainConfig) -> dict[str, Any]:
@@ -161,8 +173,7 @@ def build_learner(plan: Plan, config: TrainConfig, own: nn.Module | None, world:
         torch.manual_seed(seed_of(plan.seed, part))
         return build_encoder(plan.encoder, channels=plan.channels, image_size=plan.image_size, **plan.encoder_options)
 
-    independent = config.model.target_init == "independent" and own is None
-    other = network(1) if independent else None
+    other = network(1) if config.model.target_init == "independent" else None
     net = own if own is not None else network(0)
     torch.manual_seed(seed_of(plan.seed, 2))  # the heads
     learner = BYOL(
@@ -260,6 +271,7 @@ def encoder_of(learner: BYOL, plan: Plan, own: nn.Module | None) -> Encoder:
     """The online encoder as it will be saved; it shares the learner's weights, so it is always the newest."""
     assert learner.views is not None
     network = learner.online.encoder
+    check_savable(network.net)
     info = EncoderInfo.of(
         network,
         None if own is not None else plan.encoder,

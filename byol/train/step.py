@@ -47,7 +47,7 @@ def steps(
         )
         decay = tau(step, base_tau=plan.base_tau, total_steps=plan.total_steps)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1.0)
         loss = torch.zeros((), device=device)
         for micro in range(plan.accumulation):
             batch = next(batches)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from byol.disk import replacing, write_text
-from byol.errors import ByolError, CheckpointError
+from byol.errors import ByolError, CheckpointError, ConfigError
 from byol.method.byol import evaluating
 from byol.method.hidden import HiddenLayer, Pooling, layer_name
 from byol.method.pixels import check_images, prepare
@@ -46,7 +46,26 @@ class EncoderInfo:
     def of(cls, encoder: HiddenLayer, name: str | None, options: dict[str, Any], **expected: Any) -> "EncoderInfo":
         """The description of a network that is read at a hidden layer; `expected` gives the other fields."""
         return cls(name, options, hidden_layer=encoder.layer, pooling=encoder.pooling, skip=encoder.skip,
-                   calls=encoder.calls, **expected)  # fmt: skip
+                   calls=encoder.eval_calls, **expected)  # fmt: skip
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> "EncoderInfo":
+        """The inverse of `asdict` behind JSON. Raises ValueError or TypeError for anything else."""
+        values = {**values, **{name: tuple(values[name]) for name in ("image_size", "mean", "std")}}
+        info = cls(**values)
+        whole = (*info.image_size, info.channels, info.features)
+        right = (
+            all(type(number) is int and number > 0 for number in whole)
+            and len(info.image_size) == 2
+            and len(info.mean) == len(info.std) == info.channels
+            and info.pooling in get_args(Pooling)
+            and all(type(number) is int and number >= 0 for number in (info.skip, info.calls))
+            and isinstance(info.options, dict)
+            and all(isinstance(name, str | None) for name in (info.encoder, info.hidden_layer))
+        )
+        if not right:
+            raise ValueError("values of other kinds")
+        return info
 
 
 class Encoder(nn.Module):
@@ -83,6 +102,7 @@ class Encoder(nn.Module):
 def save_encoder(encoder: Encoder, folder: str | Path) -> Path:
     """Write encoder.safetensors and encoder.json into a folder; each is replaced as a whole. Returns the former's path."""
     folder = Path(folder)
+    check_savable(encoder.net)
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in encoder.net.state_dict().items()}
     description = {"format": FORMAT, **asdict(encoder.info)}
     description["blake2b"] = digest(tensors, description)
@@ -144,15 +164,29 @@ def read(file: Path) -> tuple[dict[str, Tensor], EncoderInfo]:
     try:
         description = json.loads(metadata["byol"])
         intact = description.pop("blake2b") == digest(tensors, description)
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         intact = False
     if not intact:
         raise CheckpointError(f"{file} is damaged: what it holds does not match its checksum. Take another copy.")
-    if description.pop("format") > FORMAT:
+    written = description.pop("format", None)
+    if isinstance(written, int) and written > FORMAT:
         raise CheckpointError(f"{file} was written by a newer version of byol. Upgrade byol to read it.")
-    for name in ("image_size", "mean", "std"):
-        description[name] = tuple(description[name])
-    return tensors, EncoderInfo(**description)
+    try:
+        return tensors, EncoderInfo.read(description)
+    except (TypeError, ValueError, KeyError) as failure:
+        raise CheckpointError(
+            f"{file} does not describe an encoder as this version of byol does ({failure}). Write it again with this version."
+        ) from failure
+
+
+def check_savable(net: nn.Module) -> None:
+    """Raise ConfigError for a network with state that is no tensor: an encoder file could not hold it."""
+    strange = [name for name, value in net.state_dict().items() if not isinstance(value, Tensor)]
+    if strange:
+        raise ConfigError(
+            f"{type(net).__name__} keeps state that is no tensor ({', '.join(strange[:3])}), and an encoder file holds tensors "
+            "only. Keep it as a buffer, or leave it out of the state (get_extra_state)."
+        )
 
 
 def digest(tensors: dict[str, Tensor], description: dict[str, Any]) -> str:

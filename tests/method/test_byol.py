@@ -474,7 +474,7 @@ def test_learner_without_image_size_asks_for_two_views():
 def test_batch_of_one_is_refused_in_training_and_serves_in_evaluation(images):
     learner = small_learner()
     views = (noise(1), noise(1, seed=1)) if isinstance(images, tuple) else (images,)
-    with pytest.raises(ConfigError, match="batch of one"):
+    with pytest.raises(ConfigError, match="batch of 1"):
         learner(*views)
     assert learner.eval()(*views).isfinite()
     assert learner.train().embed(noise(1)).shape == (1, 8)

@@ -1,0 +1,175 @@
+"""Networks that do not run the same way twice, that cannot serve, or that share parts: they work or get a sentence."""
+
+from collections import OrderedDict
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from byol.errors import ConfigError
+from byol.method.byol import BYOL
+from byol.method.loss import regression_loss
+from byol.method.views import Views
+
+SMALL = {"image_size": 16, "projection_size": 8, "projection_hidden_size": 16}
+
+
+def images(count: int = 4, channels: int = 3, size: int = 16) -> Tensor:
+    return torch.rand((count, channels, size, size), generator=torch.Generator().manual_seed(0))
+
+
+def stem(width: int = 8) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+
+
+class LayerDrop(nn.Module):
+    """Each block is left out of every second pass, at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.blocks = stem(), nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            if not self.training or torch.rand(()) < 0.5:
+                x = x + block(x)
+        return x.mean((2, 3))
+
+
+class Experts(nn.Module):
+    """Each image goes through the one expert that its mean chooses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.experts = stem(), nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.stem(x).mean((2, 3))
+        chosen = (features[:, 0] * 1e4).long() % 3
+        return torch.stack([self.experts[int(expert)](row) for expert, row in zip(chosen, features, strict=True)])
+
+
+class Auxiliary(nn.Module):
+    """Runs its body twice in training and once in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(stem(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.body(x.flip(3))
+        return self.head(self.body(x))
+
+
+class Recomputed(nn.Module):
+    """Keeps no activations of its stem: they are computed again in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.stem = nn.Conv2d(3, 3, 1), stem()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.stem, self.first(x), use_reentrant=True).mean((2, 3))
+
+
+@pytest.mark.parametrize("net", [LayerDrop(), Experts()], ids=["layer drop", "experts"])
+def test_parts_that_a_pass_may_leave_out_are_not_taken_for_dead(net):
+    assert BYOL(net, hidden_layer=None, **SMALL).frozen == ()
+
+
+def test_a_layer_that_runs_more_often_in_training_is_read_right_in_evaluation():
+    net = Auxiliary()
+    learner = BYOL(net, hidden_layer="body", **SMALL)
+    learner(images()).backward()
+    expected = net.eval().body(learner.prepare(images()))
+    net.train()
+    torch.testing.assert_close(learner.embed(images()), expected)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # torch's word on passes without gradient
+def test_networks_that_recompute_their_activations_serve():
+    learner = BYOL(Recomputed(), hidden_layer=None, **SMALL)
+    learner(images()).backward()
+    assert learner.frozen == ()
+
+
+@pytest.mark.parametrize(
+    ("build", "options"),
+    [
+        (lambda: torchvision.models.alexnet(), {"image_size": 16, "hidden_layer": -1}),
+        (Experts, {"channels": 1, "hidden_layer": None}),
+        (Experts, {"example": torch.rand(1, 7), "image_size": None, "hidden_layer": None}),
+    ],
+    ids=["too small", "channels", "example"],
+)
+def test_a_batch_the_network_cannot_take_is_a_sentence(build, options):
+    with pytest.raises(ConfigError, match="fails on a trial batch"):
+        BYOL(build(), **SMALL | options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_of_another_type_than_float32_are_refused(dtype):
+    with pytest.raises(ConfigError, match=r"net\.float\(\)"):
+        BYOL(stem().to(dtype), hidden_layer=None, **SMALL)
+
+
+def test_a_target_net_that_shares_a_layer_with_the_network_is_refused():
+    def network() -> nn.Sequential:
+        return nn.Sequential(OrderedDict(stem=stem(), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten()))
+
+    net, other = network(), network()
+    other.stem = net.stem
+    for wrong in (other, nn.Sequential(OrderedDict(net.named_children()))):
+        with pytest.raises(ConfigError, match="shared with net"):
+            BYOL(net, hidden_layer="flat", target_net=wrong, **SMALL)
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_a_network_in_eval_mode_is_told_and_its_target_is_in_train_mode_all_the_same(caplog):
+    learner = BYOL(stem().eval(), hidden_layer=None, **SMALL)
+    assert "is in eval mode" in caplog.text
+    assert all(module.training for module in learner.target.modules())
+
+
+def test_integer_parameters_are_left_where_they_are():
+    net = stem()
+    net.register_parameter("count", nn.Parameter(torch.tensor([3]), requires_grad=False))
+    learner = BYOL(net, hidden_layer=None, **SMALL)
+    learner.update_target(0.5)
+    assert learner.target.encoder.net.count.tolist() == [3]
+
+
+def test_convnext_maps_are_pooled_over_space_also_where_channels_equal_the_height():
+    net = torchvision.models.convnext_tiny()
+    learner = BYOL(net, image_size=(384, 64), hidden_layer="features.1", projection_size=8, projection_hidden_size=16)
+    assert learner.representation_size == 96
+
+
+def test_empty_batches_are_refused():
+    learner = BYOL(stem(), hidden_layer=None, **SMALL)
+    for shape in ((0, 3, 16, 16), (4, 3, 0, 16)):
+        with pytest.raises(ConfigError, match="at least one image"):
+            learner(torch.rand(shape))
+    with pytest.raises(ConfigError, match="batch of 1"):
+        learner(images(1), return_embedding=True)
+    with pytest.raises(ConfigError, match="channel"):
+        BYOL(stem(), hidden_layer=None, channels=0, **SMALL)
+
+
+def test_a_loss_of_unlike_shapes_is_refused():
+    with pytest.raises(ConfigError, match="expected the same"):
+        regression_loss(torch.rand(4, 8), torch.rand(1, 8))
+
+
+def test_views_without_a_seed_differ_from_call_to_call_and_follow_torchs_own_seed():
+    views = Views(16)
+    torch.manual_seed(1)
+    first, second = views(images())[0], views(images())[0]
+    torch.manual_seed(1)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, views(images())[0])
+    assert torch.equal(views(images(), seed=3)[0], views(images(), seed=3)[0])
