@@ -252,9 +252,13 @@ def restore(folder: Path, learner: BYOL, optimizer: torch.optim.Optimizer) -> in
 
 
 def save(folder: Path, learner: BYOL, optimizer: torch.optim.Optimizer, step: int, keep: int) -> None:
-    """Write a checkpoint; a disk that is full costs this checkpoint, not the run."""
+    """Write a checkpoint; a disk that is full costs this checkpoint, not the run. Raises TrainingError for bad weights."""
     tensors, rest = checkpoint.flatten(optimizer.state_dict(), "optimizer")
     tensors |= {f"learner.{name}": t for name, t in learner.state_dict().items()}
+    tensors = {name: t.detach().cpu() for name, t in tensors.items()}
+    damaged = [name for name, t in tensors.items() if not t.isfinite().all()]
+    if damaged:  # of a finite loss whose gradient was not: the next loss would tell, but after this save
+        raise TrainingError(f"After step {step} the state is not finite ({', '.join(damaged[:3])}), so it was not saved.")
     try:
         checkpoint.save(folder / "checkpoints", step, tensors, {"optimizer": rest}, keep)
     except OSError as failure:

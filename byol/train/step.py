@@ -17,7 +17,7 @@ from byol.train.plan import Plan
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did. Reading `loss` on a GPU waits for it; the loop itself does not."""
+    """What one step did. Reading `loss` on a GPU waits for the step to end; the loop itself waits for forward passes only."""
 
     step: int  # updates done so far, this one included
     loss: Tensor  # () float32, on the device: mean over the batch of both directions, 0 to 8
@@ -55,9 +55,10 @@ def steps(
             view1, view2 = learner.views.finish(batch.crops, seed=plan.seed, step=step, first_row=micro * plan.micro_batch_size)
             with autocast(device, plan.precision):
                 part = learner(view1, view2) / plan.accumulation
+            # The step's one wait for a GPU. Here it costs next to nothing: the backward pass is launched faster than it runs.
+            stop_unless_finite(part, step)
             part.backward()
             loss += part.detach()
-        stop_unless_finite(loss, step)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         learner.update_target(decay)
@@ -70,9 +71,9 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 
 def stop_unless_finite(loss: Tensor, step: int) -> None:
-    """Raise TrainingError for a loss that is NaN or infinite, while the weights are still good."""
+    """Raise TrainingError for a loss that is NaN or infinite, before a gradient is taken of it."""
     if not torch.isfinite(loss):
         raise TrainingError(
-            f"The loss of step {step} is {float(loss)}; the weights were not touched. Usual causes: a learning rate that "
+            f"The loss of step {step} is {loss.item()}; the weights were not touched. Usual causes: a learning rate that "
             "is too high for this optimizer, or pixels that are not finite."
         )

@@ -164,6 +164,21 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(tmp_path
     assert torch.equal(saved["learner.online.encoder.net.layers.0.weight"], net.layers[0].weight)
 
 
+def test_weights_that_a_gradient_made_infinite_are_never_saved(tmp_path, arrays):
+    class Steep(Tiny):
+        def __init__(self):
+            super().__init__()
+            self.offset = nn.Parameter(torch.zeros(12))
+
+        def forward(self, x):
+            return super().forward(x) + self.offset.sqrt()  # at 0 the value is 0 and the slope infinite
+
+    with pytest.raises(byol.TrainingError, match=r"step 1 the state is not finite .* No checkpoint had been written yet"):
+        byol.pretrain(seeded(Steep), arrays, small_config(tmp_path, save_every_steps=1, knn=KnnConfig(held_out=0, times=1)))
+    assert not list(tmp_path.glob("checkpoints/*"))
+    assert not (tmp_path / "encoder.safetensors").exists()
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGUSR1, 75)])
 def test_a_signal_saves_and_leaves_with_its_exit_code(tmp_path, arrays, number, code):
     before = signal.getsignal(number)
