@@ -1,4 +1,4 @@
-"""The examples run as the page says."""
+"""The examples run as the page says, and the script for GPUs runs small where there is none."""
 
 import subprocess
 import sys
@@ -28,6 +28,15 @@ def test_the_resnet50_example_trains_and_saves_a_network_that_torchvision_loads(
     fresh = net.conv1.weight.detach().clone()
     net.load_state_dict(torch.load(tmp_path / "improved.pth", weights_only=True))
     assert not torch.equal(fresh, net.conv1.weight)
+
+
+@pytest.mark.slow
+def test_the_gpu_script_runs_small_on_a_cpu():
+    script = EXAMPLES.parent / "benchmarks" / "gpu.py"
+    done = subprocess.run([sys.executable, str(script), "--small"], capture_output=True, text=True, timeout=290)
+    assert done.returncode == 0, done.stderr
+    for part in ("correctness, convnet", "fp32, compiled", "speed, convnet", "checkpoint step-00000012", "linear"):
+        assert part in done.stdout
 
 
 def test_the_example_stays_one_page():
