@@ -109,7 +109,7 @@ def each(transform: Callable[[Any], Any], images: list[Any]) -> Callable[[], Non
 
 def photographs(folder: Path) -> dict[str, dict[str, Callable[[], object]]]:
     """Ways from decoded photographs, from crops (the photometric part alone) and from JPEG bytes to two 224-pixel views."""
-    files = [path.read_bytes() for path in sorted(folder.rglob("*.jp*g"))[: 2 * BATCH]]
+    files = [path.read_bytes() for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")][: 2 * BATCH]
     decoded = [open_picture(data, channels=3, max_pixels=2**26) for data in files]
     ours, lightly, torchvision, kornia = Ours(224), lightly_views(224), torchvision_views(224), kornia_finish(224)
     crops = torch.stack([cut(picture, ours.plan, 0, row) for row, picture in enumerate(decoded[:BATCH])])
