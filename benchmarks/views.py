@@ -3,7 +3,7 @@
     pip install 'byol[bench]'
     python benchmarks/views.py PHOTOS/ [SMALL.parquet]    # a folder of photographs; small images (random ones without)
 
-Ours is timed as a run works: crops one image at a time with Pillow, as workers do, the rest batch by batch.
+Ours is timed as a run works: crops one image at a time, as workers do, the rest batch by batch.
 """
 
 import io
@@ -22,6 +22,7 @@ from PIL import Image
 from byol import ViewConfig, Views, open_images
 from byol.data.batches import BatchPlan, cut, resident_batches
 from byol.data.decode import open_picture
+from byol.method.crops import crop_draws
 
 BATCH = 64
 CONFIG = ViewConfig()
@@ -82,17 +83,19 @@ class Ours:
         self.views = Views(size, CONFIG)
         self.drawn = 0
 
+    def crops(self, pictures: list[Image.Image]) -> torch.Tensor:
+        self.drawn += 1
+        epochs, indices = torch.full((len(pictures),), self.drawn), torch.arange(len(pictures))
+        draws = torch.stack([crop_draws(0, epochs, indices, view) for view in (0, 1)], dim=1)
+        return torch.stack([cut(picture, self.plan, draw) for picture, draw in zip(pictures, draws, strict=True)])
+
     def finish(self, crops: torch.Tensor) -> Any:
         self.drawn += 1
         return self.views.finish(crops, seed=0, step=self.drawn)
 
     def __call__(self, pictures: list[Image.Image]) -> None:
         for first in range(0, len(pictures), BATCH):
-            self.drawn += 1
-            cuts = [
-                cut(picture, self.plan, self.drawn, first + row) for row, picture in enumerate(pictures[first : first + BATCH])
-            ]
-            self.finish(torch.stack(cuts))
+            self.finish(self.crops(pictures[first : first + BATCH]))
 
 
 def each(transform: Callable[[Any], Any], images: list[Any]) -> Callable[[], None]:
@@ -112,7 +115,7 @@ def photographs(folder: Path) -> dict[str, dict[str, Callable[[], object]]]:
     files = [path.read_bytes() for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")][: 2 * BATCH]
     decoded = [open_picture(data, channels=3, max_pixels=2**26) for data in files]
     ours, lightly, torchvision, kornia = Ours(224), lightly_views(224), torchvision_views(224), kornia_finish(224)
-    crops = torch.stack([cut(picture, ours.plan, 0, row) for row, picture in enumerate(decoded[:BATCH])])
+    crops = ours.crops(decoded[:BATCH])
     crops = crops.repeat(len(decoded) // BATCH, 1, 1, 1, 1)
 
     def from_bytes() -> None:

@@ -13,14 +13,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+import torch.nn.functional as F
 from torch import Tensor
 
 from byol.data.decode import BadImage
 from byol.data.sources import Images
 from byol.data.workers import arriving, loader
 from byol.errors import DataError
-from byol.method.crops import Crops, crop_resize, draw_crops
+from byol.method.crops import Crops, crop_boxes, crop_draws, crop_resize, draw_crops
 from byol.method.draws import seed_of, uniforms
 from byol.method.views import ViewConfig
 
@@ -158,10 +158,11 @@ class _Chunks(torch.utils.data.Dataset[Chunk]):
         epochs, chosen = members(position, count, self.plan.seed, self.plan.images)
         indices = chosen.tolist()
         crops = torch.empty((count, 2, self.channels, *self.plan.size), dtype=torch.uint8)
+        drawn = torch.stack([crop_draws(self.plan.seed, epochs, chosen, view) for view in (0, 1)], dim=1)
         bad: list[tuple[int, str]] = []
         try:
-            for row, (epoch, index) in enumerate(zip(epochs.tolist(), indices, strict=True)):
-                crops[row] = cut(self._readable(index, bad), self.plan, epoch, index)
+            for row, index in enumerate(indices):
+                crops[row] = cut(self._readable(index, bad), self.plan, drawn[row])
         except DataError as failure:  # sent as a value: an exception would arrive wrapped in a worker's traceback
             return Chunk(crops, indices, bad, str(failure))
         return Chunk(crops, indices, bad)
@@ -175,27 +176,22 @@ class _Chunks(torch.utils.data.Dataset[Chunk]):
         raise DataError(f"None of the {self.plan.images} images can be read.")
 
 
-def cut(picture: Any, plan: BatchPlan, epoch: int, index: int) -> Tensor:
-    """Both crops of one image, uint8 (2, C, h, w): a single Pillow resize of each, then the flip."""
-    array = isinstance(picture, np.ndarray)
-    height, width = picture.shape[:2] if array else (picture.height, picture.width)
-    epochs, indices, heights, widths = (torch.full((2,), number) for number in (epoch, index, height, width))
-    crops = _crops(plan, epochs, indices, torch.arange(2), heights, widths)
-    if array or not plan.views.antialias:  # Pillow knows neither many channels nor a resize without antialiasing
-        image = _channels_first(np.array(picture)).expand(2, -1, -1, -1)
-        resized = crop_resize(image, crops, plan.size, plan.views.antialias)
+def cut(picture: Any, plan: BatchPlan, drawn: Tensor) -> Tensor:
+    """The crops of one image, uint8 (V, C, h, w), from their draws (V, 5): one antialiased resize each, then the flip."""
+    pixels = torch.from_numpy(np.array(picture))  # uint8 (H, W, C), or (H, W)
+    image = (pixels[:, :, None] if pixels.ndim == 2 else pixels).permute(2, 0, 1)[None]
+    heights, widths = (torch.full((len(drawn),), length) for length in image.shape[2:])
+    views = plan.views
+    crops = crop_boxes(drawn, heights, widths, area=views.crop_area, ratio=views.crop_ratio, flip=views.flip)
+    if not views.antialias:
+        resized = crop_resize(image.expand(len(drawn), -1, -1, -1), crops, plan.size, antialias=False)
         return resized.round_().clamp_(0, 255).to(torch.uint8)
-    views = []
-    for (top, left, tall, wide), flip in zip(crops.boxes.tolist(), crops.flips.tolist(), strict=True):
-        crop = picture.crop((left, top, left + wide, top + tall))  # not resize(box=...): it looks beyond the box's edges
-        crop = crop.resize(plan.size[::-1], Image.Resampling.BICUBIC)
-        views.append(_channels_first(np.array(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else crop)))
-    return torch.stack(views)
-
-
-def _channels_first(pixels: np.ndarray[Any, Any]) -> Tensor:
-    image = torch.from_numpy(pixels)
-    return image[None] if image.ndim == 2 else image.permute(2, 0, 1)
+    result = torch.empty((len(drawn), image.shape[1], *plan.size), dtype=torch.uint8)
+    for view, ((top, left, tall, wide), flip) in enumerate(zip(crops.boxes.tolist(), crops.flips.tolist(), strict=True)):
+        crop = image[:, :, top : top + tall, left : left + wide]
+        resized = F.interpolate(crop, plan.size, mode="bicubic", antialias=True)[0]  # as Pillow's, in a quarter of its time
+        result[view] = resized.flip(2) if flip else resized
+    return result
 
 
 def streamed_batches(

@@ -51,7 +51,8 @@ def adjust_hue(x: Tensor, delta: Tensor) -> Tensor:
     red, green, blue = x.split(1, dim=1)
     largest, smallest = extremes(x)
     chroma = largest.sub_(smallest)
-    hue = (green + blue).sub_(red).sub_(smallest).div_(chroma.clamp_min(1e-12)).add_(1)  # without colour: 1, which shows nowhere
+    # Without any colour this is 1, and nothing shows it.
+    hue = (green + blue).sub_(red).sub_(smallest).div_(chroma.clamp_min(1e-12)).add_(1)
     hue = hue.copysign_(green - blue).add_(6 * per_image(delta))
     hue = hue.sub_((hue / 6).floor_(), alpha=6)
     result = torch.empty_like(x)

@@ -36,8 +36,12 @@ def draw_crops(
     flip: float,
 ) -> Crops:
     """The crop of each image for a view: a function of (seed, epoch, index, view) and the image's size alone."""
-    drawn = uniforms((seed, epochs, indices, view, _SALT), 5)
-    return crop_boxes(drawn, heights, widths, area=area, ratio=ratio, flip=flip)
+    return crop_boxes(crop_draws(seed, epochs, indices, view), heights, widths, area=area, ratio=ratio, flip=flip)
+
+
+def crop_draws(seed: int, epochs: Tensor, indices: Tensor, view: int | Tensor) -> Tensor:
+    """The numbers that `crop_boxes` makes the crops of: float64 (N, 5) in [0, 1)."""
+    return uniforms((seed, epochs, indices, view, _SALT), 5)
 
 
 def crop_boxes(

@@ -66,7 +66,7 @@ def test_streamed_batches_can_start_in_the_middle(workers: int, files: Path) -> 
     assert list(streamed(images, plan, range(6, 6), workers)) == []
 
 
-def test_a_streamed_crop_is_pillows(files: Path) -> None:
+def test_a_streamed_crop_is_pillows_to_one_grey_level(files: Path) -> None:
     images, plan = open_images(files), plan_for()
     for batch in streamed(images, plan, range(5)):
         assert (batch.crops.shape, batch.crops.dtype) == ((10, 2, 3, 16, 16), torch.uint8)
@@ -90,7 +90,8 @@ def test_a_streamed_crop_is_pillows(files: Path) -> None:
             crop = picture.crop((left, top, left + width, top + height)).resize((16, 16), Image.Resampling.BICUBIC)
             if drawn.flips[0]:
                 crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            assert torch.equal(batch.crops[row, view], torch.tensor(np.asarray(crop)).permute(2, 0, 1))
+            difference = batch.crops[row, view].int() - torch.tensor(np.array(crop)).permute(2, 0, 1).int()
+            assert difference.abs().max() <= 1
 
 
 def test_the_crop_settings_are_obeyed() -> None:
