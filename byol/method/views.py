@@ -19,7 +19,7 @@ from byol.method.draws import uniforms
 from byol.method.pixels import IMAGENET_MEAN, IMAGENET_STD, check_images, prepare, to_float
 
 _LENGTHS = dict.fromkeys(("crop_area", "crop_ratio", "blur", "blur_sigma", "solarize"), 2) | {"mean": 3, "std": 3}
-CACHE = 2**18  # numbers that are worked on at once on a CPU, so that they stay in its cache
+CACHE = 2**19  # numbers that are worked on at once on a CPU, so that they stay in its cache
 _SALT = 2  # keeps these draws apart from the crops' draws
 
 
@@ -239,8 +239,8 @@ class _Operation:
         if len(rows) == len(x):
             return self.apply(x, self.low + (self.high - self.low) * drawn[:, self.column]).contiguous()
         rows = rows.to(x.device, non_blocking=True)
-        parameter = self.low + (self.high - self.low) * drawn[rows, self.column]
-        return x.index_copy_(0, rows, self.apply(x[rows], parameter))
+        parameter = self.low + (self.high - self.low) * drawn[:, self.column].index_select(0, rows)
+        return x.index_copy_(0, rows, self.apply(x.index_select(0, rows), parameter))
 
 
 def normalisation(config: ViewConfig, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
