@@ -18,6 +18,8 @@ from byol.train.run import build_learner, pretrain
 from byol.weights.files import Encoder
 from byol.world import World
 
+NEIGHBOURS = 5  # that vote: a photograph has tiles of many kinds, and few of each
+
 
 @dataclass(frozen=True)
 class Demo:
@@ -55,9 +57,12 @@ def demo(arguments: Sequence[str]) -> int:
             else replace(embed(encoder, open_images(images)), y=labels)
             for images, labels in ((tiles.train, tiles.train_labels), (tiles.test, tiles.test_labels))
         )
-        return top1(knn_correct(bank, queries))
+        return top1(knn_correct(bank, queries, k=NEIGHBOURS))
 
-    print(f"\nkNN accuracy on {len(test):,} test tiles of {len(tiles.names)} photographs (chance {1 / len(tiles.names):.2f})")
+    print(
+        f"\nkNN accuracy (k = {NEIGHBOURS}) on {len(test):,} test tiles of {len(tiles.names)} photographs "
+        f"(chance {1 / len(tiles.names):.2f})"
+    )
     print(f"  raw pixels          {score(None):.2f}")
     print(f"  untrained encoder   {score(Encoder(untrained, run.encoder.info)):.2f}")
     print(f"  trained encoder     {score(run.encoder):.2f}   after {duration(seconds)} of training")
