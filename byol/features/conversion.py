@@ -112,6 +112,8 @@ def convert(
         return convert_foreign(read_foreign(path, prefix), path, encoder, hidden_layer, padding, preprocessing)
     if not is_pickle(head):
         reason = next((text for start, text in MISTAKES.items() if head.startswith(start)), "it is neither, or damaged")
+        if head[8:9] == b"{":
+            reason = "it is a safetensors file, which needs no converting if byol wrote it (byol embed, byol.load_encoder)"
         raise CheckpointError(
             f"{path} is no official checkpoint (a pickle of protocol 2 or newer) and no torch checkpoint: "
             f"{reason if head else 'it is empty'}."
@@ -153,6 +155,8 @@ def convert_foreign(
     options: dict[str, Any] = {}
     assumed = ["the images are prepared as told below"]
     channels = len(preprocessing.mean or (0, 0, 0))
+    if name is not None and padding is not None:
+        raise ConfigError(f"padding is {padding!r}, and {name} pads as it does. Leave out padding or encoder.")
     if name is None:
         name, options = recognised(shapes, path)
         channels = shapes["conv1.weight"][1]

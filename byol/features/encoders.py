@@ -22,7 +22,6 @@ def load_encoder(path: str | Path, *, net: nn.Module | str | None = None, device
     [0, 1], of any size and gives the representation (B, D) float32. Raises CheckpointError when the file is missing,
     damaged or does not fit, ConfigError when the network cannot be built.
     """
-
     file = files.find(Path(path))
     head = first_bytes(file)
     if is_torch(head):

@@ -347,6 +347,7 @@ def test_torch_checkpoint_that_is_cut_off_or_damaged_is_refused(tmp_path, resnet
     ("content", "says"),
     [(b"", "it is empty"), (b"<!DOCTYPE html><html>", "begins like a web page"), (b"\x1f\x8b\x08" + b"0" * 20, "compressed"),
      (b"version https://git-lfs.github.com/spec/v1\n", "git-lfs pointer"), (b"\x89HDF\r\n\x1a\n", "HDF5"),
+     (b"\x80\x02\0\0\0\0\0\0{\"a", "safetensors"),
      (b"cos\nsystem\n(S'ls'\ntR.", "it is neither"), (np.random.default_rng(0).bytes(99), "it is neither")],
 )  # fmt: skip
 def test_file_of_another_kind_is_told_from_a_checkpoint(tmp_path, content, says):
@@ -407,6 +408,12 @@ def test_hostile_shapes_build_no_large_network(tmp_path):
 def test_impossible_preprocessing_is_refused(told, says):
     with pytest.raises(ConfigError, match=says):
         Preprocessing(**told)
+
+
+def test_padding_of_a_named_network_is_its_own(tmp_path, resnet):
+    torch.save(resnet.state_dict(), tmp_path / "a.pt")
+    with pytest.raises(ConfigError, match="padding is 'same', and torchvision:resnet18 pads as it does"):
+        convert(tmp_path / "a.pt", encoder="torchvision:resnet18", padding="same")
 
 
 def test_mean_must_fit_the_channels(official_files):
