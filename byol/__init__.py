@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from byol.train.step import StepResult as StepResult
     from byol.train.step import steps as steps
     from byol.weights.files import Encoder as Encoder
+    from byol.weights.official import official_state as official_state
 
 _HOMES = {
     "byol.data.decode": ("BadImage",),
@@ -58,6 +59,7 @@ _HOMES = {
     "byol.train.run": ("Run", "pretrain"),
     "byol.train.step": ("StepResult", "steps"),
     "byol.weights.files": ("Encoder",),
+    "byol.weights.official": ("official_state",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

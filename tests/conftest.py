@@ -1,5 +1,8 @@
+import tarfile
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -35,3 +38,27 @@ def encoder_of() -> Callable[..., Encoder]:
         return Encoder(found.encoder, info).eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def official_files(tmp_path_factory) -> Path:
+    """The folder of official_tiny.pkl and official_tiny_flatmap.pkl, which the official code wrote."""
+    folder = tmp_path_factory.mktemp("official")
+    with tarfile.open(Path(__file__).parent / "golden" / "official_checkpoints.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def official() -> dict[str, np.ndarray]:
+    """tests/golden/training_steps.npz: parameters, states and outputs of the official code."""
+    with np.load(Path(__file__).parent / "golden" / "training_steps.npz") as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+@pytest.fixture(scope="session")
+def eval_images() -> torch.Tensor:
+    """The images (4, 3, 48, 48) in [0, 1] that the official network was evaluated on: the last draws of its noise."""
+    stream = np.random.RandomState(0)
+    stream.rand(225_778 + 12 * 8 * 48 * 48 * 3)
+    return torch.from_numpy(stream.rand(4, 48, 48, 3).astype(np.float32)).permute(0, 3, 1, 2).contiguous()

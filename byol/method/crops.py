@@ -3,8 +3,10 @@
 Crop boxes follow the official pipeline (dataset.py): one draw of area and aspect ratio, no retry, clipped to the image.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import log
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch import Tensor
 from byol.errors import ConfigError
 from byol.method.draws import uniforms
 
+Interpolation = Literal["bicubic", "bilinear"]
 _SALT = 1  # keeps these draws apart from the views' draws
 
 
@@ -63,19 +66,22 @@ def crop_boxes(
     return Crops(torch.stack([tops, lefts, box_heights, box_widths], dim=1), drawn[:, 4] < flip)
 
 
-def crop_resize(images: Tensor, crops: Crops, size: tuple[int, int], antialias: bool = True) -> Tensor:
+def crop_resize(
+    images: Tensor, crops: Crops, size: tuple[int, int], antialias: bool = True, interpolation: Interpolation = "bicubic"
+) -> Tensor:
     """Cut, resize and flip each image: (N, C, H, W) uint8 or float to float32 (N, C, h, w), unclipped, in its own scale.
 
-    Keys' bicubic kernel (a = -0.5), half-pixel centres. With `antialias` the kernel widens when an image shrinks, as in
-    Pillow; without, it does not, as in the official tf.image.resize. Taps outside the box are left out and the weights
-    renormalised, which both do. Two matrix products per image, rows first.
+    Keys' bicubic kernel (a = -0.5) or the bilinear one, half-pixel centres. With `antialias` the kernel widens when an
+    image shrinks, as in Pillow; without, it does not, as in the official tf.image.resize. Taps outside the box are left
+    out and the weights renormalised, which both do. Two matrix products per image, rows first.
     """
     if images.ndim != 4:
         raise ConfigError(f"crop_resize got images of shape {tuple(images.shape)}; expected (N, C, H, W).")
     height, width = images.shape[2:]
     tops, lefts, box_heights, box_widths = crops.boxes.unbind(1)
-    rows = resampling_matrix(tops, box_heights, height, size[0], antialias)
-    columns = resampling_matrix(lefts, box_widths, width, size[1], antialias, crops.flips)
+    kernel = cubic if interpolation == "bicubic" else linear
+    rows = resampling_matrix(tops, box_heights, height, size[0], antialias, kernel=kernel)
+    columns = resampling_matrix(lefts, box_widths, width, size[1], antialias, crops.flips, kernel)
     rows = rows.to(images.device, non_blocking=True)
     columns = columns.to(images.device, non_blocking=True)
     count, channels = images.shape[:2]
@@ -86,7 +92,13 @@ def crop_resize(images: Tensor, crops: Crops, size: tuple[int, int], antialias: 
 
 
 def resampling_matrix(
-    starts: Tensor, lengths: Tensor, in_size: int, out_size: int, antialias: bool, flips: Tensor | None = None
+    starts: Tensor,
+    lengths: Tensor,
+    in_size: int,
+    out_size: int,
+    antialias: bool,
+    flips: Tensor | None = None,
+    kernel: Callable[[Tensor], Tensor] | None = None,  # `cubic` when None
 ) -> Tensor:
     """Weights float32 (N, out_size, in_size) that resize the stretch [start, start + length) to out_size samples."""
     scale = lengths.float() / out_size  # (N,) input pixels per output pixel
@@ -96,7 +108,7 @@ def resampling_matrix(
     stretch = scale.clamp_min(1.0) if antialias else torch.ones_like(scale)
     taps = torch.arange(in_size) - starts[:, None]  # (N, in) position of each input pixel in the stretch
     distance = (taps[:, None, :] + 0.5 - centres[:, :, None]) / stretch[:, None, None]  # (N, out, in)
-    weights = cubic(distance)
+    weights = (kernel or cubic)(distance)
     weights *= ((taps >= 0) & (taps < lengths[:, None]))[:, None, :]
     return weights.div_(weights.sum(dim=2, keepdim=True))
 
@@ -107,3 +119,8 @@ def cubic(distance: Tensor) -> Tensor:
     near = (1.5 * d - 2.5) * d * d + 1
     far = ((-0.5 * d + 2.5) * d - 4) * d + 2
     return torch.where(d < 1, near, far).mul_(d < 2)
+
+
+def linear(distance: Tensor) -> Tensor:
+    """The triangle of bilinear interpolation, zero beyond 1."""
+    return distance.abs().neg_().add_(1).clamp_min_(0)

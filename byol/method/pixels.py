@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from byol.errors import ConfigError
-from byol.method.crops import Crops, crop_resize
+from byol.method.crops import Crops, Interpolation, crop_resize
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -16,11 +16,14 @@ def prepare(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     crop_ratio: float = 0.875,
+    interpolation: Interpolation = "bicubic",
+    antialias: bool = True,
 ) -> Tensor:
     """What evaluation feeds an encoder: float32 (N, C, h, w), normalised when mean and std are given.
 
-    Images that have the size already are taken whole. Others: the central square of side int(0.875 x the shorter side)
-    is resized, antialiased bicubic (official dataset.py, which crops first and then resizes without antialiasing).
+    Images that have the size already are taken whole. Others: the central square of side int(crop_ratio x the shorter
+    side) is resized, by default antialiased bicubic (official dataset.py, which crops first and then resizes without
+    antialiasing).
     """
     height, width = images.shape[2:]
     if (height, width) == size:
@@ -29,7 +32,11 @@ def prepare(
         side = max(1, int(crop_ratio * min(height, width)))
         box = torch.tensor([[(height - side + 1) // 2, (width - side + 1) // 2, side, side]])
         crops = Crops(box.expand(len(images), 4), torch.zeros(len(images), dtype=torch.bool))
-        x = crop_resize(images, crops, size).mul_(1 / 255 if images.dtype == torch.uint8 else 1).clamp_(0, 1)
+        x = (
+            crop_resize(images, crops, size, antialias, interpolation)
+            .mul_(1 / 255 if images.dtype == torch.uint8 else 1)
+            .clamp_(0, 1)
+        )
     return x if mean is None or std is None else normalise_(x, mean, std)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from byol.errors import ConfigError, did_you_mean
 from byol.models.convnet import convnet
-from byol.models.resnet import DEPTHS, resnet
+from byol.models.resnet import BLOCKS, DEPTHS, ResNet, resnet
 
 WIDTHS = (1, 2, 3, 4)  # of the paper, Table 1
 HEADS = ("fc", "classifier", "heads", "head")  # what torchvision calls the classifier at a network's end
@@ -22,6 +22,7 @@ def build_encoder(
     """A network with fresh weights whose forward gives the representation of float images (B, channels, H, W).
 
     - "resnet18" ... "resnet200", with "x2", "x3" or "x4" for a width of the paper; options stem, padding, last_gamma.
+    - "resnet": one that has no such name; also takes block ("basic", "bottleneck"), blocks, stem_channels, stage_channels.
     - "convnet": the small encoder for CPUs; option width.
     - "torchvision:NAME", "timm:NAME": any image classification model without its classifier; options are the model's own.
     - "package.module:function": your own code, imported and called with the options, and with `channels` and
@@ -56,6 +57,8 @@ def own_encoder(name: str, channels: int, options: dict[str, Any]) -> nn.Module:
     if name == "convnet":
         check_options(name, options, ("width",))
         return convnet(channels=channels, **options)
+    if name == "resnet":
+        return unnamed_resnet(channels, options)
     if name not in known_encoders():
         raise ConfigError(
             f"There is no encoder {name!r}.{did_you_mean(name, known_encoders())} Expected convnet, "
@@ -65,6 +68,20 @@ def own_encoder(name: str, channels: int, options: dict[str, Any]) -> nn.Module:
     check_options(name, options, ("stem", "padding", "last_gamma"))
     depth, _, width = name.removeprefix("resnet").partition("x")
     return resnet(int(depth), int(width or 1), channels=channels, **options)
+
+
+def unnamed_resnet(channels: int, options: dict[str, Any]) -> nn.Module:
+    """A ResNet of any number of blocks and channels, ResNet-50's by default."""
+    known = ("block", "blocks", "stem_channels", "stage_channels", "stem", "padding", "last_gamma")
+    check_options("resnet", options, known)
+    given = {"block": "bottleneck", "blocks": DEPTHS[50][1], **options}
+    block = BLOCKS.get(str(given.pop("block")))
+    if block is None:
+        raise ConfigError(f"block is {options['block']!r}; expected {' or '.join(map(repr, BLOCKS))}.")
+    for name in ("blocks", "stage_channels"):
+        if not isinstance(given.get(name, []), list | tuple):
+            raise ConfigError(f"{name} is {given[name]!r}; expected four whole numbers.")
+    return ResNet(block, given.pop("blocks"), channels=channels, **given)
 
 
 def torchvision_encoder(name: str, channels: int, size: tuple[int, ...] | None, options: dict[str, Any]) -> nn.Module:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from byol.errors import ConfigError
 from byol.method.heads import init_truncated
 
-Stem = Literal["imagenet", "small"]
+Stem = Literal["imagenet", "small", "solo-learn"]
 Padding = Literal["symmetric", "same"]
 
 
@@ -102,6 +102,7 @@ class Bottleneck(nn.Module):
 
 
 Block = type[BasicBlock] | type[Bottleneck]
+BLOCKS: dict[str, Block] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 DEPTHS: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
@@ -117,7 +118,8 @@ class ResNet(nn.Module):
 
     `blocks` counts the blocks of the four stages and `stage_channels` gives the channels of their 3x3 convolutions; a
     Bottleneck puts out four times as many. `stem` is "imagenet" (7x7, stride 2, then max-pooling) or "small" (3x3,
-    stride 1, no pooling; for images up to about 64 pixels). `padding` is "symmetric" as in torchvision or "same" as in
+    stride 1, no pooling; for images up to about 64 pixels), or "solo-learn" (small, but padded by 2, as that library's
+    encoders for CIFAR are). `padding` is "symmetric" as in torchvision or "same" as in
     TensorFlow and JAX, which the official checkpoints need. `last_gamma` is the first scale of each block's last
     BatchNorm: 1 gave the paper's results, 0 is what the released code does to bottlenecks.
 
@@ -144,8 +146,10 @@ class ResNet(nn.Module):
         if len(blocks) != 4 or len(stage_channels) != 4:
             raise ConfigError(f"A ResNet has four stages; got blocks={blocks} and stage_channels={stage_channels}.")
 
-        small = stem == "small"
+        small = stem != "imagenet"
         self.conv1 = conv(channels, stem_channels, 3 if small else 7, 1 if small else 2, padding)
+        if stem == "solo-learn":
+            self.conv1.padding = (2, 2)
         self.bn1 = nn.BatchNorm2d(stem_channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if small else SameMaxPool2d() if padding == "same" else nn.MaxPool2d(3, 2, padding=1)

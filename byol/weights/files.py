@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from byol.disk import replacing, write_text
 from byol.errors import ByolError, CheckpointError, ConfigError
 from byol.method.byol import evaluating
+from byol.method.crops import Interpolation
 from byol.method.hidden import HiddenLayer, Pooling, layer_name
 from byol.method.pixels import check_images, prepare
 
@@ -41,6 +42,9 @@ class EncoderInfo:
     pooling: Pooling
     skip: int  # tokens left out of an average
     calls: int  # how often a forward pass runs the hidden layer
+    crop_ratio: float = 0.875  # side of the central square that is resized to image_size, as a share of the shorter side
+    interpolation: Interpolation = "bicubic"  # of that resize
+    antialias: bool = True
 
     @classmethod
     def of(cls, encoder: HiddenLayer, name: str | None, options: dict[str, Any], **expected: Any) -> "EncoderInfo":
@@ -61,6 +65,10 @@ class EncoderInfo:
             and info.pooling in get_args(Pooling)
             and all(type(number) is int and number >= 0 for number in (info.skip, info.calls))
             and isinstance(info.options, dict)
+            and isinstance(info.crop_ratio, int | float)
+            and 0 < info.crop_ratio <= 1
+            and info.interpolation in get_args(Interpolation)
+            and isinstance(info.antialias, bool)
             and all(isinstance(name, str | None) for name in (info.encoder, info.hidden_layer))
         )
         if not right:
@@ -87,16 +95,27 @@ class Encoder(nn.Module):
     def prepare(self, images: Tensor) -> Tensor:
         """Images as the network is fed them, but not normalised: float32 (B, C, h, w) in [0, 1]."""
         check_images(images, self.info.channels)
-        return prepare(images, self.info.image_size)
+        return self._fed(images)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """The representation (B, D) of images."""
         check_images(images, self.info.channels)
-        x = prepare(images, self.info.image_size, mean=self.info.mean, std=self.info.std)
+        x = self._fed(images, mean=self.info.mean, std=self.info.std)
         with evaluating(self.network):
             representation: Tensor = self.network(x)
         return representation.float()
+
+    def _fed(self, images: Tensor, **normalisation: tuple[float, ...]) -> Tensor:
+        info = self.info
+        return prepare(
+            images,
+            info.image_size,
+            crop_ratio=info.crop_ratio,
+            interpolation=info.interpolation,
+            antialias=info.antialias,
+            **normalisation,
+        )
 
 
 def save_encoder(encoder: Encoder, folder: str | Path) -> Path:
@@ -124,9 +143,18 @@ def load_encoder(path: str | Path, *, build: Callable[[EncoderInfo], nn.Module],
     ConfigError when the network has no such hidden layer.
     """
     tensors, info = read(find(Path(path)))
-    net = build(info)
+    return filled(build(info), tensors, info, path, device)
+
+
+def filled(
+    net: nn.Module, tensors: dict[str, Tensor], info: EncoderInfo, path: str | Path, device: torch.device | None = None
+) -> Encoder:
+    """An encoder of a network and the tensors that fill it. Raises CheckpointError when they do not fit.
+
+    A network on the meta device takes the tensors as they are, without a copy.
+    """
     try:
-        net.load_state_dict(tensors)
+        net.load_state_dict(tensors, assign=any(p.is_meta for p in net.parameters()))
     except RuntimeError as failure:
         reason = str(failure).splitlines()[1:2] or [str(failure)]
         raise CheckpointError(

@@ -46,7 +46,7 @@ def byol(*words: str) -> "subprocess.CompletedProcess[str]":
 def test_without_words_the_overview_tells_what_to_type(capsys):
     assert main([]) == 0
     out = capsys.readouterr().out
-    for command in ("demo", "train", "evaluate", "embed"):
+    for command in ("demo", "train", "evaluate", "embed", "convert"):
         assert f"\n  {command} " in out
     assert "75" in out
 
@@ -64,6 +64,7 @@ def test_the_version_is_told(capsys):
         ("evaluate", ["--train", "--test", "--protocols"]),
         ("embed", ["--data", "--out"]),
         ("demo", ["--out", "--seed"]),
+        ("convert", ["--out", "--padding", "--encoder", "--prefix", "--image-size", "--mean", "--std", "--interpolation"]),
     ],
 )  # fmt: skip
 def test_the_help_of_a_command_lists_its_flags(command, flags, capsys):

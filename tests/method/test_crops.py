@@ -134,6 +134,15 @@ def test_resize_of_whole_images_equals_torch_antialiased_bicubic(size):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-2)
 
 
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("size", [(16, 20), (100, 90)], ids=str)
+def test_bilinear_resize_equals_torchs(size, antialias):
+    images = noise(3, 5, 60, 80)
+    ours = crop_resize(images, crops(*[(0, 0, 60, 80)] * 3), size, antialias, "bilinear")
+    theirs = F.interpolate(images.double(), size, mode="bilinear", antialias=antialias).float()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-2)
+
+
 @pytest.mark.parametrize("size", [(16, 16), (20, 37), (64, 64), (90, 128)], ids=str)
 def test_without_antialias_equals_tensorflow_on_the_crop(size):
     image, (top, left, height, width) = noise(60, 80), (10, 15, 40, 55)

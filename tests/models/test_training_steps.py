@@ -7,7 +7,6 @@ are the official target's predictor, which is never used, and the online classif
 """
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,27 +18,9 @@ from byol.method.lars import LARS, parameter_groups
 from byol.method.pixels import IMAGENET_MEAN, IMAGENET_STD
 from byol.method.schedules import learning_rate, tau
 from byol.models.resnet import Bottleneck, ResNet
+from byol.weights.official import PARAMETERS, layer_of, torch_layout
 
 STEPS = 6
-LEAVES = {"w": "weight", "b": "bias", "scale": "weight", "offset": "bias"}
-HEAD_LAYERS = {"linear": "0", "batch_norm": "1", "linear_1": "3"}
-ENCODER_LAYERS = (
-    (r"/~", ""),
-    (r"^res_net_tiny/", ""),
-    (r"initial_conv", "conv1"),
-    (r"initial_batchnorm", "bn1"),
-    (r"block_group_(\d)/block_(\d)/", lambda found: f"layer{int(found[1]) + 1}.{found[2]}."),
-    (r"shortcut_conv", "downsample.0"),
-    (r"shortcut_batchnorm", "downsample.1"),
-    (r"\bbatchnorm_(\d)", lambda found: f"bn{int(found[1]) + 1}"),
-    (r"\bconv_(\d)", lambda found: f"conv{int(found[1]) + 1}"),
-)
-
-
-@pytest.fixture(scope="module")
-def official() -> dict[str, np.ndarray]:
-    with np.load(Path(__file__).parents[1] / "golden" / "training_steps.npz") as arrays:
-        return {name: arrays[name] for name in arrays.files}
 
 
 @pytest.fixture(scope="module")
@@ -56,21 +37,8 @@ def tiny_resnet() -> ResNet:
     return ResNet(Bottleneck, (1, 2, 1, 1), stage_channels=(8, 16, 32, 64), padding="same", last_gamma=0.0)
 
 
-def official_layer(module: str) -> str:
-    """Our layer of a Haiku module: "res_net_tiny/~/block_group_0/~/block_0/~/conv_1" is "encoder.layer1.0.conv2"."""
-    part, _, rest = module.partition("/")
-    if part in ("projector", "predictor"):
-        return f"{part}.{HEAD_LAYERS[rest]}"
-    for pattern, replacement in ENCODER_LAYERS:
-        module = re.sub(pattern, replacement, module)
-    return f"encoder.{module}"
-
-
-def torch_layout(value: np.ndarray) -> Tensor:
-    """HWIO to OIHW, (in, out) to (out, in), and a BatchNorm's (1, ..., 1, C) to (C,)."""
-    if value.shape[0] == 1 and value.size == value.shape[-1]:
-        return torch.from_numpy(value).flatten()
-    return torch.from_numpy(value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T).contiguous()
+def as_tensor(value: np.ndarray) -> Tensor:
+    return torch.from_numpy(torch_layout(value)).contiguous()
 
 
 def official_parameters(official: dict[str, np.ndarray], key: str) -> dict[str, Tensor]:
@@ -79,14 +47,14 @@ def official_parameters(official: dict[str, np.ndarray], key: str) -> dict[str, 
     found = {}
     for name in names:
         module, _, leaf = name.removeprefix(f"{key}/").rpartition(".")
-        found[f"{official_layer(module)}.{LEAVES[leaf]}"] = torch_layout(official[name])
+        found[f"{layer_of(module)}.{PARAMETERS[leaf]}"] = as_tensor(official[name])
     return found
 
 
 def official_statistics(official: dict[str, np.ndarray], key: str, what: str) -> dict[str, Tensor]:
     """One of the running statistics of every BatchNorm, such as "mean_ema.hidden", by our layers' names."""
     return {
-        official_layer(name.removeprefix(f"{key}/").removesuffix(f"/~/{what}")): torch_layout(value)
+        layer_of(name.removeprefix(f"{key}/").removesuffix(f"/~/{what}")): as_tensor(value)
         for name, value in official.items()
         if name.startswith(key) and name.endswith(what)
     }

@@ -238,7 +238,7 @@ def test_cut_off_file_is_refused_by_name(encoder_of, tmp_path, share):
         load_encoder(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"<html>", b"\x80\x04."])
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"<html>", b"\x80\x01\x00"])
 def test_something_else_than_safetensors_is_refused(tmp_path, content):
     (tmp_path / FILE).write_bytes(content)
     with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
@@ -266,6 +266,30 @@ def test_file_of_a_newer_format_asks_for_an_upgrade(encoder_of, tmp_path):
     file = rewritten(save_encoder(encoder_of("convnet"), tmp_path), format=2, something_new="x")
     with pytest.raises(CheckpointError, match=r"written by a newer version of byol\. Upgrade byol"):
         load_encoder(file)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"crop_ratio": 0}, {"crop_ratio": 1.5}, {"crop_ratio": "all"}, {"interpolation": "nearest"}, {"interpolation": None},
+     {"antialias": 1}],
+    ids=str,
+)  # fmt: skip
+def test_preprocessing_that_cannot_be_is_refused(encoder_of, tmp_path, wrong):
+    file = save_encoder(encoder_of("convnet"), tmp_path)
+    with pytest.raises(CheckpointError, match="does not describe an encoder as this version of byol does"):
+        load_encoder(rewritten(file, **wrong))
+
+
+def test_file_from_before_preprocessing_was_told_is_read(encoder_of, tmp_path):
+    """They were all resized as the defaults say."""
+    file = save_encoder(encoder_of("convnet"), tmp_path)
+    told = described(file)
+    info = load_encoder(file).info
+    description = {name: told[name] for name in told if name not in ("crop_ratio", "interpolation", "antialias", "blake2b")}
+    tensors = load_file(file)
+    save_file(tensors, file, metadata={"byol": json.dumps({**description, "blake2b": digest(tensors, description)})})
+    assert load_encoder(file).info == info
+    assert (info.crop_ratio, info.interpolation, info.antialias) == (0.875, "bicubic", True)
 
 
 def test_missing_file_says_what_was_expected(tmp_path):
