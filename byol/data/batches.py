@@ -2,7 +2,7 @@
 
 The order of the images is a function of (seed, epoch), their crops of (seed, epoch, image, view): any number of workers,
 before or after a resume, gives the same batches. Two routes. Photographs: worker processes decode a picture once, cut
-and resize both crops, and send uint8. Small images: one uint8 tensor on the device, cropped there.
+and resize its crops, and send uint8. Small images: one uint8 tensor on the device, cropped there.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ CHUNK = 32  # images a worker sends at once: small enough to keep several worker
 class Batch:
     """The crops of one micro-batch."""
 
-    crops: Tensor  # uint8, or float in [0, 1], (B, 2, C, h, w) on the device
+    crops: Tensor  # uint8, or float in [0, 1], (B, V, C, h, w) on the device
     indices: Tensor  # int64 (B,) on the host: which images
 
 
@@ -45,6 +45,7 @@ class BatchPlan:
     accumulation: int  # micro-batches per optimizer step
     size: tuple[int, int]  # height, width of a crop
     views: ViewConfig
+    crops: int = 2  # V, of each image
 
 
 class BadImageReport(Protocol):
@@ -85,7 +86,7 @@ def resident_batches(images: Tensor, plan: BatchPlan, start: int = 0) -> Iterato
         chosen = images[indices.to(images.device, non_blocking=True)]
         views = [
             crop_resize(chosen, _crops(plan, epochs, indices, view, heights, widths), plan.size, plan.views.antialias)
-            for view in (0, 1)
+            for view in range(plan.crops)
         ]
         yield Batch(torch.stack(views, dim=1).div_(255).clamp_(0, 1), indices)
 
@@ -141,7 +142,7 @@ def substitutes(index: int, images: int) -> Iterator[int]:
 class Chunk:
     """A few consecutive rows of a micro-batch, as a worker sends them."""
 
-    crops: Tensor  # uint8 (n, 2, C, h, w)
+    crops: Tensor  # uint8 (n, V, C, h, w)
     indices: list[int]  # no tensor: each that travels apart holds a file open until it is used
     bad: list[tuple[int, str]]  # images that could not be read, and why
     failure: str = ""  # why the chunk could not be made at all
@@ -157,7 +158,7 @@ class _Chunks(torch.utils.data.Dataset[Chunk]):
         position, count = place
         epochs, chosen = members(position, count, self.plan.seed, self.plan.images)
         indices = chosen.tolist()
-        crops = torch.empty((count, 2, self.channels, *self.plan.size), dtype=torch.uint8)
+        crops = torch.empty((count, self.plan.crops, self.channels, *self.plan.size), dtype=torch.uint8)
         bad: list[tuple[int, str]] = []
         try:
             for row, (epoch, index) in enumerate(zip(epochs.tolist(), indices, strict=True)):
@@ -176,13 +177,13 @@ class _Chunks(torch.utils.data.Dataset[Chunk]):
 
 
 def cut(picture: Any, plan: BatchPlan, epoch: int, index: int) -> Tensor:
-    """Both crops of one image, uint8 (2, C, h, w): a single Pillow resize of each, then the flip."""
+    """The crops of one image, uint8 (V, C, h, w): a single Pillow resize of each, then the flip."""
     array = isinstance(picture, np.ndarray)
     height, width = picture.shape[:2] if array else (picture.height, picture.width)
-    epochs, indices, heights, widths = (torch.full((2,), number) for number in (epoch, index, height, width))
-    crops = _crops(plan, epochs, indices, torch.arange(2), heights, widths)
+    epochs, indices, heights, widths = (torch.full((plan.crops,), number) for number in (epoch, index, height, width))
+    crops = _crops(plan, epochs, indices, torch.arange(plan.crops), heights, widths)
     if array or not plan.views.antialias:  # Pillow knows neither many channels nor a resize without antialiasing
-        image = _channels_first(np.array(picture)).expand(2, -1, -1, -1)
+        image = _channels_first(np.array(picture)).expand(plan.crops, -1, -1, -1)
         resized = crop_resize(image, crops, plan.size, plan.views.antialias)
         return resized.round_().clamp_(0, 255).to(torch.uint8)
     views = []
