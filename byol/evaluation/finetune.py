@@ -37,10 +37,10 @@ FINETUNE = ClassifierConfig(base_lrs=(0.01, 0.05, 0.2), epochs=(10.0,))
 class Answers:
     """What a trained classifier says of the test images that could be read, in their order."""
 
-    logits: np.ndarray[Any, np.dtype[np.float32]]  # (Q, classes), numbered as the train images' classes
+    scores: np.ndarray[Any, np.dtype[np.float32]]  # logits (Q, classes), numbered as the train images' classes
     labels: np.ndarray[Any, np.dtype[np.int64]] | None  # (Q,) as the test images number their classes; nothing here reads them
     settings: dict[str, Any]  # what was chosen, and all that was tried with its held-out top1
-    images: int  # learned from, those that settings were chosen on included
+    train_images: int  # learned from, those that settings were chosen on included
 
 
 def linear_sgd(

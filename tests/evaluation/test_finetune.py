@@ -41,13 +41,13 @@ def protocol(request) -> Callable[..., Answers]:
 
 
 def top1(answers: Answers) -> float:
-    return accuracy_score(answers.labels, answers.logits.argmax(axis=1))
+    return accuracy_score(answers.labels, answers.scores.argmax(axis=1))
 
 
 def test_every_protocol_learns_to_tell_hues_apart(encoder, protocol):
     answers = protocol(encoder, images(80), images(80, seed=1), settings=replace(SHORT, epochs=(12.0,)))
-    assert answers.logits.shape == (80, 4)
-    assert answers.logits.dtype == np.float32
+    assert answers.scores.shape == (80, 4)
+    assert answers.scores.dtype == np.float32
     assert top1(answers) > 0.6  # 0.25 by chance
     assert len(answers.settings["tried"]) == 3
 
@@ -60,8 +60,8 @@ def test_nothing_is_learned_or_chosen_on_test_images(encoder, protocol):
     unlabelled = protocol(encoder, train, open_images(x))
     others = protocol(encoder, train, open_images(255 - x[:7], labels=y[:7]))
     assert first.settings == garbage.settings == unlabelled.settings == others.settings
-    assert np.array_equal(first.logits, garbage.logits)
-    assert np.array_equal(first.logits, unlabelled.logits)
+    assert np.array_equal(first.scores, garbage.scores)
+    assert np.array_equal(first.scores, unlabelled.scores)
     assert unlabelled.labels is None
 
 
@@ -80,8 +80,8 @@ def test_everything_follows_from_the_seed_and_leaves_the_random_state(encoder, p
     first, second, other = (protocol(encoder, train, test, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), before)
     assert first.settings == second.settings
-    assert np.array_equal(first.logits, second.logits)
-    assert not np.array_equal(first.logits, other.logits)
+    assert np.array_equal(first.scores, second.scores)
+    assert not np.array_equal(first.scores, other.scores)
 
 
 def accuracy_of(encoder, head, part: Images, config: ClassifierConfig) -> float:
@@ -100,7 +100,7 @@ def test_linear_sgd_answers_with_the_classifier_that_is_best_on_held_out_trainin
     assert len(set(expected)) > 1
     best = trials.index(Trial(2.0, answers.settings["base_lr"], 0.0))
     assert expected[best] == max(expected)
-    assert np.array_equal(answers.logits, logits_of(heads[best], embed(encoder, test).x, SHORT).numpy())
+    assert np.array_equal(answers.scores, logits_of(heads[best], embed(encoder, test).x, SHORT).numpy())
     assert answers.settings["held_out"] == len(choose) == 20
 
 
@@ -119,8 +119,8 @@ def test_fine_tuning_chooses_on_held_out_labels_and_then_learns_from_all_of_them
 
     again = Trial(2.0, answers.settings["base_lr"], 0.0)
     [head] = fit(encoder, Labelled.open(train, torch.device("cpu")), [again], SHORT, frozen=False, seed=2)
-    assert np.array_equal(answers.logits, logits_of(head, embed(encoder, test).x, SHORT).numpy())
-    assert answers.images == 80
+    assert np.array_equal(answers.scores, logits_of(head, embed(encoder, test).x, SHORT).numpy())
+    assert answers.train_images == 80
 
 
 def test_semi_sees_the_few_images_and_nothing_else(encoder):
@@ -130,14 +130,14 @@ def test_semi_sees_the_few_images_and_nothing_else(encoder):
     answers = semi(encoder, train, test, amount=TEN, settings=SHORT, seed=5)
     alone = finetune(encoder, train.subset(rows), test, settings=SHORT, seed=5)
     assert answers.settings == alone.settings
-    assert np.array_equal(answers.logits, alone.logits)
-    assert answers.images == len(rows) == 40
+    assert np.array_equal(answers.scores, alone.scores)
+    assert answers.train_images == len(rows) == 40
 
 
 def test_one_image_per_class_is_learned_from_with_the_middle_settings(encoder):
     answers = semi(encoder, images(40), images(20, seed=1), amount=Amount(1, per_class=True), settings=SHORT)
     assert (answers.settings["base_lr"], answers.settings["tried"], answers.settings["held_out"]) == (0.4, [], 0)
-    assert answers.images == 4
+    assert answers.train_images == 4
 
 
 def test_one_setting_needs_nothing_to_choose_on(encoder, protocol):
@@ -162,10 +162,10 @@ def test_supervised_is_the_same_network_from_fresh_weights_on_the_same_labels_an
         for p in other.parameters():
             p.mul_(1.5)
     answers = [supervised(encoder, train, test, amount=TEN, settings=SHORT, seed=1) for encoder in (first, other)]
-    assert np.array_equal(answers[0].logits, answers[1].logits)  # the encoder's weights do not matter
+    assert np.array_equal(answers[0].scores, answers[1].scores)  # the encoder's weights do not matter
     tuned = semi(untrained(first, seed=1), train, test, amount=TEN, settings=SHORT, seed=1)
-    assert np.array_equal(answers[0].logits, tuned.logits)
-    assert answers[0].images == tuned.images == 40
+    assert np.array_equal(answers[0].scores, tuned.scores)
+    assert answers[0].train_images == tuned.train_images == 40
 
 
 def test_supervised_on_a_network_of_your_own_wants_a_fresh_one(encoder_of):
@@ -174,7 +174,7 @@ def test_supervised_on_a_network_of_your_own_wants_a_fresh_one(encoder_of):
         supervised(encoder, images(40), images(20), settings=SHORT)
     torch.manual_seed(1)
     answers = supervised(encoder, images(40), images(20, seed=1), net=Net(), settings=SHORT)
-    assert answers.logits.shape == (20, 4)
+    assert answers.scores.shape == (20, 4)
 
 
 def test_untrained_is_a_function_of_the_seed_and_differs_from_the_trained(encoder):
@@ -242,6 +242,6 @@ def test_unreadable_test_images_are_left_out_of_answers_and_labels_alike(encoder
     x, y = pixels(20, seed=1)
     items = [(x[n], int(y[n])) if n != 4 else (b"no picture", 3) for n in range(20)]
     answers = linear_sgd(encoder, images(80), open_images(items), settings=SHORT)
-    assert answers.logits.shape == (19, 4)
+    assert answers.scores.shape == (19, 4)
     assert answers.labels.tolist() == np.delete(y, 4).tolist()
     assert "1 unreadable images are left out: 4" in caplog.text
