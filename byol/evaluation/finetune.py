@@ -23,7 +23,7 @@ from byol.evaluation.subsets import Amount, few, held_out
 from byol.features.encoders import untrained
 from byol.features.extract import check_encoder, embed
 from byol.weights.files import Encoder
-from byol.world import World
+from byol.world import World, keep_freed_memory
 
 logger = logging.getLogger("byol")
 MOST_HELD_OUT = 10_009  # images, as in the paper
@@ -114,6 +114,8 @@ def _answers(
     """Choose among the trials on held-out training images, and answer the test images."""
     labels = check(encoder, train, test)
     device = next(encoder.parameters()).device
+    if device.type == "cpu":
+        keep_freed_memory()
     config = replace(config, precision=config.precision or World(0, 1, device).default_precision())
     images = Labelled.open(train, device, workers, config.in_memory)
     trials = [Trial(*values) for values in product(*map(sorted, (config.epochs, config.base_lrs, config.weight_decays)))]
