@@ -20,8 +20,7 @@ from byol import BYOL, TrainConfig, build_encoder, steps
 from byol.data.batches import Batch
 from byol.train.optim import build_optimizer
 from byol.train.plan import ImageFacts, plan_run
-from byol.train.step import autocast
-from byol.world import Precision, World
+from byol.world import Precision, World, autocast
 
 CASES = {"resnet50": (224, 32, {}), "resnet18": (32, 256, {"stem": "small"})}  # image size, batch, options
 FEATURES = {"resnet50": 2048, "resnet18": 512}

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -62,6 +63,11 @@ class World:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"{torch.get_num_threads()} threads of a {torch.cpu.get_capabilities().get('cpu_name', 'CPU')}".strip()
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """bf16 arithmetic for convolutions and products; weights, loss and EMA stay float32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def product_seconds(dtype: torch.dtype, size: int = 768, repeats: int = 7) -> float:

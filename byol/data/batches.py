@@ -2,7 +2,7 @@
 
 The order of the images is a function of (seed, epoch), their crops of (seed, epoch, image, view): any number of workers,
 before or after a resume, gives the same batches. Two routes. Photographs: worker processes decode a picture once, cut
-and resize both crops, and send uint8. Small images: one uint8 tensor on the device, cropped there.
+and resize its crops, and send uint8. Small images: one uint8 tensor on the device, cropped there.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ CHUNK = 32  # images a worker sends at once: small enough to keep several worker
 class Batch:
     """The crops of one micro-batch."""
 
-    crops: Tensor  # uint8, or float in [0, 1], (B, 2, C, h, w) on the device
+    crops: Tensor  # uint8, or float in [0, 1], (B, V, C, h, w) on the device
     indices: Tensor  # int64 (B,) on the host: which images
 
 
@@ -45,6 +45,7 @@ class BatchPlan:
     accumulation: int  # micro-batches per optimizer step
     size: tuple[int, int]  # height, width of a crop
     views: ViewConfig
+    crops: int = 2  # V, of each image
 
 
 class BadImageReport(Protocol):
@@ -85,7 +86,7 @@ def resident_batches(images: Tensor, plan: BatchPlan, start: int = 0) -> Iterato
         chosen = images[indices.to(images.device, non_blocking=True)]
         views = [
             crop_resize(chosen, _crops(plan, epochs, indices, view, heights, widths), plan.size, plan.views.antialias)
-            for view in (0, 1)
+            for view in range(plan.crops)
         ]
         yield Batch(torch.stack(views, dim=1).div_(255).clamp_(0, 1), indices)
 
@@ -141,7 +142,7 @@ def substitutes(index: int, images: int) -> Iterator[int]:
 class Chunk:
     """A few consecutive rows of a micro-batch, as a worker sends them."""
 
-    crops: Tensor  # uint8 (n, 2, C, h, w)
+    crops: Tensor  # uint8 (n, V, C, h, w)
     indices: list[int]  # no tensor: each that travels apart holds a file open until it is used
     bad: list[tuple[int, str]]  # images that could not be read, and why
     failure: str = ""  # why the chunk could not be made at all
@@ -157,8 +158,8 @@ class _Chunks(torch.utils.data.Dataset[Chunk]):
         position, count = place
         epochs, chosen = members(position, count, self.plan.seed, self.plan.images)
         indices = chosen.tolist()
-        crops = torch.empty((count, 2, self.channels, *self.plan.size), dtype=torch.uint8)
-        drawn = torch.stack([crop_draws(self.plan.seed, epochs, chosen, view) for view in (0, 1)], dim=1)
+        crops = torch.empty((count, self.plan.crops, self.channels, *self.plan.size), dtype=torch.uint8)
+        drawn = torch.stack([crop_draws(self.plan.seed, epochs, chosen, view) for view in range(self.plan.crops)], dim=1)
         bad: list[tuple[int, str]] = []
         try:
             for row, index in enumerate(indices):

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from byol.errors import CheckpointError, ConfigError
 from byol.features.conversion import convert, first_bytes
+from byol.method.draws import seed_of
+from byol.method.hidden import HiddenLayer
 from byol.models.build import build_encoder
 from byol.weights import files
 from byol.weights.files import Encoder, EncoderInfo
@@ -40,13 +43,40 @@ def load_encoder(path: str | Path, *, net: nn.Module | str | None = None, device
     return files.load_encoder(path, build=build, device=pick_device(device))
 
 
+def untrained(encoder: Encoder, *, seed: int = 0, net: nn.Module | str | None = None) -> Encoder:
+    """The same network with fresh weights that follow from the seed, on the same device: what training has to beat.
+
+    `net` is the fresh network or its "package.module:function", as in `load_encoder`; a module of your own is needed here
+    for every encoder that is one. Raises ConfigError when the network cannot be built.
+    """
+    info = encoder.info
+    if not isinstance(net, nn.Module):
+        if net is None and not from_a_library(info):
+            raise ConfigError(
+                "The encoder is code of your own, so only you can build a fresh one: give net=..., or "
+                "--encoder package.module:function."
+            )
+        name = net or info.encoder or ""
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed_of(seed, 0))
+            net = build_encoder(name, channels=info.channels, image_size=info.image_size, **info.options)
+    network = HiddenLayer(net, info.hidden_layer, info.pooling, info.skip, info.calls)
+    fresh = Encoder(network, info).to(next(encoder.parameters()).device)
+    return fresh.to(memory_format=torch.channels_last).eval()
+
+
 def builtin(path: str | Path, info: EncoderInfo) -> str:
     """The name an encoder file gives, if building it runs no code but this package's, torchvision's or timm's."""
-    library, colon, _ = (info.encoder or "").partition(":")
-    if info.encoder is None or (colon and library not in ("torchvision", "timm")):
+    if info.encoder is None or not from_a_library(info):
         what = "a module of your own" if info.encoder is None else f"{info.encoder!r}, code of your own"
         raise CheckpointError(
             f"The encoder in {path} is {what}, which is not built because a file says so. Build it yourself: "
             "load_encoder(path, net=...), or --encoder package.module:function."
         )
     return info.encoder
+
+
+def from_a_library(info: EncoderInfo) -> bool:
+    """Whether an encoder is one of this package's, of torchvision or of timm, and no code of the user's own."""
+    library, colon, _ = (info.encoder or "").partition(":")
+    return info.encoder is not None and (not colon or library in ("torchvision", "timm"))

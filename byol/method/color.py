@@ -87,7 +87,8 @@ def torchvision_saturation(x: Tensor, factor: Tensor) -> Tensor:
 def luma(x: Tensor) -> Tensor:
     """The gray image (N, 1, H, W) of a colour one."""
     red, green, blue = x.split(1, dim=1)
-    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+    gray: Tensor = (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+    return gray
 
 
 def grayscale(x: Tensor) -> Tensor:

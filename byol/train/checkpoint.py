@@ -84,6 +84,12 @@ def newest(folder: Path) -> Path | None:
     return found[0][1] if found else None
 
 
+def last_good(folder: Path) -> str:
+    """Where a run that went wrong can be taken up again, in a sentence."""
+    path = newest(folder)
+    return f"The last good checkpoint is {path}." if path else "No checkpoint had been written yet."
+
+
 def sweep(folder: Path) -> None:
     """Remove what dead processes left behind: temporary folders, and folders on their way out."""
     for path in folder.glob(".tmp-*") if folder.exists() else ():

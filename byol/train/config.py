@@ -127,6 +127,14 @@ class KnnConfig:
 
 
 @dataclass(frozen=True)
+class ProbeConfig:
+    """The official online probe, when the images carry labels."""
+
+    online: bool = False
+    """Train a linear classifier beside BYOL on the stopped representation; the encoder learns nothing from it."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A whole run. What is left None is derived from the images and the hardware, printed, and stored with the run."""
 
@@ -165,6 +173,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     knn: KnnConfig = field(default_factory=KnnConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
         check(self.out != "", "out is empty; expected a folder for the run, such as runs/a.")

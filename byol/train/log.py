@@ -73,7 +73,8 @@ def in_words(values: dict[str, Any], total_steps: int) -> str:
     """One line of metrics for people."""
     place = f"step {values['step']:,}/{total_steps:,}  epoch {values['epoch']:.1f}"
     if "knn_top1" in values:
-        return f"{place}  kNN {100 * values['knn_top1']:.1f} % of held-out images"
+        online = f", online probe {100 * values['online_top1']:.1f} %" if "online_top1" in values else ""
+        return f"{place}  kNN {100 * values['knn_top1']:.1f} %{online} of held-out images"
     return (
         f"{place}  loss {values['loss']:.3f}  {values['images_per_second']:,.0f} images/s  "
         f"waiting for data {100 * values['data_wait']:.0f} %  left {duration(values['seconds_left'])}"

@@ -1,6 +1,7 @@
 """How good the representation is while it trains: kNN on held-out images, and whether it collapses."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,14 @@ from torch import Tensor
 from byol.data.decode import BadImage
 from byol.data.sources import Images
 from byol.evaluation.knn import knn_correct
+from byol.evaluation.online import OnlineProbe
 from byol.evaluation.protocols import Score, scored
 from byol.features.extract import Features
 from byol.method.health import health
 from byol.train.config import KnnConfig
 from byol.train.plan import Plan
-from byol.train.step import autocast
 from byol.weights.files import Encoder
+from byol.world import autocast
 
 BANK = 5_000  # training images that vote: enough to rank runs, cheap enough to ask often and to keep
 BYTES = 512 * 2**20  # of prepared pictures kept for scoring
@@ -26,10 +28,17 @@ class Monitor:
     """Scores an encoder on occasion. Its pictures are decoded once and kept, prepared as evaluation prepares them."""
 
     def __init__(
-        self, encoder: Encoder, images: Images, train_rows: Tensor, held_out_rows: Tensor, plan: Plan, knn: KnnConfig
+        self,
+        encoder: Encoder,
+        images: Images,
+        train_rows: Tensor,
+        held_out_rows: Tensor,
+        plan: Plan,
+        knn: KnnConfig,
+        probe: OnlineProbe | None = None,
     ) -> None:
-        self.encoder, self.plan, self.knn = encoder, plan, knn
-        self.score: Score | None = None  # the latest, when there are labels
+        self.encoder, self.plan, self.knn, self.probe = encoder, plan, knn, probe
+        self.scores: dict[str, Score] = {}  # the latest, when there are labels
         height, width = plan.eval_size
         room = max(64, BYTES // (plan.channels * height * width))
         queries = _spread(held_out_rows, room // 4)
@@ -54,8 +63,12 @@ class Monitor:
             correct = knn_correct(votes, held_out, k=self.knn.k, temperature=self.knn.temperature)
             settings = {"k": self.knn.k, "temperature": self.knn.temperature, "images": "held out of training"}
             seconds = time.perf_counter() - started
-            self.score = scored("knn", correct, votes, settings, self.plan.seed, seconds)
-            metrics["knn_top1"] = self.score.top1
+            self.scores["knn"] = scored("knn", correct, votes, settings, self.plan.seed, seconds)
+            if self.probe is not None:
+                settings = {"optimizer": self.plan.optimizer, "images": "held out of training"}
+                online = scored("online", self.probe.correct(held_out), votes, settings, self.plan.seed, 0.0)
+                self.scores["online"] = replace(online, train_images=self.plan.images)
+            metrics |= {f"{name}_top1": score.top1 for name, score in self.scores.items()}
         return metrics
 
     def _embed(self, images: Tensor) -> Tensor:

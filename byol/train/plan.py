@@ -95,6 +95,8 @@ def plan_run(config: TrainConfig, facts: ImageFacts, world: World, step_seconds:
     if encoder.startswith("resnet") and small:
         options.setdefault("stem", "small")
 
+    if config.probe.online and not facts.labelled:
+        raise DataError("probe.online is on, but the images carry no labels, which the probe learns from. Leave it out.")
     held_out = min(2000, round(config.knn.held_out * facts.count)) if facts.labelled else 0
     images = facts.count - held_out
     batch_size = checked_batch_size(config, images)

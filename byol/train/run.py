@@ -18,6 +18,7 @@ from byol.data.batches import Batch, BatchPlan, load_resident, resident_batches,
 from byol.data.sources import Images, open_images
 from byol.disk import write_text
 from byol.errors import CheckpointError, ConfigError, Stopped, TrainingError
+from byol.evaluation.online import OnlineProbe, watching
 from byol.evaluation.protocols import Score, write_scores
 from byol.method.byol import BYOL
 from byol.method.draws import seed_of, uniforms
@@ -70,28 +71,30 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
         plan = planned(folder, config, own, source, world)
         learner = build_learner(plan, config, own, world)
         record(folder, plan, config, source, world)
-        optimizer = build_optimizer(learner, plan)
         train_rows, held_out_rows = split(len(source), plan)
-        start = restore(folder, learner, optimizer)
+        probe = OnlineProbe(learner, source.subset(train_rows), seed_of(plan.seed, 3)) if config.probe.online else None
+        trained = nn.ModuleDict({"learner": learner} if probe is None else {"learner": learner, "probe": probe})
+        optimizer = build_optimizer(learner, plan, probe)
+        start = restore(folder, trained, optimizer)
         encoder = encoder_of(learner, plan, own)
-        monitor = Monitor(encoder, source, train_rows, held_out_rows, plan, config.knn)
+        monitor = Monitor(encoder, source, train_rows, held_out_rows, plan, config.knn, probe)
         source.release()  # what was read until now is not needed as it was read
         bad = BadImages(folder, len(source), config.data.max_bad)
-        batches = Timed(open_batches(source.subset(train_rows), plan, config, world, start, bad))
+        batches = Timed(open_batches(source.subset(train_rows), plan, config, world, start, bad, probe))
 
-        with closing(batches), RunLog(folder, plan.total_steps, start) as log:
+        with closing(batches), watching(learner, probe), RunLog(folder, plan.total_steps, start) as log:
             log.say(f"run        {folder}" + (f", continued at step {start:,}" if start else ""))
             log.say("\n".join(plan.lines()))
             pace = Pace(plan, start)
             try:
-                for result in steps(learner, batches, optimizer, plan, start):
+                for result in steps(learner, batches, optimizer, plan, start, probe):
                     last = result.step == plan.total_steps
                     if result.step % plan.log_every_steps == 0 or last:
-                        log.write(pace.metrics(result, batches.waited))
+                        log.write(pace.metrics(result, batches.waited) | (probe.metrics() if probe else {}))
                     if monitor.due(result.step):
                         log.write(monitor.look(result.step))
                     if result.step % plan.save_every_steps == 0 or last or stop.asked:
-                        save(folder, learner, optimizer, result.step, config.keep_checkpoints)
+                        save(folder, trained, optimizer, result.step, config.keep_checkpoints)
                     if stop.asked and not last:
                         raise Stopped(
                             f"Stopped by {stop.name} and saved at step {result.step:,} of {plan.total_steps:,}. "
@@ -99,7 +102,7 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
                             exit_code=stop.exit_code,
                         )
             except TrainingError as failure:
-                raise TrainingError(f"{failure} {last_good(folder)}") from failure
+                raise TrainingError(f"{failure} {checkpoint.last_good(folder / 'checkpoints')}") from failure
             log.say(f"finished   {plan.total_steps - start:,} steps in {duration(pace.elapsed())}")
         return finish(folder, encoder, plan, monitor)
 
@@ -196,12 +199,16 @@ def split(count: int, plan: Plan) -> tuple[Tensor, Tensor]:
     return shuffled[plan.held_out :].sort().values, shuffled[: plan.held_out].sort().values
 
 
-def open_batches(images: Images, plan: Plan, config: TrainConfig, world: World, start: int, bad: BadImages) -> Generator[Batch]:
+def open_batches(
+    images: Images, plan: Plan, config: TrainConfig, world: World, start: int, bad: BadImages, probe: OnlineProbe | None = None
+) -> Generator[Batch]:
     """The run's micro-batches from step `start` on, by the plan's route. Nothing is read before the first is asked for."""
     what = BatchPlan(plan.seed, len(images), plan.batch_size, plan.accumulation, plan.image_size, config.views)
 
     def report(index: int, reason: str) -> None:
         bad(images.name(index), reason)
+        if probe is not None:
+            probe.leave_out(index)
 
     if plan.in_memory:
         pixels = load_resident(images, report).to(world.device)
@@ -240,35 +247,29 @@ def seconds_per_step(draft: Plan, config: TrainConfig, own: nn.Module | None, so
     return (times[-1] - times[0]) / (len(times) - 1)
 
 
-def restore(folder: Path, learner: BYOL, optimizer: torch.optim.Optimizer) -> int:
+def restore(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Load the newest good checkpoint, if there is one. Returns the steps already done."""
     found = checkpoint.latest(folder / "checkpoints")
     if found is None:
         return 0
     step, tensors, values = found
-    learner.load_state_dict({name[8:]: t for name, t in tensors.items() if name.startswith("learner.")})
+    trained.load_state_dict({name: t for name, t in tensors.items() if not name.startswith("optimizer.")})
     checkpoint.restore_optimizer(optimizer, checkpoint.unflatten(values["optimizer"], tensors))
     return step
 
 
-def save(folder: Path, learner: BYOL, optimizer: torch.optim.Optimizer, step: int, keep: int) -> None:
+def save(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer, step: int, keep: int) -> None:
     """Write a checkpoint; a disk that is full costs this checkpoint, not the run. Raises TrainingError for bad weights."""
     tensors, rest = checkpoint.flatten(optimizer.state_dict(), "optimizer")
-    tensors |= {f"learner.{name}": t for name, t in learner.state_dict().items()}
-    tensors = {name: t.detach().cpu() for name, t in tensors.items()}
-    damaged = [name for name, t in tensors.items() if not t.isfinite().all()]
+    tensors |= trained.state_dict()
+    learned = [*(name for name, _ in trained.named_parameters()), *(name for name in tensors if name.startswith("optimizer."))]
+    damaged = [name for name in learned if not tensors[name].isfinite().all()]
     if damaged:  # of a finite loss whose gradient was not: the next loss would tell, but after this save
         raise TrainingError(f"After step {step} the state is not finite ({', '.join(damaged[:3])}), so it was not saved.")
     try:
         checkpoint.save(folder / "checkpoints", step, tensors, {"optimizer": rest}, keep)
     except OSError as failure:
         logger.warning("The checkpoint of step %d could not be written (%s); training goes on.", step, failure)
-
-
-def last_good(folder: Path) -> str:
-    """Where a run that went wrong can be taken up again, in a sentence."""
-    newest = checkpoint.newest(folder / "checkpoints")
-    return f"The last good checkpoint is {newest}." if newest else "No checkpoint had been written yet."
 
 
 def encoder_of(learner: BYOL, plan: Plan, own: nn.Module | None) -> Encoder:
@@ -291,9 +292,9 @@ def encoder_of(learner: BYOL, plan: Plan, own: nn.Module | None) -> Encoder:
 
 def finish(folder: Path, encoder: Encoder, plan: Plan, monitor: Monitor) -> Run:
     """Write the encoder file and the run's own score."""
-    if monitor.score is None:  # the run had been finished before
+    if not monitor.scores:  # the run had been finished before
         monitor.look(plan.total_steps)
     elif not (folder / FILE).exists():
-        write_scores({"knn": monitor.score}, folder / "scores.jsonl")
+        write_scores(monitor.scores, folder / "scores.jsonl")
     save_encoder(encoder, folder)
-    return Run(folder, encoder.eval(), plan, monitor.score)
+    return Run(folder, encoder.eval(), plan, monitor.scores.get("knn"))

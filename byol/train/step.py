@@ -1,7 +1,6 @@
 """The training step (paper Algorithm 1; official byol_experiment.py: _update_fn)."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +8,12 @@ from torch import Tensor
 
 from byol.data.batches import Batch
 from byol.errors import TrainingError
+from byol.evaluation.online import OnlineProbe
 from byol.method.byol import BYOL
 from byol.method.draws import seed_of
 from byol.method.schedules import learning_rate, tau
 from byol.train.plan import Plan
+from byol.world import autocast
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,12 @@ class StepResult:
 
 
 def steps(
-    learner: BYOL, batches: Iterator[Batch], optimizer: torch.optim.Optimizer, plan: Plan, start: int = 0
+    learner: BYOL,
+    batches: Iterator[Batch],
+    optimizer: torch.optim.Optimizer,
+    plan: Plan,
+    start: int = 0,
+    probe: OnlineProbe | None = None,
 ) -> Iterator[StepResult]:
     """Train from step `start` to the plan's end, yielding after every optimizer step and its one target update.
 
@@ -58,16 +64,13 @@ def steps(
             # The step's one wait for a GPU. Here it costs next to nothing: the backward pass is launched faster than it runs.
             stop_unless_finite(part, step)
             part.backward()
+            if probe is not None:
+                probe.backward(batch.indices, plan.accumulation)
             loss += part.detach()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         learner.update_target(decay)
         yield StepResult(step + 1, loss, lr, decay, batch)
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """bf16 arithmetic for convolutions and products; weights, loss and EMA stay float32."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def stop_unless_finite(loss: Tensor, step: int) -> None:

@@ -107,6 +107,17 @@ def test_the_crop_settings_are_obeyed() -> None:
     assert np.array_equal(batch.crops[:, 0].permute(0, 2, 3, 1).numpy(), PHOTOS[batch.indices][:, :, ::-1])
 
 
+def test_one_crop_of_each_image_is_the_first_of_two() -> None:
+    images = open_images(PHOTOS)
+    for batches in (
+        lambda plan: streamed(images, plan, range(1)),
+        lambda plan: resident_batches(load_resident(images, Reports()), plan),
+    ):
+        one, two = (next(iter(batches(plan_for(crops=number)))) for number in (1, 2))
+        assert one.crops.shape == (10, 1, 3, 16, 16)
+        assert torch.equal(one.crops, two.crops[:, :1])
+
+
 def test_oblong_crops_and_gray_and_many_channels() -> None:
     for channels in (1, 13):
         source = np.random.default_rng(0).integers(0, 256, size=(COUNT, 24, 36, channels), dtype=np.uint8)

@@ -12,7 +12,7 @@ import torch
 import byol
 from byol.method.views import ViewConfig
 from byol.settings import flags_of, parse, preset_flags, preset_names, to_plain
-from byol.train.config import DataConfig, KnnConfig, ModelConfig, OptimConfig, TrainConfig, seconds_of
+from byol.train.config import DataConfig, KnnConfig, ModelConfig, OptimConfig, ProbeConfig, TrainConfig, seconds_of
 from byol.train.plan import ImageFacts, Plan, plan_run
 from byol.world import World
 
@@ -84,13 +84,13 @@ def test_every_setting_is_read_somewhere():
                 read.add(node.attr)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str) and path.name in ("views.py", "config.py"):
                 read.add(node.value)  # getattr(config, name)
-    for owner in (TrainConfig, ModelConfig, OptimConfig, DataConfig, KnnConfig, ViewConfig):
+    for owner in (TrainConfig, ModelConfig, OptimConfig, DataConfig, KnnConfig, ProbeConfig, ViewConfig):
         for field in dataclasses.fields(owner):
             assert field.name in read, f"{owner.__name__}.{field.name}"
 
 
 def test_every_setting_is_explained():
-    for owner in (TrainConfig, ModelConfig, OptimConfig, DataConfig, KnnConfig, ViewConfig):
+    for owner in (TrainConfig, ModelConfig, OptimConfig, DataConfig, KnnConfig, ProbeConfig, ViewConfig):
         tree = ast.parse(Path(__import__(owner.__module__, fromlist=["x"]).__file__).read_text())
         body = next(node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == owner.__name__)
         for place, node in enumerate(body):

@@ -1,0 +1,217 @@
+"""Protocols that train on labels: linear evaluation with SGD, fine-tuning on few or all labels, and their baseline.
+
+Settings are chosen on held-out training images. Test images are answered once, at the end, and their labels are not read.
+"""
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby, product
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from byol.data.sources import Images
+from byol.errors import ConfigError, DataError, TrainingError
+from byol.evaluation.labelled import Labelled
+from byol.evaluation.sgd import ClassifierConfig, Trial, batch_size_for, fit, logits_of
+from byol.evaluation.subsets import Amount, few, held_out
+from byol.features.encoders import untrained
+from byol.features.extract import check_encoder, embed
+from byol.weights.files import Encoder
+from byol.world import World, keep_freed_memory
+
+logger = logging.getLogger("byol")
+MOST_HELD_OUT = 10_009  # images, as in the paper
+
+LINEAR_SGD = ClassifierConfig(base_lrs=(0.05, 0.1, 0.2, 0.3, 0.4), epochs=(80.0,), batch_size=1024)
+SEMI = ClassifierConfig(base_lrs=(0.01, 0.05, 0.2), epochs=(50.0,), held_out=0.2)
+FINETUNE = ClassifierConfig(base_lrs=(0.01, 0.05, 0.2), epochs=(10.0,))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a trained classifier says of the test images that could be read, in their order."""
+
+    scores: np.ndarray[Any, np.dtype[np.float32]]  # logits (Q, classes), numbered as the train images' classes
+    labels: np.ndarray[Any, np.dtype[np.int64]] | None  # (Q,) as the test images number their classes; nothing here reads them
+    settings: dict[str, Any]  # what was chosen, and all that was tried with its held-out top1
+    train_images: int  # learned from, those that settings were chosen on included
+
+
+def linear_sgd(
+    encoder: Encoder, train: Images, test: Images, *, settings: ClassifierConfig = LINEAR_SGD, seed: int = 0, workers: int = 0
+) -> Answers:
+    """Linear evaluation as on ImageNet (paper §C.1): a linear classifier on the frozen encoder, random crops and flips.
+
+    The classifier that does best on the held-out training images is the one that answers; it is not trained again on all.
+    Raises DataError for images without labels, of one class or with other channels, TrainingError when nothing converges.
+    """
+    return _answers(encoder, train, test, settings, frozen=True, seed=seed, workers=workers)
+
+
+def semi(
+    encoder: Encoder,
+    train: Images,
+    test: Images,
+    *,
+    amount: Amount,
+    settings: ClassifierConfig = SEMI,
+    seed: int = 0,
+    workers: int = 0,
+) -> Answers:
+    """Fine-tune a copy of the encoder on few labels (paper §C.1). No other label is seen: settings are chosen on a part of
+    the few, and the chosen ones are trained again on all of them. Raises as `linear_sgd`.
+    """
+    return _answers(encoder, _few(train, amount, seed), test, settings, frozen=False, seed=seed, workers=workers)
+
+
+def finetune(
+    encoder: Encoder, train: Images, test: Images, *, settings: ClassifierConfig = FINETUNE, seed: int = 0, workers: int = 0
+) -> Answers:
+    """Fine-tune a copy of the encoder on all labels (paper §D.3). Raises as `linear_sgd`."""
+    return _answers(encoder, train, test, settings, frozen=False, seed=seed, workers=workers)
+
+
+def supervised(
+    encoder: Encoder,
+    train: Images,
+    test: Images,
+    *,
+    amount: Amount | None = None,
+    net: nn.Module | str | None = None,
+    settings: ClassifierConfig = SEMI,
+    seed: int = 0,
+    workers: int = 0,
+) -> Answers:
+    """The baseline of `semi` and `finetune`: the same network, labels and budget from fresh weights; see `untrained`."""
+    images = train if amount is None else _few(train, amount, seed)
+    fresh = untrained(encoder, seed=seed, net=net)
+    return _answers(fresh, images, test, settings, frozen=False, seed=seed, workers=workers)
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A trained trial and how it did on the held-out images."""
+
+    trial: Trial
+    head: nn.Linear
+    top1: float | None  # None when the training diverged
+    loss: float
+
+    def rank(self) -> tuple[float, float]:
+        """The better, the larger; the loss decides between equals, which are frequent among few images."""
+        return (-1.0, 0.0) if self.top1 is None else (self.top1, -self.loss)
+
+
+def _answers(
+    encoder: Encoder, train: Images, test: Images, config: ClassifierConfig, *, frozen: bool, seed: int, workers: int
+) -> Answers:
+    """Choose among the trials on held-out training images, and answer the test images."""
+    labels = check(encoder, train, test)
+    device = next(encoder.parameters()).device
+    if device.type == "cpu":
+        keep_freed_memory()
+    config = replace(config, precision=config.precision or World(0, 1, device).default_precision())
+    images = Labelled.open(train, device, workers, config.in_memory)
+    trials = [Trial(*values) for values in product(*map(sorted, (config.epochs, config.base_lrs, config.weight_decays)))]
+    share = min(config.held_out, MOST_HELD_OUT / len(train)) if len(trials) > 1 else 0.0
+    learn, choose = held_out(labels, share, seed)
+    tried: list[_Tried] = []
+    if len(choose):
+        parts = images.subset(learn), train.subset(choose)
+        groups = [list(group) for _, group in groupby(trials, lambda trial: trial.epochs if frozen else trial)]
+        tried = [one for group in groups for one in _try(encoder, *parts, group, config, frozen=frozen, seed=seed)]
+    best = max(tried, key=_Tried.rank, default=None)
+    if best is not None and best.top1 is None:
+        raise TrainingError(_diverged(config))
+    # The middle trial where there is nothing to choose on.
+    chosen = trials[len(trials) // 2] if best is None else best.trial
+    if best is not None and frozen:
+        tuned, head = encoder, best.head
+    else:  # fine-tuning starts again, on all labels
+        tuned = encoder if frozen else copy.deepcopy(encoder)
+        [head] = fit(tuned, images, [chosen], config, frozen=frozen, seed=seed)
+        if not (finite(head) and sound(tuned, images)):
+            raise TrainingError(_diverged(config))
+    found = embed(tuned, test, workers=workers)
+    settings = {
+        "optimizer": "SGD, Nesterov momentum 0.9, cosine",
+        **asdict(chosen),
+        "batch_size": batch_size_for(len(train), config.batch_size),
+        **{name: getattr(config, name) for name in ("crop_area", "logit_cap", "logit_penalty", "precision")},
+        "held_out": len(choose),
+        "tried": [{**asdict(one.trial), "top1": one.top1} for one in tried],
+    }
+    return Answers(logits_of(head, found.x, config).numpy(), found.y, settings, len(train))
+
+
+def _diverged(config: ClassifierConfig) -> str:
+    rates = ", ".join(f"{rate:g}" for rate in config.base_lrs)
+    return f"The training diverged with every learning rate that was tried (base_lrs {rates}). Try lower ones."
+
+
+def _try(
+    encoder: Encoder,
+    images: Labelled,
+    choose: Images,
+    trials: Sequence[Trial],
+    config: ClassifierConfig,
+    *,
+    frozen: bool,
+    seed: int,
+) -> list[_Tried]:
+    """Train some trials together and score each on held-out images."""
+    tuned = encoder if frozen else copy.deepcopy(encoder)
+    heads = fit(tuned, images, trials, config, frozen=frozen, seed=seed)
+    if not sound(tuned, images):
+        return [_Tried(trial, head, None, 0.0) for trial, head in zip(trials, heads, strict=True)]
+    features = embed(tuned, choose, workers=images.workers)
+    y = torch.from_numpy(features.y)
+    tried = []
+    for trial, head in zip(trials, heads, strict=True):
+        logits = logits_of(head, features.x, config)
+        top1 = (logits.argmax(dim=1) == y).float().mean().item() if finite(head) else None
+        tried.append(_Tried(trial, head, top1, F.cross_entropy(logits, y).item()))
+        logger.info("epochs %g, base_lr %g, weight_decay %g: top1 %s", *asdict(trial).values(), top1)
+    return tried
+
+
+def sound(encoder: Encoder, images: Labelled) -> bool:
+    """Whether training ended in finite numbers: in the weights, and in what they make of a few images in eval mode."""
+    [(crops, _)] = replace(images, workers=0).batches(encoder.info.image_size, 8, 1, (1.0, 1.0), seed=0)
+    return finite(encoder) and bool(encoder(crops).isfinite().all())
+
+
+def finite(module: nn.Module) -> bool:
+    """Whether all weights and buffers are finite numbers."""
+    return all(bool(t.isfinite().all()) for t in module.state_dict().values())
+
+
+def check(encoder: Encoder, train: Images, test: Images) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The train images' labels. Raises before any work what `linear_sgd` promises to raise."""
+    check_encoder(encoder)
+    for role, images in (("train", train), ("test", test)):
+        if images.channels != encoder.info.channels:
+            raise ConfigError(
+                f"The {role} images ({images.description}) have {images.channels} channels, the encoder takes "
+                f"{encoder.info.channels}. Open the images with channels= to match."
+            )
+    labels = train.labels
+    if labels is None:
+        raise DataError(f"{train.description} carry no labels to learn from. Give images whose classes are known.")
+    if len(np.unique(labels)) < 2:
+        raise DataError(f"{train.description} are all of one class; a classifier needs at least two to learn from.")
+    if not finite(encoder):
+        raise DataError("The encoder's weights hold NaN or infinity: they are damaged or diverged. Take another checkpoint.")
+    return labels
+
+
+def _few(train: Images, amount: Amount, seed: int) -> Images:
+    if train.labels is None:
+        raise DataError(f"{train.description} carry no labels to learn from. Give images whose classes are known.")
+    return train.subset(few(train.labels, amount, seed, train.classes))

@@ -1,0 +1,86 @@
+"""Which labelled images are learned from: fixed parts of every class (paper §C.1), and the part that settings are chosen on.
+
+An image's place within its class follows from (seed, its number), so the same seed gives the same images everywhere, and a
+smaller subset lies within every larger one.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from byol.errors import ConfigError, DataError
+from byol.method.draws import uniforms
+
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+_SUBSET, _HELD_OUT = 11, 12  # keep their draws apart, and from the draws of training
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How many labelled images: a percentage of every class (at least one image), or the same number of each."""
+
+    value: float
+    per_class: bool = False
+
+    def __post_init__(self) -> None:
+        if self.per_class and not (self.value >= 1 and float(self.value).is_integer()):
+            raise ConfigError(f"{self.value:g} images per class were asked for; expected a whole number of at least 1.")
+        if not self.per_class and not 0 < self.value <= 100:
+            raise ConfigError(f"{self.value:g} % of the labels were asked for; expected more than 0 and at most 100.")
+
+    @classmethod
+    def parse(cls, text: str) -> "Amount":
+        """'1', '0.5' or '10%' are percentages; '25-per-class' is a number."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)(?:\s*%|([- ]per[- ]class))?", text.strip())
+        if found is None:
+            raise ConfigError(
+                f"{text!r} is no amount of labels; expected a percentage such as 1 or 0.5, or a number such as 25-per-class."
+            )
+        return cls(float(found[1]), per_class=found[2] is not None)
+
+    def __str__(self) -> str:
+        return f"{self.value:g} per class" if self.per_class else f"{self.value:g} %"
+
+
+def few(labels: Rows, amount: Amount, seed: int = 0, classes: Sequence[str] | None = None) -> Rows:
+    """The images of a subset, sorted rows int64 (n,): so many of every class that occurs in `labels`, int64 (N,).
+
+    `classes` names the classes in messages. Raises DataError when a class has fewer images than are asked for.
+    """
+    groups = by_class(labels, seed, _SUBSET)
+    chosen = []
+    for rows in groups:
+        count = int(amount.value) if amount.per_class else max(1, int(amount.value / 100 * len(rows) + 0.5))
+        if count > len(rows):
+            number = int(labels[rows[0]])
+            raise DataError(
+                f"Class {classes[number] if classes else number} has {len(rows)} labelled images, and {amount} were asked for. "
+                f"Ask for at most {min(map(len, groups))} per class, or for a percentage."
+            )
+        chosen.append(rows[:count])
+    return np.sort(np.concatenate(chosen))
+
+
+def held_out(labels: Rows, share: float, seed: int = 0) -> tuple[Rows, Rows]:
+    """Rows to learn from and rows to choose settings on, both sorted: a share of every class is held out.
+
+    A class of two images or more gives at least one and keeps at least one; a class of one image gives none.
+    """
+    if not 0 <= share < 1:
+        raise ConfigError(f"held_out is {share}; expected a share from 0 to less than 1.")
+    out = np.zeros(len(labels), dtype=bool)
+    for rows in by_class(labels, seed, _HELD_OUT):
+        count = min(max(1, int(share * len(rows) + 0.5)), len(rows) - 1) if share else 0
+        out[rows[:count]] = True
+    return np.flatnonzero(~out), np.flatnonzero(out)
+
+
+def by_class(labels: Rows, seed: int, salt: int) -> list[Rows]:
+    """The rows of every class that occurs, each class in an order of its own that follows from the seed."""
+    drawn = uniforms((seed, torch.arange(len(labels)), salt), 1)[:, 0].numpy()
+    order = np.lexsort((drawn, labels))
+    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)

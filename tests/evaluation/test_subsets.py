@@ -1,0 +1,137 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from sklearn.model_selection import StratifiedShuffleSplit
+
+from byol.errors import ConfigError, DataError
+from byol.evaluation.subsets import Amount, few, held_out
+
+BALANCED = np.random.default_rng(0).permutation(np.arange(2000) % 10)
+LONG_TAIL = np.random.default_rng(1).permutation(np.repeat(np.arange(6), [500, 200, 100, 30, 4, 1]))
+
+
+def counts(labels: np.ndarray, rows: np.ndarray) -> list[int]:
+    return np.bincount(labels[rows], minlength=labels.max() + 1).tolist()
+
+
+# Subsets
+
+
+@pytest.mark.parametrize("percent", [1, 5, 10, 50, 100])
+def test_a_percentage_of_balanced_labels_is_as_many_of_every_class(percent):
+    rows = few(BALANCED, Amount(percent))
+    assert counts(BALANCED, rows) == [2 * percent] * 10
+    assert rows.tolist() == sorted(set(rows.tolist()))
+
+
+@pytest.mark.parametrize("percent", [10, 25, 60])
+def test_a_percentage_of_unbalanced_labels_is_what_scikit_learn_takes_of_every_class(percent):
+    labels = LONG_TAIL[LONG_TAIL < 4]
+    [(theirs, _)] = StratifiedShuffleSplit(1, train_size=percent / 100, random_state=0).split(labels, labels)
+    # Within one image: scikit-learn rounds so that the whole comes out even.
+    np.testing.assert_allclose(counts(labels, few(labels, Amount(percent))), counts(labels, theirs), atol=1)
+
+
+def test_every_class_gives_at_least_one_image():
+    assert counts(LONG_TAIL, few(LONG_TAIL, Amount(0.1))) == [1] * 6
+
+
+def test_a_number_per_class_is_that_number_of_every_class_that_occurs():
+    labels = np.repeat([3, 7, 8], [5, 9, 20])
+    assert counts(labels, few(labels, Amount(4, per_class=True))) == [0, 0, 0, 4, 0, 0, 0, 4, 4]
+
+
+def test_smaller_subsets_lie_within_larger_ones():
+    amounts = [Amount(1, per_class=True), Amount(1), Amount(5, per_class=True), Amount(10), Amount(37.5), Amount(100)]
+    subsets = [set(few(BALANCED, amount, seed=3).tolist()) for amount in amounts]
+    for smaller, larger in pairwise(subsets):
+        assert smaller < larger
+    assert subsets[-1] == set(range(2000))
+
+
+def test_a_subset_is_fixed_by_the_seed_and_by_nothing_else():
+    torch.manual_seed(1)
+    first = few(BALANCED, Amount(5), seed=2)
+    torch.manual_seed(2)
+    np.random.seed(2)
+    assert np.array_equal(first, few(BALANCED, Amount(5), seed=2))
+    assert not np.array_equal(first, few(BALANCED, Amount(5), seed=3))
+    # Known from before: whoever changes the draws changes what every published score was learned from.
+    assert few(BALANCED, Amount(1, per_class=True), seed=0).tolist() == KNOWN
+
+
+KNOWN = [1, 32, 257, 542, 763, 1076, 1126, 1135, 1222, 1440]
+
+
+def test_every_image_is_as_likely_as_every_other():
+    labels = np.arange(40) % 4
+    chosen = sum(np.bincount(few(labels, Amount(30), seed), minlength=40) for seed in range(400))
+    assert chosen.sum() == 400 * 12
+    assert np.abs(chosen - 120).max() < 5 * np.sqrt(400 * 0.3 * 0.7)  # five deviations of a binomial
+
+
+def test_fewer_images_than_asked_for_are_told_with_the_class_and_what_is_possible():
+    with pytest.raises(DataError, match=r"Class heron has 4 labelled images, and 10 per class were asked for.*at most 1 per"):
+        few(LONG_TAIL, Amount(10, per_class=True), classes=["a", "b", "c", "d", "heron", "ibis"])
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "words"),
+    [
+        ("1", Amount(1), "1 %"),
+        ("0.5", Amount(0.5), "0.5 %"),
+        ("10%", Amount(10), "10 %"),
+        ("100 %", Amount(100), "100 %"),
+        ("25-per-class", Amount(25, per_class=True), "25 per class"),
+        ("1 per class", Amount(1, per_class=True), "1 per class"),
+    ],
+)
+def test_amounts_are_read_and_said_in_words(text, amount, words):
+    assert Amount.parse(text) == amount
+    assert str(amount) == words == str(Amount.parse(words))
+
+
+@pytest.mark.parametrize("text", ["", "ten", "-1", "0", "101", "1e3", "2.5-per-class", "0-per-class", "5 per cent", "nan"])
+def test_no_amount_is_refused_in_a_sentence(text):
+    with pytest.raises(ConfigError, match="expected"):
+        Amount.parse(text)
+
+
+# The part to choose on
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
+def test_the_held_out_part_is_the_same_share_of_every_class(share):
+    learn, choose = held_out(BALANCED, share)
+    assert counts(BALANCED, choose) == [round(200 * share)] * 10
+    assert sorted([*learn, *choose]) == list(range(2000))
+    assert sorted(learn) == list(learn)
+
+
+def test_every_class_gives_one_to_choose_on_and_keeps_one_to_learn_from():
+    labels = np.repeat(np.arange(4), [1, 2, 3, 10])
+    learn, choose = held_out(labels, 0.01)
+    assert counts(labels, choose) == [0, 1, 1, 1]
+    learn, choose = held_out(labels, 0.99)
+    assert counts(labels, learn) == [1, 1, 1, 1]
+
+
+def test_one_image_per_class_leaves_nothing_to_choose_on():
+    learn, choose = held_out(np.arange(5), 0.2)
+    assert learn.tolist() == list(range(5))
+    assert len(choose) == 0
+
+
+def test_the_held_out_part_is_fixed_by_the_seed_and_apart_from_the_subsets():
+    first = held_out(BALANCED, 0.1, seed=1)[1]
+    assert np.array_equal(first, held_out(BALANCED, 0.1, seed=1)[1])
+    assert not np.array_equal(first, held_out(BALANCED, 0.1, seed=2)[1])
+    assert not np.array_equal(first, few(BALANCED, Amount(10), seed=1))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_share_that_cannot_be_held_out_is_refused(share):
+    with pytest.raises(ConfigError, match="held_out"):
+        held_out(BALANCED, share)
