@@ -129,7 +129,7 @@ def test_default_hidden_layer_of_byol_is_the_representation():
         ({"depth": 51}, "There is no ResNet-51; expected one of 18, 34, 50, 101, 152, 200."),
         ({"width": 0}, "width is 0; expected whole numbers of at least 1."),
         ({"channels": 1.5}, "channels is 1.5; expected whole numbers of at least 1."),
-        ({"stem": "imagnet"}, "stem is 'imagnet'; expected 'imagenet' or 'small'."),
+        ({"stem": "imagnet"}, "stem is 'imagnet'; expected 'imagenet' or 'small' or 'solo-learn'."),
         ({"padding": "valid"}, "padding is 'valid'; expected 'symmetric' or 'same'."),
     ],
 )
