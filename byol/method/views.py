@@ -17,6 +17,7 @@ from byol.method import color
 from byol.method.crops import Crops, crop_resize, draw_crops
 from byol.method.draws import uniforms
 from byol.method.pixels import IMAGENET_MEAN, IMAGENET_STD, check_images, prepare, to_float
+from byol.method.transfer import to_device
 
 _LENGTHS = dict.fromkeys(("crop_area", "crop_ratio", "blur", "blur_sigma", "solarize"), 2) | {"mean": 3, "std": 3}
 CACHE = 2**19  # numbers that are worked on at once on a CPU, so that they stay in its cache
@@ -101,6 +102,7 @@ class Views:
         self.config = config or ViewConfig()
         self.channels = channels
         self.mean, self.std = normalisation(self.config, channels)
+        self._affine: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
     def __call__(self, images: Tensor, *, seed: int | None = None, step: int = 0) -> tuple[Tensor, Tensor]:
@@ -157,9 +159,9 @@ class Views:
         """One finished view of crops (B, C, h, w). On a CPU a few images at a time, which stay in its cache."""
         count = len(crops)
         drawn = uniforms((seed, step, torch.arange(first_row, first_row + count), view, _SALT), 13)
-        on_device = drawn.float().to(crops.device, non_blocking=True)
+        on_device = to_device(drawn.float(), crops.device)
         operations = self._operations(drawn, view, crops.shape[2])
-        scale, shift = (crops.new_tensor(values, dtype=torch.float32).view(1, -1, 1, 1) for values in self._affine())
+        scale, shift = self._normalising(crops.device)
         result = torch.empty(crops.shape, dtype=torch.float32, device=crops.device)
         together = max(1, CACHE // crops[0].numel()) if crops.device.type == "cpu" else count
         for first in range(0, count, together):
@@ -191,10 +193,14 @@ class Views:
         found.append(_Operation(lambda x, _: color.solarize(x, threshold), drawn[:, 12] < config.solarize[view]))
         return found
 
-    def _affine(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Normalisation as a factor and a term for each channel."""
-        factors = tuple(1 / std for std in self.std)
-        return factors, tuple(-mean * factor for mean, factor in zip(self.mean, factors, strict=True))
+    def _normalising(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Normalisation as a factor and a term for each channel, (1, C, 1, 1); kept, so that no step copies them again."""
+        if device not in self._affine:
+            factors = torch.tensor([1 / std for std in self.std], dtype=torch.float64)
+            terms = -torch.tensor(self.mean, dtype=torch.float64) * factors
+            scale, shift = (to_device(values.float().view(1, -1, 1, 1), device) for values in (factors, terms))
+            self._affine[device] = scale, shift
+        return self._affine[device]
 
     def _color_operations(self) -> list[tuple[Callable[[Tensor, Tensor], Tensor], float, float]]:
         """The colour operations that make sense for these images, each with its parameter's range."""
@@ -238,7 +244,7 @@ class _Operation:
             return x
         if len(rows) == len(x):
             return self.apply(x, self.low + (self.high - self.low) * drawn[:, self.column]).contiguous()
-        rows = rows.to(x.device, non_blocking=True)
+        rows = to_device(rows, x.device)
         parameter = self.low + (self.high - self.low) * drawn[:, self.column].index_select(0, rows)
         return x.index_copy_(0, rows, self.apply(x.index_select(0, rows), parameter))
 

@@ -167,7 +167,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """Checkpoints kept, at least 2."""
     log_every_steps: int = 50
-    """Steps between lines in metrics.jsonl; the only moments the loop waits for the device."""
+    """Steps between lines in metrics.jsonl. For each the loop waits until the device has done the step."""
     model: ModelConfig = field(default_factory=ModelConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
