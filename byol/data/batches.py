@@ -223,19 +223,20 @@ def streamed_batches(
     )
     parts: list[Chunk] = []
     rows = 0
-    for chunk in arriving(chunks):
-        for index, reason in chunk.bad:
-            report(index, reason)
-        if chunk.failure:
-            raise DataError(chunk.failure)
-        parts.append(chunk)
-        rows += len(chunk.indices)
-        if rows == micro:
-            crops = torch.empty((micro, *chunk.crops.shape[1:]), dtype=torch.uint8, device=device)
-            for target, part in zip(crops.split([len(p.indices) for p in parts]), parts, strict=True):
-                target.copy_(part.crops, non_blocking=True)
-            yield Batch(crops, torch.tensor([index for part in parts for index in part.indices]))
-            parts, rows = [], 0
+    with images.gathered():
+        for chunk in arriving(chunks):
+            for index, reason in chunk.bad:
+                report(index, reason)
+            if chunk.failure:
+                raise DataError(chunk.failure)
+            parts.append(chunk)
+            rows += len(chunk.indices)
+            if rows == micro:
+                crops = torch.empty((micro, *chunk.crops.shape[1:]), dtype=torch.uint8, device=device)
+                for target, part in zip(crops.split([len(p.indices) for p in parts]), parts, strict=True):
+                    target.copy_(part.crops, non_blocking=True)
+                yield Batch(crops, torch.tensor([index for part in parts for index in part.indices]))
+                parts, rows = [], 0
 
 
 class _Places(torch.utils.data.Sampler[tuple[int, int]]):
