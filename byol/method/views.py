@@ -4,6 +4,7 @@ A draw per image, asymmetric between the views: view 1 is always blurred and nev
 and solarized in 20 % of the images. All draws follow from (seed, step, row) and are made on the host.
 """
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from byol.method.draws import uniforms
 from byol.method.pixels import IMAGENET_MEAN, IMAGENET_STD, check_images, prepare, to_float
 from byol.method.transfer import to_device
 
+logger = logging.getLogger("byol")
 _LENGTHS = dict.fromkeys(("crop_area", "crop_ratio", "blur", "blur_sigma", "solarize"), 2) | {"mean": 3, "std": 3}
 CACHE = 2**19  # numbers that are worked on at once on a CPU, so that they stay in its cache
 _SALT = 2  # keeps these draws apart from the crops' draws
@@ -102,6 +104,7 @@ class Views:
         self.config = config or ViewConfig()
         self.channels = channels
         self.mean, self.std = normalisation(self.config, channels)
+        self._looked = False  # at the scale of float images
         self._affine: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
@@ -111,6 +114,7 @@ class Views:
         The draws follow from (seed, step, row); without a seed, from torch's own random state.
         """
         check_images(images, self.channels)
+        self._check_scale(images)
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         count, _, height, width = images.shape
         rows, steps = torch.arange(count), torch.full((count,), step)
@@ -149,6 +153,20 @@ class Views:
             raise ConfigError(f"finish got crops of shape {tuple(crops.shape)}; expected (B, 2, C, h, w).")
         first, second = (self._view(crops[:, view], view, seed, step, first_row) for view in (0, 1))
         return first, second
+
+    def _check_scale(self, images: Tensor) -> None:
+        """Warn once when the first float images are not from 0 to 1. A look at every batch would wait for the device."""
+        if self._looked or images.dtype == torch.uint8:
+            return
+        self._looked = True
+        low, high = (float(end) for end in images.aminmax())
+        if not (low >= 0 and high <= 1):
+            logger.warning(
+                "The first images hold numbers from %.3g to %.3g; expected floats from 0 to 1 (or uint8), so all others are "
+                "clamped. Divide by 255, and leave the normalisation to the views.",
+                low,
+                high,
+            )
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images as evaluation feeds them to the encoder; see `prepare`."""
