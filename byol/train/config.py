@@ -143,8 +143,7 @@ class TrainConfig:
     encoder: str | None = None
     """Network: resnet18 ... resnet200 (x2, x3, x4), convnet, torchvision:NAME, timm:NAME or package.module:function."""
     hidden_layer: str | None = None
-    """Layer whose output is the representation: its dotted name, or the index of an outermost one, such as -2. By default
-    the encoder's own output."""
+    """Layer that gives the representation: its dotted name, or an outermost one's index (-2). By default the last one."""
     image_size: int | None = None
     """Side of the views in pixels."""
     eval_size: int | None = None
