@@ -85,7 +85,7 @@ def test_train_says_where_the_encoder_is_and_what_to_type_next(run, capsys, labe
 def test_what_to_type_next_names_an_encoder_of_ones_own(labelled, tmp_path, monkeypatch, capsys):
     """Without --encoder the command would be refused: no file makes this program run code."""
     (tmp_path / "own_net.py").write_text(
-        "from torch import nn\nnet = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.ReLU())\n"
+        "from torch import nn\nnet = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.ELU())"
     )
     monkeypatch.syspath_prepend(tmp_path)
     out = tmp_path / "run"
