@@ -34,12 +34,18 @@ if TYPE_CHECKING:
     from byol.method.views import Views as Views
     from byol.models.build import build_encoder as build_encoder
     from byol.train.config import TrainConfig as TrainConfig
+    from byol.train.loop import Loop as Loop
+    from byol.train.loop import prepare_loop as prepare_loop
+    from byol.train.plan import ImageFacts as ImageFacts
+    from byol.train.plan import Plan as Plan
+    from byol.train.plan import plan_run as plan_run
     from byol.train.run import Run as Run
     from byol.train.run import pretrain as pretrain
     from byol.train.step import StepResult as StepResult
     from byol.train.step import steps as steps
     from byol.weights.files import Encoder as Encoder
     from byol.weights.official import official_state as official_state
+    from byol.world import World as World
 
 _HOMES = {
     "byol.data.decode": ("BadImage",),
@@ -56,10 +62,13 @@ _HOMES = {
     "byol.method.views": ("ViewConfig", "Views"),
     "byol.models.build": ("build_encoder",),
     "byol.train.config": ("TrainConfig",),
+    "byol.train.loop": ("Loop", "prepare_loop"),
+    "byol.train.plan": ("ImageFacts", "Plan", "plan_run"),
     "byol.train.run": ("Run", "pretrain"),
     "byol.train.step": ("StepResult", "steps"),
     "byol.weights.files": ("Encoder",),
     "byol.weights.official": ("official_state",),
+    "byol.world": ("World",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from byol.features.encoders import from_a_library
 from byol.settings import parse, preset_flags, preset_names
 from byol.train.config import TrainConfig
 from byol.train.run import Run, pretrain
@@ -54,5 +55,7 @@ def report(run: Run) -> None:
     print(f"encoder    {run.folder / 'encoder.safetensors'} ({run.plan.encoder}, {run.encoder.info.features} features)")
     if run.score is not None:
         print(f"kNN        {100 * run.score.top1:.1f} % of {run.score.test_images:,} held-out images")
-    print(f"next       byol evaluate {run.folder} --train LABELLED --test LABELLED")
-    print(f"           byol embed {run.folder} --data IMAGES --out features.npz")
+    name = run.encoder.info.encoder
+    own = "" if from_a_library(run.encoder.info) else f" --encoder {name}"  # a file alone never makes a program run code
+    print(f"next       byol evaluate {run.folder}{own} --train LABELLED_TRAIN --test LABELLED_TEST")
+    print(f"           byol embed {run.folder}{own} --data IMAGES --out features.npz")

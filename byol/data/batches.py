@@ -6,7 +6,7 @@ and resize its crops, and send uint8. Small images: one uint8 tensor on the devi
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from byol.data.workers import arriving, loader
 from byol.errors import DataError
 from byol.method.crops import Crops, crop_boxes, crop_draws, crop_resize, draw_crops
 from byol.method.draws import seed_of, uniforms
+from byol.method.transfer import to_device
 from byol.method.views import ViewConfig
 
 CHUNK = 32  # images a worker sends at once: small enough to keep several workers busy within one batch
@@ -83,7 +84,7 @@ def resident_batches(images: Tensor, plan: BatchPlan, start: int = 0) -> Iterato
     for position in range(start * plan.batch_size, 2**62, micro):
         epochs, indices = members(position, micro, plan.seed, plan.images)
         heights, widths = torch.full_like(indices, height), torch.full_like(indices, width)
-        chosen = images[indices.to(images.device, non_blocking=True)]
+        chosen = images[to_device(indices, images.device)]
         views = [
             crop_resize(chosen, _crops(plan, epochs, indices, view, heights, widths), plan.size, plan.views.antialias)
             for view in range(plan.crops)
@@ -146,6 +147,10 @@ class Chunk:
     indices: list[int]  # no tensor: each that travels apart holds a file open until it is used
     bad: list[tuple[int, str]]  # images that could not be read, and why
     failure: str = ""  # why the chunk could not be made at all
+
+    def pin_memory(self) -> "Chunk":
+        """The chunk in page-locked memory. torch's loader asks for it in a thread of its own, and of no plain dataclass."""
+        return replace(self, crops=self.crops.pin_memory())
 
 
 class _Chunks(torch.utils.data.Dataset[Chunk]):
@@ -218,19 +223,20 @@ def streamed_batches(
     )
     parts: list[Chunk] = []
     rows = 0
-    for chunk in arriving(chunks):
-        for index, reason in chunk.bad:
-            report(index, reason)
-        if chunk.failure:
-            raise DataError(chunk.failure)
-        parts.append(chunk)
-        rows += len(chunk.indices)
-        if rows == micro:
-            crops = torch.empty((micro, *chunk.crops.shape[1:]), dtype=torch.uint8, device=device)
-            for target, part in zip(crops.split([len(p.indices) for p in parts]), parts, strict=True):
-                target.copy_(part.crops, non_blocking=True)
-            yield Batch(crops, torch.tensor([index for part in parts for index in part.indices]))
-            parts, rows = [], 0
+    with images.gathered():
+        for chunk in arriving(chunks):
+            for index, reason in chunk.bad:
+                report(index, reason)
+            if chunk.failure:
+                raise DataError(chunk.failure)
+            parts.append(chunk)
+            rows += len(chunk.indices)
+            if rows == micro:
+                crops = torch.empty((micro, *chunk.crops.shape[1:]), dtype=torch.uint8, device=device)
+                for target, part in zip(crops.split([len(p.indices) for p in parts]), parts, strict=True):
+                    target.copy_(part.crops, non_blocking=True)
+                yield Batch(crops, torch.tensor([index for part in parts for index in part.indices]))
+                parts, rows = [], 0
 
 
 class _Places(torch.utils.data.Sampler[tuple[int, int]]):

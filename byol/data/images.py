@@ -1,5 +1,6 @@
 """`Images`: what every source of pictures becomes, and all the rest of the program knows of them."""
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -12,11 +13,9 @@ from byol.data.arrays import to_numpy
 from byol.data.decode import BadImage, Pixels, header_size, open_picture
 from byol.data.folder import FileReader
 from byol.data.labels import Labels
-from byol.data.parquet import ParquetReader
+from byol.data.parquet import ParquetReader, Rows
 from byol.data.spread import spread
 from byol.errors import DataError
-
-Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Source(Protocol):
@@ -116,6 +115,11 @@ class Images:
     def release(self) -> None:
         """Let go of caches and open files; what is needed later is read again."""
         self._source.release()
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """For a while, have pictures that are slow to read in a shuffled order, those in parquet, ready to be read in any."""
+        reader = self._source.reader if isinstance(self._source, Encoded) else None
+        return reader.gathered(self._rows) if isinstance(reader, ParquetReader) else nullcontext()
 
     @property
     def _all_labels(self) -> Labels | None:

@@ -1,10 +1,13 @@
 """Images in parquet files, in the layout Hugging Face uses: `image` {bytes, path}, and often `label`."""
 
 import json
+import logging
 import os
 import re
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from byol.data.decode import BadImage
+from byol.data.gathered import Gathered, room_for
 from byol.data.labels import Labels, found_labels
 from byol.data.spread import spread
 from byol.errors import DataError
@@ -20,16 +24,22 @@ from byol.errors import DataError
 IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "labels", "fine_label")
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
-CACHE_BYTES = 256 * 2**20  # of row groups kept, because a shuffled order asks for neighbours again and again
+CACHE_BYTES = 256 * 2**20  # of row groups kept, because neighbours are asked for one after another
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+logger = logging.getLogger("byol")
 BLOCK = 4096  # bytes, of a file's sampled blocks
 
 
 class ParquetReader:
-    """Rows of one or more parquet files. A row group is read as a whole when one of its rows is asked for."""
+    """Rows of one or more parquet files. A row group is read as a whole when one of its rows is asked for.
+
+    In a shuffled order that is thousands of pictures read for one: `gathered` makes those that are used ready for it.
+    """
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = [Path(os.path.abspath(path)) for path in paths]
         self.groups: list[tuple[int, int]] = []  # (file, row group)
+        self.sizes: list[int] = []  # bytes of each group, decompressed
         self.starts = [0]  # first row of each group, and the total
         self.file_starts: list[int] = []
         self.columns: list[_Columns] = []
@@ -39,7 +49,9 @@ class ParquetReader:
             self.file_starts.append(self.starts[-1])
             for group in range(metadata.num_row_groups):
                 self.groups.append((number, group))
+                self.sizes.append(metadata.row_group(group).total_byte_size)
                 self.starts.append(self.starts[-1] + metadata.row_group(group).num_rows)
+        self._gathered: Gathered | None = None
         self._forget()
 
     def __len__(self) -> int:
@@ -49,7 +61,36 @@ class ParquetReader:
         number = bisect_right(self.file_starts, index) - 1
         return f"{self.paths[number].name}:{index - self.file_starts[number]}"
 
+    @contextmanager
+    def gathered(self, rows: Rows | None = None) -> Iterator[None]:
+        """For a while, read the given rows, all when None, from a temporary file that is written now in one pass.
+
+        Where there is no room for it, or there are too few rows to matter, nothing changes. Processes started meanwhile
+        by a fork read from it too. Rows that cannot be read are not in it; reading one says why.
+        """
+        rows = np.arange(len(self)) if rows is None else np.unique(rows)
+        of_group = np.searchsorted(self.starts, rows, side="right") - 1
+        groups = np.unique(of_group)
+        if len(groups) < 2 or not room_for(sum(self.sizes[group] for group in groups)):
+            yield
+            return
+        before = self._gathered
+        try:
+            self._gathered = Gathered(len(self), self._in_order(rows, of_group))
+        except OSError as failure:
+            logger.warning("Pictures could not be laid out for a shuffled order (%s): reading them is slow.", failure)
+        self._forget()
+        try:
+            yield
+        finally:
+            if self._gathered is not None and self._gathered is not before:
+                self._gathered.close()
+            self._gathered = before
+
     def read(self, index: int) -> bytes:
+        found = None if self._gathered is None else self._gathered.read(index)
+        if found is not None:
+            return found
         group = bisect_right(self.starts, index) - 1
         try:
             data = self._column(group)[index - self.starts[group]].as_py()
@@ -92,6 +133,7 @@ class ParquetReader:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._gathered = None
         self._forget()
 
     def _forget(self) -> None:
@@ -99,6 +141,19 @@ class ParquetReader:
         self._files: dict[int, Any] = {}
         self._cache: OrderedDict[int, Any] = OrderedDict()
         self._bytes = 0
+
+    def _in_order(self, rows: Rows, of_group: Rows) -> Iterator[tuple[int, Any]]:
+        """(row, its bytes) of the rows that can be read, one row group after another."""
+        groups, firsts = np.unique(of_group, return_index=True)
+        for group, members in zip(groups.tolist(), np.split(rows, firsts[1:]), strict=True):
+            try:
+                column = self._column(group)
+            except Exception:  # as in `read`, which says so of each of its rows
+                continue
+            for row in members.tolist():
+                value = column[row - self.starts[group]]
+                if value.is_valid:
+                    yield row, value.as_buffer()
 
     def _column(self, group: int) -> Any:
         if self._process != os.getpid():  # a worker: handles of another process are not ours to use

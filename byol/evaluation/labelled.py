@@ -11,6 +11,7 @@ from torch import Tensor
 from byol.data.batches import Batch, BatchPlan, load_resident, resident_batches, streamed_batches
 from byol.data.sources import Images, printable
 from byol.evaluation.subsets import Rows
+from byol.method.transfer import to_device
 from byol.method.views import ViewConfig
 from byol.world import World
 
@@ -83,7 +84,7 @@ class Labelled:
                 report=self.leave_out,
             )
         for batch in found:
-            yield batch.crops[:, 0], self.labels[batch.indices.to(device, non_blocking=True)]
+            yield batch.crops[:, 0], self.labels[to_device(batch.indices, device)]
 
 
 def fits(images: Images, device: torch.device) -> bool:

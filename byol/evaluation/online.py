@@ -19,6 +19,7 @@ from byol.evaluation.labelled import UNREADABLE
 from byol.evaluation.sgd import new_head
 from byol.features.extract import Features
 from byol.method.byol import BYOL
+from byol.method.transfer import to_device
 
 
 class OnlineProbe(nn.Module):
@@ -50,7 +51,7 @@ class OnlineProbe(nn.Module):
     def backward(self, indices: Tensor, accumulation: int = 1) -> None:
         """Add the gradient of the cross-entropy of the pass just made: of images `indices`, int64 (B,) on the host."""
         assert self.representation is not None
-        y = self._labels[indices.to(self._labels.device, non_blocking=True)]
+        y = self._labels[to_device(indices, self._labels.device)]
         logits = self(self.representation[: len(y)])  # both views are in it when they share one pass
         loss = F.cross_entropy(logits, y, ignore_index=UNREADABLE, reduction="sum") / len(y)
         (loss / accumulation).backward()

@@ -1,6 +1,7 @@
 """Judge an encoder by what its features make easy. Nothing is ever chosen on test images."""
 
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +20,7 @@ from byol.features.extract import Features, check_encoder, embed
 from byol.weights.files import Encoder
 
 PROTOCOLS = ("knn", "linear")
+logger = logging.getLogger("byol")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def evaluate(
             f"The features are {bank.x.shape[1]} numbers an image in train and {queries.x.shape[1]} in test; "
             "expected both from the same encoder."
         )
+    warn_of_same_images(sources["train"], sources["test"])
     bank, queries = same_classes(bank, queries)
     scores = {}
     for name in protocols:
@@ -120,6 +123,19 @@ def labelled(images: Any, role: str, encoder: Encoder) -> Features | Images:
             "parquet with a label column, or an .npz with y."
         )
     return opened
+
+
+def warn_of_same_images(train: Features | Images, test: Features | Images) -> None:
+    """Say so when what is scored is what was learned from: each image is then its own nearest neighbour."""
+    if isinstance(train, Images) and isinstance(test, Images):
+        same = train.fingerprint() == test.fingerprint()
+    else:
+        same = isinstance(train, Features) and isinstance(test, Features) and np.array_equal(train.x, test.x)
+    if same:
+        logger.warning(
+            "Train and test are the same images, so these scores are meaningless: they say nothing of images that were not "
+            "learned from. Give two different sets."
+        )
 
 
 def same_classes(train: Features, test: Features) -> tuple[Features, Features]:

@@ -58,7 +58,7 @@ def untrained(encoder: Encoder, *, seed: int = 0, net: nn.Module | str | None = 
             )
         name = net or info.encoder or ""
         with torch.random.fork_rng([]):
-            torch.manual_seed(seed_of(seed, 0))
+            torch.default_generator.manual_seed(seed_of(seed, 0))  # of the CPU alone: torch.manual_seed reseeds all GPUs
             net = build_encoder(name, channels=info.channels, image_size=info.image_size, **info.options)
     network = HiddenLayer(net, info.hidden_layer, info.pooling, info.skip, info.calls)
     fresh = Encoder(network, info).to(next(encoder.parameters()).device)

@@ -52,8 +52,10 @@ class BYOL(nn.Module):
     stands in for `image_size` when the inputs are not images. `target_net` starts the target from another network of
     the same architecture, as the official code does, instead of a copy. `joint_batchnorm` lets both views share their
     BatchNorm statistics, which the paper does not. `sync_batchnorm` shares them over the processes of a distributed run,
-    as the paper does; None does so where it can, on GPUs when there are several processes. Parameters behind the hidden
-    layer are frozen. Raises ConfigError for a layer or network that cannot serve.
+    as the paper does; None does so where it can: in a process group of several that works on GPUs (NCCL), even if the
+    network is moved to its GPU only afterwards. On CPUs torch cannot, and each process keeps its own statistics, with a
+    warning. Parameters behind the hidden layer are frozen. Lazy layers (nn.LazyLinear ...) need one pass of the network
+    first. Raises ConfigError for a layer or network that cannot serve.
     """
 
     def __init__(
@@ -84,6 +86,12 @@ class BYOL(nn.Module):
             raise ConfigError("Give image_size, or example=: a small batch of the network's inputs when they are not images.")
         if augment_fn is None and augment_fn2 is not None:
             raise ConfigError("augment_fn2 came without augment_fn. Give both, or augment_fn alone for both views.")
+        lazy = next((name for name, p in net.named_parameters() if nn.parameter.is_lazy(p)), None)
+        if lazy is not None:
+            raise ConfigError(
+                f"{type(net).__name__} has lazy layers, which have no weights yet ({lazy}). Run one batch of its inputs "
+                "through it first: net(batch)."
+            )
         if not any(p.requires_grad for p in net.parameters()):
             raise ConfigError(f"{type(net).__name__} has no trainable parameter, so there is nothing to learn.")
         first = next(p for p in net.parameters() if p.requires_grad)
@@ -117,7 +125,7 @@ class BYOL(nn.Module):
         self.target.train()
         if not net.training:
             logger.warning("%s is in eval mode; call learner.train() before training it.", type(net).__name__)
-        if _several_gpus(first) if sync_batchnorm is None else sync_batchnorm:
+        if _shares_statistics(first) if sync_batchnorm is None else sync_batchnorm:
             self.online = nn.SyncBatchNorm.convert_sync_batchnorm(self.online)
             self.predictor = nn.SyncBatchNorm.convert_sync_batchnorm(self.predictor)
             self.target = nn.SyncBatchNorm.convert_sync_batchnorm(self.target)
@@ -254,10 +262,23 @@ def _check_same_architecture(net: nn.Module, target_net: nn.Module) -> None:
         )
 
 
-def _several_gpus(parameter: Tensor) -> bool:
-    """Whether this is one of several processes that train on GPUs; SyncBatchNorm knows no other device."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return parameter.is_cuda and distributed and torch.distributed.get_world_size() > 1
+def _shares_statistics(parameter: Tensor) -> bool:
+    """Whether this is one of several processes that train on GPUs; SyncBatchNorm knows no other device.
+
+    Where the network lies now does not tell, because most programs build the learner first and move it then.
+    """
+    group = torch.distributed
+    if not (group.is_available() and group.is_initialized() and group.get_world_size() > 1):
+        return False
+    if parameter.is_cuda or (torch.cuda.is_available() and "nccl" in group.get_backend_config()):
+        return True
+    logger.warning(
+        "BatchNorm statistics are not shared by the %d processes: torch shares them on GPUs only, and this network is on %s. "
+        "If it goes to a GPU later, give sync_batchnorm=True; sync_batchnorm=False leaves them apart without this warning.",
+        group.get_world_size(),
+        parameter.device.type,
+    )
+    return False
 
 
 def _check_batch(count: int) -> None:

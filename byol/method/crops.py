@@ -13,6 +13,7 @@ from torch import Tensor
 
 from byol.errors import ConfigError
 from byol.method.draws import uniforms
+from byol.method.transfer import to_device
 
 Interpolation = Literal["bicubic", "bilinear"]
 _SALT = 1  # keeps these draws apart from the views' draws
@@ -78,12 +79,11 @@ def crop_resize(
     if images.ndim != 4:
         raise ConfigError(f"crop_resize got images of shape {tuple(images.shape)}; expected (N, C, H, W).")
     height, width = images.shape[2:]
-    tops, lefts, box_heights, box_widths = crops.boxes.unbind(1)
+    tops, lefts, box_heights, box_widths = to_device(crops.boxes, images.device).unbind(1)
+    flips = to_device(crops.flips, images.device)
     kernel = cubic if interpolation == "bicubic" else linear
     rows = resampling_matrix(tops, box_heights, height, size[0], antialias, kernel=kernel)
-    columns = resampling_matrix(lefts, box_widths, width, size[1], antialias, crops.flips, kernel)
-    rows = rows.to(images.device, non_blocking=True)
-    columns = columns.to(images.device, non_blocking=True)
+    columns = resampling_matrix(lefts, box_widths, width, size[1], antialias, flips, kernel)
     count, channels = images.shape[:2]
     tall = images.float().reshape(count, channels * height, width)
     with torch.autocast(images.device.type, enabled=False):  # bf16 cannot tell neighbouring bright pixels apart
@@ -102,11 +102,12 @@ def resampling_matrix(
 ) -> Tensor:
     """Weights float32 (N, out_size, in_size) that resize the stretch [start, start + length) to out_size samples."""
     scale = lengths.float() / out_size  # (N,) input pixels per output pixel
-    centres = (torch.arange(out_size) + 0.5) * scale[:, None]  # (N, out) from the start of the stretch
+    device = starts.device
+    centres = (torch.arange(out_size, device=device) + 0.5) * scale[:, None]  # (N, out) from the start of the stretch
     if flips is not None:
         centres = torch.where(flips[:, None], lengths[:, None] - centres, centres)
     stretch = scale.clamp_min(1.0) if antialias else torch.ones_like(scale)
-    taps = torch.arange(in_size) - starts[:, None]  # (N, in) position of each input pixel in the stretch
+    taps = torch.arange(in_size, device=device) - starts[:, None]  # (N, in) position of each input pixel in the stretch
     distance = (taps[:, None, :] + 0.5 - centres[:, :, None]) / stretch[:, None, None]  # (N, out, in)
     weights = (kernel or cubic)(distance)
     weights *= ((taps >= 0) & (taps < lengths[:, None]))[:, None, :]

@@ -115,7 +115,9 @@ def probe(net: nn.Module, hidden_layer: str | int | None, example: Any) -> Probe
         ) from failure
     devices = sorted({p.device.index for p in trial.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices), torch.enable_grad():
-        torch.manual_seed(0)
+        # torch.manual_seed would reseed every GPU, even one that is not in use yet, and only these are put back.
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[index] for index in devices)):
+            generator.manual_seed(0)
         try:
             return _tried(net, trial, layer, example)
         except ConfigError:
@@ -202,6 +204,8 @@ def layer_name(net: nn.Module, hidden_layer: str | int | None) -> str | None:
     children = [name for name, _ in net.named_children()]
     if isinstance(hidden_layer, str):
         names = [name for name, _ in net.named_modules() if name]
+        if hidden_layer not in names and hidden_layer.removeprefix("-").isdecimal():  # an index, as a command line gives it
+            return layer_name(net, int(hidden_layer))
         if hidden_layer not in names:
             shown = ", ".join(children) or "none"
             raise ConfigError(

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from byol.errors import ConfigError
 from byol.method.crops import Crops, Interpolation, crop_resize
+from byol.method.transfer import to_device
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -49,8 +50,8 @@ def to_float(images: Tensor) -> Tensor:
 
 def normalise_(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Subtract the channel means and divide by the channel deviations, in place."""
-    shape = (1, -1, 1, 1)
-    return x.sub_(x.new_tensor(mean).view(shape)).div_(x.new_tensor(std).view(shape))
+    means, deviations = (to_device(torch.tensor(values, dtype=x.dtype), x.device).view(1, -1, 1, 1) for values in (mean, std))
+    return x.sub_(means).div_(deviations)
 
 
 def check_images(images: Tensor, channels: int) -> None:

@@ -4,6 +4,7 @@ A draw per image, asymmetric between the views: view 1 is always blurred and nev
 and solarized in 20 % of the images. All draws follow from (seed, step, row) and are made on the host.
 """
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from byol.method import color
 from byol.method.crops import Crops, crop_resize, draw_crops
 from byol.method.draws import uniforms
 from byol.method.pixels import IMAGENET_MEAN, IMAGENET_STD, check_images, prepare, to_float
+from byol.method.transfer import to_device
 
+logger = logging.getLogger("byol")
 _LENGTHS = dict.fromkeys(("crop_area", "crop_ratio", "blur", "blur_sigma", "solarize"), 2) | {"mean": 3, "std": 3}
 CACHE = 2**19  # numbers that are worked on at once on a CPU, so that they stay in its cache
 _SALT = 2  # keeps these draws apart from the crops' draws
@@ -101,6 +104,8 @@ class Views:
         self.config = config or ViewConfig()
         self.channels = channels
         self.mean, self.std = normalisation(self.config, channels)
+        self._looked = False  # at the scale of float images
+        self._affine: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
     def __call__(self, images: Tensor, *, seed: int | None = None, step: int = 0) -> tuple[Tensor, Tensor]:
@@ -109,6 +114,7 @@ class Views:
         The draws follow from (seed, step, row); without a seed, from torch's own random state.
         """
         check_images(images, self.channels)
+        self._check_scale(images)
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         count, _, height, width = images.shape
         rows, steps = torch.arange(count), torch.full((count,), step)
@@ -148,6 +154,20 @@ class Views:
         first, second = (self._view(crops[:, view], view, seed, step, first_row) for view in (0, 1))
         return first, second
 
+    def _check_scale(self, images: Tensor) -> None:
+        """Warn once when the first float images are not from 0 to 1. A look at every batch would wait for the device."""
+        if self._looked or images.dtype == torch.uint8:
+            return
+        self._looked = True
+        low, high = (float(end) for end in images.aminmax())
+        if not (low >= 0 and high <= 1):
+            logger.warning(
+                "The first images hold numbers from %.3g to %.3g; expected floats from 0 to 1 (or uint8), so all others are "
+                "clamped. Divide by 255, and leave the normalisation to the views.",
+                low,
+                high,
+            )
+
     def prepare(self, images: Tensor) -> Tensor:
         """Images as evaluation feeds them to the encoder; see `prepare`."""
         check_images(images, self.channels)
@@ -157,9 +177,9 @@ class Views:
         """One finished view of crops (B, C, h, w). On a CPU a few images at a time, which stay in its cache."""
         count = len(crops)
         drawn = uniforms((seed, step, torch.arange(first_row, first_row + count), view, _SALT), 13)
-        on_device = drawn.float().to(crops.device, non_blocking=True)
+        on_device = to_device(drawn.float(), crops.device)
         operations = self._operations(drawn, view, crops.shape[2])
-        scale, shift = (crops.new_tensor(values, dtype=torch.float32).view(1, -1, 1, 1) for values in self._affine())
+        scale, shift = self._normalising(crops.device)
         result = torch.empty(crops.shape, dtype=torch.float32, device=crops.device)
         together = max(1, CACHE // crops[0].numel()) if crops.device.type == "cpu" else count
         for first in range(0, count, together):
@@ -191,10 +211,14 @@ class Views:
         found.append(_Operation(lambda x, _: color.solarize(x, threshold), drawn[:, 12] < config.solarize[view]))
         return found
 
-    def _affine(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Normalisation as a factor and a term for each channel."""
-        factors = tuple(1 / std for std in self.std)
-        return factors, tuple(-mean * factor for mean, factor in zip(self.mean, factors, strict=True))
+    def _normalising(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Normalisation as a factor and a term for each channel, (1, C, 1, 1); kept, so that no step copies them again."""
+        if device not in self._affine:
+            factors = torch.tensor([1 / std for std in self.std], dtype=torch.float64)
+            terms = -torch.tensor(self.mean, dtype=torch.float64) * factors
+            scale, shift = (to_device(values.float().view(1, -1, 1, 1), device) for values in (factors, terms))
+            self._affine[device] = scale, shift
+        return self._affine[device]
 
     def _color_operations(self) -> list[tuple[Callable[[Tensor, Tensor], Tensor], float, float]]:
         """The colour operations that make sense for these images, each with its parameter's range."""
@@ -238,7 +262,7 @@ class _Operation:
             return x
         if len(rows) == len(x):
             return self.apply(x, self.low + (self.high - self.low) * drawn[:, self.column]).contiguous()
-        rows = rows.to(x.device, non_blocking=True)
+        rows = to_device(rows, x.device)
         parameter = self.low + (self.high - self.low) * drawn[:, self.column].index_select(0, rows)
         return x.index_copy_(0, rows, self.apply(x.index_select(0, rows), parameter))
 

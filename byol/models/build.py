@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import traceback
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any, get_type_hints
@@ -134,6 +135,8 @@ def imported_encoder(name: str, offered: dict[str, Any], options: dict[str, Any]
             f"The encoder {name!r} cannot be imported: {failure}. "
             f"Install it, or put the folder that holds {module.partition('.')[0]} on PYTHONPATH."
         ) from failure
+    except Exception as failure:  # code of the user's own, which is run by the import
+        raise ConfigError(f"{module} failed while it was imported: {type(failure).__name__}: {failure}.") from failure
     function = getattr(home, attribute, None)
     if not callable(function):
         raise ConfigError(f"{module} has no function {attribute!r}.{did_you_mean(attribute, vars(home))}")
@@ -149,7 +152,13 @@ def imported_encoder(name: str, offered: dict[str, Any], options: dict[str, Any]
         signature.bind(**given, **options)
     except TypeError as failure:
         raise ConfigError(f"{name} cannot be called with the options {options}: {failure}.") from failure
-    net = function(**given, **options)
+    try:
+        net = function(**given, **options)
+    except Exception as failure:  # code of the user's own: whatever it raises, the chained traceback shows where
+        last = traceback.extract_tb(failure.__traceback__)[-1]
+        raise ConfigError(
+            f"The encoder function {name} failed: {type(failure).__name__}: {failure} ({last.filename}:{last.lineno})."
+        ) from failure
     if not isinstance(net, nn.Module):
         raise ConfigError(f"{name} returned a {type(net).__name__}; expected a torch.nn.Module.")
     return net

@@ -143,7 +143,7 @@ class TrainConfig:
     encoder: str | None = None
     """Network: resnet18 ... resnet200 (x2, x3, x4), convnet, torchvision:NAME, timm:NAME or package.module:function."""
     hidden_layer: str | None = None
-    """Dotted name of the layer whose output is the representation. By default the encoder's own output."""
+    """Layer that gives the representation: its dotted name, or an outermost one's index (-2). By default the last one."""
     image_size: int | None = None
     """Side of the views in pixels."""
     eval_size: int | None = None
@@ -167,7 +167,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """Checkpoints kept, at least 2."""
     log_every_steps: int = 50
-    """Steps between lines in metrics.jsonl; the only moments the loop waits for the device."""
+    """Steps between lines in metrics.jsonl. For each the loop waits until the device has done the step."""
     model: ModelConfig = field(default_factory=ModelConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -3,17 +3,20 @@
 import json
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from byol.disk import write_text
 from byol.errors import DataError
+from byol.train.step import StepResult
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-PLAIN_SECONDS = 10.0  # between lines where there is no terminal
+PLAIN_SECONDS = 10.0  # at least, between lines of metrics where there is no terminal
+FIRST_SECONDS, QUIET_SECONDS = 3.0, 60.0  # without a line, first and later, until one tells of the steps alone
 
 
 class RunLog:
@@ -22,7 +25,10 @@ class RunLog:
     def __init__(self, folder: Path, total_steps: int, start: int) -> None:
         self.path = folder / "metrics.jsonl"
         self.total_steps = total_steps
-        self._said_at = -PLAIN_SECONDS
+        self.start = start
+        self._began = time.monotonic()
+        self._said_at: float | None = None  # the last line of metrics where there is no terminal
+        self._told_at: float | None = None  # the last line of metrics or of steps alone
         self._bar: Progress | None = None
         forget_after(self.path, start)
 
@@ -32,11 +38,12 @@ class RunLog:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"), TimeRemainingColumn(),
-                console=Console(stderr=True), transient=True,
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f}"), BarColumn(bar_width=None),
+                TextColumn("{task.percentage:3.0f}%"), TextColumn("{task.description}"), TimeRemainingColumn(),
+                console=Console(stderr=True), transient=True, expand=True,
             )  # fmt: skip
             self._bar.start()
-            self._bar.add_task("starting", total=self.total_steps)
+            self._bar.add_task("starting", total=self.total_steps, completed=self.start)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -48,6 +55,24 @@ class RunLog:
         with self.path.open("a") as file:
             file.write(json.dumps(values) + "\n")
         self._show(values)
+
+    def following(self, results: Iterable[StepResult]) -> Iterator[StepResult]:
+        """Pass step results on and show that each is done. No loss is read, which would wait for the device."""
+        for result in results:
+            self.advance(result.step)
+            yield result
+
+    def advance(self, step: int) -> None:
+        """Move the bar; where there is none, a line for people when there has been none for long."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step)
+            return
+        now = time.monotonic()
+        since, seconds = (self._began, FIRST_SECONDS) if self._told_at is None else (self._told_at, QUIET_SECONDS)
+        if now - since >= seconds:
+            self._told_at = now
+            left = (self.total_steps - step) * (now - self._began) / (step - self.start)
+            self.say(f"step {step:,}/{self.total_steps:,}  left about {duration(left)}")
 
     def say(self, line: str) -> None:
         """A line for people that is no metric."""
@@ -63,9 +88,9 @@ class RunLog:
         if "knn_top1" in values:
             self.say(text)
         elif self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=values["step"], description=text)
-        elif time.monotonic() - self._said_at >= PLAIN_SECONDS or values["step"] == self.total_steps:
-            self._said_at = time.monotonic()
+            self._bar.update(self._bar.task_ids[0], completed=values["step"], description=beside_the_bar(values))
+        elif self._said_at is None or time.monotonic() - self._said_at >= PLAIN_SECONDS or values["step"] == self.total_steps:
+            self._said_at = self._told_at = time.monotonic()
             self.say(text)
 
 
@@ -79,6 +104,12 @@ def in_words(values: dict[str, Any], total_steps: int) -> str:
         f"{place}  loss {values['loss']:.3f}  {values['images_per_second']:,.0f} images/s  "
         f"waiting for data {100 * values['data_wait']:.0f} %  left {duration(values['seconds_left'])}"
     )
+
+
+def beside_the_bar(values: dict[str, Any]) -> str:
+    """The same, as short as a terminal of 80 columns wants it; waiting for images is told when it costs something."""
+    waits = f"  waits {100 * values['data_wait']:.0f}%" if values["data_wait"] >= 0.05 else ""
+    return f"loss {values['loss']:.3f}  {values['images_per_second']:,.0f} images/s{waits}"
 
 
 def duration(seconds: float) -> str:

@@ -87,7 +87,7 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
             log.say("\n".join(plan.lines()))
             pace = Pace(plan, start)
             try:
-                for result in steps(learner, batches, optimizer, plan, start, probe):
+                for result in log.following(steps(learner, batches, optimizer, plan, start, probe)):
                     last = result.step == plan.total_steps
                     if result.step % plan.log_every_steps == 0 or last:
                         log.write(pace.metrics(result, batches.waited) | (probe.metrics() if probe else {}))

@@ -61,7 +61,8 @@ def steps(
             view1, view2 = learner.views.finish(batch.crops, seed=plan.seed, step=step, first_row=micro * plan.micro_batch_size)
             with autocast(device, plan.precision):
                 part = learner(view1, view2) / plan.accumulation
-            # The step's one wait for a GPU. Here it costs next to nothing: the backward pass is launched faster than it runs.
+            # The loop's one wait for a GPU, once a micro-batch. Here it costs next to nothing: the backward pass is launched
+            # faster than it runs.
             stop_unless_finite(part, step)
             part.backward()
             if probe is not None:

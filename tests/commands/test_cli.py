@@ -79,7 +79,23 @@ def test_train_says_where_the_encoder_is_and_what_to_type_next(run, capsys, labe
     assert main(["train", str(labelled), "--out", str(run), *TINY.split()]) == 0
     out = capsys.readouterr().out
     assert str(run / "encoder.safetensors") in out
-    assert f"byol evaluate {run}" in out
+    assert f"byol evaluate {run} --train LABELLED_TRAIN --test LABELLED_TEST" in out
+
+
+def test_what_to_type_next_names_an_encoder_of_ones_own(labelled, tmp_path, monkeypatch, capsys):
+    """Without --encoder the command would be refused: no file makes this program run code."""
+    (tmp_path / "own_net.py").write_text(
+        "from torch import nn\nnet = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.ELU())"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    out = tmp_path / "run"
+    words = TINY.replace("--encoder convnet --model.width 2", "--encoder own_net:net --hidden-layer -2")
+    assert main(["train", str(labelled), "--out", str(out), *words.split()]) == 0
+    said = capsys.readouterr().out
+    assert f"evaluate {out} --encoder own_net:net --train LABELLED_TRAIN" in said
+    embed = next(line for line in said.splitlines() if "byol embed" in line).split()[1:]
+    embed = [{"IMAGES": str(labelled), "features.npz": str(tmp_path / "features.npz")}.get(word, word) for word in embed]
+    assert main(embed) == 0
 
 
 def test_evaluate_prints_and_keeps_scores(run, labelled, capsys):

@@ -11,7 +11,7 @@ from batching import COUNT, PHOTOS, Reports, plan_for, same, streamed
 from PIL import Image
 from torch import Tensor
 
-from byol.data.batches import CHUNK, Batch, BatchPlan, load_resident, members, order, resident_batches
+from byol.data.batches import CHUNK, Batch, BatchPlan, Chunk, load_resident, members, order, resident_batches
 from byol.data.sources import open_images
 from byol.errors import DataError
 from byol.method.crops import draw_crops
@@ -200,3 +200,13 @@ def test_crops_are_tensors_of_their_own(files: Path) -> None:
     kept: Tensor = first.crops.clone()
     second.crops.zero_()
     assert torch.equal(first.crops, kept)
+
+
+def test_torch_page_locks_the_chunks_of_a_run_on_a_gpu(monkeypatch):
+    """torch looks into tensors, containers and what has a `pin_memory`; other objects it passes on as they are."""
+    locked = torch.zeros(1, 2, 3, 4, 4, dtype=torch.uint8)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: locked)  # locking memory itself takes a GPU
+    chunk = Chunk(torch.ones_like(locked), [7], [(7, "broken")], "none")
+    pinned = torch.utils.data._utils.pin_memory.pin_memory(chunk)
+    assert pinned.crops is locked
+    assert (pinned.indices, pinned.bad, pinned.failure) == (chunk.indices, chunk.bad, chunk.failure)

@@ -63,6 +63,19 @@ def folder(root: Path, names: list[str], count: int, seed: int) -> Path:
 # Scores
 
 
+def test_scores_on_the_images_that_were_learned_from_come_with_a_warning(encoder, tmp_path, caplog):
+    one, other = (folder(tmp_path / name, ["blue", "red"], 4, seed) for name, seed in (("a", 0), ("b", 50)))
+    evaluate(encoder, train=one, test=other, protocols="knn")
+    features = clusters(40, 2)
+    evaluate(encoder, train=features, test=clusters(40, 2, seed=1), protocols="knn")
+    assert caplog.text == ""
+    evaluate(encoder, train=one, test=str(one), protocols="knn")
+    assert "the same images, so these scores are meaningless" in caplog.text
+    caplog.clear()
+    evaluate(encoder, train=features, test=features, protocols="knn")
+    assert "meaningless" in caplog.text
+
+
 def test_knn_score_is_the_accuracy_of_scikit_learn(encoder):
     train, test = clusters(300, 5), clusters(500, 5, seed=1)
     score = evaluate(encoder, train=train, test=test, protocols=["knn"], k=7, temperature=0.2)["knn"]

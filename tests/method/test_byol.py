@@ -264,6 +264,29 @@ def test_sync_batchnorm_converts_encoder_projector_predictor_and_target_alike():
     torch.testing.assert_close(learner(noise(), noise(seed=1)), small_learner()(noise(), noise(seed=1)))
 
 
+@pytest.mark.parametrize(("backend", "shared"), [("cuda:nccl", True), ("cpu:gloo,cuda:nccl", True), ("cpu:gloo", False)])
+def test_processes_on_gpus_share_their_statistics_wherever_the_network_lies_yet(monkeypatch, caplog, backend, shared):
+    """The usual script is DDP(BYOL(net, ...).cuda()): on a CPU when it is built, on a GPU in its first pass."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_backend_config", lambda: backend)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    norms = [m for m in small_learner().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert all(isinstance(norm, nn.SyncBatchNorm) is shared for norm in norms)
+    assert ("not shared by the 2 processes" in caplog.text) is not shared
+    caplog.clear()
+    small_learner(sync_batchnorm=False)
+    assert "not shared" not in caplog.text
+
+
+def test_a_lazy_layer_is_refused_with_what_to_do():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(5))
+    with pytest.raises(ConfigError, match=r"lazy layers.*\(2\.weight\).*net\(batch\)"):
+        BYOL(net, 16, None, 8, 16)
+    net(torch.rand(2, 3, 16, 16))
+    assert BYOL(net, 16, None, 8, 16).representation_size == 5
+
+
 # The target
 
 

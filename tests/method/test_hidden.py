@@ -306,3 +306,26 @@ def test_batch_is_the_first_dimension_of_the_first_tensor():
 
 def test_hidden_layer_says_what_it_reads():
     assert "layer='flat', pooling='none'" in repr(HiddenLayer(small_net(), "flat", "none", 0, 1))
+
+
+def test_a_probe_leaves_the_seeds_of_gpus_it_does_not_use_alone(monkeypatch):
+    """torch.manual_seed reseeds all of them, and those that are not started yet when they are."""
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    torch.manual_seed(5)
+    assert seeded == [5]
+    net, example = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Flatten()), torch.rand(2, 3, 8, 8)
+    state = torch.get_rng_state()
+    probe(net, None, example)
+    assert seeded == [5]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_index_may_come_as_text_from_a_command_line():
+    net = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), flat=nn.Flatten(), fc=nn.Linear(4, 2)))
+    assert layer_name(net, "-2") == layer_name(net, -2) == "flat"
+    assert layer_name(net, "0") == "conv"
+    with pytest.raises(ConfigError, match="hidden_layer=-4 does not exist"):
+        layer_name(net, "-4")
+    numbered = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.Flatten(), nn.Identity()))
+    assert layer_name(numbered, "1") == "1"  # its name, which is its index too

@@ -353,3 +353,17 @@ def test_prepare_resizes_the_central_square_of_the_official_code(height, width):
     expected = torch.from_numpy(np.stack(resized) / 255).clamp(0, 1).float()
     torch.testing.assert_close(prepare(image[None], (16, 16))[0], expected, rtol=0, atol=1e-4)
     torch.testing.assert_close(prepare(image[None] / 255, (16, 16))[0], expected, rtol=0, atol=1e-4)
+
+
+def test_floats_that_are_not_from_0_to_1_are_told_of_once(caplog):
+    """They are clamped, so a learner would see black and white; only the first batch is looked at, which costs a wait."""
+    views = Views(8)
+    views(torch.rand(2, 3, 8, 8))
+    views(torch.rand(2, 3, 8, 8) * 255)  # not looked at any more
+    assert caplog.text == ""
+    views = Views(8)
+    for _ in range(2):
+        views(torch.full((2, 3, 8, 8), -2.5))
+    assert caplog.text.count("from -2.5 to -2.5; expected floats from 0 to 1") == 1
+    Views(8)(torch.full((2, 3, 8, 8), 255, dtype=torch.uint8))
+    assert len(caplog.records) == 1

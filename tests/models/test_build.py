@@ -28,6 +28,9 @@ def anything(**options):
 def number():
     return 7
 
+def broken(channels):
+    return {}["weights"]
+
 answer = 42
 """
 
@@ -137,6 +140,16 @@ def test_own_functions_get_the_options_and_the_arguments_they_name(own_code):
     net = build_encoder(f"{own_code}:small", channels=1, image_size=(4, 6), hidden=5)
     assert net(torch.rand(2, 1, 4, 6)).shape == (2, 5)
     assert build_encoder(f"{own_code}:anything", channels=1, a=1, b=2).in_features == 2
+
+
+def test_what_own_code_raises_is_told_as_its_own_failure(own_code, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"function own_encoders:broken failed: KeyError: 'weights' \(.*own_encoders.py:\d+\)"
+    ):
+        build_encoder(f"{own_code}:broken")
+    (tmp_path / "own_wreck.py").write_text("1 / 0\n")
+    with pytest.raises(ConfigError, match="own_wreck failed while it was imported: ZeroDivisionError"):
+        build_encoder("own_wreck:net")
 
 
 @pytest.mark.parametrize(
