@@ -1,9 +1,11 @@
 """Settings as dataclasses, as YAML, and as command-line flags: one parser reads them all."""
 
 import dataclasses
+import shutil
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from byol.errors import ConfigError, did_you_mean
 
@@ -89,10 +91,61 @@ def parse(command: type[T], arguments: Sequence[str], *, prog: str, description:
     """Read flags into a dataclass with tyro; a later flag wins over an earlier one. Usage errors exit with code 2."""
     import tyro
 
-    return tyro.cli(
-        command,
-        args=list(arguments),
-        prog=prog,
-        description=description,
-        config=(tyro.conf.FlagConversionOff, tyro.conf.OmitSubcommandPrefixes),
-    )
+    with _plain_help():
+        return tyro.cli(
+            command,
+            args=list(arguments),
+            prog=prog,
+            description=wrapped(description),
+            config=(tyro.conf.FlagConversionOff, tyro.conf.OmitSubcommandPrefixes),
+        )
+
+
+def wrapped(text: str) -> str:
+    """Text as wide as the terminal. tyro does not wrap it, and joins lines unless they begin with a space."""
+    return textwrap.fill(text, shutil.get_terminal_size().columns, subsequent_indent=" ")
+
+
+def _plain_help() -> Any:
+    """tyro's reading of a dataclass, with a help that calls positional words by their names and shows no None.
+
+    What is derived when a flag is left out stands in its own words.
+    """
+    import tyro
+    from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
+
+    registry, reading = ConstructorRegistry(), False
+
+    @registry.struct_rule
+    def named(info: StructTypeInfo) -> Any:
+        nonlocal reading
+        if reading or not dataclasses.is_dataclass(info.type):
+            return None
+        reading = True  # the second time round is tyro's own turn
+        try:
+            spec = ConstructorRegistry.get_struct_spec(info)
+        finally:
+            reading = False
+        if not isinstance(spec, StructConstructorSpec):
+            return spec
+        return dataclasses.replace(spec, fields=tuple(map(_plain_field, spec.fields)))
+
+    def _plain_field(field: Any) -> Any:
+        if field.default is None:
+            words = tyro.conf.arg(metavar=_metavar(field.type), help_behavior_hint="")
+        elif tyro.conf.Positional in getattr(field.type, "__metadata__", ()):
+            words = tyro.conf.arg(metavar=field.name.upper())
+        else:
+            return field
+        return dataclasses.replace(field, type=Annotated[field.type, words])
+
+    return registry
+
+
+def _metavar(kind: Any) -> str:
+    """What may stand behind a flag that may be left out: STR, INT, {bf16,fp32}, or several numbers: FLOAT ..."""
+    part = next(part for part in get_args(kind) if part is not type(None))
+    if get_origin(part) is tuple:
+        return f"{get_args(part)[0].__name__.upper()} ..."
+    choices = ",".join(map(str, get_args(part)))
+    return f"{{{choices}}}" if choices else str(part.__name__).upper()

@@ -86,14 +86,7 @@ class BYOL(nn.Module):
             raise ConfigError("Give image_size, or example=: a small batch of the network's inputs when they are not images.")
         if augment_fn is None and augment_fn2 is not None:
             raise ConfigError("augment_fn2 came without augment_fn. Give both, or augment_fn alone for both views.")
-        lazy = next((name for name, p in net.named_parameters() if nn.parameter.is_lazy(p)), None)
-        if lazy is not None:
-            raise ConfigError(
-                f"{type(net).__name__} has lazy layers, which have no weights yet ({lazy}). Run one batch of its inputs "
-                "through it first: net(batch)."
-            )
-        if not any(p.requires_grad for p in net.parameters()):
-            raise ConfigError(f"{type(net).__name__} has no trainable parameter, so there is nothing to learn.")
+        _check_trainable(net)
         first = next(p for p in net.parameters() if p.requires_grad)
         if first.dtype != torch.float32:
             raise ConfigError(
@@ -227,6 +220,17 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+def _check_trainable(net: nn.Module) -> None:
+    lazy = next((name for name, p in net.named_parameters() if nn.parameter.is_lazy(p)), None)
+    if lazy is not None:
+        raise ConfigError(
+            f"{type(net).__name__} has lazy layers, which have no weights yet ({lazy}). Run one batch of its inputs "
+            "through it first: net(batch)."
+        )
+    if not any(p.requires_grad for p in net.parameters()):
+        raise ConfigError(f"{type(net).__name__} has no trainable parameter, so there is nothing to learn.")
 
 
 def _channels_of(net: nn.Module) -> int:

@@ -75,6 +75,20 @@ def test_the_help_of_a_command_lists_its_flags(command, flags, capsys):
     assert not [flag for flag in flags if flag not in out]
 
 
+@pytest.mark.parametrize(
+    ("command", "positional"), [("train", "IMAGES"), ("evaluate", "RUN"), ("embed", "RUN"), ("convert", "FILE")]
+)
+def test_the_help_names_positional_words_and_shows_no_none(command, positional, monkeypatch, capsys):
+    for columns in (80, 120):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        text = capsys.readouterr().out
+        assert f" {positional}" in text.splitlines()[0]
+        assert "None" not in text
+        assert max(map(len, text.splitlines()[1:])) <= columns  # the first line is as long as tyro makes it
+
+
 def test_train_says_where_the_encoder_is_and_what_to_type_next(run, capsys, labelled):
     assert main(["train", str(labelled), "--out", str(run), *TINY.split()]) == 0
     out = capsys.readouterr().out
