@@ -163,7 +163,7 @@ class TrainConfig:
     precision: Precision | None = None
     """bf16 or fp32 for the encoder's arithmetic. By default bf16 where the hardware has it and is faster with it."""
     save_every_steps: int | None = None
-    """Steps between checkpoints. By default one epoch, and at least twenty checkpoints a run."""
+    """Steps between checkpoints. By default twenty a run; one more is saved whenever five minutes have passed without."""
     keep_checkpoints: int = 2
     """Checkpoints kept, at least 2."""
     log_every_steps: int = 50

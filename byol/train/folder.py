@@ -76,12 +76,12 @@ _OF_A_RUN = {"config.yaml", "env.json"}  # written before plan.json: a run kille
 
 
 class StopSignals:
-    """Turns SIGINT and SIGTERM (and SIGUSR1, as batch systems send) into a wish to stop at the next step.
+    """Turns SIGINT, SIGTERM, SIGHUP (and SIGUSR1, as batch systems send) into a wish to stop at the next step.
 
-    The second Ctrl-C interrupts at once. Outside the main thread signals are left alone.
+    The second Ctrl-C interrupts at once. Outside the main thread signals are left alone, and so is SIGHUP under nohup.
     """
 
-    CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR1: 75}  # noqa: RUF012
+    CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGHUP: 75}  # noqa: RUF012
 
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
@@ -89,7 +89,8 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in self.CODES}
+            numbers = [n for n in self.CODES if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import byol
+from byol.commands.train import with_preset
 from byol.method.views import ViewConfig
 from byol.settings import flags_of, parse, preset_flags, preset_names, to_plain
 from byol.train.config import DataConfig, KnnConfig, ModelConfig, OptimConfig, ProbeConfig, TrainConfig, seconds_of
@@ -62,6 +63,17 @@ def test_every_preset_is_headed_by_its_command_and_its_result(name):
 def test_a_flag_behind_a_preset_wins_over_it():
     config = preset("imagenet-300", "--batch-size", "512", "--encoder", "resnet50x2", "--optim.base-tau", "0.9")
     assert (config.batch_size, config.encoder, config.optim.base_tau, config.epochs) == (512, "resnet50x2", 0.9, 300)
+
+
+@pytest.mark.parametrize("length", ["epochs: 300", "budget: 5m"])
+@pytest.mark.parametrize("flag", ["--epochs", "--budget"])
+def test_a_length_beside_a_preset_wins_over_a_length_of_the_other_kind(tmp_path, length, flag):
+    (tmp_path / "config.yaml").write_text(f"{length}\nbatch_size: 8\n")
+    for words in ([flag, "2"], [f"{flag}=2"]):
+        given = with_preset(["photos", "--preset", str(tmp_path / "config.yaml"), *words])
+        assert given[:2] == ["--batch-size", "8"] or length.startswith(flag[2:])
+        assert [word.partition("=")[0] for word in given if word.startswith(("--epochs", "--budget"))][-1] == flag
+        assert not ({"--epochs", "--budget"} - {flag}) & {word.partition("=")[0] for word in given}
 
 
 def test_a_config_survives_its_way_through_yaml_and_flags():
@@ -163,6 +175,25 @@ def test_a_budget_fits_the_steps_to_the_measured_speed():
     assert plan.total_steps * 0.5 < 600
     with pytest.raises(byol.ConfigError, match="only"):
         plan_run(replace(config, budget="2s"), CIFAR, CPU, step_seconds=lambda draft: 0.5)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_takes_a_budget_of_time(name):
+    config = replace(preset(name), epochs=None, budget="60d")
+    drafts = []
+    plan = plan_run(config, IMAGENET, CPU, step_seconds=lambda draft: drafts.append(draft) or 1.0)
+    assert drafts[0].warmup_steps == 0
+    if config.optim.warmup_epochs is not None:
+        assert plan.warmup_steps == int(config.optim.warmup_epochs * plan.images) // plan.batch_size
+    with pytest.raises(byol.ConfigError, match=r"warmup_epochs=30 is not shorter than the run"):
+        too_long = replace(config.optim, warmup_epochs=30)
+        plan_run(replace(config, budget="1h", optim=too_long), IMAGENET, CPU, step_seconds=lambda draft: 1.0)
+
+
+@pytest.mark.parametrize(("count", "epochs"), [(62, 1000), (62, 3), (50_000, 28), (1_281_167, 300)])
+def test_checkpoints_are_some_dozens_a_run_however_short_its_epochs(count, epochs):
+    plan = plan_run(TrainConfig(out="a", epochs=epochs), ImageFacts(count, None, 3, False), CPU)
+    assert min(20, plan.total_steps) <= plan.total_steps // plan.save_every_steps <= 39
 
 
 def test_photographs_are_streamed_and_small_images_kept_in_memory():
