@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 from byol import __version__
 from byol.errors import ByolError, ConfigError, did_you_mean
@@ -19,7 +20,8 @@ usage: byol COMMAND ...
   convert     other programs' checkpoints:  byol convert pretrain_res50x1.pkl --out encoders/res50x1
 
 `byol COMMAND --help` lists a command's flags.
-Exit codes: 0 done, 2 usage or settings, 3 images, 4 diverged, 70 a bug, 75 stopped by a signal and saved, 130 Ctrl-C and saved.
+Exit codes: 0 done, 2 usage or settings, 3 images, 4 diverged, 70 no memory, no disk space or a bug,
+75 stopped by a signal and saved, 130 Ctrl-C and saved.
 """
 
 
@@ -35,18 +37,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command_named(words[0])(words[1:])
     except ByolError as failure:
-        print(f"byol {words[0]}: {failure}", file=sys.stderr)
+        say(f"byol {words[0]}: {failure}")
         return failure.exit_code
     except KeyboardInterrupt:
-        print("byol: interrupted", file=sys.stderr)
+        say("byol: interrupted")
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        hush(sys.stdout)
         return 0
     except Exception:  # the outermost door: whatever comes here was not foreseen
         traceback.print_exc()
         print("byol: this is a bug. Please report it with the lines above.", file=sys.stderr)
         return 70
+
+
+def say(line: str) -> None:
+    """A line on stderr; when nobody listens any more, the exit code has to do."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        hush(sys.stderr)
+
+
+def hush(stream: TextIO) -> None:
+    """Lead a stream whose reader has gone to nowhere, so that Python's own exit does not stumble over it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def command_named(name: str) -> Callable[[Sequence[str]], int]:

@@ -24,7 +24,7 @@ def _listed(value: Any) -> Any:
         return {key: _listed(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_listed(part) for part in value]
-    return value
+    return value.item() if hasattr(value, "item") else value  # a number of numpy's, which YAML and JSON do not know
 
 
 def to_yaml(config: Any) -> str:

@@ -15,7 +15,7 @@ from byol.settings import parse, preset_flags
 from byol.train.config import TrainConfig
 from byol.train.log import duration
 from byol.train.run import build_learner, pretrain
-from byol.weights.files import Encoder
+from byol.weights.files import FILE, Encoder
 from byol.world import World
 
 NEIGHBOURS = 5  # that vote: a photograph has tiles of many kinds, and few of each
@@ -24,7 +24,7 @@ NEIGHBOURS = 5  # that vote: a photograph has tiles of many kinds, and few of ea
 @dataclass(frozen=True)
 class Demo:
     out: str | None = None
-    """Folder of the run. By default runs/demo, or the next free runs/demo-2, runs/demo-3, ..."""
+    """Folder of the run. By default runs/demo, or the next runs/demo-2, runs/demo-3, ... that is free or was stopped."""
     seed: int = 0
     """Number from which all randomness follows."""
 
@@ -72,5 +72,10 @@ def demo(arguments: Sequence[str]) -> int:
 
 
 def free_folder() -> str:
-    """runs/demo, or the first runs/demo-N that does not exist."""
-    return next(name for name in (f"runs/demo{'' if n == 1 else f'-{n}'}" for n in count(1)) if not Path(name).exists())
+    """runs/demo, or the first runs/demo-N that is not there yet or holds an unfinished run, to continue it."""
+    return next(name for name in (f"runs/demo{'' if n == 1 else f'-{n}'}" for n in count(1)) if not is_finished(Path(name)))
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder exists and holds anything else than a run that was stopped."""
+    return folder.exists() and ((folder / FILE).exists() or not (folder / "plan.json").exists())

@@ -44,9 +44,11 @@ def with_preset(words: list[str]) -> list[str]:
     if name is None:
         return words
     flags = preset_flags(name)
-    if any(word.partition("=")[0] == "--budget" for word in words) and "--epochs" in flags:
-        place = flags.index("--epochs")  # a time budget takes the place of the preset's length
-        del flags[place : place + 2]
+    given = {word.partition("=")[0].replace("_", "-") for word in words}
+    for length in {"--budget", "--epochs"} - given:  # a length that is given takes the place of the preset's, of either kind
+        if given & {"--budget", "--epochs"} and length in flags:
+            place = flags.index(length)
+            del flags[place : place + 2]
     return flags + words
 
 

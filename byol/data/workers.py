@@ -1,10 +1,12 @@
 """Processes that decode images beside the main one."""
 
+import atexit
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from byol.errors import ByolError
 
 T = TypeVar("T")
+# A terminal or a batch system sends them to every process of a run; the run alone answers them, and then ends its workers.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 @contextmanager
@@ -25,10 +29,8 @@ def as_many_as_asked() -> Iterator[None]:
 
 def loader(dataset: Dataset[T], *, workers: int, **options: Any) -> "DataLoader[T]":
     """torch's DataLoader with `workers` forked processes; with 0 the work is done in this process."""
-    if workers:
-        options["worker_init_fn"] = _leave_signals_to_the_run
-        if "fork" in torch.multiprocessing.get_all_start_methods():  # everywhere but on Windows
-            options["multiprocessing_context"] = "fork"
+    if workers and "fork" in torch.multiprocessing.get_all_start_methods():  # everywhere but on Windows
+        options["multiprocessing_context"] = "fork"
     with as_many_as_asked():
         return DataLoader(dataset, num_workers=workers, **options)
 
@@ -36,6 +38,8 @@ def loader(dataset: Dataset[T], *, workers: int, **options: Any) -> "DataLoader[
 def arriving(samples: "DataLoader[T]") -> Iterator[T]:
     """What a loader gives; a worker that died becomes one sentence instead of torch's many kinds of error."""
     iterator = _started(samples)
+    workers = iterator._workers if samples.num_workers else []
+    at_exit = atexit.register(partial(_kill, workers))  # before Python's own exit, which waits for them
     try:
         while True:
             try:
@@ -52,25 +56,34 @@ def arriving(samples: "DataLoader[T]") -> Iterator[T]:
                 ) from failure
             yield sample
     finally:
-        if samples.num_workers:  # now: left to the garbage collector it can take seconds, or wait as long as a traceback lives
+        if workers:  # now: left to the garbage collector it can take seconds, or wait as long as a traceback lives
             iterator._shutdown_workers()
+            _kill(workers)
+        atexit.unregister(at_exit)
 
 
 def _started(samples: "DataLoader[T]") -> Any:
-    """Start the workers, without the signal handler that torch adds.
+    """Start the workers, deaf to the signals that stop a run, and without the signal handler that torch adds.
 
-    It would raise a worker's death in the midst of whatever the run is doing; without it, `next` finds out within seconds.
+    That handler would raise a worker's death in the midst of whatever the run is doing; without it, `next` finds out within
+    seconds. A worker whose run was killed outright notices within seconds too, and ends.
     """
     in_main = samples.num_workers > 0 and threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGCHLD) if in_main else None
-    with as_many_as_asked():
-        iterator = iter(samples)
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS if samples.num_workers else ())  # what is forked inherits it
+    try:
+        with as_many_as_asked():
+            iterator = iter(samples)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
     if in_main:
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
     return iterator
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
-    """A Ctrl-C reaches every process of a terminal; only the run itself answers it, and then ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _kill(workers: Iterable[Any]) -> None:
+    """End the workers for sure: they do not hear the SIGTERM that torch and Python end processes with."""
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+            worker.join()

@@ -1,6 +1,7 @@
 """Images through an encoder: the matrix that everything after training starts from."""
 
 import logging
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,25 @@ def check_encoder(encoder: object) -> None:
         )
 
 
+Prepared = tuple[list[int], Tensor | None, list[tuple[int, str]]]
+
+
+def prepared_batches(images: Images, encoder: Encoder, workers: int) -> Generator[Prepared]:
+    """Images as an encoder is fed them but not normalised, in order, some at a time.
+
+    Each time: which images, their pixels (n, C, h, w) float in [0, 1] (None when none can be read), and the unreadable ones
+    with the reasons.
+    """
+    prepared: torch.utils.data.DataLoader[Any] = loader(
+        _Prepared(images, encoder),
+        workers=workers,
+        batch_size=BATCH,
+        collate_fn=_gathered,
+        generator=torch.Generator(),  # else the loader draws a seed from torch's own random state
+    )
+    yield from arriving(prepared)
+
+
 def embed(encoder: Encoder, images: Any, *, workers: int = 0) -> Features:
     """The representation of every image, on the encoder's device, in the images' order.
 
@@ -138,17 +158,10 @@ def embed(encoder: Encoder, images: Any, *, workers: int = 0) -> Features:
             "Open the images with channels= to match."
         )
     device = next(encoder.parameters()).device
-    prepared: torch.utils.data.DataLoader[Any] = loader(
-        _Prepared(source, encoder),
-        workers=workers,
-        batch_size=BATCH,
-        collate_fn=_gathered,
-        generator=torch.Generator(),  # else the loader draws a seed from torch's own random state
-    )
     rows: list[int] = []
     parts: list[Tensor] = []
     bad: list[str] = []
-    for indices, pixels, unreadable in arriving(prepared):
+    for indices, pixels, unreadable in prepared_batches(source, encoder, workers):
         bad += [f"{printable(source.name(index))} ({reason})" for index, reason in unreadable]
         if pixels is not None:
             rows += indices

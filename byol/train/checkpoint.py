@@ -90,14 +90,13 @@ def last_good(folder: Path) -> str:
     return f"The last good checkpoint is {path}." if path else "No checkpoint had been written yet."
 
 
-def sweep(folder: Path) -> None:
-    """Remove what dead processes left behind: temporary folders, and folders on their way out."""
-    for path in folder.glob(".tmp-*") if folder.exists() else ():
-        pid = int(path.name.split("-")[1])
-        if pid == os.getpid() or not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob(".del-*") if folder.exists() else ():
-        shutil.rmtree(path, ignore_errors=True)
+def sweep(*folders: Path) -> None:
+    """Remove what dead processes left behind: temporary files and folders, and folders on their way out."""
+    for folder in folders:
+        for path in [*folder.glob(".tmp-*"), *folder.glob(".del-*")] if folder.exists() else ():
+            pid = path.name.split("-")[1]
+            if path.name.startswith(".del-") or pid == str(os.getpid()) or not Path(f"/proc/{pid}").exists():
+                path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
 
 
 def flatten(state: Any, prefix: str) -> tuple[dict[str, Tensor], Any]:

@@ -1,7 +1,12 @@
 """What a run is told (`TrainConfig`) and what follows from it (`Plan`): every number is derived here, once."""
 
+import math
+import os
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from byol.errors import ConfigError
 from byol.method.views import ViewConfig
@@ -14,6 +19,34 @@ def check(holds: bool, message: str) -> None:
     """Raise ConfigError with the message unless the condition holds."""
     if not holds:
         raise ConfigError(message)
+
+
+def conform(config: Any) -> None:
+    """Make paths strings and numpy's numbers Python's. Raises ConfigError for a value of another type than its field's."""
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        kinds = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
+        if isinstance(value, os.PathLike) and str in kinds:
+            value = os.fspath(value)
+        if isinstance(value, np.generic):
+            value = value.item()
+        check(any(_is_a(value, kind) for kind in kinds), f"{name} is {value!r}; expected {' or '.join(map(_in_words, kinds))}.")
+        object.__setattr__(config, name, value)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    words = {int: "a whole number", float: "a finite number", str: "text", bool: "True or False", type(None): "nothing"}
+    return words.get(kind, f"a {kind.__name__}")
 
 
 @dataclass(frozen=True)
@@ -38,6 +71,7 @@ class ModelConfig:
     """Let both views share one pass and its BatchNorm statistics (not the paper's way)."""
 
     def __post_init__(self) -> None:
+        conform(self)
         for name in ("projection_size", "projection_hidden_size"):
             check(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; expected at least 1.")
 
@@ -69,6 +103,7 @@ class OptimConfig:
     """Micro-batches whose gradients make one optimizer step (and one target update)."""
 
     def __post_init__(self) -> None:
+        conform(self)
         check(self.base_lr is None or self.base_lr > 0, f"optim.base_lr is {self.base_lr}; expected a positive number.")
         check(
             self.weight_decay is None or self.weight_decay >= 0,
@@ -101,6 +136,7 @@ class DataConfig:
     """Largest picture that is decoded, in pixels; larger ones count as unreadable."""
 
     def __post_init__(self) -> None:
+        conform(self)
         check(self.channels in (None, 1, 3), f"data.channels is {self.channels}; expected 1 (gray) or 3 (colour).")
         check(0 <= self.max_bad <= 1, f"data.max_bad is {self.max_bad}; expected a share from 0 to 1.")
         check(self.max_pixels >= 1, f"data.max_pixels is {self.max_pixels}; expected at least 1.")
@@ -120,6 +156,7 @@ class KnnConfig:
     """Votes weigh exp(cosine / temperature)."""
 
     def __post_init__(self) -> None:
+        conform(self)
         check(0 <= self.held_out < 1, f"knn.held_out is {self.held_out}; expected a share from 0 to less than 1.")
         check(self.times >= 1, f"knn.times is {self.times}; expected at least 1.")
         check(self.k >= 1, f"knn.k is {self.k}; expected at least 1.")
@@ -132,6 +169,9 @@ class ProbeConfig:
 
     online: bool = False
     """Train a linear classifier beside BYOL on the stopped representation; the encoder learns nothing from it."""
+
+    def __post_init__(self) -> None:
+        conform(self)
 
 
 @dataclass(frozen=True)
@@ -163,7 +203,7 @@ class TrainConfig:
     precision: Precision | None = None
     """bf16 or fp32 for the encoder's arithmetic. By default bf16 where the hardware has it and is faster with it."""
     save_every_steps: int | None = None
-    """Steps between checkpoints. By default one epoch, and at least twenty checkpoints a run."""
+    """Steps between checkpoints. By default twenty a run; one more is saved whenever five minutes have passed without."""
     keep_checkpoints: int = 2
     """Checkpoints kept, at least 2."""
     log_every_steps: int = 50
@@ -176,6 +216,7 @@ class TrainConfig:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
+        conform(self)
         check(self.out != "", "out is empty; expected a folder for the run, such as runs/a.")
         check(self.epochs is None or self.epochs > 0, f"epochs is {self.epochs}; expected a positive number.")
         check(

@@ -6,12 +6,12 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TextIO
 
-from byol.errors import CheckpointError, ConfigError
+from byol.errors import ByolError, CheckpointError, ConfigError, Stopped
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def claim(folder: Path) -> Iterator[Path]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        others = [path.name for path in folder.iterdir() if path.name != ".lock"]
+        others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]  # nor .DS_Store or .tmp-...
         if others and not (folder / "plan.json").exists() and not any(name in _OF_A_RUN for name in others):
             raise CheckpointError(
                 f"{folder} is not empty and holds no run (it has {others[0]!r}). Choose a new folder with --out."
@@ -34,14 +34,20 @@ def claim(folder: Path) -> Iterator[Path]:
         raise ConfigError(f"The run's folder {folder} cannot be used: {failure.strerror}. Choose another --out.") from failure
     with lock:
         _wait_for(lock, folder)
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {os.uname().nodename}")
-        lock.flush()
+        _sign(lock)
         try:
             yield folder
         except BaseException:
             _unmake(folder, made)
             raise
+
+
+def _sign(lock: TextIO) -> None:
+    """Say who holds the folder; on a full disk it is held all the same."""
+    lock.truncate(0)
+    with suppress(OSError):
+        lock.write(f"process {os.getpid()} on {os.uname().nodename}")
+        lock.flush()
 
 
 def _unmake(folder: Path, made: list[Path]) -> None:
@@ -76,30 +82,57 @@ _OF_A_RUN = {"config.yaml", "env.json"}  # written before plan.json: a run kille
 
 
 class StopSignals:
-    """Turns SIGINT and SIGTERM (and SIGUSR1, as batch systems send) into a wish to stop at the next step.
+    """Turns SIGINT, SIGTERM, SIGHUP (and SIGUSR1, as batch systems send) into a wish to stop at the next step.
 
-    The second Ctrl-C interrupts at once. Outside the main thread signals are left alone.
+    Before the first step is done there is nothing to save, and Stopped is raised at once. Later the second Ctrl-C interrupts
+    at once. Outside the main thread signals are left alone, and so is SIGHUP under nohup.
     """
 
-    CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR1: 75}  # noqa: RUF012
+    CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGHUP: 75}  # noqa: RUF012
 
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
+        self._steps_done = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in self.CODES}
+            numbers = [n for n in self.CODES if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def wait_for_steps(self) -> None:
+        """From now on a signal waits for the end of the step."""
+        self._steps_done = True
+
+    def wanted(self) -> bool:
+        """Whether a signal has asked to stop."""
+        return self.asked is not None
+
+    def ended(self, step: int, total: int, saved: bool, last_good: str) -> ByolError:
+        """What to raise at the end of the step after which a signal asked to stop."""
+        if not saved:
+            return ByolError(f"Stopped by {self.name}, but step {step:,} of {total:,} could not be saved. {last_good}")
+        return Stopped(
+            f"Stopped by {self.name} and saved at step {step:,} of {total:,}. The same command continues from there.",
+            exit_code=self.exit_code,
+        )
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.asked is signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = signal.Signals(number)
+        if not self._steps_done:
+            raise Stopped(
+                f"Stopped by {self.name} before a step was done. The same command takes it up again.", exit_code=self.exit_code
+            )
+        if number == signal.SIGINT:
+            with suppress(OSError):
+                os.write(2, b"\nstopping after this step; Ctrl-C again ends at once, without saving\n")
 
     @property
     def name(self) -> str:

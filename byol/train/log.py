@@ -1,9 +1,11 @@
 """What a run says while it runs: metrics.jsonl is the truth, the console shows it, bad_files.jsonl lists unreadable images."""
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from byol.train.step import StepResult
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+logger = logging.getLogger("byol")
 PLAIN_SECONDS = 10.0  # at least, between lines of metrics where there is no terminal
 FIRST_SECONDS, QUIET_SECONDS = 3.0, 60.0  # without a line, first and later, until one tells of the steps alone
 
@@ -30,6 +33,7 @@ class RunLog:
         self._said_at: float | None = None  # the last line of metrics where there is no terminal
         self._told_at: float | None = None  # the last line of metrics or of steps alone
         self._bar: Progress | None = None
+        self._warned = self._unheard = False
         forget_after(self.path, start)
 
     def __enter__(self) -> "RunLog":
@@ -48,12 +52,20 @@ class RunLog:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with suppress(OSError):  # of a terminal that was closed
+                self._bar.stop()
 
     def write(self, values: dict[str, Any]) -> None:
-        """Append one line of metrics and show it."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        """Append one line of metrics, if there are any, and show it."""
+        if not values:
+            return
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(values) + "\n")
+        except OSError as failure:
+            if not self._warned:
+                logger.warning("Metrics cannot be written to %s (%s); training goes on.", self.path, failure.strerror)
+            self._warned = True
         self._show(values)
 
     def following(self, results: Iterable[StepResult]) -> Iterator[StepResult]:
@@ -76,10 +88,15 @@ class RunLog:
 
     def say(self, line: str) -> None:
         """A line for people that is no metric."""
-        if self._bar is not None:
-            self._bar.console.print(line, markup=False, highlight=False)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        if self._unheard:
+            return
+        try:
+            if self._bar is not None:
+                self._bar.console.print(line, markup=False, highlight=False)
+            else:
+                print(line, file=sys.stderr, flush=True)
+        except OSError:  # a closed pipe or terminal ends the talking, not the training
+            self._unheard = True
 
     def _show(self, values: dict[str, Any]) -> None:
         if "loss" not in values and "knn_top1" not in values:
@@ -126,15 +143,17 @@ def forget_after(path: Path, step: int) -> None:
     """Drop the lines of steps that a resumed run will do again, and a last line that was cut short by a kill."""
     if not path.exists():
         return
-    kept = []
+    kept = [values for values in whole_lines(path) if values["step"] <= step]
+    write_text(path, "".join(json.dumps(values) + "\n" for values in kept))
+
+
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """What the lines of a JSON lines file say, without those that a kill or a full disk cut short."""
+    values = []
     for line in path.read_text().splitlines():
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if values["step"] <= step:
-            kept.append(line + "\n")
-    write_text(path, "".join(kept))
+        with suppress(json.JSONDecodeError):
+            values.append(json.loads(line))
+    return values
 
 
 class BadImages:
@@ -145,9 +164,9 @@ class BadImages:
         self.images, self.share = images, share
         self.reasons: dict[str, str] = {}
         if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                entry = json.loads(line)
-                self.reasons[entry["name"]] = entry["reason"]
+            entries = whole_lines(self.path)
+            self.reasons = {entry["name"]: entry["reason"] for entry in entries}
+            write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in entries))
 
     def __call__(self, name: str, reason: str) -> None:
         """Take note of an image; raises DataError when more than the agreed share is unreadable."""

@@ -11,6 +11,8 @@ from byol.world import Precision, World
 
 SMALL_SIDE = 64  # up to this side an image counts as small: a 3x3 stem, and the whole set kept on the device
 
+SAVES = 20  # checkpoints a run by default; one costs about as much as a few steps, and the run saves by the clock as well
+
 
 @dataclass(frozen=True)
 class ImageFacts:
@@ -137,7 +139,8 @@ def plan_run(config: TrainConfig, facts: ImageFacts, world: World, step_seconds:
     plan = replace(plan, workers=0 if plan.in_memory else derived_workers(config))
     if config.budget is not None and step_seconds is not None:
         # 4 % of the time is set aside for scoring, saving and the noise of the measurement.
-        updates = 0.96 * seconds_of(config.budget) / step_seconds(with_length(plan, config, epochs=1.0))
+        draft = replace(config, optim=replace(config.optim, warmup_epochs=0.0))  # its one epoch may be shorter than the warm-up
+        updates = 0.96 * seconds_of(config.budget) / step_seconds(with_length(plan, draft, epochs=1.0))
         if updates < 10:
             raise ConfigError(
                 f"A budget of {config.budget} is only {updates:.1f} steps here. Give more time, a smaller --image-size, "
@@ -161,13 +164,12 @@ def with_length(plan: Plan, config: TrainConfig, epochs: float) -> Plan:
         raise ConfigError(
             f"optim.warmup_epochs={warmup:g} is not shorter than the run of {epochs:g} epochs. Give fewer warm-up epochs."
         )
-    per_epoch = max(1, plan.images // plan.batch_size)
     return replace(
         plan,
         epochs=epochs,
         total_steps=total,
         warmup_steps=warmup_steps,
-        save_every_steps=config.save_every_steps or max(1, min(per_epoch, total // 20)),
+        save_every_steps=config.save_every_steps or max(1, total // SAVES),
         look_every_steps=math.ceil(total / config.knn.times),
     )
 

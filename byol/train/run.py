@@ -1,10 +1,7 @@
 """A whole run, from images to an encoder file. Read `pretrain` from top to bottom: it is the table of contents."""
 
-import json
-import logging
-import platform
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,32 +10,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from byol import __version__
 from byol.data.batches import Batch, BatchPlan, load_resident, resident_batches, streamed_batches
 from byol.data.sources import Images, open_images
-from byol.disk import write_text
-from byol.errors import CheckpointError, ConfigError, Stopped, TrainingError
+from byol.errors import ConfigError
 from byol.evaluation.online import OnlineProbe, watching
 from byol.evaluation.protocols import Score, write_scores
 from byol.method.byol import BYOL
 from byol.method.draws import seed_of, uniforms
 from byol.models.build import build_encoder
-from byol.settings import differences, to_plain, to_yaml
 from byol.train import checkpoint
 from byol.train.config import TrainConfig
+from byol.train.failures import explained
 from byol.train.folder import StopSignals, claim
 from byol.train.log import BadImages, RunLog, duration
 from byol.train.monitor import Monitor
 from byol.train.optim import build_optimizer
 from byol.train.pace import Pace, Timed
-from byol.train.plan import ImageFacts, Plan, plan_run
+from byol.train.plan import Plan
+from byol.train.saving import Saver
+from byol.train.start import planned, record
 from byol.train.step import steps
 from byol.weights.files import FILE, Encoder, EncoderInfo, check_savable, save_encoder
 from byol.world import World
 
-logger = logging.getLogger("byol")
-# What may differ when a run is continued: where it runs and what it tells, not what it computes.
-FREE_TO_CHANGE = {"out", "workers", "device", "save_every_steps", "keep_checkpoints", "log_every_steps", "data.max_bad"}
+BadNames = Callable[[str, str], None]  # is told the name of an unreadable image, and why
 
 
 @dataclass(frozen=True)
@@ -66,17 +61,19 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
     world = World.join(config.device)
     source = images if isinstance(images, Images) else open_images(images, **opening(config))
 
-    with claim(Path(config.out)) as folder, StopSignals() as stop:
-        checkpoint.sweep(folder / "checkpoints")
-        plan = planned(folder, config, own, source, world)
+    with claim(Path(config.out)) as folder, StopSignals() as stop, explained(folder):
+        checkpoint.sweep(folder, folder / "checkpoints")
+        plan = planned(folder, config, own, source, world, lambda draft: seconds_per_step(draft, config, own, source, world))
         learner = build_learner(plan, config, own, world)
+        encoder = encoder_of(learner, plan, own)
+        check_eval_size(encoder, plan)
         record(folder, plan, config, source, world)
         train_rows, held_out_rows = split(len(source), plan)
         probe = OnlineProbe(learner, source.subset(train_rows), seed_of(plan.seed, 3)) if config.probe.online else None
         trained = nn.ModuleDict({"learner": learner} if probe is None else {"learner": learner, "probe": probe})
         optimizer = build_optimizer(learner, plan, probe)
-        start = restore(folder, trained, optimizer)
-        encoder = encoder_of(learner, plan, own)
+        saver = Saver(folder, trained, optimizer, plan, config)
+        start = saver.restore()
         monitor = Monitor(encoder, source, train_rows, held_out_rows, plan, config.knn, probe)
         source.release()  # what was read until now is not needed as it was read
         bad = BadImages(folder, len(source), config.data.max_bad)
@@ -86,23 +83,17 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
             log.say(f"run        {folder}" + (f", continued at step {start:,}" if start else ""))
             log.say("\n".join(plan.lines()))
             pace = Pace(plan, start)
-            try:
-                for result in log.following(steps(learner, batches, optimizer, plan, start, probe)):
-                    last = result.step == plan.total_steps
-                    if result.step % plan.log_every_steps == 0 or last:
-                        log.write(pace.metrics(result, batches.waited) | (probe.metrics() if probe else {}))
-                    if monitor.due(result.step):
-                        log.write(monitor.look(result.step))
-                    if result.step % plan.save_every_steps == 0 or last or stop.asked:
-                        save(folder, trained, optimizer, result.step, config.keep_checkpoints)
-                    if stop.asked and not last:
-                        raise Stopped(
-                            f"Stopped by {stop.name} and saved at step {result.step:,} of {plan.total_steps:,}. "
-                            "The same command continues from there.",
-                            exit_code=stop.exit_code,
-                        )
-            except TrainingError as failure:
-                raise TrainingError(f"{failure} {checkpoint.last_good(folder / 'checkpoints')}") from failure
+            for result in log.following(steps(learner, batches, optimizer, plan, start, probe)):
+                stop.wait_for_steps()
+                last = result.step == plan.total_steps
+                if result.step % plan.log_every_steps == 0 or last:
+                    log.write(pace.metrics(result, batches.waited) | (probe.metrics() if probe else {}))
+                if monitor.due(result.step):
+                    log.write(monitor.look(result.step, None if last else stop.wanted))
+                stopping = stop.wanted() and not last
+                saved = (saver.due(result.step) or last or stopping) and saver.save(result.step)
+                if stopping:
+                    raise stop.ended(result.step, plan.total_steps, saved, checkpoint.last_good(folder / "checkpoints"))
             log.say(f"finished   {plan.total_steps - start:,} steps in {duration(pace.elapsed())}")
         return finish(folder, encoder, plan, monitor)
 
@@ -120,53 +111,6 @@ def check_own(config: TrainConfig) -> None:
 def opening(config: TrainConfig) -> dict[str, Any]:
     """How the images are opened for a run."""
     return {"channels": config.data.channels, "max_pixels": config.data.max_pixels}
-
-
-def planned(folder: Path, config: TrainConfig, own: nn.Module | None, source: Images, world: World) -> Plan:
-    """The stored plan of the run that is continued, or a new one."""
-    path = folder / "plan.json"
-    if path.exists():
-        stored = json.loads(path.read_text())
-        changed = differences(stored["config"], to_plain(config))
-        changed = [line for line in changed if line.split(":")[0] not in FREE_TO_CHANGE]
-        if changed:
-            raise CheckpointError(
-                f"{folder} holds a run with other settings ({'; '.join(changed)}). "
-                "Repeat its settings to continue it, or choose another --out."
-            )
-        if stored["data"] != source.fingerprint():
-            raise CheckpointError(
-                f"{folder} was trained on other images ({stored['images']}) than {source.description}. "
-                "Give the same images to continue it, or choose another --out."
-            )
-        plan = Plan.from_json(stored["plan"])
-        workers = plan.workers if config.workers is None or plan.in_memory else config.workers
-        return replace(plan, device=str(world.device), workers=workers)
-    facts = ImageFacts(len(source), source.uniform_size(), source.channels, source.labels is not None)
-    plan = plan_run(config, facts, world, lambda draft: seconds_per_step(draft, config, own, source, world))
-    return plan if own is None else replace(plan, encoder=type(own).__name__, encoder_options={})
-
-
-def record(folder: Path, plan: Plan, config: TrainConfig, source: Images, world: World) -> None:
-    """Write config.yaml, env.json and plan.json of a new run."""
-    if (folder / "plan.json").exists():
-        return
-    environment = {
-        "byol": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "hardware": world.describe(),
-        "threads": torch.get_num_threads(),
-    }
-    stored = {
-        "plan": plan.to_json(),
-        "config": to_plain(config),
-        "data": source.fingerprint(),
-        "images": source.description,
-    }
-    write_text(folder / "config.yaml", to_yaml(config))
-    write_text(folder / "env.json", json.dumps(environment, indent=1))
-    write_text(folder / "plan.json", json.dumps(stored, indent=1))  # last: a folder with a plan is a run
 
 
 def build_learner(plan: Plan, config: TrainConfig, own: nn.Module | None, world: World) -> BYOL:
@@ -200,7 +144,7 @@ def split(count: int, plan: Plan) -> tuple[Tensor, Tensor]:
 
 
 def open_batches(
-    images: Images, plan: Plan, config: TrainConfig, world: World, start: int, bad: BadImages, probe: OnlineProbe | None = None
+    images: Images, plan: Plan, config: TrainConfig, world: World, start: int, bad: BadNames, probe: OnlineProbe | None = None
 ) -> Generator[Batch]:
     """The run's micro-batches from step `start` on, by the plan's route. Nothing is read before the first is asked for."""
     what = BatchPlan(plan.seed, len(images), plan.batch_size, plan.accumulation, plan.image_size, config.views)
@@ -234,8 +178,7 @@ def seconds_per_step(draft: Plan, config: TrainConfig, own: nn.Module | None, so
     learner = build_learner(draft, config, copy.deepcopy(own), world)
     rows, _ = split(len(source), draft)
     sample = source.subset(rows[: max(4096, draft.batch_size)])
-    quiet = BadImages(Path(config.out), len(source), 1.0)
-    batches = open_batches(sample, draft, config, world, 0, quiet)
+    batches = open_batches(sample, draft, config, world, 0, lambda name, reason: None)  # the run itself will report them
     times = []
     for _ in steps(learner, batches, build_optimizer(learner, draft), draft):
         if world.device.type == "cuda":
@@ -245,31 +188,6 @@ def seconds_per_step(draft: Plan, config: TrainConfig, own: nn.Module | None, so
             break
     # The first step warms up; the mean of the others includes what data and the machine's noise cost.
     return (times[-1] - times[0]) / (len(times) - 1)
-
-
-def restore(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load the newest good checkpoint, if there is one. Returns the steps already done."""
-    found = checkpoint.latest(folder / "checkpoints")
-    if found is None:
-        return 0
-    step, tensors, values = found
-    trained.load_state_dict({name: t for name, t in tensors.items() if not name.startswith("optimizer.")})
-    checkpoint.restore_optimizer(optimizer, checkpoint.unflatten(values["optimizer"], tensors))
-    return step
-
-
-def save(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer, step: int, keep: int) -> None:
-    """Write a checkpoint; a disk that is full costs this checkpoint, not the run. Raises TrainingError for bad weights."""
-    tensors, rest = checkpoint.flatten(optimizer.state_dict(), "optimizer")
-    tensors |= trained.state_dict()
-    learned = [*(name for name, _ in trained.named_parameters()), *(name for name in tensors if name.startswith("optimizer."))]
-    damaged = [name for name in learned if not tensors[name].isfinite().all()]
-    if damaged:  # of a finite loss whose gradient was not: the next loss would tell, but after this save
-        raise TrainingError(f"After step {step} the state is not finite ({', '.join(damaged[:3])}), so it was not saved.")
-    try:
-        checkpoint.save(folder / "checkpoints", step, tensors, {"optimizer": rest}, keep)
-    except OSError as failure:
-        logger.warning("The checkpoint of step %d could not be written (%s); training goes on.", step, failure)
 
 
 def encoder_of(learner: BYOL, plan: Plan, own: nn.Module | None) -> Encoder:
@@ -288,6 +206,19 @@ def encoder_of(learner: BYOL, plan: Plan, own: nn.Module | None) -> Encoder:
         features=learner.representation_size,
     )
     return Encoder(network, info)
+
+
+def check_eval_size(encoder: Encoder, plan: Plan) -> None:
+    """Try one pass at another size than that of training. Raises ConfigError when the network cannot make it."""
+    if plan.eval_size == plan.image_size:
+        return
+    try:
+        encoder(torch.zeros((2, plan.channels, *plan.eval_size), dtype=torch.uint8, device=next(encoder.parameters()).device))
+    except (RuntimeError, ValueError, AssertionError) as failure:
+        raise ConfigError(
+            f"{plan.encoder} takes images of {plan.image_size[0]} pixels and none of {plan.eval_size[0]} ({failure}). Leave "
+            "--eval-size out."
+        ) from failure
 
 
 def finish(folder: Path, encoder: Encoder, plan: Plan, monitor: Monitor) -> Run:

@@ -195,7 +195,8 @@ def test_an_unknown_flag_is_named_with_a_near_one(labelled, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_says_so_and_the_same_command_continues(labelled, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)])
+def test_a_signal_to_all_processes_saves_says_so_and_the_same_command_continues(number, code, labelled, tmp_path):
     words = ["train", str(labelled), "--out", str(tmp_path / "a"), *TINY.split(), "--epochs", "60", "--workers", "1"]
     started = subprocess.Popen(
         [sys.executable, "-m", "byol", *words], stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -203,9 +204,9 @@ def test_ctrl_c_saves_says_so_and_the_same_command_continues(labelled, tmp_path)
     while not list(tmp_path.glob("a/checkpoints/step-*")):
         assert started.poll() is None, started.stderr.read()
         time.sleep(0.05)
-    os.killpg(started.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    os.killpg(started.pid, number)  # as a terminal and Slurm do: to the workers too
     said = started.communicate(timeout=60)[1]
-    assert started.returncode == 130
+    assert started.returncode == code
     assert "saved at step" in said
     assert "Traceback" not in said
     continued = byol(*words)

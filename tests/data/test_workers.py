@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -98,27 +100,27 @@ def test_no_worker_outlives_the_batches(files: Path) -> None:
     assert not any(worker.is_alive() for worker in workers)
 
 
-def test_a_ctrl_c_is_left_to_the_run(files: Path) -> None:
-    """A terminal sends it to every process; a worker that obeyed would kill the run before it has saved."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_to_stop_is_left_to_the_run(number: signal.Signals, files: Path) -> None:
+    """A terminal or a batch system sends it to every process; a worker that obeyed would kill the run before it has saved."""
     images, plan = open_images(files), plan_for()
     batches = streamed(images, plan, range(40), workers=2)
     seen = [next(batches), next(batches)]  # one from each worker: both are up
     for worker in multiprocessing.active_children():
         assert worker.pid is not None
-        os.kill(worker.pid, signal.SIGINT)
+        os.kill(worker.pid, number)
     seen += list(batches)
     assert same(seen, list(streamed(images, plan, range(40))))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_dead_worker_is_one_sentence(number: signal.Signals, files: Path) -> None:
+def test_a_dead_worker_is_one_sentence(files: Path) -> None:
     others = multiprocessing.active_children()
     batches = streamed(open_images(files), plan_for(), range(10_000), workers=2)
     assert len([next(batches), next(batches)]) == 2  # one from each worker: both are up
     victim = next(worker for worker in multiprocessing.active_children() if worker not in others)
     assert victim.pid is not None
-    os.kill(victim.pid, number)
+    os.kill(victim.pid, signal.SIGKILL)
     victim.join(10)
     deadline = time.monotonic() + 0.2
     while time.monotonic() < deadline:  # the run is busy with its step: nothing may be raised here
@@ -128,6 +130,34 @@ def test_a_dead_worker_is_one_sentence(number: signal.Signals, files: Path) -> N
             pass
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 70
+
+
+LEFT_OPEN = """
+import sys
+import numpy as np
+from byol.data.workers import arriving, loader
+
+class Slow:
+    def __len__(self): return 100
+    def __getitem__(self, index): return np.zeros(3)
+
+batches = arriving(loader(Slow(), workers=1))
+next(batches)
+sys.stdout.write(str(__import__("multiprocessing").active_children()[0].pid))
+sys.stdout.flush()
+{ending}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"], ids=["exit", "kill -9"])
+def test_no_worker_outlives_a_program_that_left_its_batches_open(ending: str) -> None:
+    code = LEFT_OPEN.format(ending=ending)
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=120, check=False)
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{done.stdout}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 class Broken:

@@ -6,12 +6,15 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
 import byol
+from byol.commands.train import with_preset
 from byol.method.views import ViewConfig
-from byol.settings import flags_of, parse, preset_flags, preset_names, to_plain
+from byol.settings import flags_of, parse, preset_flags, preset_names, to_plain, to_yaml
 from byol.train.config import DataConfig, KnnConfig, ModelConfig, OptimConfig, ProbeConfig, TrainConfig, seconds_of
 from byol.train.plan import ImageFacts, Plan, plan_run
 from byol.world import World
@@ -64,6 +67,17 @@ def test_a_flag_behind_a_preset_wins_over_it():
     assert (config.batch_size, config.encoder, config.optim.base_tau, config.epochs) == (512, "resnet50x2", 0.9, 300)
 
 
+@pytest.mark.parametrize("length", ["epochs: 300", "budget: 5m"])
+@pytest.mark.parametrize("flag", ["--epochs", "--budget"])
+def test_a_length_beside_a_preset_wins_over_a_length_of_the_other_kind(tmp_path, length, flag):
+    (tmp_path / "config.yaml").write_text(f"{length}\nbatch_size: 8\n")
+    for words in ([flag, "2"], [f"{flag}=2"]):
+        given = with_preset(["photos", "--preset", str(tmp_path / "config.yaml"), *words])
+        assert given[:2] == ["--batch-size", "8"] or length.startswith(flag[2:])
+        assert [word.partition("=")[0] for word in given if word.startswith(("--epochs", "--budget"))][-1] == flag
+        assert not ({"--epochs", "--budget"} - {flag}) & {word.partition("=")[0] for word in given}
+
+
 def test_a_config_survives_its_way_through_yaml_and_flags():
     config = TrainConfig(
         out="runs/a", epochs=3.5, encoder="timm:vit_tiny_patch16_224", workers=2, precision="fp32",
@@ -111,7 +125,8 @@ def test_budgets_are_read_with_their_unit(text, seconds):
         {"epochs": 0}, {"epochs": -1}, {"batch_size": 1}, {"image_size": 4}, {"workers": -1}, {"budget": "20"},
         {"budget": "0m"},
         {"budget": "nan m"}, {"budget": "1h", "epochs": 3}, {"keep_checkpoints": 1}, {"log_every_steps": 0}, {"seed": -1},
-        {"out": ""}, {"save_every_steps": 0}, {"eval_size": 3},
+        {"out": ""}, {"save_every_steps": 0}, {"eval_size": 3}, {"epochs": float("inf")}, {"epochs": float("nan")},
+        {"epochs": "5"}, {"batch_size": 8.5}, {"precision": "fp16"}, {"seed": None}, {"workers": True},
     ],
     ids=str,
 )  # fmt: skip
@@ -121,6 +136,24 @@ def test_a_setting_that_cannot_work_is_refused_with_its_name_and_value(changes):
     name, value = next(iter(changes.items()))
     assert name in str(failure.value)
     assert str(value) in str(failure.value) or value == ""
+
+
+@pytest.mark.parametrize("name", ["base_lr", "predictor_lr", "weight_decay", "warmup_epochs"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_setting_that_is_not_finite_is_refused(name, value):
+    with pytest.raises(byol.ConfigError, match=f"{name} is {value}; expected a finite number"):
+        OptimConfig(**{name: value})
+
+
+def test_paths_and_numbers_of_numpy_are_settings_too(tmp_path):
+    config = TrainConfig(
+        out=tmp_path / "a", epochs=np.float32(1.5), batch_size=np.int64(8), views=ViewConfig(flip=np.float32(0.5))
+    )
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["out"] == str(tmp_path / "a")
+    words = preset_flags(str(tmp_path / "config.yaml"))
+    again = parse(TrainConfig, words, prog="", description="")
+    assert again == config == TrainConfig(out=str(tmp_path / "a"), epochs=1.5, batch_size=8)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +196,25 @@ def test_a_budget_fits_the_steps_to_the_measured_speed():
     assert plan.total_steps * 0.5 < 600
     with pytest.raises(byol.ConfigError, match="only"):
         plan_run(replace(config, budget="2s"), CIFAR, CPU, step_seconds=lambda draft: 0.5)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_takes_a_budget_of_time(name):
+    config = replace(preset(name), epochs=None, budget="60d")
+    drafts = []
+    plan = plan_run(config, IMAGENET, CPU, step_seconds=lambda draft: drafts.append(draft) or 1.0)
+    assert drafts[0].warmup_steps == 0
+    if config.optim.warmup_epochs is not None:
+        assert plan.warmup_steps == int(config.optim.warmup_epochs * plan.images) // plan.batch_size
+    too_long = replace(config, budget="1h", optim=replace(config.optim, warmup_epochs=30))
+    with pytest.raises(byol.ConfigError, match=r"warmup_epochs=30 is not shorter than the run"):
+        plan_run(too_long, IMAGENET, CPU, step_seconds=lambda draft: 1.0)
+
+
+@pytest.mark.parametrize(("count", "epochs"), [(62, 1000), (62, 3), (50_000, 28), (1_281_167, 300)])
+def test_checkpoints_are_some_dozens_a_run_however_short_its_epochs(count, epochs):
+    plan = plan_run(TrainConfig(out="a", epochs=epochs), ImageFacts(count, None, 3, False), CPU)
+    assert min(20, plan.total_steps) <= plan.total_steps // plan.save_every_steps <= 39
 
 
 def test_photographs_are_streamed_and_small_images_kept_in_memory():

@@ -179,7 +179,9 @@ def test_weights_that_a_gradient_made_infinite_are_never_saved(tmp_path, arrays)
     assert not (tmp_path / "encoder.safetensors").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGUSR1, 75)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGUSR1, 75), (signal.SIGHUP, 75)]
+)
 def test_a_signal_saves_and_leaves_with_its_exit_code(tmp_path, arrays, number, code):
     before = signal.getsignal(number)
     with pytest.raises(byol.Stopped) as stopped:

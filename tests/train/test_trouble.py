@@ -1,0 +1,286 @@
+"""What a run does when something around it goes wrong: disks, memory, folders, signals, other networks."""
+
+import json
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import StopsItself, Tiny, seeded, small_config
+from torch import Tensor, nn
+
+import byol
+from byol.commands.demo import free_folder
+from byol.train.config import DataConfig, ModelConfig
+from byol.train.log import BadImages
+from byol.train.plan import Plan
+from byol.train.saving import Saver
+
+
+class Meets(Tiny):
+    """Calls a function in one of its training passes."""
+
+    def __init__(self, at_pass: int, trouble) -> None:
+        super().__init__()
+        self.left, self.trouble = at_pass, trouble
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled():
+            self.left -= 1
+            if self.left == 0:
+                self.trouble()
+        return super().forward(x)
+
+    def __deepcopy__(self, memo: dict) -> "Tiny":
+        copy = Tiny()
+        copy.load_state_dict(self.state_dict())
+        return copy
+
+
+@pytest.fixture
+def full_disk() -> Iterator:
+    """A function after which no file can grow any more, as on a full disk: the operating system refuses to write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# Signals
+
+
+def test_a_signal_before_the_first_step_ends_at_once_and_corrected_settings_are_planned_anew(tmp_path, arrays, photos):
+    with pytest.raises(byol.Stopped, match="Stopped by SIGTERM before a step was done") as stopped:
+        byol.pretrain(seeded(StopsItself, 1), arrays, small_config(tmp_path))
+    assert stopped.value.exit_code == 75
+    assert (tmp_path / "plan.json").exists()
+    with pytest.raises(byol.Stopped, match="before a step"):  # other settings
+        byol.pretrain(seeded(StopsItself, 1), arrays, small_config(tmp_path, batch_size=16))
+    run = byol.pretrain(seeded(), photos, small_config(tmp_path, batch_size=4))  # and other images
+    assert run.plan.batch_size == 4
+    assert "batch_size: 4" in (tmp_path / "config.yaml").read_text()
+
+
+def test_the_first_ctrl_c_is_answered_at_once(tmp_path, arrays, capfd):
+    with pytest.raises(byol.Stopped):
+        byol.pretrain(seeded(StopsItself, 5, signal.SIGINT), arrays, small_config(tmp_path))
+    assert "stopping after this step" in capfd.readouterr().err
+
+
+def test_a_signal_while_pictures_are_read_for_scoring_saves_without_reading_on(tmp_path, arrays):
+    images, read = byol.open_images(arrays), []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(images._source, name)
+
+        def __len__(self):
+            return len(images)
+
+        def picture(self, index):
+            read.append(index)
+            if len(read) == 64 + 3:  # all are read once to be kept in memory, then those that score
+                os.kill(os.getpid(), signal.SIGTERM)
+            return images._source.picture(index)
+
+    with pytest.raises(byol.Stopped, match="saved at step 7"):
+        byol.pretrain(seeded(), byol.Images(Watched()), small_config(tmp_path))
+    assert not [line for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if "knn_top1" in line]
+    assert byol.pretrain(seeded(), arrays, small_config(tmp_path)).score is not None
+
+
+def test_the_plan_is_printed_before_any_picture_is_decoded(tmp_path, photos, capsys):
+    images, said = byol.open_images(photos), []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(images._source, name)
+
+        def __len__(self):
+            return len(images)
+
+        def picture(self, index):
+            said.append(capsys.readouterr().err)
+            return images._source.picture(index)
+
+    byol.pretrain(seeded(), byol.Images(Watched()), small_config(tmp_path))
+    assert "optimizer  " in said[0]
+
+
+# Disk and memory
+
+
+def test_a_full_disk_at_the_stop_is_no_claim_that_the_run_was_saved(tmp_path, arrays, full_disk):
+    def trouble():
+        full_disk()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(byol.ByolError, match=r"step 3 of 14 could not be saved\. No checkpoint") as failure:
+        byol.pretrain(seeded(Meets, 5, trouble), arrays, small_config(tmp_path, save_every_steps=100))
+    assert failure.value.exit_code == 70
+
+
+def test_a_full_disk_costs_metrics_and_one_warning_and_ends_in_a_sentence(tmp_path, arrays, full_disk, caplog):
+    config = small_config(tmp_path, log_every_steps=1, save_every_steps=100)
+    with pytest.raises(byol.ByolError, match=r"cannot be written: File too large\. Free some space") as failure:
+        byol.pretrain(seeded(Meets, 5, full_disk), arrays, config)  # trains to its end, where the encoder cannot be saved
+    assert failure.value.exit_code == 70
+    assert sum("Metrics cannot be written" in record.message for record in caplog.records) == 1
+    assert sum("checkpoint of step 14 could not" in record.message for record in caplog.records) == 1
+
+
+def test_a_cut_last_line_of_bad_files_is_forgotten(tmp_path):
+    BadImages(tmp_path, 100, 0.5)("a.png", "empty")
+    with (tmp_path / "bad_files.jsonl").open("a") as file:
+        file.write('{"name": "b.p')
+    BadImages(tmp_path, 100, 0.5)("c.png", "empty")
+    lines = [json.loads(line) for line in (tmp_path / "bad_files.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines] == ["a.png", "c.png"]
+
+
+def test_full_memory_is_a_sentence_about_what_to_lower(tmp_path, arrays):
+    with pytest.raises(byol.ByolError, match=r"not enough memory .* Lower --batch-size or --image-size") as failure:
+        byol.pretrain(seeded(Meets, 5, lambda: torch.empty(2**55, dtype=torch.uint8)), arrays, small_config(tmp_path))
+    assert failure.value.exit_code == 70
+    assert "--optim.accumulation" in str(failure.value)
+
+
+# Folders
+
+
+@pytest.mark.parametrize("left", [".DS_Store", ".tmp-4194999-config.yaml", ".tmp-4194999-encoder.safetensors"])
+def test_a_file_that_a_killed_run_or_a_file_manager_left_is_no_obstacle(tmp_path, arrays, left):
+    (tmp_path / left).touch()
+    byol.pretrain(seeded(), arrays, small_config(tmp_path))
+    assert (tmp_path / left).exists() == (left == ".DS_Store")
+
+
+def test_nothing_is_reported_while_a_budget_is_measured(tmp_path, photos):
+    import shutil
+
+    pictures = shutil.copytree(photos, tmp_path / "pictures")
+    (pictures / "dark" / "3.png").write_bytes(b"")
+    settings = {"epochs": None, "data": DataConfig(max_bad=0.5), "model": ModelConfig(width=2, projection_hidden_size=16)}
+    with pytest.raises(byol.ConfigError, match=r"only 0\.0 steps"):  # known once it is measured
+        byol.pretrain("convnet", pictures, small_config(tmp_path / "a", budget="0.0001s", **settings))
+    assert not (tmp_path / "a").exists()
+    byol.pretrain("convnet", pictures, small_config(tmp_path / "a", budget="10s", **settings))
+    assert "dark/3.png" in (tmp_path / "a" / "bad_files.jsonl").read_text()
+
+
+def test_checkpoints_of_another_network_are_refused(tmp_path, arrays):
+    with pytest.raises(byol.Stopped):
+        byol.pretrain(seeded(StopsItself, 5), arrays, small_config(tmp_path))
+    for other in (nn.Sequential(Tiny(), nn.Linear(12, 12)), Tiny()):
+        if isinstance(other, Tiny):
+            other.layers[4] = nn.Conv2d(8, 12, 5, 2, 2)
+        with pytest.raises(byol.CheckpointError, match=r"step 3 .* is of another network"):
+            byol.pretrain(other, arrays, small_config(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["cut", "a field less", "a field more"])
+def test_a_plan_that_cannot_be_read_is_a_sentence(tmp_path, arrays, damage):
+    with pytest.raises(byol.Stopped):
+        byol.pretrain(seeded(StopsItself, 5), arrays, small_config(tmp_path))
+    text = (tmp_path / "plan.json").read_text()
+    stored = json.loads(text)
+    if damage == "a field less":
+        del stored["plan"]["momentum"]
+    stored["plan"]["new"] = 1
+    (tmp_path / "plan.json").write_text(text[:100] if damage == "cut" else json.dumps(stored))
+    with pytest.raises(byol.CheckpointError, match=r"plan\.json cannot be read"):
+        byol.pretrain(seeded(), arrays, small_config(tmp_path))
+
+
+def test_a_finished_run_without_checkpoints_is_not_trained_over(tmp_path, arrays):
+    import shutil
+
+    byol.pretrain(seeded(), arrays, small_config(tmp_path))
+    before = (tmp_path / "encoder.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(byol.CheckpointError, match="finished run whose checkpoints are gone"):
+        byol.pretrain(seeded(), arrays, small_config(tmp_path))
+    assert (tmp_path / "encoder.safetensors").read_bytes() == before
+
+
+def test_a_stopped_demo_is_continued_and_a_finished_one_left_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert free_folder() == "runs/demo"
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    assert free_folder() == "runs/demo-2"  # whatever that folder is
+    (tmp_path / "runs" / "demo" / "plan.json").touch()
+    assert free_folder() == "runs/demo"
+    (tmp_path / "runs" / "demo" / "encoder.safetensors").touch()
+    assert free_folder() == "runs/demo-2"
+
+
+# Networks and numbers
+
+
+def test_a_buffer_that_is_minus_infinity_is_trained_with(tmp_path, arrays):
+    class Masked(Tiny):
+        """As an attention mask is: infinite on purpose."""
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+
+        def forward(self, x):
+            return super().forward(x) * self.mask.softmax(0)[0]
+
+    run = byol.pretrain(seeded(Masked), arrays, small_config(tmp_path, save_every_steps=1))
+    assert run.plan.total_steps == 14
+    assert run.encoder.net.mask[1] == float("-inf")
+
+
+def test_a_representation_that_is_not_finite_ends_in_a_sentence(tmp_path, arrays):
+    class Overflows(Tiny):
+        def forward(self, x):
+            return super().forward(x) * (1.0 if self.training else float("inf"))
+
+    with pytest.raises(
+        byol.TrainingError, match=r"After step 7 the representation of some images is not finite.* checkpoint"
+    ) as failure:
+        byol.pretrain(seeded(Overflows), arrays, small_config(tmp_path))
+    assert failure.value.exit_code == 4
+
+
+def test_an_evaluation_size_that_the_network_cannot_take_is_refused_before_anything_is_written(tmp_path, arrays):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 12))
+    with pytest.raises(byol.ConfigError, match="takes images of 16 pixels and none of 24"):
+        byol.pretrain(net, arrays, small_config(tmp_path / "a", eval_size=24))
+    assert not (tmp_path / "a").exists()
+
+
+# When a run is saved
+
+
+def saver_of(tmp_path: Path, **changes: object) -> Saver:
+    net = Tiny()
+    plan = Plan(*[0] * 28)
+    config = small_config(tmp_path, **changes)
+    return Saver(tmp_path, net, torch.optim.SGD(net.parameters()), replace(plan, save_every_steps=10), config)
+
+
+def test_a_run_is_saved_by_number_and_whenever_five_minutes_have_passed(tmp_path):
+    saver = saver_of(tmp_path)
+    assert [step for step in range(1, 31) if saver.due(step)] == [10, 20, 30]
+    saver.saved_at -= 301
+    assert saver.due(31)
+    assert saver.save(31)
+    assert not saver.due(32)
+
+
+def test_checkpoints_take_no_more_of_a_run_than_a_budget_sets_aside(tmp_path):
+    saver = saver_of(tmp_path)
+    saver.started -= 100
+    saver.spent = 1.9
+    assert saver.due(10)
+    saver.spent = 2.5
+    assert not saver.due(10)
+    asked = saver_of(tmp_path, save_every_steps=5)
+    asked.spent, asked.started = 2.5, asked.started - 100
+    assert asked.due(5)
