@@ -217,3 +217,37 @@ def test_a_signal_to_all_processes_saves_says_so_and_the_same_command_continues(
 def test_a_closed_pipe_is_no_error():
     done = subprocess.run(f"{sys.executable} -m byol --help | head -1", shell=True, capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
+
+
+@pytest.mark.slow
+def test_a_run_whose_reader_has_gone_is_trained_to_its_end(labelled, tmp_path):
+    words = f"train {labelled} --out {tmp_path / 'a'} {TINY} --epochs 4"
+    command = f"{sys.executable} -m byol {words} 2>&1 | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert done.stdout.startswith("run ")
+    assert (tmp_path / "a" / "encoder.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_failure_keeps_its_exit_code_when_nobody_listens():
+    command = f"{sys.executable} -m byol trian 2>&1 | true; exit ${{PIPESTATUS[0]}}"
+    assert subprocess.run(["bash", "-c", command], capture_output=True, timeout=120).returncode == 2
+
+
+@pytest.mark.parametrize("flags", [["--optim.base-lr", "inf"], ["--epochs", "inf"], ["--epochs", "nan"]])
+def test_a_number_that_is_not_finite_is_refused(flags, labelled, tmp_path, capsys):
+    try:
+        code = main(["train", str(labelled), "--out", str(tmp_path / "a"), *flags])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+    assert "finite number" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_s_config_with_a_budget_takes_epochs_beside_it(labelled, tmp_path):
+    (tmp_path / "config.yaml").write_text("budget: 1h\n")
+    words = ["train", str(labelled), "--out", str(tmp_path / "a"), "--preset", str(tmp_path / "config.yaml"), *TINY.split()]
+    assert main(words) == 0
+    assert "budget: null" in (tmp_path / "a" / "config.yaml").read_text()

@@ -147,7 +147,7 @@ def test_a_setting_that_is_not_finite_is_refused(name, value):
 
 def test_paths_and_numbers_of_numpy_are_settings_too(tmp_path):
     config = TrainConfig(
-        out=tmp_path / "a", epochs=np.float32(1.5), batch_size=np.int64(8), views=ViewConfig(flip=np.float32(0.5))
+        out=tmp_path / "a", epochs=np.float32(1.5), batch_size=np.int64(8), views=ViewConfig(flip=np.float64(0.5))
     )
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["out"] == str(tmp_path / "a")
