@@ -16,6 +16,7 @@ usage: byol COMMAND ...
   train       images in, encoder out:       byol train photos/ --out runs/a
   evaluate    how good is an encoder:       byol evaluate runs/a --train train/ --test test/
   embed       features of every image:      byol embed runs/a --data photos/ --out features.npz
+  search      find images by likeness:      byol search features.npz --query photo.jpg --run runs/a
 
 `byol COMMAND --help` lists a command's flags.
 Exit codes: 0 done, 2 usage or settings, 3 images, 4 diverged, 70 a bug, 75 stopped by a signal and saved, 130 Ctrl-C and saved.
@@ -58,8 +59,10 @@ def command_named(name: str) -> Callable[[Sequence[str]], int]:
         from byol.commands.evaluate import evaluate as command
     elif name == "embed":
         from byol.commands.embed import embed as command
+    elif name == "search":
+        from byol.commands.search import search as command
     else:
-        commands = ("demo", "train", "evaluate", "embed")
+        commands = ("demo", "train", "evaluate", "embed", "search")
         raise ConfigError(
             f"There is no command {name!r}.{did_you_mean(name, commands)} The commands are {', '.join(commands)}."
         )
