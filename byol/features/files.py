@@ -160,6 +160,7 @@ def _write_parquet(features: Features, path: Path) -> None:
 
 
 def _write_safetensors(features: Features, path: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     parts: dict[str, Array] = {"x": np.ascontiguousarray(features.x)}
@@ -169,17 +170,21 @@ def _write_safetensors(features: Features, path: Path) -> None:
         encoded = [_encoded(name) for name in features.names]
         parts["names"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         parts["name_ends"] = np.cumsum([len(name) for name in encoded])
-    save_file(parts, path, metadata={"byol": json.dumps({"classes": features.classes})})
+    try:
+        save_file(parts, path, metadata={"byol": json.dumps({"classes": features.classes})})
+    except SafetensorError as failure:  # a full disk
+        raise OSError(str(failure)) from failure
 
 
 def _read_npz(path: Path, mapped: bool) -> tuple[Any, ...]:
     with path.open("rb") as file:
-        if not file.read(6).startswith((b"PK", b"\x93NUMPY")):
-            raise ValueError("it is not what numpy.save or numpy.savez writes")
+        start = file.read(6)
         file.seek(0)
+        if start == b"\x93NUMPY":
+            return (np.load(path, mmap_mode="r", allow_pickle=False) if mapped else np.load(file, allow_pickle=False),)
+        if not start.startswith(b"PK"):
+            raise ValueError("it is not what numpy.save or numpy.savez writes")
         loaded = np.load(file, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return (np.load(path, mmap_mode="r", allow_pickle=False),) if mapped else (loaded,)
         names = loaded["names"].tolist() if "names" in loaded else []
         classes = tuple(loaded["classes"].tolist()) if "classes" in loaded else None
         return loaded["x"], loaded.get("y"), names, classes

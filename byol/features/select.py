@@ -11,7 +11,7 @@ from byol.errors import ConfigError, DataError
 from byol.features.files import Array, Features, blocks
 from byol.features.neighbours import Rows, Values, check_at_least_one, matrix, row_numbers, unit_blocks
 
-SAMPLE = 100_000  # rows that cluster centres are fitted to, at least
+SAMPLE, PER_CLUSTER = 100_000, 256  # rows that cluster centres are fitted to: the larger of both
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def pick(features: Features | Array, count: int, *, labelled: Any = None, uncert
     chosen: list[int] = []
     for _ in range(min(count, int((distance >= 0).sum()))):
         if np.isfinite(distance).any():
-            row = int((distance * weight).argmax())
+            row = int(np.where(distance < 0, -1, distance * weight).argmax())  # a chosen row stays behind a weight of 0
         else:
             row = int(weight.argmax() if uncertainty is not None else _central(x, lengths))
         chosen.append(row)
@@ -69,8 +69,8 @@ def doubt(uncertainty: Any, count: int) -> Values:
 def clusters(features: Features | Array, count: int, *, seed: int = 0) -> Clusters:
     """k-means on rows scaled to length 1, by scikit-learn: k-means++, the best of four starts.
 
-    The centres are fitted to a random sample of at most SAMPLE rows, or 256 for each cluster if that is more; then every
-    row goes to its nearest centre. Raises ConfigError for more clusters than rows or without scikit-learn.
+    The centres are fitted to at most SAMPLE random rows, or PER_CLUSTER for each cluster if that is more; then every row
+    goes to its nearest centre. Raises ConfigError for more clusters than rows or without scikit-learn.
     """
     try:
         from sklearn.cluster import KMeans
@@ -79,7 +79,7 @@ def clusters(features: Features | Array, count: int, *, seed: int = 0) -> Cluste
     x = matrix(features)
     if not 1 <= count <= len(x):
         raise ConfigError(f"{count} clusters of {len(x):,} rows; expected from 1 to as many as there are rows.")
-    size = max(SAMPLE, 256 * count)
+    size = max(SAMPLE, PER_CLUSTER * count)
     some = x if len(x) <= size else x[np.sort(np.random.default_rng(seed).choice(len(x), size, replace=False))]
     fitted = np.concatenate([rows.numpy() for _, rows in unit_blocks(some, torch.device("cpu"))])
     with warnings.catch_warnings(action="ignore"):  # fewer different rows than clusters: some stay empty
