@@ -60,7 +60,9 @@ def search(
         cosines, found = nearest_others(x, row_numbers(rows, len(x)), k, device)
     else:
         cosines, found = nearest(x, torch.tensor(queries_of(query, x.shape[1]), device=pick_device(device)), k)
-    return Neighbours(found.cpu().numpy(), cosines.cpu().numpy())
+    similarities, numbers = cosines.cpu().numpy(), found.cpu().numpy()
+    order = np.lexsort((numbers, -similarities))  # of copies the first comes first
+    return Neighbours(np.take_along_axis(numbers, order, 1), np.take_along_axis(similarities, order, 1))
 
 
 def near_duplicates(features: Features | Array, similarity: float = 0.97, *, device: str | None = "cpu") -> list[Rows]:

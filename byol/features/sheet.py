@@ -63,8 +63,8 @@ def write_sheet(groups: Sequence[Sequence[Cell]], path: Path) -> None:
     try:
         with replacing(path) as temporary:
             page.save(temporary)
-    except OSError as failure:
-        raise ByolError(f"The sheet could not be written to {path}: {failure}.") from failure
+    except (OSError, ValueError) as failure:  # ValueError: more pixels than the format can hold
+        raise ByolError(f"The sheet could not be written to {path}: {failure}. A .png may be of any size.") from failure
 
 
 def tile(picture: Image.Image | None) -> Image.Image:
@@ -83,11 +83,10 @@ def tile(picture: Image.Image | None) -> Image.Image:
 def shortened(text: str, font: Any) -> str:
     """A line that is no wider than a picture, on which any character can be drawn; of a long one the end is kept."""
     text = printable(text)
-    if font.getlength(text) <= SIDE:
-        return text
-    while font.getlength("…" + text) > SIDE:
-        text = text[1:]
-    return "…" + text
+    kept = text[-SIDE:]  # no letter is narrower than a pixel
+    while font.getlength(kept) > SIDE:
+        kept = "…" + kept[2:]
+    return kept
 
 
 def pictures(images: Images, features: Features, rows: set[int]) -> dict[int, Image.Image]:
