@@ -7,11 +7,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from byol.data.sources import Images, printable
-from byol.features.files import Features
+from byol.features.files import Features, Rows, Values
 from byol.features.sheet import Cell, pictures, write_sheet
 
 MOST_PICTURES = 500  # on a sheet
@@ -22,8 +21,8 @@ class Group:
     """Rows that belong together: the neighbours of a query, near-duplicates, a cluster; or all that was found."""
 
     title: str  # the query, or the group's number; empty for all that was found
-    rows: np.ndarray[Any, np.dtype[np.int64]]  # (n,)
-    values: np.ndarray[Any, np.dtype[np.float32]] | None = None  # (n,) similarity or distance of each
+    rows: Rows  # (n,)
+    values: Values | None = None  # (n,) similarity or distance of each
     query: Image.Image | int | None = None  # the picture, or the row, that they are the neighbours of
 
 
@@ -72,12 +71,13 @@ def as_table(answer: Answer, features: Features, k: int) -> str:
 
 
 def draw(answer: Answer, features: Features, k: int, images: Images, path: Path) -> None:
-    """A line of pictures, or several, for each group; groups that do not fit on one sheet are left out and told."""
+    """A line of pictures, or several, for each group; what does not fit on one sheet is left out and told."""
     counts = list(accumulate(shown(answer, group, k) for group in answer.groups))
     groups = [group for group, count in zip(answer.groups, counts, strict=True) if count <= MOST_PICTURES] or answer.groups[:1]
-    if len(groups) < len(answer.groups):
-        print(f"shortened  {path} shows the first {len(groups):,} of {len(answer.groups):,} groups", file=sys.stderr)
     chosen = [(group, group.rows[: min(shown(answer, group, k), MOST_PICTURES)].tolist()) for group in groups]
+    drawn = sum(len(members) for _, members in chosen)
+    if drawn < counts[-1]:
+        print(f"shortened  {path} shows the first {drawn:,} of {counts[-1]:,} images", file=sys.stderr)
     rows = {row for group, members in chosen for row in members} | {g.query for g in groups if isinstance(g.query, int)}
     found = pictures(images, features, rows)
     lines = []

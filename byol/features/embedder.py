@@ -6,7 +6,7 @@ from typing import Any
 from byol.errors import ConfigError
 from byol.features.encoders import load_encoder
 from byol.features.extract import check_encoder, embed
-from byol.features.neighbours import Values
+from byol.features.files import Values
 from byol.weights.files import Encoder
 
 try:

@@ -15,6 +15,7 @@ from byol.data.sources import Images, open_images, printable
 from byol.data.workers import arriving, loader
 from byol.errors import ConfigError, DataError
 from byol.features.files import Features as Features
+from byol.features.files import Rows, Values
 from byol.weights.files import Encoder
 
 logger = logging.getLogger("byol")
@@ -27,8 +28,8 @@ class Shard:
     """The features of consecutive images; the same whichever process computes them, because its batches are."""
 
     number: int
-    rows: np.ndarray[Any, np.dtype[np.int64]]  # (n,) which images could be read
-    x: np.ndarray[Any, np.dtype[np.float32]]  # (n, D)
+    rows: Rows  # (n,) which images could be read
+    x: Values  # (n, D)
     bad: list[tuple[int, str]]  # images that could not be read, and why
 
 
@@ -114,7 +115,7 @@ def embedded(encoder: Encoder, images: Images, numbers: Sequence[int], *, worker
         generator=torch.Generator(),  # else the loader draws a seed from torch's own random state
     )
     rows: list[int] = []
-    parts: list[np.ndarray[Any, np.dtype[np.float32]]] = []
+    parts: list[Values] = []
     bad: list[tuple[int, str]] = []
     for first, (indices, pixels, unreadable) in zip(firsts, arriving(prepared), strict=True):
         bad += unreadable
@@ -142,9 +143,7 @@ def check_bad(images: Images, bad: list[tuple[int, str]], *, strict: bool = Fals
     logger.warning("%d unreadable images are left out: %s", len(bad), listing)
 
 
-def features_of(
-    images: Images, rows: np.ndarray[Any, np.dtype[np.int64]], x: np.ndarray[Any, np.dtype[np.float32]]
-) -> Features:
+def features_of(images: Images, rows: Rows, x: Values) -> Features:
     """The matrix with the labels and names of the images that its rows are of."""
     labels = None if images.labels is None else images.labels[rows]
     return Features(x, labels, [images.name(row) for row in rows.tolist()], images.classes)

@@ -15,15 +15,16 @@ from byol.errors import ByolError, ConfigError, DataError
 BLOCK = 2**24  # bytes of rows that are worked on at once
 FORMATS = (".npz", ".npy", ".parquet", ".safetensors")
 Array = np.ndarray[Any, np.dtype[Any]]
-Matrix = np.ndarray[Any, np.dtype[np.float32]]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+Values = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True)
 class Features:
     """The representations of a set of images, in the images' order."""
 
-    x: Matrix  # (N, D)
-    y: np.ndarray[Any, np.dtype[np.int64]] | None = None  # (N,) class numbers, when the images carry labels
+    x: Values  # (N, D)
+    y: Rows | None = None  # (N,) class numbers, when the images carry labels
     names: list[str] = field(default_factory=list)  # N, or none
     classes: tuple[str, ...] | None = None  # what the class numbers stand for
 

@@ -14,11 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from byol.errors import ConfigError, DataError
-from byol.features.files import BLOCK, Array, Features, block_rows, blocks, check_finite
+from byol.features.files import BLOCK, Array, Features, Rows, Values, block_rows, blocks, check_finite
 from byol.world import pick_device
 
-Rows = np.ndarray[Any, np.dtype[np.int64]]
-Values = np.ndarray[Any, np.dtype[np.float32]]
 ROUNDING = 1e-6  # of a cosine in float32: equal rows can come out this far below 1
 
 
@@ -135,8 +133,9 @@ def nearest_others(x: Array, rows: Rows, k: int, device: str | None) -> tuple[Te
 def unit_blocks(x: Tensor | Array, device: torch.device) -> Iterator[tuple[int, Tensor]]:
     """Blocks of rows scaled to length 1, float32 on the device, each with the number of its first row."""
     for first, block in blocks(x):
-        rows = block if isinstance(block, Tensor) else torch.tensor(block)
-        yield first, F.normalize(rows.to(device).float(), dim=1)
+        if isinstance(block, np.ndarray):  # torch takes none that is read-only without a copy
+            block = torch.from_numpy(block if block.flags.writeable else block.copy())
+        yield first, F.normalize(block.to(device).float(), dim=1)
 
 
 def join(group: Rows, first: Rows, second: Rows) -> None:

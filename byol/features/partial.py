@@ -85,15 +85,17 @@ def _written(out: Path) -> Iterator[None]:
 @contextmanager
 def _held(folder: Path, world: World) -> Iterator[None]:
     """The folder, made and locked by rank 0 before the others use it; it stays after a failure if something is in it."""
-    if world.rank == 0:
-        folder.mkdir(exist_ok=True)
-    world.wait()
+    if world.rank > 0:
+        world.wait()
+        yield
+        return
+    folder.mkdir(exist_ok=True)
     with (folder / ".lock").open("a") as lock:
         try:
-            if world.rank == 0:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as failure:
             raise CheckpointError(f"Another process writes to {folder}. Wait for it, or choose another --out.") from failure
+        world.wait()
         try:
             yield
         except KeyboardInterrupt as failure:
@@ -101,11 +103,10 @@ def _held(folder: Path, world: World) -> Iterator[None]:
                 raise
             raise Stopped(f"What is done is kept in {folder}; the same command continues.", exit_code=130) from failure
         except DataError:  # which the same command would end with again
-            if world.rank == 0:
-                shutil.rmtree(folder)
+            shutil.rmtree(folder)
             raise
         finally:
-            if world.rank == 0 and folder.exists() and not _done(folder):
+            if folder.exists() and not _done(folder):
                 shutil.rmtree(folder)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from byol.errors import ConfigError, DataError
-from byol.features.files import Array, Features, blocks
-from byol.features.neighbours import Rows, Values, check_at_least_one, matrix, row_numbers, unit_blocks
+from byol.features.files import Array, Features, Rows, Values, blocks
+from byol.features.neighbours import check_at_least_one, matrix, row_numbers, unit_blocks
 
 SAMPLE, PER_CLUSTER = 100_000, 256  # rows that cluster centres are fitted to: the larger of both
 

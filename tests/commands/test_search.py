@@ -150,11 +150,13 @@ def test_every_answer_can_be_a_sheet(here, capsys, flags):
         assert np.asarray(page).std() > 20
 
 
-def test_a_sheet_shows_whole_groups_up_to_a_limit_and_says_so(here, capsys):
+def test_a_sheet_shows_as_much_as_fits_and_says_what_it_leaves_out(here, capsys):
     Features(np.repeat(np.eye(300), 2, axis=0)).save("many.npy")
     np.save("grays.npy", np.zeros((600, 9, 9), dtype=np.uint8))
     _, err = told(capsys, "search many.npy --duplicates 0.99 --sheet s.png --data grays.npy")
-    assert "s.png shows the first 250 of 300 groups" in err
+    assert "s.png shows the first 500 of 600 images" in err
+    _, err = told(capsys, "search many.npy --pick 501 --sheet s.png --data grays.npy")
+    assert "s.png shows the first 500 of 501 images" in err
 
 
 BAD = [

@@ -174,6 +174,21 @@ def test_whole_batch_of_unreadable_images_is_left_out(encoder_of, folder_of, cap
     assert message.endswith(" ...")
 
 
+def test_with_strict_an_unreadable_image_is_an_error(encoder_of, folder_of):
+    folder = folder_of("1.png", "2.png", "3.png")
+    (folder / "2.png").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"1 of 3 images cannot be read: 2\.png \(the file is empty\)\. Every one is needed here"
+    ):
+        embed(encoder_of("convnet"), folder, strict=True)
+
+
+def test_normalized_rows_have_length_one_and_the_same_direction(encoder_of):
+    encoder, images = encoder_of("convnet", width=4), noise(9)
+    plain, unit = embed(encoder, images).x, embed(encoder, images, normalize=True).x
+    np.testing.assert_allclose(unit, plain / np.linalg.norm(plain, axis=1, keepdims=True), rtol=1e-5, atol=1e-7)
+
+
 def test_names_that_are_no_utf_8_are_kept_and_escaped_in_the_warning(encoder_of, folder_of, tmp_path, caplog):
     odd, broken = b"\xff\xfe line\nend.png", b"\xfd.png"
     folder = folder_of(odd, broken, "plain.png")
