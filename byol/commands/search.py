@@ -37,7 +37,7 @@ class Search:
     clusters: int | None = None
     """Divide the images into so many clusters (k-means), the most typical images of each first."""
     k: int = 10
-    """Neighbours of each query, or of each image when looking for outliers."""
+    """Neighbours of each query; neighbours an outlier is judged by; images that are shown of each cluster."""
     run: str | None = None
     """Run folder or encoder.safetensors that gave the features; it embeds --query."""
     encoder: str | None = None
