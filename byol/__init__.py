@@ -21,9 +21,15 @@ if TYPE_CHECKING:
     from byol.evaluation.knn import knn_predict as knn_predict
     from byol.evaluation.protocols import Score as Score
     from byol.evaluation.protocols import evaluate as evaluate
+    from byol.features.embedder import Embedder as Embedder
     from byol.features.encoders import load_encoder as load_encoder
-    from byol.features.extract import Features as Features
     from byol.features.extract import embed as embed
+    from byol.features.files import Features as Features
+    from byol.features.neighbours import near_duplicates as near_duplicates
+    from byol.features.neighbours import outliers as outliers
+    from byol.features.neighbours import search as search
+    from byol.features.select import clusters as clusters
+    from byol.features.select import pick as pick
     from byol.method.byol import BYOL as BYOL
     from byol.method.lars import LARS as LARS
     from byol.method.lars import parameter_groups as parameter_groups
@@ -53,8 +59,12 @@ _HOMES = {
     "byol.errors": ("ByolError", "CheckpointError", "ConfigError", "DataError", "Stopped", "TrainingError"),
     "byol.evaluation.knn": ("knn_predict",),
     "byol.evaluation.protocols": ("Score", "evaluate"),
+    "byol.features.embedder": ("Embedder",),
     "byol.features.encoders": ("load_encoder",),
-    "byol.features.extract": ("Features", "embed"),
+    "byol.features.extract": ("embed",),
+    "byol.features.files": ("Features",),
+    "byol.features.neighbours": ("near_duplicates", "outliers", "search"),
+    "byol.features.select": ("clusters", "pick"),
     "byol.method.byol": ("BYOL",),
     "byol.method.lars": ("LARS", "parameter_groups"),
     "byol.method.loss": ("regression_loss",),

@@ -5,14 +5,16 @@ import logging
 import os
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from byol.errors import ConfigError
+from byol.errors import ByolError, ConfigError
 
 logger = logging.getLogger("byol")
 Precision = Literal["bf16", "fp32"]
@@ -42,6 +44,14 @@ class World:
             keep_freed_memory()
         return cls(rank=0, size=1, device=chosen)
 
+    def wait(self) -> None:
+        """Wait until every process is here. Raises ByolError when one of them has ended."""
+        if self.size > 1:
+            try:
+                torch.distributed.barrier()
+            except RuntimeError as failure:
+                raise ByolError(f"Another of the {self.size} processes has failed; what it said is the reason.") from failure
+
     def default_precision(self) -> Precision:
         """bf16 where the hardware multiplies it natively and, on a CPU, faster than fp32; else fp32."""
         if self.device.type == "cuda":
@@ -68,6 +78,32 @@ class World:
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """bf16 arithmetic for convolutions and products; weights, loss and EMA stay float32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+@contextmanager
+def meeting(device: str | None = None) -> Iterator[World]:
+    """A world of all the processes that torchrun started, for as long as the block lasts; without torchrun a world of one.
+
+    On GPUs each process has its own. They only wait for one another, over gloo. Raises ConfigError for a device that is not
+    there, or when the processes cannot find each other.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = pick_device(device)
+    if size == 1:
+        yield World(0, 1, chosen)
+        return
+    if chosen.type == "cuda" and chosen.index is None:
+        chosen = pick_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    try:
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))  # the slowest may take long
+    except (ValueError, RuntimeError) as failure:
+        raise ConfigError(
+            f"WORLD_SIZE is {size}, but the processes do not meet: {failure}. Start them by torchrun."
+        ) from failure
+    try:
+        yield World(torch.distributed.get_rank(), size, chosen)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def product_seconds(dtype: torch.dtype, size: int = 768, repeats: int = 7) -> float:

@@ -1,5 +1,7 @@
 """`byol embed`"""
 
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +11,13 @@ import tyro
 from byol.data.sources import open_images
 from byol.errors import ConfigError
 from byol.features.encoders import load_encoder
-from byol.features.extract import embed as extract
+from byol.features.files import check_format
+from byol.features.partial import embed_to
 from byol.settings import parse
+from byol.train.log import duration
+from byol.world import meeting
+
+SECONDS = 10.0  # between lines of progress
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,9 @@ class Embed:
     data: str
     """Images: folder, text file of paths, .parquet, .npy or .npz."""
     out: str
-    """Where the features go: .npz (x, y, names) or .npy (x alone)."""
+    """Where the features go: .npz (x, y, names), .npy (x alone), .parquet (name, label, x) or .safetensors."""
+    normalize: bool = False
+    """Scale every row to length 1."""
     encoder: str | None = None
     """package.module:function that builds the network, for a run that trained one of your own."""
     device: str | None = None
@@ -31,17 +40,41 @@ class Embed:
 
 def embed(arguments: Sequence[str]) -> int:
     """Write the features of every image."""
-    command = parse(Embed, arguments, prog="byol embed", description="Turn every image into a feature vector.")
+    description = (
+        "Turn every image into a feature vector. What a large job has done is kept beside --out until it is finished: the same "
+        "command continues it. Under torchrun the processes share the images, and the file is the same."
+    )
+    command = parse(Embed, arguments, prog="byol embed", description=description, switches=True)
     out = Path(command.out)
-    if out.suffix not in (".npz", ".npy"):
-        raise ConfigError(f"--out is {command.out}; expected a name that ends in .npz or .npy.")
+    check_format(out)
     if out.is_dir():
         raise ConfigError(f"--out is {command.out}, which is a folder. Give the name of a file.")
     if not out.parent.is_dir():
         raise ConfigError(f"--out is {command.out}, but there is no folder {out.parent}. Make it first.")
-    encoder = load_encoder(command.run, net=command.encoder, device=command.device)
-    images = open_images(command.data, channels=encoder.info.channels)
-    features = extract(encoder, images, workers=command.workers)
-    features.save(out)
-    print(f"written    {out}: {features.x.shape[0]:,} images x {features.x.shape[1]:,} features")
+    with meeting(command.device) as world:
+        encoder = load_encoder(command.run, net=command.encoder, device=str(world.device))
+        images = open_images(command.data, channels=encoder.info.channels)
+        progress = Progress() if world.rank == 0 else lambda done, total: None
+        features = embed_to(out, encoder, images, world, workers=command.workers, normalize=command.normalize, report=progress)
+    if features is not None:
+        print(f"written    {out}: {features.x.shape[0]:,} images x {features.x.shape[1]:,} features")
+        print(f"next       byol search {out} --query PICTURE --run {command.run}")
     return 0
+
+
+class Progress:
+    """Says on stderr how far a large job is, at most every ten seconds."""
+
+    def __init__(self) -> None:
+        self.before: int | None = None  # images that were done at the start
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self.before is None:
+            self.before, self.started, self.said = done, now, now
+            if done:
+                print(f"continued  {done:,} of {total:,} images were done already", file=sys.stderr)
+        elif now - self.said >= SECONDS:
+            rate = (done - self.before) / (now - self.started)
+            print(f"{done:,}/{total:,} images  {rate:,.0f} images/s  left {duration((total - done) / rate)}", file=sys.stderr)
+            self.said = now

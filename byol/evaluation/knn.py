@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from byol.errors import ConfigError, DataError
 from byol.features.extract import Features
-
-BLOCK = 2**24  # similarities held at once, in bytes
+from byol.features.files import BLOCK
+from byol.features.neighbours import nearest
 
 
 def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, *, k: int = 20, temperature: float = 0.07) -> Tensor:
@@ -27,14 +26,14 @@ def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, *, k: int = 20, t
     if bank.ndim != 2 or bank.shape[1:] != queries.shape[1:]:
         raise DataError(f"kNN got rows {tuple(bank.shape)} and queries {tuple(queries.shape)}; expected (N, D) and (Q, D).")
     classes = int(labels.max()) + 1
-    rows = F.normalize(bank.float(), dim=1)
+    cosines, rows = nearest(bank, queries.to(bank.device), k)
+    # Relative to the nearest: the votes' ratios stay, and at a small temperature they neither overflow nor all vanish.
+    weights = ((cosines - cosines[:, :1]) / temperature).exp()
     predicted = []
-    for block in queries.split(max(1, BLOCK // (4 * len(bank)))):
-        cosines, nearest = (F.normalize(block.to(rows.device).float(), dim=1) @ rows.T).topk(min(k, len(bank)), dim=1)
-        votes = torch.zeros(len(block), classes, device=rows.device)
-        # Relative to the nearest: the votes' ratios stay, and at a small temperature they neither overflow nor all vanish.
-        votes.scatter_add_(1, labels.to(rows.device)[nearest], ((cosines - cosines[:, :1]) / temperature).exp())
-        predicted.append(votes.argmax(dim=1))
+    size = max(1, BLOCK // (4 * classes))
+    for answers, weight in zip(labels.to(rows.device)[rows].split(size), weights.split(size), strict=True):
+        votes = torch.zeros(len(answers), classes, device=rows.device)
+        predicted.append(votes.scatter_add_(1, answers, weight).argmax(dim=1))
     return torch.cat(predicted)
 
 

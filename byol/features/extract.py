@@ -1,89 +1,36 @@
 """Images through an encoder: the matrix that everything after training starts from."""
 
 import logging
-from collections.abc import Generator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from byol.data.decode import BadImage
 from byol.data.sources import Images, open_images, printable
 from byol.data.workers import arriving, loader
-from byol.disk import replacing
 from byol.errors import ConfigError, DataError
+from byol.features.files import Features as Features
+from byol.features.files import Rows, Values
 from byol.weights.files import Encoder
 
 logger = logging.getLogger("byol")
 BATCH = 256  # images per forward pass
+SHARD = 8  # batches that are kept together, and lost together when a large job is killed
 
 
 @dataclass(frozen=True)
-class Features:
-    """The representations of a set of images, in the images' order."""
+class Shard:
+    """The features of consecutive images; the same whichever process computes them, because its batches are."""
 
-    x: np.ndarray[Any, np.dtype[np.float32]]  # (N, D)
-    y: np.ndarray[Any, np.dtype[np.int64]] | None = None  # (N,) class numbers, when the images carry labels
-    names: list[str] = field(default_factory=list)  # N, or none
-    classes: tuple[str, ...] | None = None  # what the class numbers stand for
-
-    def __post_init__(self) -> None:
-        # Other numbers are taken too: float64 of scikit-learn, labels of a byte each.
-        x, y = np.asarray(self.x, dtype=np.float32), None if self.y is None else np.asarray(self.y)
-        if x.ndim != 2 or 0 in x.shape:
-            raise DataError(f"Features have shape {x.shape}; expected (N, D): one row per image.")
-        if not np.isfinite(x).all():
-            rows = np.flatnonzero(~np.isfinite(x).all(axis=1))
-            raise DataError(
-                f"{len(rows)} of {len(x)} feature rows hold NaN or infinity (the first is row {rows[0]}). "
-                "The encoder's weights are damaged or diverged; take another checkpoint."
-            )
-        if self.names and len(self.names) != len(x):
-            raise DataError(f"There are {len(self.names)} names for {len(x)} feature rows; expected one each.")
-        if y is not None:
-            if y.shape != (len(x),) or y.dtype.kind not in "iu" or y.min() < 0:
-                raise DataError(
-                    f"The labels are {y.dtype} of shape {y.shape}; expected the number of a class, from 0, for each of the "
-                    f"{len(x)} feature rows."
-                )
-            if self.classes is not None and y.max() >= len(self.classes):
-                raise DataError(f"The labels go up to {y.max()}, but {len(self.classes)} classes are named.")
-            y = y.astype(np.int64, copy=False)
-        object.__setattr__(self, "x", x)
-        object.__setattr__(self, "y", y)
-
-    def save(self, path: str | Path) -> None:
-        """Write .npz (x, y, names, classes) or .npy (x alone); the file appears as a whole or not at all."""
-        path = Path(path)
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            if path.suffix == ".npy":
-                np.save(file, self.x)
-            else:
-                parts: dict[str, Any] = {"x": self.x, "names": np.array(self.names, dtype=str)}
-                if self.y is not None:
-                    parts["y"] = self.y
-                if self.classes is not None:
-                    parts["classes"] = np.array(self.classes, dtype=str)
-                np.savez(file, **parts)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Features":
-        """Read what `save` wrote. Raises DataError when the file holds something else."""
-        try:
-            with open(path, "rb") as file:
-                loaded = np.load(file, allow_pickle=False)
-                if isinstance(loaded, np.ndarray):
-                    return cls(loaded)
-                names = loaded["names"].tolist() if "names" in loaded else []
-                classes = tuple(loaded["classes"].tolist()) if "classes" in loaded else None
-                return cls(loaded["x"], loaded.get("y"), names, classes)
-        except Exception as failure:  # damaged files end in nearly every exception there is
-            raise DataError(
-                f"{path} does not hold features ({failure}); expected an .npz or .npy that `byol embed` wrote."
-            ) from failure
+    number: int
+    rows: Rows  # (n,) which images could be read
+    x: Values  # (n, D)
+    bad: list[tuple[int, str]]  # images that could not be read, and why
 
 
 class _Prepared(torch.utils.data.Dataset[tuple[int, Tensor | str]]):
@@ -126,28 +73,41 @@ def check_encoder(encoder: object) -> None:
 Prepared = tuple[list[int], Tensor | None, list[tuple[int, str]]]
 
 
-def prepared_batches(images: Images, encoder: Encoder, workers: int) -> Generator[Prepared]:
-    """Images as an encoder is fed them but not normalised, in order, some at a time.
+def prepared_batches(
+    images: Images, encoder: Encoder, workers: int, firsts: Iterable[int] | None = None
+) -> Generator[Prepared]:
+    """Images as an encoder is fed them but not normalised: batches that begin at `firsts`, or all in order.
 
     Each time: which images, their pixels (n, C, h, w) float in [0, 1] (None when none can be read), and the unreadable ones
     with the reasons.
     """
+    starts = range(0, len(images), BATCH) if firsts is None else firsts
     prepared: torch.utils.data.DataLoader[Any] = loader(
         _Prepared(images, encoder),
         workers=workers,
-        batch_size=BATCH,
+        batch_sampler=[range(first, min(first + BATCH, len(images))) for first in starts],
         collate_fn=_gathered,
         generator=torch.Generator(),  # else the loader draws a seed from torch's own random state
     )
     yield from arriving(prepared)
 
 
-def embed(encoder: Encoder, images: Any, *, workers: int = 0) -> Features:
+def embed(encoder: Encoder, images: Any, *, workers: int = 0, normalize: bool = False, strict: bool = False) -> Features:
     """The representation of every image, on the encoder's device, in the images' order.
 
-    `images` is anything `open_images` takes. Unreadable images are left out with a warning that names them. Raises
-    DataError when none can be read.
+    `images` is anything `open_images` takes. `normalize` scales every row to length 1. Unreadable images are left out with
+    a warning that names them; with `strict` they raise DataError, as they do when none can be read.
     """
+    source = images_for(encoder, images, workers)
+    shards = list(embedded(encoder, source, range(shard_count(source)), workers=workers, normalize=normalize))
+    bad = [entry for shard in shards for entry in shard.bad]
+    check_bad(source, bad, strict=strict)
+    rows = np.concatenate([shard.rows for shard in shards])
+    return features_of(source, rows, np.concatenate([shard.x for shard in shards]))
+
+
+def images_for(encoder: Encoder, images: Any, workers: int) -> Images:
+    """The images, opened with the encoder's channels. Raises ConfigError for what cannot be embedded."""
     check_encoder(encoder)
     if workers < 0:
         raise ConfigError(f"workers is {workers}; expected 0 or more.")
@@ -157,18 +117,48 @@ def embed(encoder: Encoder, images: Any, *, workers: int = 0) -> Features:
             f"{source.description} have {source.channels} channels, the encoder takes {encoder.info.channels}. "
             "Open the images with channels= to match."
         )
+    return source
+
+
+def shard_count(images: Images) -> int:
+    """How many shards the images make."""
+    return -(-len(images) // (BATCH * SHARD))
+
+
+def embedded(encoder: Encoder, images: Images, numbers: Sequence[int], *, workers: int, normalize: bool) -> Iterator[Shard]:
+    """Some of the images' shards, in the given order."""
     device = next(encoder.parameters()).device
+    firsts = [first for number in numbers for first in range(number * SHARD * BATCH, len(images), BATCH)[:SHARD]]
     rows: list[int] = []
-    parts: list[Tensor] = []
-    bad: list[str] = []
-    for indices, pixels, unreadable in prepared_batches(source, encoder, workers):
-        bad += [f"{printable(source.name(index))} ({reason})" for index, reason in unreadable]
+    parts: list[Values] = []
+    bad: list[tuple[int, str]] = []
+    for first, (indices, pixels, unreadable) in zip(firsts, prepared_batches(images, encoder, workers, firsts), strict=True):
+        bad += unreadable
         if pixels is not None:
+            representation = encoder(pixels.to(device))
+            parts.append((F.normalize(representation, dim=1) if normalize else representation).cpu().numpy())
             rows += indices
-            parts.append(encoder(pixels.to(device)).cpu())
-    if not parts:
-        raise DataError(f"None of the {len(source)} images can be read: {bad[0] if bad else 'there are none'}.")
-    if bad:
-        logger.warning("%d unreadable images are left out: %s%s", len(bad), ", ".join(bad[:5]), " ..." if len(bad) > 5 else "")
-    labels = None if source.labels is None else source.labels[rows]
-    return Features(torch.cat(parts).numpy(), labels, [source.name(row) for row in rows], source.classes)
+        number, place = divmod(first // BATCH, SHARD)
+        if place == SHARD - 1 or first + BATCH >= len(images):
+            x = np.concatenate(parts) if parts else np.zeros((0, encoder.info.features), dtype=np.float32)
+            yield Shard(number, np.array(rows, dtype=np.int64), x, bad)
+            rows, parts, bad = [], [], []
+
+
+def check_bad(images: Images, bad: list[tuple[int, str]], *, strict: bool = False) -> None:
+    """Warn of images that cannot be read; raise DataError when there are no others, or at all when `strict`."""
+    told = [f"{printable(images.name(index))} ({reason})" for index, reason in bad[:5]]
+    if len(bad) == len(images):
+        raise DataError(f"None of the {len(images)} images can be read: {told[0] if told else 'there are none'}.")
+    if not bad:
+        return
+    listing = ", ".join(told) + (" ..." if len(bad) > len(told) else "")
+    if strict:
+        raise DataError(f"{len(bad)} of {len(images)} images cannot be read: {listing}. Every one is needed here.")
+    logger.warning("%d unreadable images are left out: %s", len(bad), listing)
+
+
+def features_of(images: Images, rows: Rows, x: Values) -> Features:
+    """The matrix with the labels and names of the images that its rows are of."""
+    labels = None if images.labels is None else images.labels[rows]
+    return Features(x, labels, [images.name(row) for row in rows.tolist()], images.classes)

@@ -46,7 +46,7 @@ def byol(*words: str) -> "subprocess.CompletedProcess[str]":
 def test_without_words_the_overview_tells_what_to_type(capsys):
     assert main([]) == 0
     out = capsys.readouterr().out
-    for command in ("demo", "train", "evaluate", "embed", "convert"):
+    for command in ("demo", "train", "evaluate", "embed", "search", "convert"):
         assert f"\n  {command} " in out
     assert "75" in out
 
@@ -62,7 +62,8 @@ def test_the_version_is_told(capsys):
         ("train", ["--out", "--preset", "--encoder", "--image-size", "--epochs", "--batch-size", "--budget", "--seed",
                    "--workers", "--device", "--views.blur", "--optim.base-lr"]),
         ("evaluate", ["--train", "--test", "--protocols"]),
-        ("embed", ["--data", "--out"]),
+        ("embed", ["--data", "--out", "--normalize"]),
+        ("search", ["--query", "--row", "--duplicates", "--outliers", "--pick", "--clusters", "--run", "--json", "--sheet"]),
         ("demo", ["--out", "--seed"]),
         ("convert", ["--out", "--padding", "--encoder", "--prefix", "--image-size", "--mean", "--std", "--interpolation"]),
     ],

@@ -6,6 +6,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from byol.errors import ConfigError, DataError
 from byol.evaluation import knn
 from byol.evaluation.knn import knn_correct, knn_predict
+from byol.features import files, neighbours
 from byol.features.extract import Features
 
 
@@ -64,7 +65,8 @@ def test_blocks_of_any_size_give_the_same_votes(monkeypatch, size):
     bank, labels = clusters(400, 7)
     queries, _ = clusters(60, 7, seed=1)
     whole = knn_predict(bank, labels, queries)
-    monkeypatch.setattr(knn, "BLOCK", size)
+    for part in (files, neighbours, knn):
+        monkeypatch.setattr(part, "BLOCK", size)
     assert torch.equal(knn_predict(bank, labels, queries), whole)
 
 

@@ -110,6 +110,11 @@ def test_training_loads_no_library_that_it_does_not_use():
     assert loaded("import byol; byol.pretrain, byol.TrainConfig", unused) == []
 
 
+def test_using_features_loads_no_library_before_it_is_needed():
+    optional = ("torchvision", "timm", "sklearn", "skimage", "matplotlib", "tyro", "rich", "pyarrow", "PIL", "safetensors")
+    assert loaded("import byol; byol.search, byol.pick, byol.clusters, byol.Features", optional) == []
+
+
 def test_every_public_name_is_there():
     for name in byol.__all__:
         assert callable(getattr(byol, name)), name

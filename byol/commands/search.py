@@ -1,0 +1,184 @@
+"""`byol search`"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from byol.commands.answer import Answer, Group, as_json, as_table, draw, name_of
+from byol.data.sources import open_images, printable
+from byol.errors import ConfigError, DataError
+from byol.features import neighbours, select
+from byol.features.encoders import load_encoder
+from byol.features.extract import embed
+from byol.features.files import Features
+from byol.features.sheet import check_sheet, drawable, tile
+from byol.settings import parse
+
+
+@dataclass(frozen=True)
+class Search:
+    features: tyro.conf.Positional[str]
+    """What `byol embed` wrote. Of .npy and .safetensors only a block is in memory at a time."""
+    query: tuple[str, ...] | None = None
+    """Pictures: find the images most similar to each. Needs --run."""
+    row: tuple[int, ...] | None = None
+    """Rows of the features, from 0: find the images most similar to each."""
+    duplicates: float | None = None
+    """Find groups of images whose cosine similarity is at least this, such as 0.97. Compares all with all."""
+    outliers: int | None = None
+    """Find so many images that are least like their k nearest. Compares all with all."""
+    pick: int | None = None
+    """Choose so many images to label first: each the farthest from those chosen before."""
+    clusters: int | None = None
+    """Divide the images into so many clusters (k-means), the most typical images of each first."""
+    k: int = 10
+    """Neighbours of each query; neighbours an outlier is judged by; images that are shown of each cluster."""
+    run: str | None = None
+    """Run folder or encoder.safetensors that gave the features; it embeds --query."""
+    encoder: str | None = None
+    """package.module:function that builds the network, for a run that trained one of your own."""
+    labelled: str | None = None
+    """Text file with the names of images that are labelled already, one a line: --pick looks for images unlike them."""
+    uncertainty: str | None = None
+    """.npy of numbers (N,), or class probabilities (N, C): --pick prefers uncertain images."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    sheet: str | None = None
+    """Draw the images found into this file (.png, .jpg, .webp). Needs --data."""
+    data: str | None = None
+    """The images that were embedded, for --sheet."""
+    device: str | None = None
+    """cpu, cuda, cuda:N or mps. By default the GPU when there is one."""
+
+
+def search(arguments: Sequence[str]) -> int:
+    """Answer one question about features."""
+    description = "Find similar images, near-duplicates, outliers, clusters or what to label first in what `byol embed` wrote."
+    command = parse(Search, arguments, prog="byol search", description=description, switches=True)
+    question = checked(command)
+    features = Features.load(command.features, mapped=True)
+    images = None if command.data is None else open_images(command.data)
+    answer = QUESTIONS[question](command, features)
+    if images is not None and command.sheet is not None and answer.groups:
+        draw(answer, features, command.k, images, Path(command.sheet))
+        print(f"written    {command.sheet}", file=sys.stderr)
+    print(as_json(answer, features) if command.json else as_table(answer, features, command.k))
+    if not answer.groups:
+        print("nothing    no two images are that similar", file=sys.stderr)
+    return 0
+
+
+def checked(command: Search) -> str:
+    """The one question that is asked. Raises ConfigError for none, several, or flags that do not go together."""
+    asked = [name for name in QUESTIONS if getattr(command, name) is not None]
+    if len(asked) != 1:
+        flags = ", ".join(f"--{name}" for name in asked or QUESTIONS)
+        raise ConfigError(f"{'No question' if not asked else 'More than one question'} was asked; expected one of {flags}.")
+    for flag, needs in NEEDS:
+        if getattr(command, flag) is not None and getattr(command, needs) is None:
+            raise ConfigError(f"--{flag} was given without --{needs}; they go together.")
+    neighbours.check_at_least_one("k", command.k)
+    if command.sheet is not None:
+        check_sheet(Path(command.sheet))
+    return asked[0]
+
+
+def by_query(command: Search, features: Features) -> Answer:
+    """The images most similar to pictures."""
+    assert command.query is not None
+    assert command.run is not None
+    if not command.query:
+        raise ConfigError("--query came without a picture; expected at least one.")
+    for path in command.query:
+        if not Path(path).is_file():
+            raise DataError(
+                f"--query {printable(path)} is {'a folder' if Path(path).is_dir() else 'not there'}; expected pictures."
+            )
+    encoder = load_encoder(command.run, net=command.encoder, device=command.device)
+    width = features.x.shape[1]
+    if encoder.info.features != width:
+        raise ConfigError(
+            f"The encoder of {command.run} gives {encoder.info.features} numbers an image, {command.features} holds {width}; "
+            "expected the encoder that gave the features."
+        )
+    images = open_images(list(command.query), channels=encoder.info.channels)
+    asked = embed(encoder, images, strict=True)
+    found = neighbours.search(features, asked, k=command.k, device=command.device)
+    heads = [tile(drawable(images.picture(index))) if command.sheet else None for index in range(len(images))]
+    return Answer(list(map(Group, asked.names, found.rows, found.similarities, heads)), "query", "similarity")
+
+
+def by_row(command: Search, features: Features) -> Answer:
+    """The images most similar to images of the features."""
+    assert command.row is not None
+    found = neighbours.search(features, rows=command.row, k=command.k, device=command.device)
+    titles = [name_of(features, row) for row in command.row]
+    return Answer(list(map(Group, titles, found.rows, found.similarities, command.row)), "query", "similarity")
+
+
+def duplicates(command: Search, features: Features) -> Answer:
+    """Near-duplicates; the similarity of each is to the one of its group that is nearest."""
+    assert command.duplicates is not None
+    groups = []
+    for number, rows in enumerate(neighbours.near_duplicates(features, command.duplicates, device=command.device)):
+        found = neighbours.search(features.x[rows], rows=range(len(rows)), k=1, device=command.device)
+        groups.append(Group(str(number), rows, found.similarities[:, 0]))
+    return Answer(groups, "group", "similarity")
+
+
+def outliers(command: Search, features: Features) -> Answer:
+    """The images least like others."""
+    assert command.outliers is not None
+    found = neighbours.outliers(features, command.outliers, k=command.k, device=command.device)
+    return Answer([Group("", found.rows, found.distances)], measure="distance")
+
+
+def pick(command: Search, features: Features) -> Answer:
+    """The images to label first."""
+    assert command.pick is not None
+    labelled = None if command.labelled is None else labelled_rows(Path(command.labelled), features)
+    uncertainty = None if command.uncertainty is None else numbers(Path(command.uncertainty))
+    return Answer([Group("", select.pick(features, command.pick, labelled=labelled, uncertainty=uncertainty))])
+
+
+def clusters(command: Search, features: Features) -> Answer:
+    """Clusters, the largest first, and in each the images nearest to its centre first."""
+    assert command.clusters is not None
+    found = select.clusters(features, command.clusters)
+    order = np.lexsort((found.distances, found.labels))
+    members = np.split(order, np.flatnonzero(np.diff(found.labels[order])) + 1)
+    groups = [Group(str(number), rows, found.distances[rows]) for number, rows in enumerate(members)]
+    return Answer(groups, "cluster", "distance")
+
+
+QUESTIONS: dict[str, Callable[[Search, Features], Answer]] = {
+    "query": by_query, "row": by_row, "duplicates": duplicates, "outliers": outliers, "pick": pick, "clusters": clusters,
+}  # fmt: skip
+NEEDS = (("query", "run"), ("run", "query"), ("encoder", "query"), ("labelled", "pick"), ("uncertainty", "pick"),
+         ("sheet", "data"), ("data", "sheet"))  # fmt: skip
+
+
+def labelled_rows(path: Path, features: Features) -> list[int]:
+    """The rows whose names, as the table prints them, are in a text file."""
+    try:
+        lines = [line for line in path.read_text(errors="surrogateescape").split("\n") if line.strip()]
+    except OSError as failure:
+        raise DataError(f"{path} cannot be read: {failure.strerror}. Expected names of images, one a line.") from failure
+    row_of = {printable(name_of(features, row)): row for row in range(len(features.x))}
+    unknown = [line for line in lines if line not in row_of]
+    if unknown:
+        raise DataError(f"{len(unknown)} of {len(lines)} names in {path} are not among the features, such as {unknown[0]!r}.")
+    return [row_of[line] for line in lines]
+
+
+def numbers(path: Path) -> Any:
+    """The array in a .npy file."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, EOFError) as failure:
+        raise DataError(f"{path} cannot be read ({failure}); expected an array of numbers in a .npy file.") from failure

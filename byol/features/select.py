@@ -1,0 +1,112 @@
+"""Which images stand for the others: a diverse pick to label first, and clusters."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from byol.errors import ConfigError, DataError
+from byol.features.files import Array, Features, Rows, Values, blocks
+from byol.features.neighbours import check_at_least_one, matrix, row_numbers, unit_blocks
+
+SAMPLE, PER_CLUSTER = 100_000, 256  # rows that cluster centres are fitted to: the larger of both
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """A cluster for every row, the largest cluster first."""
+
+    labels: Rows  # (N,) from 0 to K - 1
+    distances: Values  # (N,) Euclidean, from the row, scaled to length 1, to its centre
+    centres: Values  # (K, D)
+
+
+def pick(features: Features | Array, count: int, *, labelled: Any = None, uncertainty: Any = None) -> Rows:
+    """The `count` rows most worth labelling: each next one is the farthest from those already chosen (n,).
+
+    Greedy k-centre (Gonzalez 1985; as a choice of images to label Sener and Savarese 2018) on rows scaled to length 1: no
+    row is farther from the chosen ones than twice the least radius that as many centres can have. `labelled`, numbers of
+    rows, count as chosen already and are not picked; without them the most central row, or the most uncertain one, is
+    first. `uncertainty` multiplies the distances: numbers from 0 (N,), or class probabilities (N, C), of which 1 minus the
+    margin between the two likeliest is taken. Raises ConfigError or DataError for arguments that do not fit the features.
+    """
+    x = matrix(features)
+    check_at_least_one("The number of images to pick", count)
+    weight = np.ones(len(x), dtype=np.float32) if uncertainty is None else doubt(uncertainty, len(x))
+    lengths = np.concatenate([np.linalg.norm(block, axis=1) for _, block in blocks(x)]).clip(1e-12)
+    distance = np.full(len(x), np.inf, dtype=np.float32)  # of each row to the nearest chosen one; -1 when chosen itself
+    for row in [] if labelled is None or len(labelled) == 0 else row_numbers(labelled, len(x)):
+        _choose(x, lengths, row, distance)
+    chosen: list[int] = []
+    for _ in range(min(count, int((distance >= 0).sum()))):
+        if np.isfinite(distance).any():
+            row = int(np.where(distance < 0, -1, distance * weight).argmax())  # a chosen row stays behind a weight of 0
+        else:
+            row = int(weight.argmax() if uncertainty is not None else _central(x, lengths))
+        chosen.append(row)
+        _choose(x, lengths, row, distance)
+    return np.array(chosen, dtype=np.int64)
+
+
+def doubt(uncertainty: Any, count: int) -> Values:
+    """Uncertainty as float32 (N,), from itself or from class probabilities (N, C). Raises DataError."""
+    values = np.asarray(uncertainty)
+    if values.dtype.kind in "biuf":
+        values = values.astype(np.float32)
+        if values.ndim == 2 and values.shape[1] > 1:
+            second, first = np.sort(values, axis=1)[:, -2:].T
+            values = 1 - (first - second)
+    if values.dtype != np.float32 or values.shape != (count,) or not np.isfinite(values).all() or values.min() < 0:
+        raise DataError(
+            f"The uncertainty has shape {np.shape(uncertainty)}; expected finite numbers from 0, one for each of the {count:,} "
+            "feature rows, or class probabilities (N, C)."
+        )
+    return values
+
+
+def clusters(features: Features | Array, count: int, *, seed: int = 0) -> Clusters:
+    """k-means on rows scaled to length 1, by scikit-learn: k-means++, the best of four starts.
+
+    The centres are fitted to at most SAMPLE random rows, or PER_CLUSTER for each cluster if that is more; then every row
+    goes to its nearest centre. Raises ConfigError for more clusters than rows or without scikit-learn.
+    """
+    try:
+        from sklearn.cluster import KMeans
+    except ImportError as failure:
+        raise ConfigError("Clusters need scikit-learn. Run: pip install 'byol[search]'") from failure
+    x = matrix(features)
+    if not 1 <= count <= len(x):
+        raise ConfigError(f"{count} clusters of {len(x):,} rows; expected from 1 to as many as there are rows.")
+    size = max(SAMPLE, PER_CLUSTER * count)
+    some = x if len(x) <= size else x[np.sort(np.random.default_rng(seed).choice(len(x), size, replace=False))]
+    fitted = np.concatenate([rows.numpy() for _, rows in unit_blocks(some, torch.device("cpu"))])
+    with warnings.catch_warnings(action="ignore"):  # fewer different rows than clusters: some stay empty
+        model = KMeans(count, n_init=4, random_state=seed).fit(fitted)
+    labels, distances = [], []
+    for _, rows in unit_blocks(x, torch.device("cpu")):
+        labels.append(model.predict(rows.numpy()))
+        distances.append(np.linalg.norm(rows.numpy() - model.cluster_centers_[labels[-1]], axis=1))
+    found = np.concatenate(labels)
+    order = np.argsort(-np.bincount(found, minlength=count), kind="stable")
+    rank = np.argsort(order)
+    return Clusters(rank[found], np.concatenate(distances), model.cluster_centers_[order])
+
+
+def _choose(x: Values, lengths: Values, row: int, distance: Values) -> None:
+    """Take a row as a centre: every row's distance is to the nearest centre, in place."""
+    cosines = _products(x, x[row] / lengths[row]) / lengths
+    np.minimum(distance, np.sqrt((2 - 2 * cosines).clip(0)), out=distance)
+    distance[row] = -1
+
+
+def _central(x: Values, lengths: Values) -> int:
+    """The row with the highest cosine to the mean of all rows, each scaled to length 1."""
+    mean = sum(block.T @ (1 / lengths[first : first + len(block)]) for first, block in blocks(x))
+    return int((_products(x, mean) / lengths).argmax())
+
+
+def _products(x: Values, vector: Values) -> Values:
+    """The inner product of every row with a vector: (N,)."""
+    return np.concatenate([block @ vector for _, block in blocks(x)])

@@ -1,0 +1,215 @@
+"""`byol embed` and `byol search` as people type them."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.neighbors import NearestNeighbors
+
+from byol.cli import main
+from byol.features.files import Features
+from byol.weights.files import save_encoder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, encoder_of):
+    """A folder with pictures, two encoders and the features of one; 07.png is a copy of 02.png, 05.png is unreadable."""
+    generator = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for number in range(12):
+        pixels = generator.integers(0, 256, (5, 5, 3)).repeat(8, axis=0).repeat(8, axis=1)
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "photos" / f"{number:02}.png")
+    (tmp_path / "photos" / "07.png").write_bytes((tmp_path / "photos" / "02.png").read_bytes())
+    (tmp_path / "photos" / "05.png").write_bytes(b"")
+    for name, width in (("run", 8), ("other", 4)):
+        (tmp_path / name).mkdir()
+        save_encoder(encoder_of("convnet", width=width), tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert main(["embed", "run", "--data", "photos", "--out", "f.npz"]) == 0
+    return tmp_path
+
+
+def told(capsys, words: str) -> tuple[str, str]:
+    """What a command that succeeds says on stdout and stderr."""
+    capsys.readouterr()
+    assert main(words.split()) == 0
+    said = capsys.readouterr()
+    return said.out, said.err
+
+
+def table(out: str) -> list[list[str]]:
+    return [line.split() for line in out.splitlines()]
+
+
+@pytest.mark.parametrize("kind", [".npz", ".npy", ".parquet", ".safetensors"])
+def test_embed_writes_every_kind(here, capsys, caplog, kind):
+    out, _ = told(capsys, f"embed run --data photos --out g{kind} --normalize --device cpu")
+    assert f"written    g{kind}: 11 images x" in out
+    assert "1 unreadable images are left out: 05.png" in caplog.text
+    loaded = Features.load(f"g{kind}")
+    np.testing.assert_allclose(np.linalg.norm(loaded.x, axis=1), 1, rtol=1e-5)
+    assert kind == ".npy" or loaded.names == [f"{number:02}.png" for number in range(12) if number != 5]
+    assert sorted(path.name for path in here.iterdir()) == sorted(["f.npz", f"g{kind}", "other", "photos", "run"])
+
+
+def test_a_query_is_answered_with_a_table(here, capsys):
+    out, err = told(capsys, "search f.npz --query photos/02.png photos/11.png --run run --k 3")
+    lines = table(out)
+    assert lines[0] == ["query", "row", "similarity", "name"]
+    assert [line[0] for line in lines[1:]] == ["photos/02.png"] * 3 + ["photos/11.png"] * 3
+    assert {tuple(line[2:]) for line in lines[1:3]} == {("1.0000", "02.png"), ("1.0000", "07.png")}
+    assert lines[4][1:] == ["10", "1.0000", "11.png"]
+    assert err == ""
+
+
+def test_json_is_all_there_is_on_stdout_and_agrees_with_scikit_learn(here, capsys):
+    out, err = told(capsys, "search f.npz --row 3 8 --k 4 --json --sheet s.png --data photos")
+    features = Features.load("f.npz")
+    model = NearestNeighbors(n_neighbors=5, metric="cosine", algorithm="brute").fit(features.x.astype(float))
+    distances, rows = model.kneighbors(features.x[[3, 8]].astype(float))
+    for answer, row, near, far in zip(json.loads(out), (3, 8), rows, distances, strict=True):
+        assert answer["query"] == features.names[row]
+        assert [image["row"] for image in answer["images"]] == near[1:].tolist()
+        assert [image["name"] for image in answer["images"]] == [features.names[place] for place in near[1:]]
+        np.testing.assert_allclose([image["similarity"] for image in answer["images"]], 1 - far[1:], atol=2e-6)
+    assert err == "written    s.png\n"
+    with Image.open("s.png") as page:
+        assert page.height > 2 * 128
+
+
+def test_near_duplicates_are_listed_in_groups(here, capsys):
+    out, _ = told(capsys, "search f.npz --duplicates 0.9999")
+    assert table(out) == [
+        ["group", "row", "similarity", "name"],
+        ["0", "2", "1.0000", "02.png"],
+        ["0", "6", "1.0000", "07.png"],
+    ]
+    answer = json.loads(told(capsys, "search f.npz --duplicates 0.9999 --json")[0])
+    assert [(group["group"], [image["name"] for image in group["images"]]) for group in answer] == [(0, ["02.png", "07.png"])]
+
+
+def test_no_near_duplicates_is_an_answer_too(here, capsys):
+    (here / "photos" / "07.png").unlink()
+    told(capsys, "embed run --data photos --out g.npz")
+    out, err = told(capsys, "search g.npz --duplicates 1 --sheet s.png --data photos")
+    assert out == "group  row  similarity  name\n"
+    assert "no two images are that similar" in err
+    assert not (here / "s.png").exists()
+    assert json.loads(told(capsys, "search g.npz --duplicates 1 --json")[0]) == []
+
+
+def test_outliers_picks_and_clusters_are_listed(here, capsys):
+    lines = table(told(capsys, "search f.npz --outliers 3 --k 2")[0])
+    assert lines[0] == ["row", "distance", "name"]
+    assert [float(line[1]) for line in lines[1:]] == sorted((float(line[1]) for line in lines[1:]), reverse=True)
+    lines = table(told(capsys, "search f.npz --pick 11")[0])
+    assert lines[0] == ["row", "name"]
+    assert sorted(line[1] for line in lines[1:]) == Features.load("f.npz").names
+    assert lines[-1][1] in ("02.png", "07.png")  # one of two copies is the least worth labelling
+    lines = table(told(capsys, "search f.npz --clusters 2 --k 2")[0])
+    assert lines[0] == ["cluster", "row", "distance", "name"]
+    assert [line[0] for line in lines[1:]] == ["0", "0", "1", "1"]
+    answer = json.loads(told(capsys, "search f.npz --clusters 2 --json")[0])
+    assert sorted(image["row"] for cluster in answer for image in cluster["images"]) == list(range(11))
+
+
+def test_a_second_pick_goes_on_from_the_first(here, capsys):
+    both = [line[1] for line in table(told(capsys, "search f.npz --pick 6")[0])[1:]]
+    (here / "done.txt").write_text("\n".join(both[:3]) + "\n")
+    assert [line[1] for line in table(told(capsys, "search f.npz --pick 3 --labelled done.txt")[0])[1:]] == both[3:]
+    uncertainty = np.zeros(11)
+    uncertainty[9] = 1
+    np.save("u.npy", uncertainty)
+    assert table(told(capsys, "search f.npz --pick 1 --uncertainty u.npy")[0])[1] == ["9", "10.png"]
+
+
+def test_hostile_names_cannot_break_a_line(here, capsys):
+    names = ["a\nb", os.fsdecode(b"\xff"), "\x1b[31mred", *"cdefghijk"[:8]]
+    Features(Features.load("f.npz").x, names=names).save("odd.safetensors")
+    out, _ = told(capsys, "search odd.safetensors --outliers 11")
+    assert len(out.splitlines()) == 12
+    assert {"a\\nb", "\\udcff", "\\x1b[31mred"} <= {line[2] for line in table(out)}
+    out.encode()
+    assert {image["name"] for image in json.loads(told(capsys, "search odd.safetensors --outliers 11 --json")[0])} == set(names)
+
+
+def test_features_without_names_are_told_by_row(here, capsys):
+    told(capsys, "embed run --data photos --out g.npy")
+    assert table(told(capsys, "search g.npy --row 2 --k 1")[0])[1] == ["2", "6", "1.0000", "6"]
+
+
+@pytest.mark.parametrize(
+    "flags", ["--clusters 2", "--outliers 3", "--pick 4", "--duplicates 0.5", "--query photos/00.png --run run"]
+)
+def test_every_answer_can_be_a_sheet(here, capsys, flags):
+    _, err = told(capsys, f"search f.npz {flags} --sheet s.jpg --data photos")
+    assert err == "written    s.jpg\n"
+    with Image.open("s.jpg") as page:
+        assert np.asarray(page).std() > 20
+
+
+def test_a_sheet_shows_as_much_as_fits_and_says_what_it_leaves_out(here, capsys):
+    Features(np.repeat(np.eye(300), 2, axis=0)).save("many.npy")
+    np.save("grays.npy", np.zeros((600, 9, 9), dtype=np.uint8))
+    _, err = told(capsys, "search many.npy --duplicates 0.99 --sheet s.png --data grays.npy")
+    assert "s.png shows the first 500 of 600 images" in err
+    _, err = told(capsys, "search many.npy --pick 501 --sheet s.png --data grays.npy")
+    assert "s.png shows the first 500 of 501 images" in err
+
+
+BAD = [
+    ("search f.npz", 2, "No question was asked; expected one of --query"),
+    ("search f.npz --row 1 --pick 2", 2, "More than one question was asked; expected one of --row, --pick"),
+    ("search f.npz --query photos/00.png", 2, "--query was given without --run"),
+    ("search f.npz --query --run run", 2, "--query came without a picture"),
+    ("search f.npz --query nowhere.png --run run", 3, "nowhere.png is not there"),
+    ("search f.npz --query photos --run run", 3, "photos is a folder"),
+    ("search f.npz --query photos/00.png photos/05.png --run run", 3, "photos/05.png (the file is empty)"),
+    ("search f.npz --query photos/00.png --run other", 2, "expected the encoder that gave the features"),
+    ("search f.npz --query photos/00.png --run nowhere", 2, "no encoder at nowhere"),
+    ("search f.npz --row 11", 2, "no row 11"),
+    ("search f.npz --row", 2, "at least one"),
+    ("search f.npz --row 1 --k 0", 2, "k is 0"),
+    ("search f.npz --pick 0", 2, "is 0"),
+    ("search f.npz --outliers -1", 2, "is -1"),
+    ("search f.npz --duplicates 1.5", 2, "above 0 and at most 1"),
+    ("search f.npz --clusters 12", 2, "12 clusters of 11 rows"),
+    ("search f.npz --row 1 --device gpu", 2, "device is 'gpu'"),
+    ("search nowhere.npz --row 1", 3, "no file nowhere.npz"),
+    ("search nan.npy --row 1", 3, "1 of 3 feature rows hold NaN"),
+    ("search run/encoder.safetensors --row 1", 3, "does not hold features"),
+    ("search photos/00.png --row 1", 3, "does not hold features"),
+    ("search photos --row 1", 3, "photos"),
+    ("search f.npz --row 1 --sheet s.png", 2, "--sheet was given without --data"),
+    ("search f.npz --row 1 --sheet s.gif --data photos", 2, "ends in .png"),
+    ("search f.npz --row 1 --sheet no/s.png --data photos", 2, "no/s.png"),
+    ("search f.npz --row 1 --sheet s.png --data run", 3, "holds no pictures"),
+    ("search f.npz --row 1 --labelled x.txt", 2, "--labelled was given without --pick"),
+    ("search f.npz --pick 1 --labelled x.txt", 3, "x.txt cannot be read"),
+    ("search f.npz --pick 1 --labelled names.txt", 3, "1 of 2 names in names.txt are not among the features, such as 'b'"),
+    ("search f.npz --pick 1 --uncertainty f.npz", 3, "expected an array of numbers in a .npy file"),
+    ("search f.npz --pick 1 --uncertainty nan.npy", 3, "one for each of the 11 feature rows"),
+    ("embed run --data photos --out f.csv", 2, "ends in .npz"),
+    ("embed run --data photos --out no/f.npz", 2, "no folder no"),
+    ("embed run --data photos --out photos", 2, "photos"),
+    ("embed run --data nowhere --out g.npz", 3, "nowhere"),
+    ("embed run --data photos --out g.npz --workers -1", 2, "workers is -1"),
+    ("embed nowhere --data photos --out g.npz", 2, "no encoder at nowhere"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "says"), BAD, ids=[words for words, _, _ in BAD])
+def test_bad_input_is_one_sentence_and_an_exit_code_and_leaves_nothing(here, capsys, words, code, says):
+    np.save("nan.npy", np.array([[1, 2], [3, np.nan], [4, 5]], dtype=np.float32))
+    (here / "names.txt").write_text("00.png\nb\n")
+    before = sorted(here.rglob("*"))
+    capsys.readouterr()
+    assert main(words.split()) == code
+    said = capsys.readouterr()
+    assert says in said.err
+    assert said.err.startswith(f"byol {words.split()[0]}: ")
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+    assert sorted(here.rglob("*")) == before
