@@ -18,7 +18,7 @@ from byol.train.run import build_learner, pretrain
 from byol.weights.files import FILE, Encoder
 from byol.world import World
 
-NEIGHBOURS = 5  # that vote: a photograph has tiles of many kinds, and few of each
+NEIGHBOURS = 1  # that vote: a photograph has tiles of many kinds, and few of each
 
 
 @dataclass(frozen=True)
