@@ -19,6 +19,7 @@ usage: byol COMMAND ...
   embed       features of every image:      byol embed runs/a --data photos/ --out features.npz
   convert     other programs' checkpoints:  byol convert pretrain_res50x1.pkl --out encoders/res50x1
   search      find images by likeness:      byol search features.npz --query photo.jpg --run runs/a
+  export      the encoder for other tools:  byol export runs/a --out encoder.onnx
 
 `byol COMMAND --help` lists a command's flags.
 Exit codes: 0 done, 2 usage or settings, 3 images, 4 diverged, 70 no memory, no disk space or a bug,
@@ -79,8 +80,10 @@ def command_named(name: str) -> Callable[[Sequence[str]], int]:
         from byol.commands.convert import convert as command
     elif name == "search":
         from byol.commands.search import search as command
+    elif name == "export":
+        from byol.commands.export import export as command
     else:
-        commands = ("demo", "train", "evaluate", "embed", "search", "convert")
+        commands = ("demo", "train", "evaluate", "embed", "search", "export", "convert")
         raise ConfigError(
             f"There is no command {name!r}.{did_you_mean(name, commands)} The commands are {', '.join(commands)}."
         )

@@ -1,6 +1,7 @@
 """Files that hold the old content or the new one, whatever happens in between."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,22 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill; it becomes `folder` (empty, or not there) when the block ends well, else it is removed."""
+    temporary = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in (*temporary.iterdir(), temporary):
+            sync(path)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync(folder.parent)
 
 
 def write_text(path: Path, text: str) -> None:

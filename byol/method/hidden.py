@@ -39,7 +39,7 @@ class HiddenLayer(nn.Module):
         self.eval_calls = calls if eval_calls is None else eval_calls  # and in eval mode
 
     def forward(self, view: Any) -> Tensor:
-        return pool(_single_tensor(self._output(view), self.layer), self.pooling, self.skip)
+        return pool(single_tensor(self._output(view), self.layer), self.pooling, self.skip)
 
     def _output(self, view: Any) -> Any:
         if self.layer is None:
@@ -135,7 +135,7 @@ def _tried(net: nn.Module, trial: nn.Module, layer: str | None, example: Any) ->
     (eval_calls, _), (calls, behind) = (_calls(trial.train(mode), layer, example) for mode in (False, True))
     # A pass of its own, which stops at the layer: later layers may write into its output in place (a residual block).
     reader = HiddenLayer(trial, layer, "none", 0, calls)
-    output = _single_tensor(reader._output(example), layer)
+    output = single_tensor(reader._output(example), layer)
     pooling, skip = pooling_of(trial, output)
     representation = pool(output, pooling, skip)
     _check_representation(representation, output, batch_of(example), layer)
@@ -180,7 +180,7 @@ def _unreached(reader: HiddenLayer, example: Any, behind: set[Tensor]) -> tuple[
     view, quiet = example, 0
     while quiet < 8:
         before = len(missing)
-        output = _single_tensor(reader._output(view), reader.layer)
+        output = single_tensor(reader._output(view), reader.layer)
         if output.requires_grad:
             output.sum().backward()
         missing = {name: p for name, p in missing.items() if p.grad is None}
@@ -263,7 +263,7 @@ def pooling_of(net: nn.Module, output: Tensor) -> tuple[Pooling, int]:
     return "mean of tokens", 0
 
 
-def _single_tensor(output: Any, layer: str | None) -> Tensor:
+def single_tensor(output: Any, layer: str | None) -> Tensor:
     """The one tensor in a layer's output; several are refused, because only the user knows which is meant."""
     if isinstance(output, Tensor):
         return output

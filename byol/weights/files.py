@@ -75,6 +75,12 @@ class EncoderInfo:
             raise ValueError("values of other kinds")
         return info
 
+    def preprocessing(self) -> dict[str, Any]:
+        """What is done to an image before the network sees it, as plain values for other programs."""
+        values = asdict(self)
+        names = ("image_size", "channels", "crop_ratio", "interpolation", "antialias", "mean", "std")
+        return {name: values[name] for name in names}
+
 
 class Encoder(nn.Module):
     """An encoder ready to use: images (B, C, H, W) uint8, or float in [0, 1], of any size give (B, D) float32.
@@ -120,20 +126,30 @@ class Encoder(nn.Module):
 
 def save_encoder(encoder: Encoder, folder: str | Path) -> Path:
     """Write encoder.safetensors and encoder.json into a folder; each is replaced as a whole. Returns the former's path."""
-    folder = Path(folder)
-    check_savable(encoder.net)
-    tensors = {name: t.detach().cpu().clone().contiguous() for name, t in encoder.net.state_dict().items()}
-    description = {"format": FORMAT, **asdict(encoder.info)}
-    description["blake2b"] = digest(tensors, description)
     try:
-        with replacing(folder / FILE) as temporary:
-            save_file(tensors, temporary, metadata={"byol": json.dumps(description)})  # one entry: their order is not fixed
-        write_text(folder / "encoder.json", json.dumps(description, indent=1) + "\n")
+        return write_both(encoder, Path(folder))
     except (OSError, SafetensorError) as failure:
         raise ByolError(
             f"The encoder could not be written to {folder}: {failure}. Make room and run the same again."
         ) from failure
+
+
+def write_both(encoder: Encoder, folder: Path) -> Path:
+    """`save_encoder`, with OSError and SafetensorError as they come."""
+    with replacing(folder / FILE) as temporary:
+        description = write(encoder, temporary)
+    write_text(folder / "encoder.json", json.dumps(description, indent=1) + "\n")
     return folder / FILE
+
+
+def write(encoder: Encoder, file: Path) -> dict[str, Any]:
+    """Write an encoder file. Returns its description; raises OSError or SafetensorError when it cannot."""
+    check_savable(encoder.net)
+    tensors = {name: t.detach().cpu().clone().contiguous() for name, t in encoder.net.state_dict().items()}
+    description = {"format": FORMAT, **asdict(encoder.info)}
+    description["blake2b"] = digest(tensors, description)
+    save_file(tensors, file, metadata={"byol": json.dumps(description)})  # one entry: their order is not fixed
+    return description
 
 
 def load_encoder(path: str | Path, *, build: Callable[[EncoderInfo], nn.Module], device: torch.device | None = None) -> Encoder:

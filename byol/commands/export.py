@@ -1,0 +1,63 @@
+"""`byol export`"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from byol.features.encoders import load_encoder
+from byol.settings import parse
+from byol.weights.export import Format
+from byol.weights.export import export as write_export
+from byol.weights.verify import BATCHES, TOLERANCE
+
+LOADS = {
+    "onnxruntime": 'onnxruntime.InferenceSession("{path}").run(["representation"], {{"images": images}})',
+    "torch.export": 'torch.export.load("{path}").module()(images)',
+    "torchvision": "net.load_state_dict(tensors_of_the_file, strict=False)",
+    "timm": 'timm.create_model("local-dir:{path}", pretrained=True, num_classes=0)',
+    "byol": 'byol.load_encoder("{path}")',
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    run: tyro.conf.Positional[str]
+    """Run folder or encoder.safetensors."""
+    out: str
+    """What to write: .onnx, .pt2 (torch.export), .pth (torchvision), .safetensors, or a new folder (huggingface)."""
+    format: Format | None = None
+    """By default what the suffix of --out means."""
+    normalise: bool = True
+    """Whether an onnx or torch.export graph normalises: pixels in [0, 1] in; with False, normalised pixels in."""
+    model: str | None = None
+    """The torchvision or timm model that a network of your own is, such as resnet50."""
+    encoder: str | None = None
+    """package.module:function that builds the network, for a run that trained one of your own."""
+
+
+def export(arguments: Sequence[str]) -> int:
+    """Write an encoder for another tool and say how near that tool comes to it."""
+    description = "Write the encoder for other tools: loaded there and compared before it appears."
+    command = parse(Export, arguments, prog="byol export", description=description)
+    encoder = load_encoder(command.run, net=command.encoder)
+    path = Path(command.run)
+    done = write_export(
+        encoder,
+        command.out,
+        format=command.format,
+        normalise=command.normalise,
+        run=path if path.is_dir() else path.parent,
+        model=command.model,
+    )
+    sizes = " and ".join(f"{height}x{width}" for height, width in done.check.sizes)
+    print(f"written    {done.path} ({done.format})")
+    print(f"checked    {done.check.tool} gives the same features for {', '.join(map(str, BATCHES))} images of {sizes} pixels:")
+    print(f"           they differ by {done.check.difference:.2g} of the largest at most ({TOLERANCE:g} is allowed)")
+    if done.format in ("onnx", "torch.export"):
+        pixels = "in [0, 1]" if command.normalise else "normalised"
+        size = "H, W" if len(done.check.sizes) > 1 else "{}, {}".format(*encoder.info.image_size)
+        print(f"takes      images float32 (B, {encoder.info.channels}, {size}) {pixels}")
+    print(f"load       {LOADS[done.check.tool].format(path=done.path)}")
+    return 0

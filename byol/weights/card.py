@@ -1,0 +1,118 @@
+"""The model card of an exported encoder: what it is, how to load it, how it was trained, how good it is."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from byol.errors import CheckpointError
+from byol.weights.files import EncoderInfo
+
+TIMM = """```python
+import timm
+
+encoder = timm.create_model("local-dir:PATH/OF/THIS/FOLDER", pretrained=True, num_classes=0).eval()  # or "hf-hub:USER/NAME"
+transform = timm.data.create_transform(**timm.data.resolve_data_config(model=encoder))
+features = encoder(transform(image)[None])  # a Pillow image gives (1, {features})
+```"""
+
+OWN = """```python
+import byol
+
+encoder = byol.load_encoder("PATH/OF/THIS/FOLDER"{net})
+features = encoder(images)  # (B, {channels}, H, W) uint8, or float in [0, 1], of any size give (B, {features})
+```"""
+
+
+def card(info: EncoderInfo, run: Path | None, timm_model: str | None) -> str:
+    """README.md of a folder that timm loads as `timm_model`, or byol when it is None; `run` is the folder of the run."""
+    name = timm_model or info.encoder or "a network of its author's own"
+    net = "" if info.encoder else ", net=the_same_network"
+    code = (TIMM if timm_model else OWN).format(features=info.features, channels=info.channels, net=net)
+    parts = [
+        f"---\nlibrary_name: {'timm' if timm_model else 'byol'}\npipeline_tag: image-feature-extraction\n"
+        "tags:\n- image-feature-extraction\n- self-supervised-learning\n- byol\n---",
+        f"# {plain(name)}, trained with BYOL",
+        "An image encoder trained without labels by Bootstrap Your Own Latent "
+        f"([Grill et al. 2020](https://arxiv.org/abs/2006.07733)). It turns an image into {info.features:,} numbers.",
+        f"## How to load\n\n{code}",
+        preprocessing_section(info),
+        *([training_section(run), score_section(run)] if run else []),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def preprocessing_section(info: EncoderInfo) -> str:
+    """What is done to an image before the network sees it."""
+    height, width = info.image_size
+    rows = {
+        "channels": info.channels,
+        "size": f"{height} x {width} pixels",
+        "crop": f"central square of {info.crop_ratio:g} of the shorter side, then resized",
+        "interpolation": f"{info.interpolation}, {'antialiased' if info.antialias else 'not antialiased'}",
+        "mean": ", ".join(f"{value:g}" for value in info.mean),
+        "std": ", ".join(f"{value:g}" for value in info.std),
+    }
+    return (
+        f"## Preprocessing\n\n{table(('what', 'value'), list(rows.items()))}\n\n"
+        "Mean and std are of pixels in [0, 1]. Images that have this size already are best taken whole, without the crop."
+    )
+
+
+def training_section(run: Path) -> str:
+    """How the encoder was trained, from the run's plan; empty when there is none."""
+    path = run / "plan.json"
+    if not path.exists():
+        return ""
+    same = ("optimizer", "lr", "weight_decay", "base_tau", "precision", "seed")
+    try:
+        plan = json.loads(path.read_text())["plan"]
+        rows = {
+            "encoder": " ".join([plan["encoder"], *(f"{name}={value}" for name, value in plan["encoder_options"].items())]),
+            "images": f"{plan['images']:,}, without labels",
+            "views": " x ".join(str(side) for side in plan["image_size"]) + " pixels",
+            "epochs": f"{plan['epochs']:g} ({plan['total_steps']:,} steps of {plan['batch_size']:,} images)",
+            **{name.replace("_", " "): plan[name] for name in same},
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as failure:
+        raise CheckpointError(f"{path} is no plan of a run ({failure}). Restore or remove it.") from failure
+    return (
+        f"## How it was trained\n\n{table(('what', 'value'), list(rows.items()))}\n\n"
+        "Which images these were, and under which licence, is for the author to add here."
+    )
+
+
+def score_section(run: Path) -> str:
+    """What `byol evaluate` found, a row per line of scores.jsonl; empty when there is none."""
+    path = run / "scores.jsonl"
+    if not path.exists():
+        return ""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            score = json.loads(line)
+            interval = f"{100 * score['low']:.1f} to {100 * score['high']:.1f}"
+            counts = [f"{score[name]:,}" for name in ("classes", "train_images", "test_images")]
+            row = (score["protocol"], f"{100 * score['top1']:.1f}", interval, *counts, settings_of(score))
+        except (ValueError, KeyError, TypeError, AttributeError) as failure:
+            raise CheckpointError(f"{path} has a line that is no score ({failure}). Remove it.") from failure
+        rows.append(row)
+    head = ("protocol", "top-1 %", "95 % interval", "classes", "labelled images", "test images", "settings")
+    return f"## Scores\n\n{table(head, list(dict.fromkeys(rows)))}" if rows else ""
+
+
+def settings_of(score: dict[str, Any]) -> str:
+    """A protocol's settings, for people."""
+    return ", ".join(f"{name} {f'{v:.3g}' if isinstance(v, float) else v}" for name, v in score.get("settings", {}).items())
+
+
+def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    """A Markdown table of plain text."""
+    lines = [head, ("---",) * len(head), *((plain(str(cell)) for cell in row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is: no link, no HTML, no table cell comes of a name that someone chose."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text)
+    return re.sub(r"([!\"#$&'*+:;<=>?@\[\\\]^_`{|}~]|(?<!\d)\.|\.(?!\d))", r"\\\1", line)

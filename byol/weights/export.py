@@ -1,0 +1,168 @@
+"""An encoder for other tools. Every export is loaded again by the tool it is for, and compared, before it appears."""
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from safetensors import SafetensorError
+
+from byol.disk import filling, replacing, write_text
+from byol.errors import ByolError, ConfigError, did_you_mean
+from byol.features.encoders import from_a_library, load_encoder
+from byol.features.extract import check_encoder
+from byol.weights import files
+from byol.weights.card import card
+from byol.weights.files import Encoder
+from byol.weights.graphs import write_graph
+from byol.weights.layouts import DoesNotFit, fitted, write_timm, write_torchvision
+from byol.weights.verify import Check, agrees, difference, in_words
+
+Format = Literal["safetensors", "torchvision", "timm", "huggingface", "torch.export", "onnx"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+FOLDERS = ("timm", "huggingface")
+SUFFIXES: dict[Format, tuple[str, ...]] = {
+    "safetensors": (".safetensors",),
+    "torchvision": (".safetensors", ".pth"),
+    "torch.export": (".pt2",),
+    "onnx": (".onnx",),
+}
+MEANT: dict[str, Format] = {
+    ".safetensors": "safetensors",
+    ".pth": "torchvision",
+    ".pt2": "torch.export",
+    ".onnx": "onnx",
+    "": "huggingface",
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how near the tool it is for comes to the encoder."""
+
+    path: Path
+    format: Format
+    check: Check
+
+
+def export(
+    encoder: Encoder,
+    path: str | Path,
+    *,
+    format: Format | None = None,
+    normalise: bool = True,
+    run: str | Path | None = None,
+    model: str | None = None,
+) -> Exported:
+    """Write an encoder for another tool, load it there, compare the features, and only then let the file appear.
+
+    - "safetensors": this package's own encoder file.
+    - "torchvision": tensors by torchvision's names, without the classifier; .safetensors or .pth.
+    - "timm": a folder for `timm.create_model("local-dir:...")`, with its preprocessing.
+    - "huggingface": the same with a model card; or this package's own file, where timm has no such model.
+    - "torch.export" (.pt2), "onnx": the graph from "images" (B, C, H, W) float32 to "representation" (B, D) float32, for any
+      B. Pixels are in [0, 1] and the graph normalises them; with normalise=False they come normalised.
+
+    `format` follows from the path's suffix when it is None; a path without one is a folder for huggingface. `run` is the
+    folder of the run, of which the model card tells. `model` names the model of torchvision or timm that an encoder of your
+    own is. Raises ConfigError for what cannot be, and ByolError when the features differ by more than 1e-4 of the largest;
+    then nothing is left behind.
+    """
+    check_encoder(encoder)
+    path = Path(path)
+    try:
+        format = format_of(path, format)
+        check_options(format, normalise, model)
+        check_place(path, format)
+        encoder = copy.deepcopy(encoder).to(torch.device("cpu")).to(memory_format=torch.contiguous_format).eval()
+        place = filling if format in FOLDERS else replacing
+        with torch.random.fork_rng([]), place(path) as temporary:  # the caller's random state stays as it was
+            check = write(encoder, temporary, format, normalise, None if run is None else Path(run), model)
+            if not agrees(check.difference):
+                raise ByolError(f"{check.tool} gives {in_words(check.difference)}; the export was deleted.")
+            if path.suffix == ".pth":  # holds tensors and nothing else
+                described = {"model": model or encoder.info.encoder, **encoder.info.preprocessing()}
+                write_text(path.with_name(f"{path.name}.json"), json.dumps(described, indent=1) + "\n")
+    except (OSError, SafetensorError) as failure:
+        reason = failure.strerror if isinstance(failure, OSError) else failure
+        raise ConfigError(f"{path} cannot be written: {reason}. Choose another place, or make room.") from failure
+    return Exported(path, format, check)
+
+
+def write(encoder: Encoder, path: Path, format: Format, normalise: bool, run: Path | None, model: str | None) -> Check:
+    """Write an encoder on the CPU to a file, or into an empty folder, and load and compare it."""
+    if format == "onnx" or format == "torch.export":
+        return write_graph(encoder, path, format, normalise)
+    if format == "torchvision":
+        return write_torchvision(fitted(encoder, "torchvision", model), encoder, path)
+    if format == "timm":
+        return write_timm(fitted(encoder, "timm", model), encoder, path)
+    if format == "safetensors":
+        files.write(encoder, path)
+        return check_own(encoder, path)
+    try:
+        found = fitted(encoder, "timm", model)
+    except DoesNotFit:
+        if model is not None:
+            raise
+        files.write_both(encoder, path)
+        write_text(path / "README.md", card(encoder.info, run, None))
+        return check_own(encoder, path)
+    write_text(path / "README.md", card(encoder.info, run, found.model))
+    return write_timm(found, encoder, path)
+
+
+def check_own(encoder: Encoder, path: Path) -> Check:
+    """Load this package's own file and compare."""
+    size = encoder.info.image_size
+    net = None
+    if not from_a_library(encoder.info):  # only its author can build it anew, so an emptied copy stands in
+        net = copy.deepcopy(encoder.net)
+        for value in net.state_dict().values():
+            value.zero_()
+    loaded = load_encoder(path, net=net)
+    return Check("byol", difference(encoder, loaded.network, [size]), (size,))
+
+
+def format_of(path: Path, format: Format | None) -> Format:
+    """The format that a path means, or the one given. Raises ConfigError when there is none or they do not go together."""
+    if format is None:
+        meant = "huggingface" if path.is_dir() else MEANT.get(path.suffix)
+        if meant is None:
+            raise ConfigError(
+                f"{path} ends in {path.suffix}; expected .safetensors, .pth (torchvision), .pt2 (torch.export), .onnx, or no "
+                f"suffix for a folder. Or give the format: {', '.join(FORMATS)}."
+            )
+        return meant
+    if format not in FORMATS:
+        raise ConfigError(f"There is no format {format!r}.{did_you_mean(format, FORMATS)} There are: {', '.join(FORMATS)}.")
+    if format in FOLDERS and path.suffix in (".safetensors", ".pth", ".pt2", ".onnx", ".pt", ".bin"):
+        raise ConfigError(f"{path} ends in {path.suffix}, but {format} is a folder. Give a name without a suffix.")
+    if format not in FOLDERS and path.suffix not in SUFFIXES[format]:
+        raise ConfigError(f"{path} is the name for {format}; expected one that ends in {' or '.join(SUFFIXES[format])}.")
+    return format
+
+
+def check_options(format: Format, normalise: bool, model: str | None) -> None:
+    """Raise ConfigError for an option that a format has no use for."""
+    if not normalise and format not in ("onnx", "torch.export"):
+        raise ConfigError(
+            f"normalise=False is for onnx and torch.export; {format} never holds the normalisation in the network."
+        )
+    if model is not None and format not in ("torchvision", "timm", "huggingface"):
+        raise ConfigError(f"model={model!r} is for torchvision, timm and huggingface; {format} takes any network as it is.")
+
+
+def check_place(path: Path, format: Format) -> None:
+    """Raise ConfigError before any work when nothing can be written to a path."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path} cannot be written: there is no folder {path.parent}. Make it first.")
+    if format in FOLDERS:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(f"{path} is there already and is no empty folder. Give the name of a new one for {format}.")
+    elif path.is_dir():
+        raise ConfigError(f"{path} is a folder. Give the name of a file for {format}.")
+    elif format == "torchvision" and path.name == files.FILE and path.exists():
+        raise ConfigError(f"{path} is an encoder of this package, which would be lost. Give another name.")

@@ -1,0 +1,107 @@
+"""The model card, read as a Markdown parser and the Hub's own library read it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+
+import byol
+from byol.errors import CheckpointError
+from byol.weights.card import plain
+
+HOSTILE = "<script>alert(1)</script> [click](http://x.y) | **bold** `code` ![i](j) \\| &amp; www.x.y\n# title"
+SCORE = {
+    "protocol": "knn", "top1": 0.931, "low": 0.92, "high": 0.94, "settings": {"k": 20, "temperature": 0.07},
+    "train_images": 50000, "test_images": 10000, "classes": 10, "seed": 0, "seconds": 1.0,
+}  # fmt: skip
+PLAN = {
+    "encoder": HOSTILE, "encoder_options": {"stem": "small"}, "images": 49000, "image_size": [32, 32], "epochs": 200.0,
+    "total_steps": 38281, "batch_size": 256, "optimizer": "lars", "lr": 0.2, "weight_decay": 1e-6, "base_tau": 0.99,
+    "precision": "bf16", "seed": 3,
+}  # fmt: skip
+
+
+@pytest.fixture
+def finished(tmp_path) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "plan.json").write_text(json.dumps({"plan": PLAN, "images": "49,000 images in /home/secret/photos"}))
+    (folder / "scores.jsonl").write_text(f"{json.dumps(SCORE)}\n" * 2 + json.dumps({**SCORE, "protocol": HOSTILE}) + "\n")
+    return folder
+
+
+def rendered(text: str) -> str:
+    """HTML of the card's Markdown, without its header."""
+    return MarkdownIt("commonmark").enable("table").render(text.split("---\n", 2)[2])
+
+
+def test_the_card_tells_how_the_encoder_was_trained_and_how_good_it_is(encoder_of, tmp_path, finished):
+    byol.export(encoder_of("convnet"), tmp_path / "e", run=finished)
+    html = rendered((tmp_path / "e" / "README.md").read_text())
+    for words in ("49,000, without labels", "200 (38,281 steps of 256 images)", "lars", "1e-06", "0.99", "stem=small"):
+        assert f"{words}</td>" in html
+    row = ("knn", "93.1", "92.0 to 94.0", "10", "50,000", "10,000", "k 20, temperature 0.07")
+    assert html.count("\n".join(f"<td>{cell}</td>" for cell in row)) == 1  # the same score twice is one row
+    for words in ("16 x 16 pixels", "0.875 of the shorter side", "bicubic", "0.485, 0.456, 0.406", "0.229, 0.224, 0.225"):
+        assert words in html
+    assert "secret" not in html
+
+
+def test_names_that_someone_chose_stay_text(encoder_of, tmp_path, finished):
+    byol.export(encoder_of("convnet"), tmp_path / "e", run=finished)
+    html = rendered((tmp_path / "e" / "README.md").read_text())
+    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt; [click](http://x.y) | **bold** `code`") == 2
+    assert set(re.findall(r'href="([^"]*)"', html)) == {"https://arxiv.org/abs/2006.07733"}
+    assert not set(re.findall(r"<(\w+)", html)) & {"script", "img", "strong", "em"}
+    assert html.count("<h1>") == 1
+
+
+@pytest.mark.parametrize("text", [HOSTILE, "a_b_c *d* ~~e~~ <f> {g} $h$ #i 0.5 j.k é 日本", "---", "1. list", "[x]: y", "a\\b"])
+def test_plain_text_renders_as_itself(text):
+    shown = MarkdownIt("commonmark").enable("strikethrough").renderInline(f"x {plain(text)} x")
+    plain_html = text.replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    assert shown == f"x {plain_html} x"
+
+
+def test_the_hub_s_library_reads_the_card_s_header(encoder_of, tmp_path):
+    for name, library in (("convnet", "byol"), ("torchvision:resnet18", "timm")):
+        byol.export(encoder_of(name, size=(32, 32)), tmp_path / library)
+        data = ModelCard.load(tmp_path / library / "README.md").data
+        assert (data.library_name, data.pipeline_tag) == (library, "image-feature-extraction")
+        assert "byol" in data.tags
+
+
+@pytest.mark.parametrize(("name", "library"), [("convnet", "byol"), ("torchvision:resnet18", "timm")])
+def test_the_card_s_own_code_loads_the_encoder(encoder_of, tmp_path, name, library):
+    import torch
+    from PIL import Image
+
+    encoder = encoder_of(name, size=(32, 32))
+    byol.export(encoder, tmp_path / "e")
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "e" / "README.md").read_text(), flags=re.S)
+    given = {"images": torch.rand(2, 3, 40, 40), "image": Image.new("RGB", (50, 40))}
+    exec(code.replace("PATH/OF/THIS/FOLDER", str(tmp_path / "e")), given)
+    assert given["features"].shape[1] == encoder.info.features
+
+
+def test_without_a_run_the_card_tells_of_the_encoder_alone(encoder_of, tmp_path):
+    (tmp_path / "empty").mkdir()
+    byol.export(encoder_of("convnet"), tmp_path / "a")
+    byol.export(encoder_of("convnet"), tmp_path / "b", run=tmp_path / "empty")
+    for name in "ab":
+        text = (tmp_path / name / "README.md").read_text()
+        assert "## Preprocessing" in text
+        assert "## How it was trained" not in text
+        assert "## Scores" not in text
+
+
+@pytest.mark.parametrize("text", ["no", "7", "{}"])
+@pytest.mark.parametrize("file", ["scores.jsonl", "plan.json"])
+def test_a_damaged_record_of_the_run_gets_a_sentence(encoder_of, tmp_path, finished, file, text):
+    (finished / file).write_text(text)
+    with pytest.raises(CheckpointError, match=file):
+        byol.export(encoder_of("convnet"), tmp_path / "e", run=finished)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
