@@ -85,8 +85,11 @@ def flags_of(values: dict[str, Any], prefix: str = "") -> list[str]:
     return flags
 
 
-def parse(command: type[T], arguments: Sequence[str], *, prog: str, description: str) -> T:
-    """Read flags into a dataclass with tyro; a later flag wins over an earlier one. Usage errors exit with code 2."""
+def parse(command: type[T], arguments: Sequence[str], *, prog: str, description: str, switches: bool = False) -> T:
+    """Read flags into a dataclass with tyro; a later flag wins over an earlier one. Usage errors exit with code 2.
+
+    What is true or false is written `--flag True`, as in presets; with `switches` `--flag` alone says True.
+    """
     import tyro
 
     return tyro.cli(
@@ -94,5 +97,8 @@ def parse(command: type[T], arguments: Sequence[str], *, prog: str, description:
         args=list(arguments),
         prog=prog,
         description=description,
-        config=(tyro.conf.FlagConversionOff, tyro.conf.OmitSubcommandPrefixes),
+        config=(
+            tyro.conf.FlagCreatePairsOff if switches else tyro.conf.FlagConversionOff,
+            tyro.conf.OmitSubcommandPrefixes,
+        ),
     )

@@ -53,6 +53,6 @@ def report(run: Run) -> None:
     """What a person wants to know after a run."""
     print(f"encoder    {run.folder / 'encoder.safetensors'} ({run.plan.encoder}, {run.encoder.info.features} features)")
     if run.score is not None:
-        print(f"kNN        {100 * run.score.top1:.1f} % of {run.score.test_images:,} held-out images")
+        print(f"kNN        {100 * run.score.value:.1f} % of {run.score.test_images:,} held-out images")
     print(f"next       byol evaluate {run.folder} --train LABELLED --test LABELLED")
     print(f"           byol embed {run.folder} --data IMAGES --out features.npz")

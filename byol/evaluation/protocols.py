@@ -1,40 +1,88 @@
 """Judge an encoder by what its features make easy. Nothing is ever chosen on test images."""
 
-import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from byol.data.sources import Images, open_images
 from byol.errors import ConfigError, DataError, did_you_mean
 from byol.evaluation import linear
-from byol.evaluation.knn import check_votes, knn_correct
-from byol.evaluation.metrics import interval, top1
-from byol.features.extract import Features, check_encoder, embed
+from byol.evaluation.knn import knn_votes
+from byol.evaluation.metrics import measure, metric_for
+from byol.evaluation.scores import Score, score_of
+from byol.evaluation.task import Answers, EvaluationConfig, Given, labelled, same_classes
+from byol.features.extract import Features, check_encoder, device_of
 from byol.weights.files import Encoder
-
-PROTOCOLS = ("knn", "linear")
 
 
 @dataclass(frozen=True)
-class Score:
-    """How an encoder did in one protocol."""
+class Protocol:
+    """A way to judge an encoder."""
 
-    protocol: str
-    top1: float  # share of test images classified right
-    low: float  # 95 % interval of top1 over the test images
-    high: float
-    settings: dict[str, Any]
-    train_images: int
-    test_images: int
-    classes: int
-    seed: int
-    seconds: float  # of the protocol, without computing the features
+    run: Callable[[Encoder, Given, Given, EvaluationConfig, int], dict[str, Answers]]  # train, test, settings, seed
+    random: bool  # whether another seed may give another score
+    trains: bool = False  # whether the encoder itself is trained, so that images are needed and features are not
+
+
+def knn(encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig, seed: int) -> dict[str, Answers]:
+    """Answers by the votes of the nearest training images; one for each k, named knn-K if there are several."""
+    bank, queries = train.features, test.features
+    assert bank.y is not None
+    assert queries.y is not None
+    device = roomy(device_of(encoder), bank.x.size)
+    votes = knn_votes(
+        torch.from_numpy(bank.x).to(device),
+        torch.from_numpy(bank.y),
+        torch.from_numpy(queries.x),
+        settings.k,
+        settings.temperature,
+    )
+    answers = {}
+    for k, voted in zip(settings.k, votes, strict=True):
+        scores = voted.masked_fill(voted == 0, -torch.inf) if bank.y.ndim == 1 else voted  # no vote, no answer
+        used = {"k": k, "temperature": settings.temperature, "similarity": "cosine"}
+        answers["knn" if len(votes) == 1 else f"knn-{k}"] = Answers(scores.cpu().numpy(), queries.y, used, len(bank.x))
+    return answers
+
+
+def logistic(encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig, seed: int) -> dict[str, Answers]:
+    """Answers by logistic regression; the l2 is chosen on a tenth of the training images."""
+    known, asked = train.features, test.features
+    assert known.y is not None
+    assert asked.y is not None
+    metric = metric_for(known.y, settings.metric)
+
+    def held_out(logits: Tensor, labels: Tensor) -> float:
+        return measure(metric, logits.cpu().numpy(), labels.cpu().numpy())
+
+    classes = known.y.shape[1] if known.y.ndim == 2 else int(known.y.max()) + 1
+    device = roomy(device_of(encoder), 3 * known.x.size)
+    x, y = (torch.from_numpy(part).to(device) for part in (known.x, known.y))
+    classifier = linear.fit(x, y, classes, seed=seed, measure=held_out)
+    used = {"solver": "L-BFGS", "l2": classifier.l2, "l2_values": len(linear.L2), "held_out": classifier.held_out}
+    scores = classifier.logits(torch.from_numpy(asked.x).to(device)).cpu().numpy()
+    return {"linear": Answers(scores, asked.y, used, len(known.x))}
+
+
+PROTOCOLS = {"knn": Protocol(knn, random=False), "linear": Protocol(logistic, random=True)}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One encoder and what it is judged by: checked, and nothing computed yet."""
+
+    encoder: Encoder
+    train: Given
+    test: Given
+    protocols: tuple[str, ...]
+    settings: EvaluationConfig
+    metric: str
+    seeds: tuple[int, ...]
+    name: str  # of the encoder, in its scores
 
 
 def evaluate(
@@ -42,121 +90,111 @@ def evaluate(
     *,
     train: Any,
     test: Any,
-    protocols: str | Sequence[str] = PROTOCOLS,
-    k: int = 20,
-    temperature: float = 0.07,
+    protocols: str | Sequence[str] = tuple(PROTOCOLS),
     seed: int = 0,
+    seeds: int = 1,
     workers: int = 0,
+    cache: str | Path | None = None,
+    **settings: Any,
 ) -> dict[str, Score]:
     """Score an encoder on labelled images: `train` is learned from, `test` is scored.
 
-    Both are Features, or what `open_images` takes. Raises ConfigError for an unknown protocol, DataError without labels.
+    Both are Features, or what `open_images` takes. `settings` are those of `EvaluationConfig`: k (a number or several),
+    temperature, metric. What is random is repeated with `seeds` seeds from `seed` on. `cache` is a folder that features of
+    images are kept in. Raises ConfigError for an unknown protocol or setting, DataError without labels.
     """
-    protocols = (protocols,) if isinstance(protocols, str) else protocols
+    names = tuple(field.name for field in fields(EvaluationConfig))
+    for name in settings:
+        if name not in names:
+            raise ConfigError(f"There is no setting {name!r}.{did_you_mean(name, names)} There are: {', '.join(names)}.")
+    config = EvaluationConfig(**settings)
+    return judge(prepare(encoder, train, test, protocols, config, seed=seed, seeds=seeds, workers=workers, cache=cache))
+
+
+def prepare(
+    encoder: Encoder,
+    train: Any,
+    test: Any,
+    protocols: str | Sequence[str],
+    settings: EvaluationConfig,
+    *,
+    seed: int = 0,
+    seeds: int = 1,
+    workers: int = 0,
+    cache: str | Path | None = None,
+    name: str = "",
+) -> Task:
+    """Check everything that can be checked before any work; raises what `evaluate` raises."""
+    check_encoder(encoder)
+    protocols = (protocols,) if isinstance(protocols, str) else tuple(protocols)
+    check_protocols(protocols)
+    if seeds < 1:
+        raise ConfigError(f"seeds is {seeds}; expected at least 1.")
+    folder = None if cache is None else Path(cache)
+    channels = encoder.info.channels
+    opened = same_classes(labelled(train, "train", channels), labelled(test, "test", channels))
+    training = [one for one in protocols if PROTOCOLS[one].trains]
+    if training and any(isinstance(source, Features) for source in opened):
+        raise ConfigError(f"The protocol {training[0]} trains the encoder, so it needs the images, and features were given.")
+    train, test = (Given(source, encoder, workers, folder) for source in opened)
+    return Task(
+        encoder,
+        train,
+        test,
+        protocols,
+        settings,
+        metric_for(train.labels, settings.metric),
+        tuple(range(seed, seed + seeds)),
+        name,
+    )
+
+
+def check_protocols(protocols: Sequence[str]) -> None:
+    """Raise ConfigError for a protocol that does not exist, or for none."""
     if not protocols:
         raise ConfigError(f"No protocol was given. There are: {', '.join(PROTOCOLS)}.")
-    check_votes(k, temperature)
-    check_encoder(encoder)
     for name in protocols:
         if name not in PROTOCOLS:
             raise ConfigError(
                 f"There is no protocol {name!r}.{did_you_mean(name, PROTOCOLS)} There are: {', '.join(PROTOCOLS)}."
             )
-    sources = {"train": labelled(train, "train", encoder), "test": labelled(test, "test", encoder)}
-    bank, queries = (s if isinstance(s, Features) else embed(encoder, s, workers=workers) for s in sources.values())
-    if bank.x.shape[1] != queries.x.shape[1]:
-        raise DataError(
-            f"The features are {bank.x.shape[1]} numbers an image in train and {queries.x.shape[1]} in test; "
-            "expected both from the same encoder."
-        )
-    bank, queries = same_classes(bank, queries)
-    scores = {}
-    for name in protocols:
+
+
+def judge(task: Task) -> dict[str, Score]:
+    """The scores of a task, in the order of its protocols."""
+    scores: dict[str, Score] = {}
+    for name in task.protocols:
+        protocol = PROTOCOLS[name]
+        if not protocol.trains:
+            check_width(task.train, task.test)
+        seeds = task.seeds if protocol.random else task.seeds[:1]
         started = time.perf_counter()
-        if name == "knn":
-            correct = knn_correct(bank, queries, k=k, temperature=temperature)
-            settings: dict[str, Any] = {"k": k, "temperature": temperature, "similarity": "cosine"}
-        else:
-            correct, settings = linear_correct(bank, queries, seed)
-        seconds = time.perf_counter() - started
-        scores[name] = scored(name, correct, bank, settings, seed, seconds)
+        runs = [protocol.run(task.encoder, task.train, task.test, task.settings, seed) for seed in seeds]
+        known = {
+            "seeds": seeds if protocol.random else (),
+            "seconds": time.perf_counter() - started,
+            "encoder": task.name,
+            "train": task.train.description,
+            "test": task.test.description,
+        }
+        for variant in runs[0]:
+            answers = [run[variant] for run in runs]
+            scores[variant] = score_of(name, task.metric, answers, task.train.classes, **known)
     return scores
 
 
-def scored(
-    protocol: str,
-    correct: np.ndarray[Any, np.dtype[np.bool_]],
-    train: Features,
-    settings: dict[str, Any],
-    seed: int,
-    seconds: float,
-) -> Score:
-    """A Score from the answers on the test images."""
-    assert train.y is not None
-    classes = len(train.classes) if train.classes else int(train.y.max()) + 1
-    low, high = interval(correct)
-    return Score(protocol, top1(correct), low, high, settings, len(train.x), len(correct), classes, seed, seconds)
-
-
-def linear_correct(train: Features, test: Features, seed: int) -> tuple[np.ndarray[Any, np.dtype[np.bool_]], dict[str, Any]]:
-    """Which test images a logistic regression gets right, and its settings."""
-    assert train.y is not None
-    y = torch.from_numpy(train.y)
-    classifier = linear.fit(torch.from_numpy(train.x), y, int(y.max()) + 1, seed=seed)
-    settings = {"solver": "L-BFGS", "l2": classifier.l2, "l2_values": len(linear.L2), "held_out": linear.HELD_OUT}
-    return np.asarray(classifier(torch.from_numpy(test.x)).numpy() == test.y), settings
-
-
-def labelled(images: Any, role: str, encoder: Encoder) -> Features | Images:
-    """The images of a role, opened; raises DataError before any work when they carry no labels."""
-    opened: Features | Images = images
-    if not isinstance(images, Features | Images):
-        opened = open_images(images, channels=encoder.info.channels)
-    labels = opened.y if isinstance(opened, Features) else opened.labels
-    if labels is None:
-        what = opened.description if isinstance(opened, Images) else "The features"
+def check_width(train: Given, test: Given) -> None:
+    """Compute the features, and raise DataError when those of train and test cannot be of one encoder."""
+    widths = [given.features.x.shape[1] for given in (train, test)]
+    if widths[0] != widths[1]:
         raise DataError(
-            f"{what} given as {role} carry no labels. Expected a folder with one folder per class, "
-            "parquet with a label column, or an .npz with y."
+            f"The features are {widths[0]} numbers an image in train and {widths[1]} in test; "
+            "expected both from the same encoder."
         )
-    return opened
 
 
-def same_classes(train: Features, test: Features) -> tuple[Features, Features]:
-    """Both with the train images' class numbers, matched by the classes' names where both have names.
-
-    A class may be missing from either side: two folders that lack different classes number theirs differently.
-    """
-    assert test.y is not None
-    if train.classes is None or test.classes is None or train.classes == test.classes:
-        return train, test
-    union = [*train.classes, *(name for name in test.classes if name not in train.classes)]
-    if not set(train.classes) & set(test.classes):
-        raise DataError(
-            f"Train and test share no class: train has {', '.join(train.classes[:3])} ..., "
-            f"test {', '.join(test.classes[:3])} ... Expected the same class names on both sides."
-        )
-    number = np.array([union.index(name) for name in test.classes], dtype=np.int64)
-    return train, replace(test, y=number[test.y], classes=tuple(union))
-
-
-def write_scores(scores: dict[str, Score], path: str | Path) -> None:
-    """Append one JSON line per score."""
-    with Path(path).open("a") as file:
-        for score in scores.values():
-            file.write(json.dumps(asdict(score)) + "\n")
-
-
-def score_table(scores: dict[str, Score]) -> str:
-    """Scores for people, in percent."""
-    lines = ["protocol      top-1     95 % interval   settings"]
-    for score in scores.values():
-        values = {name: f"{v:.3g}" if isinstance(v, float) else v for name, v in score.settings.items()}
-        settings = ", ".join(f"{name} {value}" for name, value in values.items())
-        lines.append(
-            f"{score.protocol:<10} {100 * score.top1:6.2f} %   {100 * score.low:5.2f} to {100 * score.high:5.2f}   {settings}"
-        )
-    first = next(iter(scores.values()), None)
-    if first is not None:
-        lines.append(f"{first.test_images:,} test images of {first.classes} classes, learned from {first.train_images:,}")
-    return "\n".join(lines)
+def roomy(device: torch.device, numbers: int) -> torch.device:
+    """The encoder's GPU when so many float32 numbers fit in half of its free memory, else the CPU."""
+    if device.type != "cuda":
+        return torch.device("cpu")  # the others lack float64
+    return device if 4 * numbers <= torch.cuda.mem_get_info(device)[0] // 2 else torch.device("cpu")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from byol.data.decode import BadImage
+from byol.data.labels import is_matrix
 from byol.data.sources import Images, open_images, printable
 from byol.data.workers import arriving, loader
 from byol.disk import replacing
@@ -18,6 +19,7 @@ from byol.weights.files import Encoder
 
 logger = logging.getLogger("byol")
 BATCH = 256  # images per forward pass
+Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Features:
     """The representations of a set of images, in the images' order."""
 
     x: np.ndarray[Any, np.dtype[np.float32]]  # (N, D)
-    y: np.ndarray[Any, np.dtype[np.int64]] | None = None  # (N,) class numbers, when the images carry labels
+    y: np.ndarray[Any, np.dtype[np.int64]] | None = None  # (N,) class numbers, or (N, classes) of 0 and 1, if there are labels
     names: list[str] = field(default_factory=list)  # N, or none
     classes: tuple[str, ...] | None = None  # what the class numbers stand for
 
@@ -43,12 +45,15 @@ class Features:
         if self.names and len(self.names) != len(x):
             raise DataError(f"There are {len(self.names)} names for {len(x)} feature rows; expected one each.")
         if y is not None:
-            if y.shape != (len(x),) or y.dtype.kind not in "iu" or y.min() < 0:
+            matrix = len(y) == len(x) and is_matrix(y)
+            if not matrix and (y.shape != (len(x),) or y.dtype.kind not in "iu" or y.min() < 0):
                 raise DataError(
                     f"The labels are {y.dtype} of shape {y.shape}; expected the number of a class, from 0, for each of the "
-                    f"{len(x)} feature rows."
+                    f"{len(x)} feature rows, or a row of 0 and 1 for each."
                 )
-            if self.classes is not None and y.max() >= len(self.classes):
+            if matrix and self.classes is not None and y.shape[1] != len(self.classes):
+                raise DataError(f"The labels have {y.shape[1]} columns, but {len(self.classes)} classes are named.")
+            if not matrix and self.classes is not None and y.max() >= len(self.classes):
                 raise DataError(f"The labels go up to {y.max()}, but {len(self.classes)} classes are named.")
             y = y.astype(np.int64, copy=False)
         object.__setattr__(self, "x", x)
@@ -129,15 +134,20 @@ def embed(encoder: Encoder, images: Any, *, workers: int = 0) -> Features:
     DataError when none can be read.
     """
     check_encoder(encoder)
+    source = images if isinstance(images, Images) else open_images(images, channels=encoder.info.channels)
+    return features_of(source, *embedded(encoder, source, workers=workers))
+
+
+def embedded(encoder: Encoder, source: Images, *, workers: int) -> tuple[Rows, np.ndarray[Any, np.dtype[np.float32]]]:
+    """Which of the images could be read, int64 (n,), and their representations (n, D)."""
     if workers < 0:
         raise ConfigError(f"workers is {workers}; expected 0 or more.")
-    source = images if isinstance(images, Images) else open_images(images, channels=encoder.info.channels)
     if source.channels != encoder.info.channels:
         raise ConfigError(
             f"{source.description} have {source.channels} channels, the encoder takes {encoder.info.channels}. "
             "Open the images with channels= to match."
         )
-    device = next(encoder.parameters()).device
+    device = device_of(encoder)
     prepared: torch.utils.data.DataLoader[Any] = loader(
         _Prepared(source, encoder),
         workers=workers,
@@ -157,5 +167,16 @@ def embed(encoder: Encoder, images: Any, *, workers: int = 0) -> Features:
         raise DataError(f"None of the {len(source)} images can be read: {bad[0] if bad else 'there are none'}.")
     if bad:
         logger.warning("%d unreadable images are left out: %s%s", len(bad), ", ".join(bad[:5]), " ..." if len(bad) > 5 else "")
-    labels = None if source.labels is None else source.labels[rows]
-    return Features(torch.cat(parts).numpy(), labels, [source.name(row) for row in rows], source.classes)
+    return np.array(rows, dtype=np.int64), torch.cat(parts).numpy()
+
+
+def features_of(images: Images, rows: Rows, x: np.ndarray[Any, np.dtype[np.float32]]) -> Features:
+    """The matrix with the labels and names of the images that its rows are of."""
+    labels = images.label_matrix if images.labels is None else images.labels
+    names = [images.name(row) for row in rows.tolist()]
+    return Features(x, None if labels is None else labels[rows], names, images.classes)
+
+
+def device_of(encoder: Encoder) -> torch.device:
+    """Where an encoder's tensors are; the CPU for one without any, such as raw pixels."""
+    return next((tensor.device for tensor in encoder.state_dict().values()), torch.device("cpu"))

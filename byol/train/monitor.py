@@ -10,7 +10,7 @@ from torch import Tensor
 from byol.data.decode import BadImage
 from byol.data.sources import Images
 from byol.evaluation.knn import knn_correct
-from byol.evaluation.protocols import Score, scored
+from byol.evaluation.scores import Score, scored
 from byol.features.extract import Features
 from byol.method.health import health
 from byol.train.config import KnnConfig

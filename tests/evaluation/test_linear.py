@@ -83,7 +83,7 @@ def test_chosen_l2_is_the_best_one_on_the_held_out_tenth():
     standard = (x - found.mean) / found.std
     scores = {}
     for value in values:
-        weight, bias = linear.minimise(standard[rest], y[rest], torch.zeros(4, 61), value)
+        weight, bias = linear.minimise(standard[rest], y[rest], torch.zeros(4, 61), value, torch.ones(60))
         scores[value] = accuracy(linear.logits(standard[held_out], weight, bias).argmax(dim=1), y[held_out])
     assert scores[found.l2] >= max(scores.values()) - 1 / 40  # one answer of forty may hang on where a fit started
     assert found.l2 > 1e-6
@@ -178,7 +178,7 @@ def test_classes_without_a_training_image_are_never_answered():
 def test_solver_ends_where_the_gradient_vanishes():
     x, y = clusters(500, 4)
     x = (x - x.mean(0)) / x.std(0)
-    weight, bias = linear.minimise(x, y, torch.zeros(4, 11), 1e-2)
+    weight, bias = linear.minimise(x, y, torch.zeros(4, 11), 1e-2, torch.ones(10))
     weight.requires_grad_(True)
     loss = torch.nn.functional.cross_entropy(x @ weight.T + bias, y) + 1e-2 / 2 * weight.square().sum()
     (gradient,) = torch.autograd.grad(loss, weight)

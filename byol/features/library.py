@@ -1,0 +1,130 @@
+"""Pretrained networks of torchvision and timm as encoders, from weights that are on this machine. Nothing is downloaded."""
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from byol.errors import CheckpointError, ConfigError
+from byol.method.hidden import probe
+from byol.models.build import check_model, library, remove_head
+from byol.weights.files import Encoder, EncoderInfo
+from byol.world import pick_device
+
+LIBRARIES = ("torchvision:", "timm:")
+
+
+def pretrained_encoder(name: str, *, weights: str | Path | None = None, device: str | None = "cpu") -> Encoder:
+    """An encoder "torchvision:NAME" or "timm:NAME" with pretrained weights, in eval mode and without its classifier.
+
+    `weights` is a file of the network's tensors, classifier included (.safetensors, or what torch.save wrote). By default
+    the library's own weights are taken from where it keeps what it downloaded before. Images are fed with the size, mean and
+    deviation that the library names for the weights. Raises ConfigError when there are none, CheckpointError for a file
+    that is damaged or does not fit.
+    """
+    given = None if weights is None else Path(weights)
+    if given is not None and not given.is_file():
+        raise ConfigError(f"There is no file {given}; expected the tensors of {name}.")
+    start, _, model = name.partition(":")
+    net, size, mean, std = (torchvision_net if start == "torchvision" else timm_net)(model, given)
+    net.eval()
+    found = probe(net, None, torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)))
+    built = name.partition(".")[0]  # a tag tells timm's weights apart, not its networks
+    info = EncoderInfo.of(
+        found.encoder, built, {}, image_size=size, channels=3, mean=tuple(mean), std=tuple(std), features=found.features
+    )
+    return Encoder(found.encoder, info).to(pick_device(device)).to(memory_format=torch.channels_last).eval()
+
+
+def torchvision_net(name: str, file: Path | None) -> tuple[nn.Module, tuple[int, int], Any, Any]:
+    """The network without its classifier, and the size, mean and deviation of its images."""
+    models = library("torchvision").models
+    check_model("torchvision", name, models.list_models(module=models))
+    kinds = list(models.get_model_weights(name))
+    usual = models.get_model_weights(name).DEFAULT
+    folder = Path(torch.hub.get_dir(), "checkpoints")
+    places = {folder / kind.url.rpartition("/")[2]: kind for kind in (usual, *kinds)}
+    file = file or existing(f"torchvision:{name}", list(places))
+    builder = models.get_model_builder(name)
+    takes = inspect.signature(get_type_hints(builder)["return"]).parameters
+    # What torchvision builds GoogLeNet and Inception with when it loads their weights itself.
+    options = {"aux_logits": True, "transform_input": True, "init_weights": False}
+    net: nn.Module = builder(weights=None, **{key: value for key, value in options.items() if key in takes})
+    # DenseNet's weights have names of long ago, "norm.1" for "norm1".
+    long_ago = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)")
+    fill(net, {long_ago.sub(r"\1\2", key): value for key, value in tensors_in(file).items()}, file)
+    remove_head(net)
+    images = places.get(file, usual).transforms()
+    return net, (images.crop_size[0], images.crop_size[0]), images.mean, images.std
+
+
+def timm_net(name: str, file: Path | None) -> tuple[nn.Module, tuple[int, int], Any, Any]:
+    """As `torchvision_net`; the name may carry the tag of the weights, such as resnet50.a1_in1k."""
+    timm = library("timm")
+    check_model("timm", name.partition(".")[0], timm.list_models())
+    settings = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    if settings is None:
+        raise ConfigError(f"timm knows no weights for {name!r}. Give --weights FILE.")
+    if file is None:
+        folder = Path(torch.hub.get_dir(), "checkpoints")
+        hub = [found for found in map(Path, in_hub_cache(settings.hf_hub_id)) if found.is_file()]
+        file = existing(f"timm:{name}", [*hub, folder / str(settings.url or "none").rpartition("/")[2]])
+    try:
+        net: nn.Module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(file)})
+    except Exception as failure:  # a damaged or foreign file ends in nearly every exception there is
+        raise CheckpointError(f"{file} does not fit timm:{name}: {first_line(failure)}") from failure
+    net.reset_classifier(0)  # type: ignore[operator]
+    images = timm.data.resolve_model_data_config(net)
+    return net, images["input_size"][1:], images["mean"], images["std"]
+
+
+def in_hub_cache(repository: str | None) -> list[str]:
+    """The weights that huggingface_hub keeps of a repository on this machine."""
+    from huggingface_hub import try_to_load_from_cache  # comes with timm
+
+    if repository is None:
+        return []
+    found = [try_to_load_from_cache(repository, name) for name in ("model.safetensors", "pytorch_model.bin")]
+    return [path for path in found if isinstance(path, str)]
+
+
+def existing(name: str, places: list[Path]) -> Path:
+    """The first of some files that is there; raises ConfigError when none is."""
+    for place in places:
+        if place.is_file():
+            return place
+    raise ConfigError(
+        f"There are no weights of {name} on this machine (looked for {places[0]}), and nothing is downloaded. Give a file with "
+        "--weights FILE, or fetch them once with the library itself."
+    )
+
+
+def tensors_in(file: Path) -> dict[str, Tensor]:
+    """The tensors in a file by name. Runs no code. Raises CheckpointError for anything else."""
+    from safetensors.torch import load_file
+
+    try:
+        held = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as failure:  # damaged files end in nearly every exception there is
+        raise CheckpointError(f"{file} cannot be read as tensors: {first_line(failure)}") from failure
+    held = held.get("state_dict", held) if isinstance(held, dict) else held
+    if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
+        raise CheckpointError(f"{file} holds other things than tensors by name; expected a network's state_dict.")
+    return held
+
+
+def fill(net: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
+    """Load every tensor; raises CheckpointError unless the names and shapes are the network's own."""
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as failure:
+        reason = (str(failure).splitlines()[1:2] or [str(failure)])[0].strip()
+        raise CheckpointError(f"{file} does not fit {type(net).__name__}, classifier included: {reason}") from failure
+
+
+def first_line(failure: Exception) -> str:
+    """What an exception says, without the rest."""
+    return (str(failure) or type(failure).__name__).splitlines()[0]
