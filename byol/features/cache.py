@@ -55,7 +55,8 @@ def read(file: Path, images: int, width: int) -> tuple[Rows, Matrix] | None:
     if not file.exists():
         return None
     try:
-        with np.load(file, allow_pickle=False) as loaded:  # a zip archive: every byte read is checked
+        with file.open("rb") as opened:
+            loaded = np.load(opened, allow_pickle=False)  # a zip archive: every byte read is checked
             rows, x = loaded["rows"], loaded["x"]
     except Exception as failure:  # damaged files end in nearly every exception there is
         logger.warning("The features in %s are damaged (%s); they are computed again.", file, failure)
