@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from byol.errors import ConfigError
+from byol.errors import ConfigError, did_you_mean
 from byol.evaluation.baselines import BASELINES
 from byol.evaluation.protocols import Task, check_protocols, judge, prepare
 from byol.evaluation.scores import Score, comparison, score_table, write_scores
@@ -42,8 +42,8 @@ class Evaluate:
     """File of a torchvision: or timm: network's tensors; by default what the library has downloaded before."""
     out: str | None = None
     """Folder for scores.jsonl and kept features; by default that of the run or encoder file."""
-    cache: bool = True
-    """Do not keep features for the next time, in OUT/features."""
+    no_cache: bool = False
+    """Do not keep the features for the next time, which is done in the folder's features/."""
     encoder: str | None = None
     """package.module:function that builds the network, for a run that trained one of your own."""
     device: str | None = None
@@ -109,6 +109,11 @@ def contestants(command: Evaluate) -> dict[str, Contestant]:
     found = {command.run: Contestant(main, command.protocols, folder)}
     for word in command.compare:
         baseline = BASELINES.get(word)
+        if baseline is None and not word.startswith(LIBRARIES) and not Path(word).exists():
+            raise ConfigError(
+                f"There is nothing at {word} to compare with.{did_you_mean(word, BASELINES)} Expected a run, an encoder "
+                f"file, torchvision:NAME, timm:NAME, or a baseline: {', '.join(BASELINES)}."
+            )
         if baseline is None:
             encoder, kept, protocols = opened(word, command, None), folder_of(word), command.protocols
         else:
@@ -147,6 +152,6 @@ def task(command: Evaluate, name: str, each: Contestant, set_: DataSet) -> Task:
         seed=command.seed,
         seeds=command.seeds,
         workers=command.workers,
-        cache=each.folder / "features" if command.cache and each.folder is not None else None,
+        cache=each.folder / "features" if not command.no_cache and each.folder is not None else None,
         name=name,
     )

@@ -14,7 +14,7 @@ from byol.evaluation import linear
 from byol.evaluation.knn import knn_votes
 from byol.evaluation.metrics import measure, metric_for
 from byol.evaluation.scores import Score, score_of
-from byol.evaluation.task import Answers, EvaluationConfig, Given, labelled, same_classes
+from byol.evaluation.task import Answers, EvaluationConfig, Given, labelled, same_classes, warn_of_the_same_images
 from byol.features.extract import Features, check_encoder, device_of
 from byol.weights.files import Encoder
 
@@ -136,6 +136,7 @@ def prepare(
     training = [one for one in protocols if PROTOCOLS[one].trains]
     if training and any(isinstance(source, Features) for source in opened):
         raise ConfigError(f"The protocol {training[0]} trains the encoder, so it needs the images, and features were given.")
+    warn_of_the_same_images(*opened)
     train, test = (Given(source, encoder, workers, folder) for source in opened)
     return Task(
         encoder,

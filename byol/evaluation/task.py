@@ -1,5 +1,6 @@
 """What a protocol is given and gives: labelled images and their features in, scores of the test images out."""
 
+import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from byol.features.extract import Features
 from byol.weights.files import Encoder
 
 Array = np.ndarray[Any, Any]
+logger = logging.getLogger("byol")
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,12 @@ def labelled(images: Any, role: str, channels: int) -> Features | Images:
             "parquet with a label column, or an .npz with y."
         )
     return opened
+
+
+def warn_of_the_same_images(train: Features | Images, test: Features | Images) -> None:
+    """Warn where what is scored was learned from."""
+    if isinstance(train, Images) and isinstance(test, Images) and train.fingerprint() == test.fingerprint():
+        logger.warning("Train and test are the same images (%s): the scores say nothing of others.", test.description)
 
 
 def labels_of(source: Features | Images) -> Array | None:

@@ -37,7 +37,7 @@ def read_data_sets(path: str | Path) -> list[DataSet]:
 
 def data_set(name: str, values: Any, path: Path) -> DataSet:
     """One entry of the list."""
-    if not isinstance(values, Mapping) or not {"train", "test"} <= set(values):
+    if not isinstance(values, Mapping) or not all(isinstance(values.get(side), str) for side in ("train", "test")):
         raise ConfigError(f"{name} in {path} is {values!r}; expected {{train: PATH, test: PATH}} and perhaps a metric.")
     known = ("train", "test", "metric")
     for key in values:

@@ -70,7 +70,7 @@ def read(file: Path, images: int, width: int) -> tuple[Rows, Matrix] | None:
 def write(file: Path, rows: Rows, x: Matrix) -> None:
     """Keep features; what cannot be written is computed again another time."""
     try:
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         for left in file.parent.glob(".tmp-*"):
             if not Path("/proc", left.name.split("-")[1]).exists():  # of a process that was killed
                 left.unlink(missing_ok=True)

@@ -56,6 +56,10 @@ def torchvision_net(name: str, file: Path | None) -> tuple[nn.Module, tuple[int,
     # DenseNet's weights have names of long ago, "norm.1" for "norm1".
     long_ago = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)")
     fill(net, {long_ago.sub(r"\1\2", key): value for key, value in tensors_in(file).items()}, file)
+    # Their auxiliary classifiers have weights in the file, and nobody asks them.
+    for part, value in (("aux1", None), ("aux2", None), ("AuxLogits", None), ("aux_logits", False)):
+        if hasattr(net, part):
+            setattr(net, part, value)
     remove_head(net)
     images = places.get(file, usual).transforms()
     return net, (images.crop_size[0], images.crop_size[0]), images.mean, images.std
@@ -65,18 +69,21 @@ def timm_net(name: str, file: Path | None) -> tuple[nn.Module, tuple[int, int], 
     """As `torchvision_net`; the name may carry the tag of the weights, such as resnet50.a1_in1k."""
     timm = library("timm")
     check_model("timm", name.partition(".")[0], timm.list_models())
-    settings = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    if settings is None:
-        raise ConfigError(f"timm knows no weights for {name!r}. Give --weights FILE.")
+    try:
+        settings = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as failure:
+        raise ConfigError(f"timm knows no weights {name!r}: {failure} Leave the tag out.") from failure
     if file is None:
         folder = Path(torch.hub.get_dir(), "checkpoints")
         hub = [found for found in map(Path, in_hub_cache(settings.hf_hub_id)) if found.is_file()]
         file = existing(f"timm:{name}", [*hub, folder / str(settings.url or "none").rpartition("/")[2]])
+    tensors = tensors_in(file)
     try:
-        net: nn.Module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(file)})
-    except Exception as failure:  # a damaged or foreign file ends in nearly every exception there is
-        raise CheckpointError(f"{file} does not fit timm:{name}: {first_line(failure)}") from failure
-    net.reset_classifier(0)  # type: ignore[operator]
+        net: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": tensors})
+    except Exception as failure:  # timm renames the tensors first, which foreign ones end in nearly every exception there is
+        raise CheckpointError(f"{file} does not fit timm:{name}, classifier included: {reason(failure)}") from failure
+    net.pretrained_cfg.pop("state_dict")
+    net.reset_classifier(0)
     images = timm.data.resolve_model_data_config(net)
     return net, images["input_size"][1:], images["mean"], images["std"]
 
@@ -109,7 +116,10 @@ def tensors_in(file: Path) -> dict[str, Tensor]:
     try:
         held = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as failure:  # damaged files end in nearly every exception there is
-        raise CheckpointError(f"{file} cannot be read as tensors: {first_line(failure)}") from failure
+        raise CheckpointError(
+            f"{file} cannot be read: it is damaged, or holds more than tensors. Expected a .safetensors file, or what "
+            "torch.save(net.state_dict(), FILE) writes."
+        ) from failure
     held = held.get("state_dict", held) if isinstance(held, dict) else held
     if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
         raise CheckpointError(f"{file} holds other things than tensors by name; expected a network's state_dict.")
@@ -121,10 +131,10 @@ def fill(net: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
     try:
         net.load_state_dict(tensors)
     except RuntimeError as failure:
-        reason = (str(failure).splitlines()[1:2] or [str(failure)])[0].strip()
-        raise CheckpointError(f"{file} does not fit {type(net).__name__}, classifier included: {reason}") from failure
+        raise CheckpointError(f"{file} does not fit {type(net).__name__}, classifier included: {reason(failure)}") from failure
 
 
-def first_line(failure: Exception) -> str:
-    """What an exception says, without the rest."""
-    return (str(failure) or type(failure).__name__).splitlines()[0]
+def reason(failure: Exception) -> str:
+    """The first thing an exception complains of; torch puts it below a title."""
+    lines = str(failure).splitlines() or [type(failure).__name__]
+    return lines[min(1, len(lines) - 1)].strip()

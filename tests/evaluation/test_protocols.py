@@ -397,6 +397,15 @@ def test_one_class_to_learn_from_is_refused_by_the_linear_protocol_alone(encoder
         evaluate(encoder, train=train, test=test, protocols=["linear"])
 
 
+def test_the_same_images_on_both_sides_are_warned_of(encoder, caplog):
+    one, other = (np.full((4, 8, 8, 3), shade, dtype=np.uint8) for shade in (0, 9))
+    train = open_images(one, labels=[0, 1, 0, 1])
+    evaluate(encoder, train=train, test=open_images(other, labels=[0, 1, 0, 1]), protocols="knn")
+    assert caplog.text == ""
+    evaluate(encoder, train=train, test=open_images(one, labels=[0, 1, 0, 1]), protocols="knn")
+    assert "Train and test are the same images" in caplog.text
+
+
 def test_unknown_setting_is_refused_with_the_nearest_one(encoder):
     features = clusters(10, 2)
     with pytest.raises(ConfigError, match=r"no setting 'temprature'\. Did you mean 'temperature'\?"):
