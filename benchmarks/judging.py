@@ -2,7 +2,7 @@
 
 python benchmarks/judging.py [PHOTOS/] [--features TRAIN.npz TEST.npz] [--large]
 
---features takes what `byol embed` wrote, instead of made-up features; --large adds 1.28 million x 2048 (13 GB on disk, streamed).
+--features takes what `byol embed` wrote instead of made-up features; --large adds 1.28 million x 2048 (13 GB on disk).
 """
 
 import argparse
@@ -61,7 +61,7 @@ def streamed_knn(folder: Path, rows: int = 1_280_000, dimensions: int = 2048, qu
 
 
 def made_up(rows: int, dimensions: int, seed: int) -> Features:
-    """Features that tell the class a little, and repeat one another as those of networks do; the same classes for every seed."""
+    """Features that tell the class a little and repeat one another, as those of networks do; the same classes for all seeds."""
     shared, generator = torch.Generator().manual_seed(99), torch.Generator().manual_seed(seed)
     directions = torch.randn(CLASSES, dimensions, generator=shared)
     mixing = torch.randn(dimensions, dimensions, generator=shared) * torch.logspace(0, -2, dimensions)[:, None]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from byol.errors import ConfigError
-from byol.evaluation.protocols import PROTOCOLS
+from byol.evaluation.protocols import protocol_named
 from byol.features.extract import device_of
 from byol.method.draws import seed_of
 from byol.method.hidden import HiddenLayer
@@ -23,14 +23,14 @@ class Baseline:
     """An encoder made for comparison with another one."""
 
     make: Callable[[Encoder, int, str | None], Encoder]  # encoder, seed, name of code of the user's own
-    trainable: bool = True
+    trainable: bool = True  # whether protocols that work on images, and may train the encoder, can be asked
     protocols: tuple[str, ...] | None = None  # the only ones it is scored by; None: those that were asked for
 
     def scored_by(self, asked: Sequence[str]) -> tuple[str, ...]:
         """The protocols that this baseline is scored by."""
         if self.protocols is not None:
             return self.protocols
-        return tuple(name for name in asked if self.trainable or not PROTOCOLS[name].trains)
+        return tuple(name for name in asked if self.trainable or not protocol_named(name).on_images)
 
 
 def pixels(encoder: Encoder, seed: int, net: str | None) -> Encoder:

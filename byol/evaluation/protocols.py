@@ -25,7 +25,7 @@ class Protocol:
 
     run: Callable[[Encoder, Given, Given, EvaluationConfig, int], dict[str, Answers]]  # train, test, settings, seed
     random: bool  # whether another seed may give another score
-    trains: bool = False  # whether the encoder itself is trained, so that images are needed and features are not
+    on_images: bool = False  # whether it works on the images, to augment them or to train the encoder, and not on features
 
 
 def knn(encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig, seed: int) -> dict[str, Answers]:
@@ -33,7 +33,7 @@ def knn(encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig,
     bank, queries = train.features, test.features
     assert bank.y is not None
     assert queries.y is not None
-    device = roomy(device_of(encoder), bank.x.size)
+    device = roomy(device_of(encoder), 2 * bank.x.size)
     votes = knn_votes(
         torch.from_numpy(bank.x).to(device),
         torch.from_numpy(bank.y),
@@ -133,9 +133,9 @@ def prepare(
     folder = None if cache is None else Path(cache)
     channels = encoder.info.channels
     opened = same_classes(labelled(train, "train", channels), labelled(test, "test", channels))
-    training = [one for one in protocols if PROTOCOLS[one].trains]
-    if training and any(isinstance(source, Features) for source in opened):
-        raise ConfigError(f"The protocol {training[0]} trains the encoder, so it needs the images, and features were given.")
+    picky = [one for one in protocols if protocol_named(one).on_images]
+    if picky and any(isinstance(source, Features) for source in opened):
+        raise ConfigError(f"The protocol {picky[0]} works on images, and features were given. Give the images.")
     warn_of_the_same_images(*opened)
     train, test = (Given(source, encoder, workers, folder) for source in opened)
     return Task(
@@ -155,18 +155,22 @@ def check_protocols(protocols: Sequence[str]) -> None:
     if not protocols:
         raise ConfigError(f"No protocol was given. There are: {', '.join(PROTOCOLS)}.")
     for name in protocols:
-        if name not in PROTOCOLS:
-            raise ConfigError(
-                f"There is no protocol {name!r}.{did_you_mean(name, PROTOCOLS)} There are: {', '.join(PROTOCOLS)}."
-            )
+        protocol_named(name)
+
+
+def protocol_named(name: str) -> Protocol:
+    """A protocol by its name."""
+    if name not in PROTOCOLS:
+        raise ConfigError(f"There is no protocol {name!r}.{did_you_mean(name, PROTOCOLS)} There are: {', '.join(PROTOCOLS)}.")
+    return PROTOCOLS[name]
 
 
 def judge(task: Task) -> dict[str, Score]:
     """The scores of a task, in the order of its protocols."""
     scores: dict[str, Score] = {}
     for name in task.protocols:
-        protocol = PROTOCOLS[name]
-        if not protocol.trains:
+        protocol = protocol_named(name)
+        if not protocol.on_images:
             check_width(task.train, task.test)
         seeds = task.seeds if protocol.random else task.seeds[:1]
         started = time.perf_counter()

@@ -48,7 +48,7 @@ class Given:
 
     @property
     def images(self) -> Images:
-        """The images, for a protocol that trains the encoder; `prepare` has refused features."""
+        """The images, for a protocol that works on them; `prepare` has refused features."""
         assert isinstance(self.source, Images)
         return self.source
 

@@ -51,7 +51,7 @@ def test_untrained_code_of_ones_own_is_built_only_when_it_is_named(encoder_of, t
 
 
 def test_a_baseline_is_scored_by_what_it_can_be_scored_by(monkeypatch):
-    monkeypatch.setitem(PROTOCOLS, "trains", Protocol(lambda *given: {}, random=True, trains=True))
+    monkeypatch.setitem(PROTOCOLS, "trains", Protocol(lambda *given: {}, random=True, on_images=True))
     asked = ("knn", "trains", "linear")
     assert BASELINES["pixels"].scored_by(asked) == ("knn", "linear")
     assert BASELINES["untrained"].scored_by(asked) == asked

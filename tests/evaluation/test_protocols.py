@@ -142,7 +142,7 @@ def test_what_is_random_is_repeated_with_other_seeds_and_the_spread_is_told(enco
 
 
 def test_a_protocol_is_one_line_in_the_table(encoder, monkeypatch):
-    """A protocol that trains the encoder gets the images with train's class numbers, and no features are computed."""
+    """A protocol that works on images gets them with train's class numbers, and no features are computed."""
     seen = []
 
     def first_class(encoder, train, test, settings, seed):
@@ -150,14 +150,14 @@ def test_a_protocol_is_one_line_in_the_table(encoder, monkeypatch):
         scores = np.zeros((len(test.images), train.classes))
         return {"first": Answers(scores, test.images.labels, {"seed": seed}, len(train.images))}
 
-    monkeypatch.setitem(PROTOCOLS, "first", Protocol(first_class, random=True, trains=True))
+    monkeypatch.setitem(PROTOCOLS, "first", Protocol(first_class, random=True, on_images=True))
     encoder.net[2].weight.data.fill_(float("nan"))  # which the first image embedded would show
     pictures = np.zeros((4, 8, 8, 3), dtype=np.uint8)
     train, test = open_images(pictures, labels=["b", "a", "b", "c"]), open_images(pictures, labels=["c", "b", "b", "a"])
     score = evaluate(encoder, train=train, test=test.subset([0, 1, 3]), protocols="first", seeds=2)["first"]
     assert seen == [([1, 0, 1, 2], [2, 1, 0], ("a", "b", "c"), seed) for seed in (0, 1)]
     assert (score.top1, score.train_images, score.test_images) == (pytest.approx(1 / 3), 4, 3)
-    with pytest.raises(ConfigError, match="The protocol first trains the encoder, so it needs the images, and features were"):
+    with pytest.raises(ConfigError, match="The protocol first works on images, and features were given"):
         evaluate(encoder, train=clusters(9, 3), test=test, protocols="first")
 
 
