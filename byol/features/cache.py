@@ -29,11 +29,12 @@ def cached(encoder: Encoder, images: Images, folder: Path | None, *, workers: in
     if folder is None or stamp is None:
         return features_of(images, *embedded(encoder, images, workers=workers))
     file = folder / f"{key(encoder, stamp)}.npz"
-    found = read(file, len(images), encoder.info.features)
-    if found is None:
-        found = embedded(encoder, images, workers=workers)
-        write(file, *found)
-    return features_of(images, *found)
+    kept = read(file, len(images), encoder.info.features)
+    rows, x = kept or embedded(encoder, images, workers=workers)
+    features = features_of(images, rows, x)  # which refuses NaN
+    if kept is None:
+        write(file, rows, x)
+    return features
 
 
 def key(encoder: Encoder, stamp: str) -> str:

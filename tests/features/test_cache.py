@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from byol.data.sources import open_images
+from byol.errors import DataError
 from byol.features import cache
 from byol.features.cache import cached
 from byol.features.extract import embed
@@ -229,6 +230,13 @@ def test_a_folder_that_cannot_be_written_costs_a_warning_and_not_the_features(en
     (tmp_path / "features").write_text("a file where the folder should be")
     assert cached(encoder, images, tmp_path / "features").x.shape == (6, encoder.info.features)
     assert "could not be kept" in caplog.text
+
+
+def test_features_that_are_no_numbers_are_refused_and_not_kept(encoder, tmp_path):
+    next(encoder.net.parameters()).data.fill_(float("nan"))
+    with pytest.raises(DataError, match="6 of 6 feature rows hold NaN"):
+        cached(encoder, open_images(pictures(tmp_path / "p")), tmp_path / "features")
+    assert not (tmp_path / "features").exists()
 
 
 def test_keeping_features_leaves_the_random_state(encoder, tmp_path):
