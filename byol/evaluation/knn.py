@@ -12,7 +12,7 @@ from torch import Tensor
 from byol.errors import ConfigError, DataError
 from byol.features.extract import Features
 
-BLOCK = 2**24  # similarities or votes held at once, in bytes
+BLOCK = 2**26  # similarities or votes held at once, in bytes
 
 
 def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, *, k: int = 20, temperature: float = 0.07) -> Tensor:
