@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from byol.errors import Stopped as Stopped
     from byol.errors import TrainingError as TrainingError
     from byol.evaluation.knn import knn_predict as knn_predict
-    from byol.evaluation.protocols import Score as Score
     from byol.evaluation.protocols import evaluate as evaluate
+    from byol.evaluation.scores import Score as Score
     from byol.features.embedder import Embedder as Embedder
     from byol.features.encoders import load_encoder as load_encoder
     from byol.features.extract import embed as embed
@@ -60,7 +60,8 @@ _HOMES = {
     "byol.data.sources": ("Images", "open_images"),
     "byol.errors": ("ByolError", "CheckpointError", "ConfigError", "DataError", "Stopped", "TrainingError"),
     "byol.evaluation.knn": ("knn_predict",),
-    "byol.evaluation.protocols": ("Score", "evaluate"),
+    "byol.evaluation.protocols": ("evaluate",),
+    "byol.evaluation.scores": ("Score",),
     "byol.features.embedder": ("Embedder",),
     "byol.features.encoders": ("load_encoder",),
     "byol.features.extract": ("embed",),

@@ -9,7 +9,6 @@ from pathlib import Path
 from byol.data.generated import photograph_tiles
 from byol.data.sources import open_images
 from byol.evaluation.knn import knn_correct
-from byol.evaluation.metrics import top1
 from byol.features.extract import Features, embed
 from byol.settings import parse, preset_flags
 from byol.train.config import TrainConfig
@@ -57,7 +56,7 @@ def demo(arguments: Sequence[str]) -> int:
             else replace(embed(encoder, open_images(images)), y=labels)
             for images, labels in ((tiles.train, tiles.train_labels), (tiles.test, tiles.test_labels))
         )
-        return top1(knn_correct(bank, queries, k=NEIGHBOURS))
+        return float(knn_correct(bank, queries, k=NEIGHBOURS).mean())
 
     print(
         f"\nkNN accuracy (k = {NEIGHBOURS}) on {len(test):,} test tiles of {len(tiles.names)} photographs "

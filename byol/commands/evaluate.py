@@ -1,27 +1,50 @@
 """`byol evaluate`"""
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tyro
 
-from byol.data.sources import open_images
-from byol.evaluation import protocols
+from byol.errors import ConfigError, did_you_mean
+from byol.evaluation.baselines import BASELINES
+from byol.evaluation.protocols import Task, check_protocols, judge, prepare
+from byol.evaluation.scores import Score, comparison, score_table, write_scores
+from byol.evaluation.task import EvaluationConfig
+from byol.evaluation.transfer import DataSet, read_data_sets
 from byol.features.encoders import load_encoder
+from byol.features.library import LIBRARIES, pretrained_encoder
 from byol.settings import parse
+from byol.weights.files import Encoder
 
 
 @dataclass(frozen=True)
 class Evaluate:
     run: tyro.conf.Positional[str]
-    """Run folder or encoder.safetensors."""
-    train: str
+    """Run folder, encoder.safetensors, or torchvision:NAME or timm:NAME with pretrained weights."""
+    train: str | None = None
     """Labelled images that the protocols learn from."""
-    test: str
+    test: str | None = None
     """Labelled images that are scored; nothing is chosen on them."""
-    protocols: tuple[str, ...] = field(default=("knn", "linear"))
-    """knn (cosine, k nearest votes) and linear (logistic regression, L-BFGS)."""
+    transfer: str | None = None
+    """YAML file of data sets, instead of --train and --test: NAME: {train: PATH, test: PATH, metric: METRIC}."""
+    protocols: tuple[str, ...] = ("knn", "linear")
+    """knn (k nearest votes), linear (logistic regression, L-BFGS), linear-sgd (SGD on crops and flips), semi-1, semi-10 or
+    semi-25-per-class (fine-tuning on few labels), finetune (on all). Settings are chosen on a part of the training images."""
+    settings: tyro.conf.OmitArgPrefixes[EvaluationConfig] = field(default_factory=EvaluationConfig)
+    compare: tuple[str, ...] = ()
+    """Other runs, encoder files or names beside it, and the baselines pixels, untrained and supervised."""
+    seed: int = 0
+    """Number from which all randomness follows."""
+    seeds: int = 1
+    """How often to repeat what is random, with the seeds that follow."""
+    weights: str | None = None
+    """File of a torchvision: or timm: network's tensors; by default what the library has downloaded before."""
+    out: str | None = None
+    """Folder for scores.jsonl and kept features; by default that of the run or encoder file."""
+    no_cache: bool = False
+    """Do not keep the features for the next time, which is done in the folder's features/."""
     encoder: str | None = None
     """package.module:function that builds the network, for a run that trained one of your own."""
     device: str | None = None
@@ -30,16 +53,111 @@ class Evaluate:
     """Processes that decode images."""
 
 
+@dataclass(frozen=True)
+class Contestant:
+    """An encoder in a comparison."""
+
+    encoder: Encoder
+    protocols: tuple[str, ...]
+    folder: Path | None  # of its scores and features
+
+
 def evaluate(arguments: Sequence[str]) -> int:
-    """Score an encoder and add the scores to its folder."""
+    """Score an encoder, perhaps beside others, and add the scores to its folder."""
     description = "Say how good an encoder's features are, with labelled images."
-    command = parse(Evaluate, arguments, prog="byol evaluate", description=description)
-    encoder = load_encoder(command.run, net=command.encoder, device=command.device)
-    train, test = (open_images(path, channels=encoder.info.channels) for path in (command.train, command.test))
-    scores = protocols.evaluate(encoder, train=train, test=test, protocols=command.protocols, workers=command.workers)
-    print(protocols.score_table(scores))
-    path = Path(command.run)
-    target = (path if path.is_dir() else path.parent) / "scores.jsonl"
-    protocols.write_scores(scores, target)
-    print(f"written    {target}")
+    command = parse(Evaluate, arguments, prog="byol evaluate", description=description, switches=True)
+    check_protocols(command.protocols)
+    sets, found = data_sets(command), contestants(command)
+    # Everything is opened and checked before anything is computed.
+    tasks = [(each, set_, task(command, name, each, set_)) for name, each in found.items() for set_ in sets]
+    scores: dict[str, dict[str, Score]] = {name: {} for name in found}
+    written: dict[Path, None] = {}
+    while tasks:
+        each, set_, asked = tasks.pop(0)
+        judged = judge(asked)
+        scores[asked.name] |= {f"{set_.name} {name}".strip(): score for name, score in judged.items()}
+        if each.folder is not None:
+            each.folder.mkdir(parents=True, exist_ok=True)
+            write_scores(judged, each.folder / "scores.jsonl")
+            written[each.folder / "scores.jsonl"] = None
+        if tasks:
+            print(f"done       {asked.name} {set_.name}".rstrip(), file=sys.stderr)
+    print(score_table(scores[command.run]) if len(scores) == 1 else comparison(scores))
+    for path in written:
+        print(f"written    {path}")
+    if not written:
+        print("written    nothing; --out FOLDER keeps the scores")
     return 0
+
+
+def data_sets(command: Evaluate) -> list[DataSet]:
+    """What to learn from and to score on."""
+    if command.transfer is not None:
+        if command.train is not None or command.test is not None:
+            raise ConfigError("--transfer came together with --train or --test. Give one or the other.")
+        return read_data_sets(command.transfer)
+    if command.train is None or command.test is None:
+        raise ConfigError("--train and --test are needed: labelled images to learn from, others to score. Or --transfer FILE.")
+    return [DataSet("", command.train, command.test, command.settings.metric)]
+
+
+def contestants(command: Evaluate) -> dict[str, Contestant]:
+    """The encoder to judge and those beside it, loaded, by the words they were given as."""
+    if command.out is not None and Path(command.out).exists() and not Path(command.out).is_dir():
+        raise ConfigError(f"--out is {command.out}, which is a file. Give the name of a folder.")
+    main = opened(command.run, command, command.weights)
+    folder = folder_of(command.run) if command.out is None else Path(command.out)
+    found = {command.run: Contestant(main, command.protocols, folder)}
+    for word in command.compare:
+        baseline = BASELINES.get(word)
+        if baseline is None and not word.startswith(LIBRARIES) and not Path(word).exists():
+            raise ConfigError(
+                f"There is nothing at {word} to compare with.{did_you_mean(word, BASELINES)} Expected a run, an encoder "
+                f"file, torchvision:NAME, timm:NAME, or a baseline: {', '.join(BASELINES)}."
+            )
+        if baseline is None:
+            encoder, kept, protocols = opened(word, command, None), folder_of(word), command.protocols
+        else:
+            encoder, kept = baseline.make(main, command.seed, command.encoder), folder
+            protocols = baseline.scored_by(command.protocols)
+            if not protocols:
+                raise ConfigError(
+                    f"The baseline {word} is scored by none of {', '.join(command.protocols)}. Add a protocol that "
+                    f"{'trains the encoder, such as semi-1' if word == 'supervised' else 'does not, such as knn'}."
+                )
+        if word not in found:
+            found[word] = Contestant(encoder, protocols, kept)
+    return found
+
+
+def opened(word: str, command: Evaluate, weights: str | None) -> Encoder:
+    """An encoder by its path or its name in a library."""
+    if word.startswith(LIBRARIES):
+        return pretrained_encoder(word, weights=weights, device=command.device)
+    if weights is not None:
+        raise ConfigError(f"--weights goes with torchvision:NAME or timm:NAME, and {word} is neither.")
+    return load_encoder(word, net=command.encoder, device=command.device)
+
+
+def folder_of(word: str) -> Path | None:
+    """Where an encoder's scores and features belong; a network of a library has no such place."""
+    if word.startswith(LIBRARIES):
+        return None
+    path = Path(word)
+    return path if path.is_dir() else path.parent
+
+
+def task(command: Evaluate, name: str, each: Contestant, set_: DataSet) -> Task:
+    """One encoder on one data set, checked."""
+    return prepare(
+        each.encoder,
+        set_.train,
+        set_.test,
+        each.protocols,
+        replace(command.settings, metric=set_.metric),
+        seed=command.seed,
+        seeds=command.seeds,
+        workers=command.workers,
+        cache=each.folder / "features" if not command.no_cache and each.folder is not None else None,
+        name=name,
+    )

@@ -56,7 +56,7 @@ def report(run: Run) -> None:
     """What a person wants to know after a run."""
     print(f"encoder    {run.folder / 'encoder.safetensors'} ({run.plan.encoder}, {run.encoder.info.features} features)")
     if run.score is not None:
-        print(f"kNN        {100 * run.score.top1:.1f} % of {run.score.test_images:,} held-out images")
+        print(f"kNN        {100 * run.score.value:.1f} % of {run.score.test_images:,} held-out images")
     name = run.encoder.info.encoder
     own = "" if from_a_library(run.encoder.info) else f" --encoder {name}"  # a file alone never makes a program run code
     print(f"next       byol evaluate {run.folder}{own} --train LABELLED_TRAIN --test LABELLED_TEST")

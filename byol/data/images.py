@@ -31,6 +31,7 @@ class Source(Protocol):
     def picture(self, index: int) -> Image.Image | Pixels: ...
     def size(self, index: int) -> tuple[int, int]: ...
     def identity(self) -> bytes: ...
+    def stamp(self) -> bytes | None: ...
     def release(self) -> None: ...
 
 
@@ -64,14 +65,23 @@ class Images:
 
     @property
     def labels(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-        """The class of every image, int64 (N,), or None. Read when first asked for."""
-        labels = self._all_labels
-        return None if labels is None else labels.values if self._rows is None else labels.values[self._rows]
+        """The class of every image, int64 (N,); None without labels or with several an image. Read when first asked for."""
+        return self._labels(dimensions=1)
+
+    @property
+    def label_matrix(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+        """Which classes every image is of, int64 (N, classes) of 0 and 1, where images have several labels; else None."""
+        return self._labels(dimensions=2)
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """The classes' names: a label is a place among them. None without labels."""
+        """The classes' names: a label, or a column of `label_matrix`, is a place among them. None without labels."""
         return None if self._all_labels is None else self._all_labels.classes
+
+    def with_classes(self, classes: tuple[str, ...]) -> "Images":
+        """The same images with their labels numbered by other names, which hold all of theirs."""
+        labels = self._all_labels
+        return self if labels is None else Images(self._source, self._rows, labels.renumbered(classes))
 
     def subset(self, rows: Tensor | Rows | list[int]) -> "Images":
         """Some of the images, in the given order: int (n,) or, as a mask, bool (N,). Nothing is copied."""
@@ -105,6 +115,11 @@ class Images:
             digest.update(self._rows.tobytes())
         return digest.hexdigest()
 
+    def stamp(self) -> str | None:
+        """As `fingerprint`, but it changes whenever any image may have; None where nobody can tell."""
+        stamp = self._source.stamp()
+        return None if stamp is None else self.fingerprint() + blake2b(stamp, digest_size=16).hexdigest()
+
     @property
     def description(self) -> str:
         """For people: "1,234 images in photos/ (5 classes)"."""
@@ -120,6 +135,12 @@ class Images:
         """For a while, have pictures that are slow to read in a shuffled order, those in parquet, ready to be read in any."""
         reader = self._source.reader if isinstance(self._source, Encoded) else None
         return reader.gathered(self._rows) if isinstance(reader, ParquetReader) else nullcontext()
+
+    def _labels(self, dimensions: int) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+        labels = self._all_labels
+        if labels is None or labels.values.ndim != dimensions:
+            return None
+        return labels.values if self._rows is None else labels.values[self._rows]
 
     @property
     def _all_labels(self) -> Labels | None:
@@ -164,6 +185,9 @@ class Encoded:
 
     def identity(self) -> bytes:
         return self.reader.identity()
+
+    def stamp(self) -> bytes:
+        return self.reader.stamp()
 
     def release(self) -> None:
         self.reader.release()

@@ -13,7 +13,7 @@ from torch import Tensor
 from byol.data.arrays import channel_axis, plain_pixels, to_numpy
 from byol.data.decode import BadImage, Pixels, open_picture, simplified
 from byol.data.folder import read_file
-from byol.data.labels import Labels, found_labels
+from byol.data.labels import Labels, found_labels, is_matrix
 from byol.data.parquet import IMAGE_NAMES, LABEL_NAMES
 from byol.data.spread import spread
 from byol.errors import DataError
@@ -79,6 +79,9 @@ class Items:
         digests = [self._sampled() for _ in range(2)]
         return f"{type(self.items).__name__} {len(self)}".encode() + (digests[0] if digests[0] == digests[1] else b"")
 
+    def stamp(self) -> None:
+        """Nobody can tell whether a foreign dataset still gives what it gave."""
+
     def release(self) -> None:
         """Nothing is kept besides the sequence itself."""
 
@@ -126,7 +129,13 @@ def channels_of(image: Any) -> int:
 
 
 def is_label(label: Any) -> bool:
-    """Whether an item's second part can be a class: a whole number or a word."""
+    """Whether an item's second part can be a class, a whole number or a word, or a row of 0 and 1 for several classes."""
+    if isinstance(label, Tensor):
+        label = to_numpy(label)
+    elif isinstance(label, list | tuple) and all(isinstance(value, int) for value in label):
+        label = np.array(label)
+    if isinstance(label, np.ndarray):
+        return label.ndim == 1 and is_matrix(label[None])
     return isinstance(label, int | np.integer | str)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from byol.data.decode import BadImage
+from byol.data.folder import stamp
 from byol.data.gathered import Gathered, room_for
 from byol.data.labels import Labels, found_labels
 from byol.data.spread import spread
@@ -120,6 +121,10 @@ class ParquetReader:
                     file.seek(place)
                     digest.update(file.read(BLOCK))
         return digest.digest()
+
+    def stamp(self) -> bytes:
+        """A digest of the size and the time of the last change of every file."""
+        return stamp(self.paths)
 
     def release(self) -> None:
         """Let go of cached row groups and file handles."""

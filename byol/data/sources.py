@@ -31,8 +31,8 @@ def open_images(source: Any, *, channels: int | None = None, labels: Any = None,
     images (PIL, arrays, tensors) or of (image, label), such as a torchvision or Hugging Face dataset.
 
     `channels` is 3 for colour or 1 for gray, for arrays any number; by default 3 for pictures, an array's own for arrays.
-    `labels`, numbers from 0 or words, one an image, take the place of the source's own. Larger pictures than `max_pixels`
-    count as unreadable. Raises DataError.
+    `labels`, numbers from 0 or words, one an image, take the place of the source's own; where images have several labels, rows
+    of 0 and 1, a column a class. Larger pictures than `max_pixels` count as unreadable. Raises DataError.
     """
     if channels is not None and channels < 1:
         raise DataError(f"channels is {channels}; expected at least 1.")

@@ -20,6 +20,7 @@ from byol.errors import ConfigError, DataError, TrainingError
 from byol.evaluation.labelled import Labelled
 from byol.evaluation.sgd import ClassifierConfig, Trial, batch_size_for, fit, logits_of
 from byol.evaluation.subsets import Amount, few, held_out
+from byol.evaluation.task import Answers
 from byol.features.encoders import untrained
 from byol.features.extract import check_encoder, embed
 from byol.weights.files import Encoder
@@ -31,16 +32,6 @@ MOST_HELD_OUT = 10_009  # images, as in the paper
 LINEAR_SGD = ClassifierConfig(base_lrs=(0.05, 0.1, 0.2, 0.3, 0.4), epochs=(80.0,), batch_size=1024)
 SEMI = ClassifierConfig(base_lrs=(0.01, 0.05, 0.2), epochs=(50.0,), held_out=0.2)
 FINETUNE = ClassifierConfig(base_lrs=(0.01, 0.05, 0.2), epochs=(10.0,))
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a trained classifier says of the test images that could be read, in their order."""
-
-    scores: np.ndarray[Any, np.dtype[np.float32]]  # logits (Q, classes), numbered as the train images' classes
-    labels: np.ndarray[Any, np.dtype[np.int64]] | None  # (Q,) as the test images number their classes; nothing here reads them
-    settings: dict[str, Any]  # what was chosen, and all that was tried with its held-out top1
-    train_images: int  # learned from, those that settings were chosen on included
 
 
 def linear_sgd(

@@ -1,42 +1,130 @@
 """Judge an encoder by what its features make easy. Nothing is ever chosen on test images."""
 
-import json
-import logging
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from byol.data.sources import Images, open_images
 from byol.errors import ConfigError, DataError, did_you_mean
-from byol.evaluation import linear
-from byol.evaluation.knn import check_votes, knn_correct
-from byol.evaluation.metrics import interval, top1
-from byol.features.extract import Features, check_encoder, embed
+from byol.evaluation import finetune, linear
+from byol.evaluation.knn import knn_votes
+from byol.evaluation.metrics import measure, metric_for
+from byol.evaluation.scores import Score, score_of
+from byol.evaluation.subsets import Amount
+from byol.evaluation.task import (
+    Answers,
+    EvaluationConfig,
+    Given,
+    labelled,
+    labels_of,
+    same_classes,
+    warn_of_the_same_images,
+)
+from byol.features.extract import Features, check_encoder, device_of
 from byol.weights.files import Encoder
-
-PROTOCOLS = ("knn", "linear")
-logger = logging.getLogger("byol")
 
 
 @dataclass(frozen=True)
-class Score:
-    """How an encoder did in one protocol."""
+class Protocol:
+    """A way to judge an encoder."""
 
-    protocol: str
-    top1: float  # share of test images classified right
-    low: float  # 95 % interval of top1 over the test images
-    high: float
-    settings: dict[str, Any]
-    train_images: int
-    test_images: int
-    classes: int
-    seed: int
-    seconds: float  # of the protocol, without computing the features
+    run: Callable[[Encoder, Given, Given, EvaluationConfig, int], dict[str, Answers]]  # train, test, settings, seed
+    random: bool  # whether another seed may give another score
+    on_images: bool = False  # whether it works on the images, which it augments, and not on features
+    tunes: bool = False  # whether it trains the encoder too
+
+
+def knn(encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig, seed: int) -> dict[str, Answers]:
+    """Answers by the votes of the nearest training images; one for each k, named knn-K if there are several."""
+    bank, queries = train.features, test.features
+    assert bank.y is not None
+    assert queries.y is not None
+    device = roomy(device_of(encoder), 2 * bank.x.size)
+    votes = knn_votes(
+        torch.from_numpy(bank.x).to(device),
+        torch.from_numpy(bank.y),
+        torch.from_numpy(queries.x),
+        settings.k,
+        settings.temperature,
+    )
+    answers = {}
+    for k, voted in zip(settings.k, votes, strict=True):
+        scores = voted.masked_fill(voted == 0, -torch.inf) if bank.y.ndim == 1 else voted  # no vote, no answer
+        used = {"k": k, "temperature": settings.temperature, "similarity": "cosine"}
+        answers["knn" if len(votes) == 1 else f"knn-{k}"] = Answers(scores.cpu().numpy(), queries.y, used, len(bank.x))
+    return answers
+
+
+def logistic(encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig, seed: int) -> dict[str, Answers]:
+    """Answers by logistic regression; the l2 is chosen on a tenth of the training images."""
+    known, asked = train.features, test.features
+    assert known.y is not None
+    assert asked.y is not None
+    metric = metric_for(known.y, settings.metric)
+
+    def held_out(logits: Tensor, labels: Tensor) -> float:
+        return measure(metric, logits.cpu().numpy(), labels.cpu().numpy())
+
+    classes = known.y.shape[1] if known.y.ndim == 2 else int(known.y.max()) + 1
+    device = roomy(device_of(encoder), 3 * known.x.size)
+    x, y = (torch.from_numpy(part).to(device) for part in (known.x, known.y))
+    classifier = linear.fit(x, y, classes, seed=seed, measure=held_out)
+    used = {"solver": "L-BFGS", "l2": classifier.l2, "l2_values": len(linear.L2), "held_out": classifier.held_out}
+    scores = classifier.logits(torch.from_numpy(asked.x).to(device)).cpu().numpy()
+    return {"linear": Answers(scores, asked.y, used, len(known.x))}
+
+
+def linear_sgd(encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig, seed: int) -> dict[str, Answers]:
+    """Answers by a linear classifier that SGD trains on crops and flips, as the paper does on ImageNet."""
+    config = settings.classifier(finetune.LINEAR_SGD)
+    answers = finetune.linear_sgd(encoder, train.images, test.images, settings=config, seed=seed, workers=train.workers)
+    return {"linear-sgd": answers}
+
+
+def tuned(encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig, seed: int) -> dict[str, Answers]:
+    """Answers by the encoder and a classifier trained on all labels."""
+    config = settings.classifier(finetune.FINETUNE)
+    answers = finetune.finetune(encoder, train.images, test.images, settings=config, seed=seed, workers=train.workers)
+    return {"finetune": answers}
+
+
+def semi(amount: Amount, name: str) -> Protocol:
+    """The protocol that trains the encoder and a classifier on so many labels."""
+
+    def run(encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig, seed: int) -> dict[str, Answers]:
+        config = settings.classifier(finetune.SEMI)
+        images = (train.images, test.images)
+        return {name: finetune.semi(encoder, *images, amount=amount, settings=config, seed=seed, workers=train.workers)}
+
+    return Protocol(run, random=True, on_images=True, tunes=True)
+
+
+PROTOCOLS = {
+    "knn": Protocol(knn, random=False),
+    "linear": Protocol(logistic, random=True),
+    "linear-sgd": Protocol(linear_sgd, random=True, on_images=True),
+    "finetune": Protocol(tuned, random=True, on_images=True, tunes=True),
+}
+USUAL = ("knn", "linear")
+SEMI = "semi-"  # and an amount, as in semi-1, semi-0.5 or semi-25-per-class
+
+
+@dataclass(frozen=True)
+class Task:
+    """One encoder and what it is judged by: checked, and nothing computed yet."""
+
+    encoder: Encoder
+    train: Given
+    test: Given
+    protocols: tuple[str, ...]
+    settings: EvaluationConfig
+    metric: str
+    seeds: tuple[int, ...]
+    name: str  # of the encoder, in its scores
 
 
 def evaluate(
@@ -44,135 +132,126 @@ def evaluate(
     *,
     train: Any,
     test: Any,
-    protocols: str | Sequence[str] = PROTOCOLS,
-    k: int = 20,
-    temperature: float = 0.07,
+    protocols: str | Sequence[str] = USUAL,
     seed: int = 0,
+    seeds: int = 1,
     workers: int = 0,
+    cache: str | Path | None = None,
+    **settings: Any,
 ) -> dict[str, Score]:
     """Score an encoder on labelled images: `train` is learned from, `test` is scored.
 
-    Both are Features, or what `open_images` takes. Raises ConfigError for an unknown protocol, DataError without labels.
+    Both are Features, or what `open_images` takes. `settings` are those of `EvaluationConfig`: k (a number or several),
+    temperature, metric. What is random is repeated with `seeds` seeds from `seed` on. `cache` is a folder that features of
+    images are kept in. Raises ConfigError for an unknown protocol or setting, DataError without labels.
     """
-    protocols = (protocols,) if isinstance(protocols, str) else protocols
-    if not protocols:
-        raise ConfigError(f"No protocol was given. There are: {', '.join(PROTOCOLS)}.")
-    check_votes(k, temperature)
+    names = tuple(field.name for field in fields(EvaluationConfig))
+    for name in settings:
+        if name not in names:
+            raise ConfigError(f"There is no setting {name!r}.{did_you_mean(name, names)} There are: {', '.join(names)}.")
+    config = EvaluationConfig(**settings)
+    return judge(prepare(encoder, train, test, protocols, config, seed=seed, seeds=seeds, workers=workers, cache=cache))
+
+
+def prepare(
+    encoder: Encoder,
+    train: Any,
+    test: Any,
+    protocols: str | Sequence[str],
+    settings: EvaluationConfig,
+    *,
+    seed: int = 0,
+    seeds: int = 1,
+    workers: int = 0,
+    cache: str | Path | None = None,
+    name: str = "",
+) -> Task:
+    """Check everything that can be checked before any work; raises what `evaluate` raises."""
     check_encoder(encoder)
+    protocols = (protocols,) if isinstance(protocols, str) else tuple(protocols)
+    check_protocols(protocols)
+    if seeds < 1:
+        raise ConfigError(f"seeds is {seeds}; expected at least 1.")
+    folder = None if cache is None else Path(cache)
+    channels = encoder.info.channels
+    opened = same_classes(labelled(train, "train", channels), labelled(test, "test", channels))
+    picky = [one for one in protocols if protocol_named(one).on_images]
+    if picky and any(isinstance(source, Features) for source in opened):
+        raise ConfigError(f"The protocol {picky[0]} works on images, and features were given. Give the images.")
+    metric = metric_for(labels_of(opened[0]), settings.metric)
+    if picky and metric == "map11":
+        raise ConfigError(f"The protocol {picky[0]} learns one label an image, and these have several. Use knn and linear.")
+    warn_of_the_same_images(*opened)
+    train, test = (Given(source, encoder, workers, folder) for source in opened)
+    return Task(
+        encoder,
+        train,
+        test,
+        protocols,
+        settings,
+        metric,
+        tuple(range(seed, seed + seeds)),
+        name,
+    )
+
+
+def check_protocols(protocols: Sequence[str]) -> None:
+    """Raise ConfigError for a protocol that does not exist, or for none."""
+    if not protocols:
+        raise ConfigError(f"No protocol was given. There are: {', '.join(known())}.")
     for name in protocols:
-        if name not in PROTOCOLS:
-            raise ConfigError(
-                f"There is no protocol {name!r}.{did_you_mean(name, PROTOCOLS)} There are: {', '.join(PROTOCOLS)}."
-            )
-    sources = {"train": labelled(train, "train", encoder), "test": labelled(test, "test", encoder)}
-    bank, queries = (s if isinstance(s, Features) else embed(encoder, s, workers=workers) for s in sources.values())
-    if bank.x.shape[1] != queries.x.shape[1]:
-        raise DataError(
-            f"The features are {bank.x.shape[1]} numbers an image in train and {queries.x.shape[1]} in test; "
-            "expected both from the same encoder."
-        )
-    warn_of_same_images(sources["train"], sources["test"])
-    bank, queries = same_classes(bank, queries)
-    scores = {}
-    for name in protocols:
+        protocol_named(name)
+
+
+def protocol_named(name: str) -> Protocol:
+    """A protocol by its name."""
+    if name.startswith(SEMI):
+        return semi(Amount.parse(name.removeprefix(SEMI)), name)
+    if name not in PROTOCOLS:
+        raise ConfigError(f"There is no protocol {name!r}.{did_you_mean(name, known())} There are: {', '.join(known())}.")
+    return PROTOCOLS[name]
+
+
+def known() -> list[str]:
+    """The protocols' names, for people."""
+    return [*PROTOCOLS, "semi-1", "semi-10", "semi-25-per-class (any percentage or number)"]
+
+
+def judge(task: Task) -> dict[str, Score]:
+    """The scores of a task, in the order of its protocols."""
+    scores: dict[str, Score] = {}
+    for name in task.protocols:
+        protocol = protocol_named(name)
+        if not protocol.on_images:
+            check_width(task.train, task.test)
+        seeds = task.seeds if protocol.random else task.seeds[:1]
         started = time.perf_counter()
-        if name == "knn":
-            correct = knn_correct(bank, queries, k=k, temperature=temperature)
-            settings: dict[str, Any] = {"k": k, "temperature": temperature, "similarity": "cosine"}
-        else:
-            correct, settings = linear_correct(bank, queries, seed)
-        seconds = time.perf_counter() - started
-        scores[name] = scored(name, correct, bank, settings, seed, seconds)
+        runs = [protocol.run(task.encoder, task.train, task.test, task.settings, seed) for seed in seeds]
+        known = {
+            "seeds": seeds if protocol.random else (),
+            "seconds": time.perf_counter() - started,
+            "encoder": task.name,
+            "train": task.train.description,
+            "test": task.test.description,
+        }
+        for variant in runs[0]:
+            answers = [run[variant] for run in runs]
+            scores[variant] = score_of(name, task.metric, answers, task.train.classes, **known)
     return scores
 
 
-def scored(
-    protocol: str,
-    correct: np.ndarray[Any, np.dtype[np.bool_]],
-    train: Features,
-    settings: dict[str, Any],
-    seed: int,
-    seconds: float,
-) -> Score:
-    """A Score from the answers on the test images."""
-    assert train.y is not None
-    classes = len(train.classes) if train.classes else int(train.y.max()) + 1
-    low, high = interval(correct)
-    return Score(protocol, top1(correct), low, high, settings, len(train.x), len(correct), classes, seed, seconds)
-
-
-def linear_correct(train: Features, test: Features, seed: int) -> tuple[np.ndarray[Any, np.dtype[np.bool_]], dict[str, Any]]:
-    """Which test images a logistic regression gets right, and its settings."""
-    assert train.y is not None
-    y = torch.from_numpy(train.y)
-    classifier = linear.fit(torch.from_numpy(train.x), y, int(y.max()) + 1, seed=seed)
-    settings = {"solver": "L-BFGS", "l2": classifier.l2, "l2_values": len(linear.L2), "held_out": linear.HELD_OUT}
-    return np.asarray(classifier(torch.from_numpy(test.x)).numpy() == test.y), settings
-
-
-def labelled(images: Any, role: str, encoder: Encoder) -> Features | Images:
-    """The images of a role, opened; raises DataError before any work when they carry no labels."""
-    opened: Features | Images = images
-    if not isinstance(images, Features | Images):
-        opened = open_images(images, channels=encoder.info.channels)
-    labels = opened.y if isinstance(opened, Features) else opened.labels
-    if labels is None:
-        what = opened.description if isinstance(opened, Images) else "The features"
+def check_width(train: Given, test: Given) -> None:
+    """Compute the features, and raise DataError when those of train and test cannot be of one encoder."""
+    widths = [given.features.x.shape[1] for given in (train, test)]
+    if widths[0] != widths[1]:
         raise DataError(
-            f"{what} given as {role} carry no labels. Expected a folder with one folder per class, "
-            "parquet with a label column, or an .npz with y."
-        )
-    return opened
-
-
-def warn_of_same_images(train: Features | Images, test: Features | Images) -> None:
-    """Say so when what is scored is what was learned from: each image is then its own nearest neighbour."""
-    if isinstance(train, Images) and isinstance(test, Images):
-        same = train.fingerprint() == test.fingerprint()
-    else:
-        same = isinstance(train, Features) and isinstance(test, Features) and np.array_equal(train.x, test.x)
-    if same:
-        logger.warning(
-            "Train and test are the same images, so these scores are meaningless: they say nothing of images that were not "
-            "learned from. Give two different sets."
+            f"The features are {widths[0]} numbers an image in train and {widths[1]} in test; "
+            "expected both from the same encoder."
         )
 
 
-def same_classes(train: Features, test: Features) -> tuple[Features, Features]:
-    """Both with the train images' class numbers, matched by the classes' names where both have names.
-
-    A class may be missing from either side: two folders that lack different classes number theirs differently.
-    """
-    assert test.y is not None
-    if train.classes is None or test.classes is None or train.classes == test.classes:
-        return train, test
-    union = [*train.classes, *(name for name in test.classes if name not in train.classes)]
-    if not set(train.classes) & set(test.classes):
-        raise DataError(
-            f"Train and test share no class: train has {', '.join(train.classes[:3])} ..., "
-            f"test {', '.join(test.classes[:3])} ... Expected the same class names on both sides."
-        )
-    number = np.array([union.index(name) for name in test.classes], dtype=np.int64)
-    return train, replace(test, y=number[test.y], classes=tuple(union))
-
-
-def write_scores(scores: dict[str, Score], path: str | Path) -> None:
-    """Append one JSON line per score."""
-    with Path(path).open("a") as file:
-        for score in scores.values():
-            file.write(json.dumps(asdict(score)) + "\n")
-
-
-def score_table(scores: dict[str, Score]) -> str:
-    """Scores for people, in percent."""
-    lines = ["protocol      top-1     95 % interval   settings"]
-    for score in scores.values():
-        values = {name: f"{v:.3g}" if isinstance(v, float) else v for name, v in score.settings.items()}
-        settings = ", ".join(f"{name} {value}" for name, value in values.items())
-        lines.append(
-            f"{score.protocol:<10} {100 * score.top1:6.2f} %   {100 * score.low:5.2f} to {100 * score.high:5.2f}   {settings}"
-        )
-    first = next(iter(scores.values()), None)
-    if first is not None:
-        lines.append(f"{first.test_images:,} test images of {first.classes} classes, learned from {first.train_images:,}")
-    return "\n".join(lines)
+def roomy(device: torch.device, numbers: int) -> torch.device:
+    """The encoder's GPU when so many float32 numbers fit in half of its free memory, else the CPU."""
+    if device.type != "cuda":
+        return torch.device("cpu")  # the others lack float64
+    return device if 4 * numbers <= torch.cuda.mem_get_info(device)[0] // 2 else torch.device("cpu")

@@ -99,11 +99,16 @@ def embed(encoder: Encoder, images: Any, *, workers: int = 0, normalize: bool = 
     a warning that names them; with `strict` they raise DataError, as they do when none can be read.
     """
     source = images_for(encoder, images, workers)
-    shards = list(embedded(encoder, source, range(shard_count(source)), workers=workers, normalize=normalize))
-    bad = [entry for shard in shards for entry in shard.bad]
-    check_bad(source, bad, strict=strict)
-    rows = np.concatenate([shard.rows for shard in shards])
-    return features_of(source, rows, np.concatenate([shard.x for shard in shards]))
+    return features_of(source, *computed(encoder, source, workers=workers, normalize=normalize, strict=strict))
+
+
+def computed(
+    encoder: Encoder, images: Images, *, workers: int, normalize: bool = False, strict: bool = False
+) -> tuple[Rows, Values]:
+    """Which images can be read, and their representations: (n,) and (n, D). For the rest see `embed`."""
+    shards = list(embedded(encoder, images, range(shard_count(images)), workers=workers, normalize=normalize))
+    check_bad(images, [entry for shard in shards for entry in shard.bad], strict=strict)
+    return np.concatenate([shard.rows for shard in shards]), np.concatenate([shard.x for shard in shards])
 
 
 def images_for(encoder: Encoder, images: Any, workers: int) -> Images:
@@ -127,7 +132,7 @@ def shard_count(images: Images) -> int:
 
 def embedded(encoder: Encoder, images: Images, numbers: Sequence[int], *, workers: int, normalize: bool) -> Iterator[Shard]:
     """Some of the images' shards, in the given order."""
-    device = next(encoder.parameters()).device
+    device = device_of(encoder)
     firsts = [first for number in numbers for first in range(number * SHARD * BATCH, len(images), BATCH)[:SHARD]]
     rows: list[int] = []
     parts: list[Values] = []
@@ -160,5 +165,11 @@ def check_bad(images: Images, bad: list[tuple[int, str]], *, strict: bool = Fals
 
 def features_of(images: Images, rows: Rows, x: Values) -> Features:
     """The matrix with the labels and names of the images that its rows are of."""
-    labels = None if images.labels is None else images.labels[rows]
-    return Features(x, labels, [images.name(row) for row in rows.tolist()], images.classes)
+    labels = images.label_matrix if images.labels is None else images.labels
+    names = [images.name(row) for row in rows.tolist()]
+    return Features(x, None if labels is None else labels[rows], names, images.classes)
+
+
+def device_of(encoder: Encoder) -> torch.device:
+    """Where an encoder's tensors are; the CPU for one without any, such as raw pixels."""
+    return next((tensor.device for tensor in encoder.state_dict().values()), torch.device("cpu"))

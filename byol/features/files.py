@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from byol.data.labels import is_matrix
 from byol.disk import replacing
 from byol.errors import ByolError, ConfigError, DataError
 
@@ -24,7 +25,7 @@ class Features:
     """The representations of a set of images, in the images' order."""
 
     x: Values  # (N, D)
-    y: Rows | None = None  # (N,) class numbers, when the images carry labels
+    y: Rows | None = None  # (N,) class numbers, or (N, classes) of 0 and 1, when the images carry labels
     names: list[str] = field(default_factory=list)  # N, or none
     classes: tuple[str, ...] | None = None  # what the class numbers stand for
 
@@ -37,13 +38,7 @@ class Features:
         if self.names and len(self.names) != len(x):
             raise DataError(f"There are {len(self.names)} names for {len(x)} feature rows; expected one each.")
         if y is not None:
-            if y.shape != (len(x),) or y.dtype.kind not in "iu" or y.min() < 0:
-                raise DataError(
-                    f"The labels are {y.dtype} of shape {y.shape}; expected the number of a class, from 0, for each of the "
-                    f"{len(x)} feature rows."
-                )
-            if self.classes is not None and y.max() >= len(self.classes):
-                raise DataError(f"The labels go up to {y.max()}, but {len(self.classes)} classes are named.")
+            check_labels(y, len(x), self.classes)
             y = y.astype(np.int64, copy=False)
         object.__setattr__(self, "x", x)
         object.__setattr__(self, "y", y)
@@ -81,6 +76,20 @@ class Features:
             raise DataError(
                 f"{path} does not hold features ({failure}); expected an {', '.join(FORMATS)} file that `byol embed` wrote."
             ) from failure
+
+
+def check_labels(y: Array, count: int, classes: tuple[str, ...] | None) -> None:
+    """Raise DataError for anything but class numbers from 0, or rows of 0 and 1, for so many images, of the named classes."""
+    matrix = len(y) == count and is_matrix(y)
+    if not matrix and (y.shape != (count,) or y.dtype.kind not in "iu" or y.min() < 0):
+        raise DataError(
+            f"The labels are {y.dtype} of shape {y.shape}; expected the number of a class, from 0, for each of the "
+            f"{count} feature rows, or a row of 0 and 1 for each."
+        )
+    if matrix and classes is not None and y.shape[1] != len(classes):
+        raise DataError(f"The labels have {y.shape[1]} columns, but {len(classes)} classes are named.")
+    if not matrix and classes is not None and y.max() >= len(classes):
+        raise DataError(f"The labels go up to {y.max()}, but {len(classes)} classes are named.")
 
 
 def check_format(path: Path) -> None:
@@ -147,7 +156,7 @@ def _write_parquet(features: Features, path: Path) -> None:
     except UnicodeEncodeError:  # file names that are no UTF-8: their bytes
         names = pa.array([_encoded(name) for name in features.names], pa.binary())
     fields = [("name", names.type)] if features.names else []
-    fields += [("label", pa.int64())] if features.y is not None else []
+    fields += [("label", _label_type(features.y))] if features.y is not None else []
     schema = pa.schema([*fields, ("x", pa.list_(pa.float32(), features.x.shape[1]))])
     if features.classes is not None:
         schema = schema.with_metadata({"byol": json.dumps({"classes": features.classes})})
@@ -155,9 +164,14 @@ def _write_parquet(features: Features, path: Path) -> None:
         for first, block in blocks(features.x):
             rows = slice(first, first + len(block))
             columns = [names[rows]] if features.names else []
-            columns += [pa.array(features.y[rows])] if features.y is not None else []
+            columns += [pa.array(features.y[rows].tolist(), fields[-1][1])] if features.y is not None else []
             columns += [pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), block.shape[1])]
             writer.write_table(pa.table(columns, schema=schema))
+
+
+def _label_type(y: Rows) -> Any:
+    pa, _ = _pyarrow()
+    return pa.int64() if y.ndim == 1 else pa.list_(pa.int64(), y.shape[1])
 
 
 def _write_safetensors(features: Features, path: Path) -> None:
@@ -200,7 +214,7 @@ def _read_parquet(path: Path, mapped: bool) -> tuple[Any, ...]:
     x = x.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
     names = table["name"].to_pylist() if "name" in table.column_names else []
     names = [_decoded(name) if isinstance(name, bytes) else name for name in names]
-    y = table["label"].to_numpy() if "label" in table.column_names else None
+    y = np.array(table["label"].to_pylist()) if "label" in table.column_names else None
     return x, y, names, _classes((table.schema.metadata or {}).get(b"byol"))
 
 

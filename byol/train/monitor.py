@@ -14,7 +14,7 @@ from byol.data.sources import Images
 from byol.errors import TrainingError
 from byol.evaluation.knn import knn_correct
 from byol.evaluation.online import OnlineProbe
-from byol.evaluation.protocols import Score, scored
+from byol.evaluation.scores import Score, scored
 from byol.features.extract import Features, prepared_batches
 from byol.method.health import health
 from byol.train.config import KnnConfig

@@ -14,7 +14,7 @@ from byol.data.batches import Batch, BatchPlan, load_resident, resident_batches,
 from byol.data.sources import Images, open_images
 from byol.errors import ConfigError
 from byol.evaluation.online import OnlineProbe, watching
-from byol.evaluation.protocols import Score, write_scores
+from byol.evaluation.scores import Score, write_scores
 from byol.method.byol import BYOL
 from byol.method.draws import seed_of, uniforms
 from byol.models.build import build_encoder

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from byol.cli import main
@@ -61,7 +63,8 @@ def test_the_version_is_told(capsys):
     [
         ("train", ["--out", "--preset", "--encoder", "--image-size", "--epochs", "--batch-size", "--budget", "--seed",
                    "--workers", "--device", "--views.blur", "--optim.base-lr"]),
-        ("evaluate", ["--train", "--test", "--protocols"]),
+        ("evaluate", ["--train", "--test", "--transfer", "--protocols", "--k", "--temperature", "--metric", "--compare",
+                      "--seeds", "--weights", "--out", "--no-cache"]),
         ("embed", ["--data", "--out", "--normalize"]),
         ("search", ["--query", "--row", "--duplicates", "--outliers", "--pick", "--clusters", "--run", "--json", "--sheet"]),
         ("demo", ["--out", "--seed"]),
@@ -125,6 +128,82 @@ def test_evaluate_prints_and_keeps_scores(run, labelled, capsys):
     assert json.loads(lines[1])["top1"] > 0.6  # of three colours, by an encoder of 3 steps
 
 
+def test_evaluate_computes_features_once_and_repeats_what_is_random(run, labelled, tmp_path, capsys):
+    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--out", str(tmp_path / "o")]
+    assert main([*words, "--k", "1", "5", "--seeds", "2"]) == 0
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "o" / "features").iterdir()}
+    assert len(kept) == 1  # the same images on both sides
+    assert main([*words, "--protocols", "knn", "--metric", "mean_per_class"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "o" / "features").iterdir()} == kept
+    lines = [json.loads(line) for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
+    assert [(line["protocol"], line["metric"], line["seeds"], line["settings"].get("k")) for line in lines] == [
+        ("knn", "top1", [], 1),
+        ("knn", "top1", [], 5),
+        ("linear", "top1", [0, 1], None),
+        ("knn", "mean_per_class", [], 20),
+    ]
+    assert {line["encoder"] for line in lines} == {str(run)}
+    assert lines[0]["test"] == f"24 images in {labelled}/ (3 classes)"
+    assert "spread" in capsys.readouterr().out
+
+
+def test_evaluate_puts_runs_and_baselines_side_by_side(run, labelled, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    (other / "scores.jsonl").unlink(missing_ok=True)
+    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--out", str(tmp_path / "o")]
+    assert main([*words, "--no-cache", "--compare", str(other), "pixels", "untrained"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["protocol", "metric", str(run), str(other), "pixels", "untrained"]
+    assert [line.split()[0] for line in table[1:3]] == ["knn", "linear"]
+    assert table[1].split()[2] == table[1].split()[4]  # the same encoder twice
+    kept = [json.loads(line)["encoder"] for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
+    assert kept == [str(run)] * 2 + ["pixels"] * 2 + ["untrained"] * 2
+    assert len((other / "scores.jsonl").read_text().splitlines()) == 2
+    assert not (tmp_path / "o" / "features").exists()
+
+
+def test_evaluate_puts_few_labels_beside_training_from_scratch_on_them(run, labelled, tmp_path, capsys):
+    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--out", str(tmp_path / "o"), "--epochs", "1"]
+    assert main([*words, "--protocols", "knn", "semi-50", "--compare", "untrained", "supervised"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["protocol", "metric", str(run), "untrained", "supervised"]
+    lines = [json.loads(line) for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
+    kept = [(line["encoder"], line["protocol"], line["train_images"]) for line in lines]
+    assert kept == [(str(run), "knn", 24), (str(run), "semi-50", 12), ("untrained", "knn", 24), ("supervised", "semi-50", 12)]
+    assert main([*words, "--protocols", "knn", "--compare", "supervised"]) == 2
+    assert "supervised is scored by none of knn" in capsys.readouterr().err
+
+
+def test_evaluate_scores_a_list_of_data_sets_each_by_its_metric(run, labelled, tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    images[:20, :, :, 0] = 255
+    y = np.stack([np.arange(40) < 20, np.arange(40) % 2 == 0], axis=1).astype(int)
+    np.savez(tmp_path / "tags.npz", images=images, y=y)
+    colours = f"colours: {{train: {labelled}, test: {labelled}, metric: mean_per_class}}"
+    (tmp_path / "sets.yaml").write_text(f"{colours}\ntags: {{train: tags.npz, test: tags.npz}}\n")
+    words = ["evaluate", str(run), "--transfer", str(tmp_path / "sets.yaml"), "--out", str(tmp_path / "o")]
+    assert main([*words, "--protocols", "linear"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[1].startswith("colours linear   mean per class")
+    assert table[2].startswith("tags linear      11-point mAP")
+    lines = [json.loads(line) for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
+    assert [line["metric"] for line in lines] == ["mean_per_class", "map11"]
+
+
+def test_evaluate_takes_a_network_of_torchvision_with_weights_of_ones_own(labelled, tmp_path, capsys, monkeypatch):
+    from torchvision.models import squeezenet1_1
+
+    torch.save(squeezenet1_1(weights=None).state_dict(), tmp_path / "own.pth")
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", "torchvision:squeezenet1_1", "--weights", "own.pth", "--train", str(labelled), "--test", str(labelled)]
+    assert main([*words, "--protocols", "knn"]) == 0
+    assert "--out FOLDER keeps the scores" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["own.pth"]
+    assert main([*words, "--protocols", "knn", "--out", "deep/er"]) == 0
+    assert (tmp_path / "deep" / "er" / "scores.jsonl").exists()
+
+
 def test_embed_writes_one_named_row_per_image(run, labelled, tmp_path):
     assert main(["embed", str(run), "--data", str(labelled), "--out", str(tmp_path / "f.npz")]) == 0
     with np.load(tmp_path / "f.npz") as file:
@@ -161,6 +240,15 @@ BAD = [
     (["evaluate", "{tmp}/nothing", "--train", "{pictures}", "--test", "{pictures}"], 2, "no encoder"),
     (["evaluate", "{run}", "--train", "{pictures}/red", "--test", "{pictures}"], 3, "labels"),
     (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--protocols", "knm"], 2, "knn"),
+    (["evaluate", "{run}", "--train", "{pictures}"], 2, "--test"),
+    (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--metric", "map11"], 2, "one label"),
+    (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--seeds", "0"], 2, "seeds"),
+    (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--compare", "pixel"], 2, "'pixels'"),
+    (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--weights", "w.pth"], 2, "--weights goes with"),
+    (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--out", "{run}/config.yaml"], 2, "is a file"),
+    (["evaluate", "{run}", "--transfer", "{run}/config.yaml"], 2, "expected {train: PATH, test: PATH}"),
+    (["evaluate", "{run}", "--transfer", "{run}/config.yaml", "--test", "{pictures}"], 2, "Give one or the other"),
+    (["evaluate", "torchvision:resnet51", "--train", "{pictures}", "--test", "{pictures}"], 2, "resnet50"),
     (["embed", "{run}", "--data", "{pictures}", "--out", "{tmp}/f.csv"], 2, ".npz"),
     (["embed", "{run}", "--data", "{pictures}", "--out", "{tmp}/no/f.npz"], 2, "no folder"),
 ]  # fmt: skip

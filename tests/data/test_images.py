@@ -39,7 +39,7 @@ def test_labels_can_be_given(labels: Any, values: list[int], classes: tuple[str,
     ("labels", "sentence"),
     [
         ([0, 1], r"labels have the shape \(2,\); expected one label for each of the 5 images"),
-        (np.eye(5), r"labels have the shape \(5, 5\)"),
+        (2 * np.eye(5), r"labels have the shape \(5, 5\)"),
         ([0.5] * 5, "labels are float64; expected whole numbers from 0, or words"),
         ([0, 1, 2, -1, 0], "negative numbers"),
         ([10**12] * 5, "labels go up to 1000000000000"),
@@ -49,6 +49,53 @@ def test_labels_can_be_given(labels: Any, values: list[int], classes: tuple[str,
 def test_unusable_labels_are_sentences(labels: Any, sentence: str) -> None:
     with pytest.raises(DataError, match=sentence):
         open_images(PHOTOS, labels=labels)
+
+
+TAGS = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 1], [1, 1, 1], [0, 1, 0]])
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, bool, np.float32])
+def test_several_labels_an_image_are_rows_of_0_and_1(kind: type) -> None:
+    for given in (TAGS.astype(kind), torch.from_numpy(TAGS.astype(kind)), TAGS.astype(kind).tolist()):
+        images = open_images(PHOTOS, labels=given)
+        assert images.labels is None  # which trains and holds out as if there were none
+        assert images.label_matrix is not None
+        assert (images.label_matrix.tolist(), images.label_matrix.dtype) == (TAGS.tolist(), np.int64)
+        assert images.classes == ("0", "1", "2")
+        part = images.subset([3, 1]).label_matrix
+        assert part is not None
+        assert part.tolist() == TAGS[[3, 1]].tolist()
+
+
+def test_several_labels_come_with_files_and_items(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    np.savez(tmp_path / "i.npz", images=PHOTOS, y=TAGS)
+    rows = [{"bytes": encoded(Image.fromarray(pixels)), "path": None} for pixels in PHOTOS]
+    pq.write_table(pa.table({"image": rows, "labels": TAGS.tolist()}), tmp_path / "i.parquet")
+    pairs = list(zip(PHOTOS, map(torch.from_numpy, TAGS.astype(np.float32)), strict=True))
+    for source in (tmp_path / "i.npz", tmp_path / "i.parquet", pairs, list(zip(PHOTOS, TAGS.tolist(), strict=True))):
+        found = open_images(source).label_matrix
+        assert found is not None
+        assert found.tolist() == TAGS.tolist()
+
+
+def test_items_with_other_numbers_beside_the_image_stay_unlabelled() -> None:
+    for beside in (np.array([0.5, 0.2]), [3, 4, 10, 12], np.zeros((2, 2)), [{"box": 1}], [[1], [1, 2]], []):
+        images = open_images([(pixels, beside) for pixels in PHOTOS])
+        assert images.labels is None
+        assert images.label_matrix is None
+
+
+def test_labels_can_be_numbered_by_other_names() -> None:
+    words = open_images(PHOTOS, labels=["owl", "ant", "bee", "owl", "ant"])
+    single = words.subset([0, 1, 4]).with_classes(("bee", "cat", "owl", "ant"))
+    assert single.labels is not None
+    assert (single.labels.tolist(), single.classes) == ([2, 3, 3], ("bee", "cat", "owl", "ant"))
+    several = open_images(PHOTOS, labels=TAGS).with_classes(("2", "x", "0", "1"))
+    assert several.label_matrix is not None
+    assert several.label_matrix.tolist() == [[row[2], 0, row[0], row[1]] for row in TAGS.tolist()]
 
 
 def test_subsets_are_views(folder_of: FolderOf) -> None:

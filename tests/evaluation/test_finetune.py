@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score
 
 from byol.data.sources import Images, open_images
 from byol.errors import ConfigError, DataError, TrainingError
-from byol.evaluation.finetune import FINETUNE, LINEAR_SGD, SEMI, Answers, finetune, linear_sgd, semi, supervised
+from byol.evaluation.finetune import FINETUNE, LINEAR_SGD, SEMI, finetune, linear_sgd, semi, supervised
 from byol.evaluation.labelled import Labelled
 from byol.evaluation.sgd import ClassifierConfig, Trial, fit, logits_of
 from byol.evaluation.subsets import Amount, few, held_out

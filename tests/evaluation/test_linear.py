@@ -56,6 +56,97 @@ def test_classifier_is_that_of_scikit_learn_on_standardised_features(classes, l2
     np.testing.assert_allclose(found.std, scaler.scale_, rtol=1e-4)
 
 
+def tagged(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features that overlap, and which of four classes each is of, int64 (N, 4); the classes are of very different size."""
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(count, 8))
+    chance = x @ np.random.default_rng(99).normal(size=(8, 4)) + generator.normal(size=(count, 4))
+    return torch.from_numpy(x).float(), torch.from_numpy((chance > [0, 1, 3, 5]).astype(np.int64))
+
+
+@pytest.mark.parametrize("l2", [1e-4, 1e-2, 1.0])
+def test_several_labels_are_one_yes_or_no_each_as_in_scikit_learn(l2):
+    x, y = tagged(600)
+    test_x, _ = tagged(500, seed=1)
+    found = linear.fit(x, y, 4, l2=[l2])
+    scaler = StandardScaler().fit(x.double().numpy())
+    standard, test_standard = (scaler.transform(part.double().numpy()) for part in (x, test_x))
+    assert 0 < y[:, 3].sum() < 30
+    for c in range(4):
+        model = LogisticRegression(C=1 / (l2 * len(x)), tol=1e-8, max_iter=5000).fit(standard, y[:, c].numpy())
+        np.testing.assert_allclose(found.weight[c], model.coef_[0], rtol=0, atol=5e-3)
+        logits = model.decision_function(test_standard)
+        np.testing.assert_allclose(found.logits(test_x)[:, c], logits, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("l2", [1e-4, 1e-1])
+def test_fewer_images_than_features_and_features_that_repeat_are_solved_as_by_scikit_learn(l2):
+    """Copies and sums of features: the covariance has no inverse, and the penalty alone decides how weights are shared."""
+    x, y = clusters(80, 3, width=20, spread=3.0)
+    x = torch.cat([x, x[:, :5], x[:, :10] + x[:, 10:], 2 * x + 1, torch.zeros(80, 40)], dim=1)
+    assert x.shape == (80, 95)
+    test_x, test_y = clusters(2000, 3, seed=1, width=20, spread=3.0)
+    test_x = torch.cat([test_x, test_x[:, :5], test_x[:, :10] + test_x[:, 10:], 2 * test_x + 1, torch.zeros(2000, 40)], dim=1)
+    scaler, expected = scikit_learn(x, y, l2)
+    found = linear.fit(x, y, 3, l2=[l2])
+    answers = torch.from_numpy(expected.predict(scaler.transform(test_x.double().numpy())))
+    assert accuracy(found(test_x), answers) > 0.995
+    np.testing.assert_allclose(found.weight, expected.coef_, rtol=0, atol=5e-3)
+    assert accuracy(found(test_x), test_y) == pytest.approx(accuracy(answers, test_y), abs=0.004)
+
+
+def test_the_path_over_the_l2_values_ends_where_each_value_alone_ends():
+    """Each fit starts where the two before it point to. That saves steps, and changes no answer."""
+    x, y = clusters(600, 5, width=30, spread=4.0)
+    mean, std = linear.moments(x)
+    axes, variance = linear.principal_axes(x, mean, std)
+    z = linear.rotated(x, mean, std, axes, torch.arange(600))
+    found = []
+
+    def measure(logits: torch.Tensor, labels: torch.Tensor) -> float:
+        found.append(accuracy(logits.argmax(dim=1), labels))
+        return found[-1]
+
+    best = linear.choose(z[:400], y[:400], z[400:], y[400:], 5, linear.L2, variance, measure)
+    alone = []
+    for l2 in sorted(linear.L2, reverse=True):
+        weight, bias = linear.minimise(z[:400], y[:400], torch.zeros(5, 31), l2, variance, tolerance=1e-6)
+        alone.append(accuracy(linear.logits(z[400:], weight, bias).argmax(dim=1), y[400:]))
+    np.testing.assert_allclose(found, alone, rtol=0, atol=1.5 / 200)  # one answer may hang on the last digits
+    assert max(alone) - alone[sorted(linear.L2, reverse=True).index(best)] <= 1.5 / 200
+    assert max(alone) > max(alone[0], alone[-1]) + 0.02
+
+
+def test_axes_change_neither_distances_nor_answers():
+    for x in (clusters(100, 3, width=30)[0], clusters(20, 3, width=30)[0]):
+        mean, std = linear.moments(x)
+        axes, variance = linear.principal_axes(x, mean, std)
+        z = linear.rotated(x, mean, std, axes, torch.arange(len(x)))
+        standard = (x - mean) / std
+        torch.testing.assert_close(z @ axes.T, standard, rtol=0, atol=1e-4)
+        torch.testing.assert_close(z.var(dim=0, correction=0), variance, rtol=1e-3, atol=1e-4)
+        assert axes.shape == (30, min(len(x), 30))
+
+
+def test_gradient_is_that_of_autograd(monkeypatch):
+    monkeypatch.setattr(linear, "BLOCK", 50)  # rows in several blocks
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 6, generator=generator)
+    for y in (torch.arange(40) % 3, (torch.rand(40, 3, generator=generator) < 0.4).long()):
+        parameters = torch.randn(3, 7, generator=generator).requires_grad_(True)
+        z = x @ parameters[:, :-1].T + parameters[:, -1]
+        loss = (
+            torch.nn.functional.cross_entropy(z, y)
+            if y.ndim == 1
+            else (torch.nn.functional.binary_cross_entropy_with_logits(z, y.float(), reduction="sum") / 40)
+        )
+        loss = loss + 0.3 / 2 * parameters[:, :-1].square().sum()
+        (expected,) = torch.autograd.grad(loss, parameters)
+        value, gradient = linear.loss_and_gradient(x, y, parameters.detach(), 0.3)
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+        assert value.item() == pytest.approx(loss.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("l2", [1e-6, 1e-5])
 def test_nearly_free_weights_answer_as_scikit_learn_on_classes_that_can_be_separated(l2):
     x, y = clusters(300, 5, width=40)
@@ -83,7 +174,7 @@ def test_chosen_l2_is_the_best_one_on_the_held_out_tenth():
     standard = (x - found.mean) / found.std
     scores = {}
     for value in values:
-        weight, bias = linear.minimise(standard[rest], y[rest], torch.zeros(4, 61), value)
+        weight, bias = linear.minimise(standard[rest], y[rest], torch.zeros(4, 61), value, torch.ones(60))
         scores[value] = accuracy(linear.logits(standard[held_out], weight, bias).argmax(dim=1), y[held_out])
     assert scores[found.l2] >= max(scores.values()) - 1 / 40  # one answer of forty may hang on where a fit started
     assert found.l2 > 1e-6
@@ -178,7 +269,7 @@ def test_classes_without_a_training_image_are_never_answered():
 def test_solver_ends_where_the_gradient_vanishes():
     x, y = clusters(500, 4)
     x = (x - x.mean(0)) / x.std(0)
-    weight, bias = linear.minimise(x, y, torch.zeros(4, 11), 1e-2)
+    weight, bias = linear.minimise(x, y, torch.zeros(4, 11), 1e-2, torch.ones(10))
     weight.requires_grad_(True)
     loss = torch.nn.functional.cross_entropy(x @ weight.T + bias, y) + 1e-2 / 2 * weight.square().sum()
     (gradient,) = torch.autograd.grad(loss, weight)

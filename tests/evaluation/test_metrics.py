@@ -1,57 +1,184 @@
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import balanced_accuracy_score, precision_recall_curve, top_k_accuracy_score
 
-from byol.evaluation.metrics import RESAMPLES, interval, top1
-
-
-def answers(right: int, count: int) -> np.ndarray:
-    """Some right answers among all, bool (count,)."""
-    return np.random.default_rng(0).permutation(np.arange(count) < right)
+from byol.errors import ConfigError
+from byol.evaluation.metrics import RESAMPLES, interval, mean_average_precision, mean_per_class, measure, metric_for, place
 
 
-@pytest.mark.parametrize(("right", "count"), [(0, 3), (1, 3), (7, 10), (250, 1000), (10, 10)])
-def test_top1_is_the_share_of_right_answers(right, count):
-    assert top1(answers(right, count)) == pytest.approx(right / count)
+def judged(count: int, classes: int, seed: int = 0, help: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (count, classes) that prefer the right class a little, and the classes, some of them rare."""
+    generator = np.random.default_rng(seed)
+    labels = generator.choice(classes, count, p=(weights := np.arange(1, classes + 1)) / weights.sum())
+    scores = generator.normal(size=(count, classes))
+    scores[np.arange(count), labels] += help
+    return scores, labels
+
+
+def tagged(count: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (count, classes) with many ties, and which classes each image is of."""
+    generator = np.random.default_rng(seed)
+    labels = (generator.random((count, classes)) < 0.3).astype(np.int64)
+    return np.round(labels + 1.2 * generator.normal(size=labels.shape), 1), labels
+
+
+# Metrics
+
+
+@pytest.mark.parametrize("classes", [3, 20])
+def test_top1_and_top5_are_those_of_scikit_learn(classes):
+    scores, labels = judged(500, classes)
+    places = place(scores, labels)
+    assert measure("top1", scores, labels) == pytest.approx((scores.argmax(axis=1) == labels).mean())
+    for k in (1, 2, 5):
+        if k < classes:
+            expected = top_k_accuracy_score(labels, scores, k=k, labels=np.arange(classes))
+            assert (places < k).mean() == pytest.approx(expected)
+    assert 0.1 < (places == 0).mean() < 0.9
+
+
+def test_of_equal_scores_the_lower_class_comes_first_as_argmax_has_it():
+    scores = np.zeros((4, 4))
+    assert place(scores, np.arange(4)).tolist() == [0, 1, 2, 3]
+
+
+def test_what_was_not_answered_is_wrong_however_many_answers_count():
+    scores = np.array([[1.0, -np.inf, -np.inf], [-np.inf, -np.inf, -np.inf]])
+    assert place(scores, np.array([1, 0])).tolist() == [3, 3]
+    assert place(scores, np.array([0, 5])).tolist() == [0, 3]  # the classifier knows three classes
+
+
+def test_mean_per_class_is_the_balanced_accuracy_of_scikit_learn():
+    scores, labels = judged(400, 7)
+    labels[labels == 3], scores[:, 3] = 4, -9.0  # a class without an image
+    right = scores.argmax(axis=1) == labels
+    expected = balanced_accuracy_score(labels, scores.argmax(axis=1))
+    assert mean_per_class(right, labels) == pytest.approx(expected)
+    assert measure("mean_per_class", scores, labels) == pytest.approx(expected)
+    assert abs(expected - right.mean()) > 0.005
+
+
+def eleven_points(scores: np.ndarray, truth: np.ndarray) -> float:
+    """VOC 2007's definition from scikit-learn's curve: the mean over 11 recalls of the best precision at each or beyond."""
+    precision, recall, _ = precision_recall_curve(truth, scores)
+    precision, right = precision[:-1], np.round(recall[:-1] * truth.sum())  # the last is a point that nobody measured
+    return float(np.mean([precision[10 * right >= tenth * truth.sum()].max() for tenth in range(11)]))
+
+
+@pytest.mark.parametrize("count", [7, 50, 1000])
+def test_mean_average_precision_is_voc_2007s_from_the_curves_of_scikit_learn(count):
+    scores, labels = tagged(count, 6)
+    columns = [c for c in range(6) if labels[:, c].any()]
+    expected = np.mean([eleven_points(scores[:, c], labels[:, c]) for c in columns])
+    assert mean_average_precision(scores, labels) == pytest.approx(expected, abs=1e-12)
+    assert measure("map11", scores, labels) == pytest.approx(expected, abs=1e-12)
+    assert 0.3 < expected < 0.95
+
+
+def test_average_precision_worked_by_hand():
+    """Ranked right, wrong, right: precision 1 up to recall 1/2 (six points), 2/3 up to recall 1 (five)."""
+    scores, labels = np.array([[3.0], [2.0], [1.0]]), np.array([[1], [0], [1]])
+    assert mean_average_precision(scores, labels) == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
+
+
+def test_equal_scores_are_taken_all_at_once_whatever_the_order_of_the_images():
+    labels = np.array([[1], [0], [0], [0]])
+    for turn in range(4):
+        assert mean_average_precision(np.zeros((4, 1)), np.roll(labels, turn, axis=0)) == pytest.approx(0.25)
+
+
+def test_a_class_without_a_test_image_is_left_out_of_the_mean():
+    scores, labels = tagged(60, 4)
+    alone = mean_average_precision(scores[:, :3], labels[:, :3])
+    labels[:, 3] = 0
+    assert mean_average_precision(scores, labels) == pytest.approx(alone)
+    assert mean_average_precision(scores, np.zeros_like(labels)) == 0.0
+
+
+def test_a_metric_that_the_labels_do_not_allow_is_refused():
+    one, several = np.zeros(3, dtype=np.int64), np.eye(3, dtype=np.int64)
+    assert (metric_for(one, None), metric_for(several, None)) == ("top1", "map11")
+    with pytest.raises(ConfigError, match=r"no metric 'top-1'\. Did you mean 'top1'"):
+        metric_for(one, "top-1")
+    with pytest.raises(ConfigError, match="The metric is map11, but these images have one label each; expected top1"):
+        metric_for(one, "map11")
+    with pytest.raises(ConfigError, match="The metric is top1, but these images have several labels each; expected map11"):
+        metric_for(several, "top1")
+
+
+# Intervals
+
+
+def answers(right: int, count: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Scores of two classes that are right for some images, and the classes."""
+    correct = np.random.default_rng(0).permutation(np.arange(count) < right)
+    return [np.stack([~correct, correct], axis=1).astype(float)], np.ones(count, dtype=np.int64)
 
 
 @pytest.mark.parametrize(("right", "count"), [(5, 20), (150, 200), (500, 1000), (990, 1000), (7000, 10_000)])
-def test_interval_is_that_of_a_bootstrap_over_the_images(right, count):
-    correct = answers(right, count)
-    low, high = interval(correct)
+def test_interval_of_top1_is_that_of_a_bootstrap_over_the_images(right, count):
+    scores, labels = answers(right, count)
+    low, high = interval("top1", scores, labels)
+    correct = scores[0][:, 1]
     expected = stats.bootstrap(
-        (correct.astype(float),), np.mean, n_resamples=4000, method="percentile", batch=500, rng=np.random.default_rng(1)
+        (correct,), np.mean, n_resamples=4000, method="percentile", batch=500, rng=np.random.default_rng(1)
     ).confidence_interval
     noise = 6 * correct.std() / np.sqrt(count) / np.sqrt(RESAMPLES) + 1 / count  # of percentiles of 1,000 resamples
     assert low == pytest.approx(expected.low, abs=noise)
     assert high == pytest.approx(expected.high, abs=noise)
-    assert low < top1(correct) < high
+    assert low < right / count < high
+
+
+@pytest.mark.parametrize("metric", ["mean_per_class", "map11"])
+def test_interval_of_other_metrics_is_that_of_resampled_images(metric):
+    """A bootstrap the long way: images drawn with replacement, the metric measured anew."""
+    scores, labels = tagged(150, 3) if metric == "map11" else judged(300, 4)
+    generator = np.random.default_rng(5)
+    drawn = []
+    for _ in range(1500):
+        rows = generator.integers(len(labels), size=len(labels))
+        drawn.append(measure(metric, scores[rows], labels[rows]))
+    noise = 0.2 * np.std(drawn)
+    assert interval(metric, [scores], labels) == pytest.approx(np.percentile(drawn, (2.5, 97.5)), abs=noise)
+
+
+def test_interval_of_several_seeds_is_of_their_mean_over_the_same_images():
+    """Two classifiers that err on other images: their mean is surer than each alone."""
+    labels = np.ones(400, dtype=np.int64)
+    halves = [np.stack([half, ~half], axis=1).astype(float) for half in (np.arange(400) < 200, np.arange(400) >= 200)]
+    low, high = interval("top1", halves, labels)
+    assert low == high == 0.5
+    assert interval("top1", [halves[0], halves[0]], labels) == interval("top1", halves[:1], labels)
 
 
 def test_interval_covers_the_truth_in_about_95_of_100_samples():
     generator = np.random.default_rng(0)
     covered = []
-    for _ in range(1000):
-        low, high = interval(generator.random(400) < 0.7, seed=int(generator.integers(2**31)))
+    for _ in range(500):
+        correct = generator.random(400) < 0.7
+        scores = np.stack([~correct, correct], axis=1).astype(float)
+        low, high = interval("top1", [scores], np.ones(400, dtype=np.int64), seed=int(generator.integers(2**31)))
         covered.append(low <= 0.7 <= high)
-    assert 0.92 < np.mean(covered) < 0.97
+    assert 0.92 < np.mean(covered) < 0.98
 
 
 @pytest.mark.parametrize("count", [1, 5, 1000])
 def test_interval_of_all_right_or_all_wrong_is_that_one_number(count):
-    assert interval(np.ones(count, dtype=bool)) == (1.0, 1.0)
-    assert interval(np.zeros(count, dtype=bool)) == (0.0, 0.0)
+    assert interval("top1", *answers(count, count)) == (1.0, 1.0)
+    assert interval("top1", *answers(0, count)) == (0.0, 0.0)
 
 
 def test_interval_stays_within_0_and_1_and_holds_plain_floats():
-    low, high = interval(answers(1, 3))
+    low, high = interval("top1", *answers(1, 3))
     assert 0 <= low <= high <= 1
     assert type(low) is type(high) is float
 
 
 def test_interval_is_the_same_for_the_same_seed():
-    correct = answers(150, 200)
+    scores, labels = answers(150, 200)
     state = np.random.get_state()[1].copy()
-    assert interval(correct) == interval(correct)
-    assert interval(correct, seed=1) == interval(correct, seed=1) != interval(correct)
+    assert interval("top1", scores, labels) == interval("top1", scores, labels)
+    assert interval("top1", scores, labels, seed=1) == interval("top1", scores, labels, seed=1)
+    assert interval("top1", scores, labels, seed=1) != interval("top1", scores, labels)
     assert (np.random.get_state()[1] == state).all()

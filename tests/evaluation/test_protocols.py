@@ -1,18 +1,21 @@
-import json
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from labelled_images import images
 from PIL import Image
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from torch import nn
 
 from byol.data.sources import open_images
-from byol.errors import ConfigError, DataError
+from byol.errors import ConfigError, DataError, TrainingError
 from byol.evaluation import linear
-from byol.evaluation.protocols import Score, evaluate, score_table, scored, write_scores
+from byol.evaluation.metrics import mean_average_precision
+from byol.evaluation.protocols import PROTOCOLS, Protocol, evaluate
+from byol.evaluation.task import Answers
 from byol.features.extract import Features, embed
 
 COLOURS = {"blue": (30, 40, 220), "green": (40, 210, 50), "red": (220, 40, 30), "white": (240,) * 3, "yellow": (230, 220, 20)}
@@ -92,8 +95,195 @@ def test_linear_score_is_that_of_the_classifier_with_its_settings(encoder):
     classifier = linear.fit(torch.from_numpy(train.x), torch.from_numpy(train.y), 5, seed=3)
     expected = (classifier(torch.from_numpy(test.x)).numpy() == test.y).mean()
     assert score.top1 == pytest.approx(expected)
-    assert score.settings == {"solver": "L-BFGS", "l2": classifier.l2, "l2_values": 45, "held_out": 0.1}
-    assert score.seed == 3
+    assert score.settings == {"solver": "L-BFGS", "l2": classifier.l2, "l2_values": 45, "held_out": 30}
+    assert score.seeds == (3,)
+
+
+def test_several_k_give_a_score_each_from_one_search(encoder):
+    train, test = clusters(300, 7), clusters(200, 7, seed=1)
+    scores = evaluate(encoder, train=train, test=test, protocols="knn", k=(1, 5, 500))
+    assert list(scores) == ["knn-1", "knn-5", "knn-500"]
+    for k in (1, 5, 500):  # with fewer images than k all of them vote
+        alone = evaluate(encoder, train=train, test=test, protocols="knn", k=k)["knn"]
+        assert scores[f"knn-{k}"].protocol == "knn"
+        assert (scores[f"knn-{k}"].top1, scores[f"knn-{k}"].top5) == (alone.top1, alone.top5)
+        assert scores[f"knn-{k}"].settings == alone.settings
+
+
+def test_top5_stands_beside_top1_where_there_are_more_than_five_classes(encoder):
+    train, test = clusters(300, 8), clusters(200, 8, seed=1)
+    classifier = linear.fit(torch.from_numpy(train.x), torch.from_numpy(train.y), 8)
+    logits = classifier.logits(torch.from_numpy(test.x)).numpy()
+    scores = evaluate(encoder, train=train, test=test, k=(1, 20))
+    assert scores["linear"].top5 == pytest.approx(top_k_accuracy_score(test.y, logits, k=5, labels=np.arange(8)))
+    assert scores["knn-1"].top5 == scores["knn-1"].top1  # one vote is one answer, and not four more
+    assert scores["knn-20"].top1 < scores["knn-20"].top5 < 1
+    assert evaluate(encoder, train=clusters(99, 5), test=clusters(99, 5), protocols="knn")["knn"].top5 is None
+
+
+def test_mean_per_class_is_chosen_and_scored_by_that_metric(encoder):
+    """A rare class that a linear classifier gives up when only the number of right answers counts."""
+    generator = np.random.default_rng(0)
+    y = (generator.random(600) < 0.1).astype(int)
+    features = Features(generator.normal(size=(600, 8)) + 0.8 * y[:, None], y)
+    train, test = Features(features.x[:300], y[:300]), Features(features.x[300:], y[300:])
+    score = evaluate(encoder, train=train, test=test, protocols="linear", metric="mean_per_class")["linear"]
+    assert score.metric == "mean_per_class"
+    classifier = linear.fit(torch.from_numpy(train.x), torch.from_numpy(train.y), 2, measure=balanced)
+    assert score.settings["l2"] == classifier.l2
+    answers = classifier(torch.from_numpy(test.x)).numpy()
+    assert score.value == pytest.approx(balanced_accuracy_score(test.y, answers))
+    assert score.top1 == pytest.approx((answers == test.y).mean())
+    assert score.low < score.value < score.high
+
+
+def balanced(logits: torch.Tensor, y: torch.Tensor) -> float:
+    return float(balanced_accuracy_score(y.numpy(), logits.argmax(dim=1).numpy()))
+
+
+def test_what_is_random_is_repeated_with_other_seeds_and_the_spread_is_told(encoder):
+    train, test = clusters(150, 4), clusters(200, 4, seed=1)
+    scores = evaluate(encoder, train=train, test=test, seed=5, seeds=3)
+    alone = [evaluate(encoder, train=train, test=test, protocols="linear", seed=seed)["linear"] for seed in (5, 6, 7)]
+    found = scores["linear"]
+    assert found.seeds == (5, 6, 7)
+    assert found.value == found.top1 == pytest.approx(np.mean([score.value for score in alone]))
+    assert found.spread == pytest.approx(np.std([score.value for score in alone], ddof=1))
+    assert found.settings["l2"] == [score.settings["l2"] for score in alone]
+    assert len(set(found.settings["l2"])) > 1
+    assert (scores["knn"].seeds, scores["knn"].spread) == ((), None)  # nothing in it is random
+    assert alone[0].spread is None
+
+
+def test_a_protocol_is_one_line_in_the_table(encoder, monkeypatch):
+    """A protocol that works on images gets them with train's class numbers, and no features are computed."""
+    seen = []
+
+    def first_class(encoder, train, test, settings, seed):
+        seen.append((train.images.labels.tolist(), test.images.labels.tolist(), test.images.classes, seed))
+        scores = np.zeros((len(test.images), train.classes))
+        return {"first": Answers(scores, test.images.labels, {"seed": seed}, len(train.images))}
+
+    monkeypatch.setitem(PROTOCOLS, "first", Protocol(first_class, random=True, on_images=True))
+    encoder.net[2].weight.data.fill_(float("nan"))  # which the first image embedded would show
+    pictures = np.zeros((4, 8, 8, 3), dtype=np.uint8)
+    train, test = open_images(pictures, labels=["b", "a", "b", "c"]), open_images(pictures, labels=["c", "b", "b", "a"])
+    score = evaluate(encoder, train=train, test=test.subset([0, 1, 3]), protocols="first", seeds=2)["first"]
+    assert seen == [([1, 0, 1, 2], [2, 1, 0], ("a", "b", "c"), seed) for seed in (0, 1)]
+    assert (score.top1, score.train_images, score.test_images) == (pytest.approx(1 / 3), 4, 3)
+    with pytest.raises(ConfigError, match="The protocol first works on images, and features were given"):
+        evaluate(encoder, train=clusters(9, 3), test=test, protocols="first")
+
+
+def test_the_protocols_that_train_are_asked_by_name_and_their_settings_given(encoder_of):
+    encoder = encoder_of("convnet", width=4)
+    sets = {"train": images(80), "test": images(40, seed=1), "base_lrs": (0.1, 0.4), "epochs": (4.0,)}
+    names = ("linear-sgd", "finetune", "semi-50", "semi-10-per-class")
+    scores = evaluate(encoder, protocols=names, **sets)
+    assert tuple(scores) == names
+    assert [score.train_images for score in scores.values()] == [80, 80, 40, 40]
+    for score in scores.values():
+        assert score.value > 0.4  # 0.25 by chance
+        assert [trial["base_lr"] for trial in score.settings["tried"]] == [0.1, 0.4]
+        assert {trial["epochs"] for trial in score.settings["tried"]} == {4.0}
+    capped = evaluate(encoder, protocols="linear-sgd", logit_cap=20.0, logit_penalty=0.01, **sets)["linear-sgd"]
+    assert (capped.settings["logit_cap"], capped.settings["logit_penalty"]) == (20.0, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"protocols": "semi-lots"}, "'lots' is no amount of labels"),
+        ({"protocols": "semi-200"}, "at most 100"),
+        ({"protocols": "finetun"}, "Did you mean 'finetune'"),
+        ({"protocols": "finetune", "base_lrs": (-1.0,)}, "base_lrs"),
+        ({"protocols": "finetune", "epochs": (0.0,)}, "epochs"),
+    ],
+)
+def test_protocols_and_settings_that_cannot_be_are_refused_before_any_work(encoder, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluate(encoder, train=images(8), test=images(8), **settings)
+
+
+def test_training_protocols_refuse_several_labels_an_image(encoder):
+    several = open_images(np.zeros((4, 8, 8, 3), dtype=np.uint8), labels=np.eye(4, 3, dtype=int))
+    with pytest.raises(ConfigError, match="learns one label an image"):
+        evaluate(encoder, train=several, test=several, protocols="finetune")
+
+
+# Images with several labels
+
+
+def tagged(count: int, seed: int = 0, names: tuple[str, ...] | None = None) -> Features:
+    """Features of images that are of any of four classes, which add up, and the classes (count, 4)."""
+    directions = np.random.default_rng(99).normal(size=(4, 12))
+    generator = np.random.default_rng(seed)
+    y = (generator.random((count, 4)) < 0.3).astype(np.int64)
+    return Features(y @ directions + generator.normal(size=(count, 12)), y, classes=names)
+
+
+def test_several_labels_are_scored_by_mean_average_precision(encoder):
+    train, test = tagged(400), tagged(300, seed=1)
+    scores = evaluate(encoder, train=train, test=test)
+    classifier = linear.fit(torch.from_numpy(train.x), torch.from_numpy(train.y), 4, measure=precision)
+    logits = classifier.logits(torch.from_numpy(test.x)).numpy()
+    assert scores["linear"].value == pytest.approx(mean_average_precision(logits, test.y))
+    assert scores["linear"].settings["l2"] == classifier.l2
+    for score in scores.values():
+        assert (score.metric, score.top1, score.top5, score.classes) == ("map11", None, None, 4)
+        assert score.low < score.value < score.high
+    assert scores["linear"].value > scores["knn"].value > test.y.mean() + 0.2
+
+
+def precision(logits: torch.Tensor, y: torch.Tensor) -> float:
+    return mean_average_precision(logits.numpy(), y.numpy())
+
+
+def test_votes_for_several_labels_are_the_weights_of_the_neighbours_that_have_them(encoder):
+    train, test = tagged(100), tagged(50, seed=1)
+    score = evaluate(encoder, train=train, test=test, protocols="knn", k=9, temperature=0.2)["knn"]
+    model = NearestNeighbors(n_neighbors=9, metric="cosine", algorithm="brute").fit(train.x.astype(float))
+    distances, rows = model.kneighbors(test.x.astype(float))
+    weights = np.exp((distances[:, :1] - distances) / 0.2)
+    expected = mean_average_precision(np.einsum("qk,qkc->qc", weights, train.y[rows]), test.y)
+    assert score.value == pytest.approx(expected, abs=1e-6)
+
+
+def test_columns_are_matched_by_the_classes_names(encoder):
+    train, test = tagged(300, names=("a", "b", "c", "d")), tagged(200, seed=1, names=("a", "b", "c", "d"))
+    expected = evaluate(encoder, train=train, test=test)
+    shuffled = Features(test.x, test.y[:, [2, 0, 3, 1]], classes=("c", "a", "d", "b"))
+    found = evaluate(encoder, train=train, test=shuffled)
+    assert {name: score.value for name, score in found.items()} == {
+        name: pytest.approx(score.value) for name, score in expected.items()
+    }
+
+
+def test_images_of_a_file_may_have_several_labels(encoder, tmp_path):
+    """Pictures of two halves, each of a colour: the classes are the colours that are there."""
+    names = list(COLOURS)
+    generator = np.random.default_rng(0)
+    sets = {}
+    for role, count in (("train", 60), ("test", 40)):
+        chosen = generator.integers(0, 5, (count, 2))
+        halves = [(picture(names[a], i)[:4], picture(names[b], i)[4:]) for i, (a, b) in enumerate(chosen)]
+        images = np.stack([np.concatenate(pair) for pair in halves])
+        y = np.zeros((count, 5), dtype=np.uint8)
+        y[np.arange(count)[:, None], chosen] = 1
+        np.savez(sets.setdefault(role, tmp_path / f"{role}.npz"), images=images, y=y)
+    scores = evaluate(encoder, **sets)
+    assert scores["knn"].metric == "map11"
+    assert scores["knn"].value > 0.8
+
+
+def test_one_label_on_one_side_and_several_on_the_other_is_refused(encoder):
+    with pytest.raises(DataError, match="one label an image, the other several"):
+        evaluate(encoder, train=tagged(30), test=Features(np.zeros((3, 12)), np.arange(3)))
+    with pytest.raises(DataError, match="Train has 4 columns of labels and test 3"):
+        evaluate(encoder, train=tagged(30), test=Features(np.zeros((3, 12)), np.eye(3)))
+
+
+# The rest
 
 
 def test_every_protocol_is_scored_in_the_order_asked_for(encoder):
@@ -257,27 +447,23 @@ def test_one_class_to_learn_from_is_refused_by_the_linear_protocol_alone(encoder
         evaluate(encoder, train=train, test=test, protocols=["linear"])
 
 
-# Scores for files and people
+def test_the_same_images_on_both_sides_are_warned_of(encoder, caplog):
+    one, other = (np.full((4, 8, 8, 3), shade, dtype=np.uint8) for shade in (0, 9))
+    train = open_images(one, labels=[0, 1, 0, 1])
+    evaluate(encoder, train=train, test=open_images(other, labels=[0, 1, 0, 1]), protocols="knn")
+    assert caplog.text == ""
+    evaluate(encoder, train=train, test=open_images(one, labels=[0, 1, 0, 1]), protocols="knn")
+    assert "Train and test are the same images" in caplog.text
 
 
-def test_scores_are_appended_as_lines_of_json(encoder, tmp_path):
-    path = tmp_path / "scores.jsonl"
-    train, test = clusters(100, 3, names=("ä", "b", "c")), clusters(50, 3, seed=1, names=("ä", "b", "c"))
-    first = evaluate(encoder, train=train, test=test)
-    write_scores(first, path)
-    write_scores(evaluate(encoder, train=train, test=test, protocols=["knn"], k=3), str(path))
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [(line["protocol"], line["settings"].get("k")) for line in lines] == [("knn", 20), ("linear", None), ("knn", 3)]
-    assert Score(**lines[0]) == first["knn"]
-    assert Score(**lines[1]) == first["linear"]
+def test_unknown_setting_is_refused_with_the_nearest_one(encoder):
+    features = clusters(10, 2)
+    with pytest.raises(ConfigError, match=r"no setting 'temprature'\. Did you mean 'temperature'\?"):
+        evaluate(encoder, train=features, test=features, temprature=1.0)
+    with pytest.raises(ConfigError, match="seeds is 0; expected at least 1"):
+        evaluate(encoder, train=features, test=features, seeds=0)
 
 
-def test_table_shows_every_score_in_percent():
-    correct = np.arange(200) < 150
-    score = scored("knn", correct, clusters(1000, 4), {"k": 20, "temperature": 0.07}, 0, 1.5)
-    lines = score_table({"knn": score}).splitlines()
-    assert lines[0].split() == ["protocol", "top-1", "95", "%", "interval", "settings"]
-    assert lines[1].startswith("knn         75.00 %")
-    assert f"{100 * score.low:.2f} to {100 * score.high:.2f}" in lines[1]
-    assert lines[1].endswith("k 20, temperature 0.07")
-    assert lines[2] == "200 test images of 4 classes, learned from 1,000"
+def test_answers_that_are_no_numbers_are_refused():
+    with pytest.raises(TrainingError, match="answers NaN"):
+        Answers(np.array([[0.0, np.nan]]), np.array([0]), {}, 1)

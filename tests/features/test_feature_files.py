@@ -47,6 +47,8 @@ def test_other_kinds_of_numbers_are_taken():
      (np.eye(3), {"y": np.array(["a", "b", "c"])}, r"labels are <U1"),
      (np.eye(3), {"y": np.array([0, -1, 2])}, "from 0, for each"),
      (np.eye(3), {"y": np.arange(3), "classes": ("a", "b")}, "labels go up to 2, but 2 classes are named"),
+     (np.eye(3), {"y": np.eye(3) * 2}, r"labels are float64 of shape \(3, 3\)"),
+     (np.eye(3), {"y": np.eye(3), "classes": ("a", "b")}, "labels have 3 columns, but 2 classes are named"),
      (np.eye(3), {"names": ["a"]}, "1 names for 3 feature rows")],
 )  # fmt: skip
 def test_refuses_what_cannot_be_features(x, others, message):
@@ -64,9 +66,9 @@ ODD = ["a b/c.png", "ümläut.png", "猫🐈.png", "line\nend.png", os.fsdecode(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "others",
-    [{}, {"y": np.array([0, 2, 1, 0, 2])}, {"names": list("abcde")},
+    [{}, {"y": np.array([0, 2, 1, 0, 2])}, {"names": list("abcde")}, {"y": np.eye(5, 3)},
      {"y": np.array([0, 1, 1, 0, 1]), "classes": ("a b", "ümläut 猫 🐈", "never seen"), "names": list("abcde")}],
-    ids=["x", "labels", "names", "all"],
+    ids=["x", "labels", "names", "several labels", "all"],
 )  # fmt: skip
 def test_what_was_saved_is_loaded(tmp_path, others, kind, mapped):
     saved, path = features(**others), tmp_path / f"features{kind}"

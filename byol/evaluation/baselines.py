@@ -1,0 +1,48 @@
+"""What an encoder is compared with: the raw pixels, and the same network without training or trained on labels alone."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from byol.evaluation.protocols import Protocol, protocol_named
+from byol.features.encoders import untrained
+from byol.method.hidden import HiddenLayer
+from byol.weights.files import Encoder
+
+SIDE = 32  # pixels: larger images are shrunk, else their pixels would be too many features
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """An encoder made for comparison with another one."""
+
+    make: Callable[[Encoder, int, str | None], Encoder]  # encoder, seed, name of code of the user's own
+    takes: Callable[[Protocol], bool]  # which protocols it is scored by
+
+    def scored_by(self, asked: Sequence[str]) -> tuple[str, ...]:
+        """The protocols among those asked for that this baseline is scored by."""
+        return tuple(name for name in asked if self.takes(protocol_named(name)))
+
+
+def pixels(encoder: Encoder, seed: int, net: str | None) -> Encoder:
+    """The pixels that the encoder is fed, normalised as for it, as features; shrunk to a side of 32 at most."""
+    info = encoder.info
+    height, width = (min(SIDE, side) for side in info.image_size)
+    features = math.prod((info.channels, height, width))
+    expected = replace(info, encoder=None, options={}, image_size=(height, width), features=features, hidden_layer=None,
+                       pooling="none", skip=0, calls=1)  # fmt: skip
+    return Encoder(HiddenLayer(nn.Flatten(), None, "none", 0, 1), expected).eval()
+
+
+def fresh(encoder: Encoder, seed: int, net: str | None) -> Encoder:
+    """The same network with fresh weights that follow from the seed; see `untrained`."""
+    return untrained(encoder, seed=seed, net=net)
+
+
+BASELINES = {
+    "pixels": Baseline(pixels, lambda protocol: not protocol.on_images),
+    "untrained": Baseline(fresh, lambda protocol: not protocol.tunes),
+    "supervised": Baseline(fresh, lambda protocol: protocol.tunes),  # from scratch on the same labels, with the same budget
+}

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from byol.errors import ConfigError
+from byol.evaluation.baselines import BASELINES, fresh, pixels
+from byol.evaluation.protocols import evaluate
+from byol.features.extract import embed
+
+ARRAYS = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
+
+
+def test_pixels_are_the_normalised_pixels_that_the_encoder_is_fed(encoder_of):
+    encoder = encoder_of("convnet")
+    found = embed(pixels(encoder, 0, None), ARRAYS).x
+    expected = (ARRAYS / 255 - encoder.info.mean) / encoder.info.std
+    np.testing.assert_allclose(found, expected.transpose(0, 3, 1, 2).reshape(6, -1), rtol=1e-4, atol=1e-5)
+
+
+def test_large_images_are_shrunk_before_their_pixels_are_features(encoder_of):
+    encoder = pixels(encoder_of("convnet", size=(64, 48)), 0, None)
+    assert embed(encoder, np.zeros((2, 64, 48, 3), dtype=np.uint8)).x.shape == (2, 3 * 32 * 32)
+    assert encoder.info.features == 3 * 32 * 32
+
+
+def test_untrained_is_the_same_network_with_weights_that_follow_from_the_seed(encoder_of):
+    encoder = encoder_of("convnet", width=4)
+    encoder.net.load_state_dict({name: value + 1 for name, value in encoder.net.state_dict().items()})
+    state = torch.get_rng_state()
+    first, again, other = (fresh(encoder, seed, None) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first.info == encoder.info
+    weights = [next(one.net.parameters()) for one in (first, again, other, encoder)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert not torch.equal(weights[0], weights[3])
+    assert embed(first, ARRAYS).x.shape == embed(encoder, ARRAYS).x.shape
+
+
+def test_untrained_code_of_ones_own_is_built_only_when_it_is_named(encoder_of, tmp_path, monkeypatch):
+    (tmp_path / "own_code.py").write_text(
+        "from torch import nn\ndef build():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    encoder = encoder_of(nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    with pytest.raises(ConfigError, match="code of your own"):
+        fresh(encoder, 0, None)
+    assert embed(fresh(encoder, 0, "own_code:build"), ARRAYS).x.shape == (6, 5)
+
+
+def test_a_baseline_is_scored_by_what_it_can_be_scored_by():
+    asked = ("knn", "linear-sgd", "semi-1", "finetune", "linear")
+    assert BASELINES["pixels"].scored_by(asked) == ("knn", "linear")
+    assert BASELINES["untrained"].scored_by(asked) == ("knn", "linear-sgd", "linear")
+    assert BASELINES["supervised"].scored_by(asked) == ("semi-1", "finetune")
+
+
+def test_baselines_can_be_scored_as_any_encoder(encoder_of):
+    """Pictures that are dark or bright: the pixels tell, and so do random features."""
+    y = np.arange(60) % 2
+    images = (np.random.default_rng(0).integers(0, 100, (60, 16, 16, 3)) + 100 * y[:, None, None, None]).astype(np.uint8)
+    pairs = list(zip(images, y.tolist(), strict=True))
+    encoder = encoder_of("convnet")
+    for baseline in BASELINES.values():
+        for score in evaluate(baseline.make(encoder, 0, None), train=pairs[:40], test=pairs[40:]).values():
+            assert score.top1 > 0.9

@@ -1,0 +1,76 @@
+import json
+
+import numpy as np
+import pytest
+
+from byol.errors import ByolError
+from byol.evaluation.scores import Score, comparison, score_of, score_table, scored, write_scores
+from byol.evaluation.task import Answers
+from byol.features.extract import Features
+
+
+def answered(right: int, **settings: object) -> Answers:
+    """Answers of 200 test images among 8 classes, some of them right, the others right at the second choice."""
+    labels = np.arange(200) % 8
+    scores = np.zeros((200, 8))
+    scores[np.arange(200), labels] = 1.0
+    scores[right:, :] += 2 * np.eye(8)[(labels[right:] + 1) % 8]
+    return Answers(scores, labels, settings, 1000)
+
+
+def score(protocol: str, *rights: int, **settings: object) -> Score:
+    seeds = tuple(range(len(rights))) if len(rights) > 1 else ()
+    answers = [answered(right, **settings) for right in rights]
+    return score_of(protocol, "top1", answers, 8, seeds=seeds, seconds=1.5, encoder="runs/a", train="train/", test="test/")
+
+
+def test_scores_are_appended_as_lines_of_json_that_give_them_back(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    first, second = score("linear", 150, 160, l2=0.1), score("knn", 100, k=20)
+    write_scores({"linear": first}, path)
+    write_scores({"knn": second}, str(path))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [Score(**{**line, "seeds": tuple(line["seeds"])}) for line in lines] == [first, second]
+    assert lines[0]["encoder"] == "runs/a"
+
+
+def test_scores_that_cannot_be_written_are_told_in_a_sentence(tmp_path):
+    with pytest.raises(ByolError, match=r"The scores could not be written to .*nowhere/scores\.jsonl"):
+        write_scores({"knn": score("knn", 1)}, tmp_path / "nowhere" / "scores.jsonl")
+
+
+def test_table_shows_every_score_in_percent():
+    one, several = score("knn", 150, k=20, temperature=0.07), score("linear", 150, 170, l2=0.1, tried=list(range(45)))
+    lines = score_table({"knn": one, "linear": several}).splitlines()
+    assert lines[0].split() == ["protocol", "metric", "value", "95", "%", "interval", "top-5", "spread", "settings"]
+    assert lines[1].split()[:4] == ["knn", "top-1", "75.00", "%"]
+    assert f"{100 * one.low:.2f} to {100 * one.high:.2f}" in lines[1]
+    assert lines[1].split()[7:9] == ["100.00", "-"]
+    assert lines[1].endswith("k 20, temperature 0.07")
+    assert lines[2].split()[2] == "80.00"
+    assert lines[2].split()[8] == "7.07"  # of 75 and 85
+    assert lines[2].endswith("l2 0.1")  # what is long is in scores.jsonl
+    assert lines[3:] == [
+        "spread: standard deviation over the seeds 0, 1",
+        "200 test images of 8 classes, learned from 1,000",
+    ]
+
+
+def test_comparison_has_a_row_for_each_protocol_and_a_column_for_each_encoder():
+    table = comparison(
+        {"runs/a": {"knn": score("knn", 150), "linear": score("linear", 170)}, "pixels": {"knn": score("knn", 80)}}
+    )
+    lines = table.splitlines()
+    assert lines[0].split() == ["protocol", "metric", "runs/a", "pixels"]
+    assert [lines[1].split()[place] for place in (0, 2, 4)] == ["knn", "75.00", "40.00"]
+    assert lines[2].split()[0] == "linear"
+    assert lines[2].split()[-1] == "-"
+    assert lines[3] == "200 test images of 8 classes, learned from 1,000"
+
+
+def test_answers_known_only_as_right_or_wrong_score_alike():
+    """What the monitor of a run has: the same value and interval as from the scores of the classes."""
+    train = Features(np.zeros((1000, 2)), np.arange(1000) % 8)
+    found, expected = scored("knn", np.arange(200) < 150, train, {}, 0, 1.0), score("knn", 150)
+    assert (found.value, found.low, found.high) == (expected.value, expected.low, expected.high)
+    assert (found.top1, found.classes, found.test_images, found.train_images) == (0.75, 8, 200, 1000)
