@@ -139,6 +139,8 @@ def _plain_help() -> Any:
     def _plain_field(field: Any) -> Any:
         if field.default is None:
             words = tyro.conf.arg(metavar=_metavar(field.type), help_behavior_hint="")
+        elif field.default == ():
+            words = tyro.conf.arg(help_behavior_hint="")
         elif tyro.conf.Positional in getattr(field.type, "__metadata__", ()):
             words = tyro.conf.arg(metavar=field.name.upper())
         else:

@@ -23,7 +23,7 @@ SECONDS = 10.0  # between lines of progress
 @dataclass(frozen=True)
 class Embed:
     run: tyro.conf.Positional[str]
-    """Run folder or encoder.safetensors."""
+    """Run folder, encoder.safetensors or official .pkl."""
     data: str
     """Images: folder, text file of paths, .parquet, .npy or .npz."""
     out: str

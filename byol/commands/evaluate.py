@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from byol.errors import ConfigError, did_you_mean
+from byol.errors import ByolError, ConfigError, did_you_mean
 from byol.evaluation.baselines import BASELINES
 from byol.evaluation.protocols import Task, check_protocols, judge, prepare
 from byol.evaluation.scores import Score, comparison, score_table, write_scores
@@ -22,7 +22,7 @@ from byol.weights.files import Encoder
 @dataclass(frozen=True)
 class Evaluate:
     run: tyro.conf.Positional[str]
-    """Run folder, encoder.safetensors, or torchvision:NAME or timm:NAME with pretrained weights."""
+    """Run folder, encoder.safetensors, official .pkl, or torchvision:NAME or timm:NAME with pretrained weights."""
     train: str | None = None
     """Labelled images that the protocols learn from."""
     test: str | None = None
@@ -30,8 +30,8 @@ class Evaluate:
     transfer: str | None = None
     """YAML file of data sets, instead of --train and --test: NAME: {train: PATH, test: PATH, metric: METRIC}."""
     protocols: tuple[str, ...] = ("knn", "linear")
-    """knn (k nearest votes), linear (logistic regression, L-BFGS), linear-sgd (SGD on crops and flips), semi-1, semi-10 or
-    semi-25-per-class (fine-tuning on few labels), finetune (on all). Settings are chosen on a part of the training images."""
+    """knn (k nearest votes), linear (logistic regression, L-BFGS), linear-sgd (SGD on crops and flips), finetune (the encoder
+    too, on all labels) or on few: semi-1, semi-10, semi-25-per-class. Settings are chosen on a part of the training images."""
     settings: tyro.conf.OmitArgPrefixes[EvaluationConfig] = field(default_factory=EvaluationConfig)
     compare: tuple[str, ...] = ()
     """Other runs, encoder files or names beside it, and the baselines pixels, untrained and supervised."""
@@ -77,9 +77,7 @@ def evaluate(arguments: Sequence[str]) -> int:
         judged = judge(asked)
         scores[asked.name] |= {f"{set_.name} {name}".strip(): score for name, score in judged.items()}
         if each.folder is not None:
-            each.folder.mkdir(parents=True, exist_ok=True)
-            write_scores(judged, each.folder / "scores.jsonl")
-            written[each.folder / "scores.jsonl"] = None
+            written[keep(judged, each.folder)] = None
         if tasks:
             print(f"done       {asked.name} {set_.name}".rstrip(), file=sys.stderr)
     print(score_table(scores[command.run]) if len(scores) == 1 else comparison(scores))
@@ -88,6 +86,17 @@ def evaluate(arguments: Sequence[str]) -> int:
     if not written:
         print("written    nothing; --out FOLDER keeps the scores")
     return 0
+
+
+def keep(scores: dict[str, Score], folder: Path) -> Path:
+    """Add scores to the scores.jsonl of a folder, and return its path."""
+    path = folder / "scores.jsonl"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_scores(scores, path)
+    except OSError as failure:
+        raise ByolError(f"The scores could not be written to {path}: {failure}. Give another folder with --out.") from failure
+    return path
 
 
 def data_sets(command: Evaluate) -> list[DataSet]:

@@ -24,7 +24,7 @@ LOADS = {
 @dataclass(frozen=True)
 class Export:
     run: tyro.conf.Positional[str]
-    """Run folder or encoder.safetensors."""
+    """Run folder, encoder.safetensors or official .pkl."""
     out: str
     """What to write: .onnx, .pt2 (torch.export), .pth (torchvision), .safetensors, or a new folder (huggingface)."""
     format: Format | None = None

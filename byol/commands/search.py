@@ -39,7 +39,7 @@ class Search:
     k: int = 10
     """Neighbours of each query; neighbours an outlier is judged by; images that are shown of each cluster."""
     run: str | None = None
-    """Run folder or encoder.safetensors that gave the features; it embeds --query."""
+    """Run folder, encoder.safetensors or official .pkl that gave the features; it embeds --query."""
     encoder: str | None = None
     """package.module:function that builds the network, for a run that trained one of your own."""
     labelled: str | None = None

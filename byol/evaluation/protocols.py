@@ -20,7 +20,6 @@ from byol.evaluation.task import (
     EvaluationConfig,
     Given,
     labelled,
-    labels_of,
     same_classes,
     warn_of_the_same_images,
 )
@@ -178,21 +177,12 @@ def prepare(
     picky = [one for one in protocols if protocol_named(one).on_images]
     if picky and any(isinstance(source, Features) for source in opened):
         raise ConfigError(f"The protocol {picky[0]} works on images, and features were given. Give the images.")
-    metric = metric_for(labels_of(opened[0]), settings.metric)
+    train, test = (Given(source, encoder, workers, folder) for source in opened)
+    metric = metric_for(train.labels, settings.metric)
     if picky and metric == "map11":
         raise ConfigError(f"The protocol {picky[0]} learns one label an image, and these have several. Use knn and linear.")
     warn_of_the_same_images(*opened)
-    train, test = (Given(source, encoder, workers, folder) for source in opened)
-    return Task(
-        encoder,
-        train,
-        test,
-        protocols,
-        settings,
-        metric,
-        tuple(range(seed, seed + seeds)),
-        name,
-    )
+    return Task(encoder, train, test, protocols, settings, metric, tuple(range(seed, seed + seeds)), name)
 
 
 def check_protocols(protocols: Sequence[str]) -> None:

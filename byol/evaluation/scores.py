@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from byol.errors import ByolError
 from byol.evaluation.metrics import bounds, interval, measure, place, resampled_means
 from byol.evaluation.task import Answers
 from byol.features.extract import Features
@@ -90,13 +89,10 @@ def scored(
 
 
 def write_scores(scores: Mapping[str, Score], path: str | Path) -> None:
-    """Append one JSON line per score, all at once. Raises ByolError when the file cannot be written."""
+    """Append one JSON line per score, all at once. Raises OSError when the file cannot be written."""
     lines = "".join(json.dumps(asdict(score)) + "\n" for score in scores.values())
-    try:
-        with Path(path).open("a") as file:
-            file.write(lines)
-    except OSError as failure:
-        raise ByolError(f"The scores could not be written to {path}: {failure}.") from failure
+    with Path(path).open("a") as file:
+        file.write(lines)
 
 
 def score_table(scores: Mapping[str, Score]) -> str:

@@ -23,7 +23,7 @@ logger = logging.getLogger("byol")
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Settings of the protocols. None of them is ever chosen on test images."""
+    """Settings of the protocols. Nothing is ever chosen on test images."""
 
     k: tuple[int, ...] = (20,)
     """Neighbours that vote in kNN. Several give a score each."""

@@ -164,8 +164,8 @@ def test_evaluate_puts_runs_and_baselines_side_by_side(run, labelled, tmp_path, 
 
 
 def test_evaluate_puts_few_labels_beside_training_from_scratch_on_them(run, labelled, tmp_path, capsys):
-    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--out", str(tmp_path / "o"), "--epochs", "1"]
-    assert main([*words, "--protocols", "knn", "semi-50", "--compare", "untrained", "supervised"]) == 0
+    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--out", str(tmp_path / "o")]
+    assert main([*words, "--epochs", "1", "--protocols", "knn", "semi-50", "--compare", "untrained", "supervised"]) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].split() == ["protocol", "metric", str(run), "untrained", "supervised"]
     lines = [json.loads(line) for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
@@ -173,6 +173,14 @@ def test_evaluate_puts_few_labels_beside_training_from_scratch_on_them(run, labe
     assert kept == [(str(run), "knn", 24), (str(run), "semi-50", 12), ("untrained", "knn", 24), ("supervised", "semi-50", 12)]
     assert main([*words, "--protocols", "knn", "--compare", "supervised"]) == 2
     assert "supervised is scored by none of knn" in capsys.readouterr().err
+
+
+def test_scores_that_cannot_be_written_are_told_in_a_sentence(run, labelled, tmp_path, capsys):
+    (tmp_path / "scores.jsonl").mkdir()
+    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--protocols", "knn", "--no-cache"]
+    assert main([*words, "--out", str(tmp_path)]) == 70
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("byol evaluate: ")]
+    assert line.startswith(f"byol evaluate: The scores could not be written to {tmp_path}/scores.jsonl: ")
 
 
 def test_evaluate_scores_a_list_of_data_sets_each_by_its_metric(run, labelled, tmp_path, capsys):

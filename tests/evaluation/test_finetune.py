@@ -17,6 +17,7 @@ from byol.evaluation.finetune import FINETUNE, LINEAR_SGD, SEMI, finetune, linea
 from byol.evaluation.labelled import Labelled
 from byol.evaluation.sgd import ClassifierConfig, Trial, fit, logits_of
 from byol.evaluation.subsets import Amount, few, held_out
+from byol.evaluation.task import Answers
 from byol.features.encoders import untrained
 from byol.features.extract import embed
 

@@ -177,7 +177,7 @@ def test_a_protocol_is_one_line_in_the_table(encoder, monkeypatch):
 
 def test_the_protocols_that_train_are_asked_by_name_and_their_settings_given(encoder_of):
     encoder = encoder_of("convnet", width=4)
-    sets = {"train": images(80), "test": images(40, seed=1), "base_lrs": (0.1, 0.4), "epochs": (4.0,)}
+    sets = {"train": images(80), "test": images(40, seed=1), "base_lrs": (0.1, 0.4), "epochs": (16.0,)}
     names = ("linear-sgd", "finetune", "semi-50", "semi-10-per-class")
     scores = evaluate(encoder, protocols=names, **sets)
     assert tuple(scores) == names
@@ -185,7 +185,7 @@ def test_the_protocols_that_train_are_asked_by_name_and_their_settings_given(enc
     for score in scores.values():
         assert score.value > 0.4  # 0.25 by chance
         assert [trial["base_lr"] for trial in score.settings["tried"]] == [0.1, 0.4]
-        assert {trial["epochs"] for trial in score.settings["tried"]} == {4.0}
+        assert {trial["epochs"] for trial in score.settings["tried"]} == {16.0}
     capped = evaluate(encoder, protocols="linear-sgd", logit_cap=20.0, logit_penalty=0.01, **sets)["linear-sgd"]
     assert (capped.settings["logit_cap"], capped.settings["logit_penalty"]) == (20.0, 0.01)
 
@@ -428,7 +428,9 @@ def test_missing_labels_are_told_with_the_role_before_any_work(encoder, tmp_path
 
 def test_unknown_protocol_is_refused_with_the_nearest_one(encoder):
     features = clusters(10, 2)
-    with pytest.raises(ConfigError, match=r"no protocol 'linaer'\. Did you mean 'linear'\? There are: knn, linear\."):
+    with pytest.raises(
+        ConfigError, match=r"no protocol 'linaer'\. Did you mean 'linear' or 'linear-sgd'\? There are: knn, linear, "
+    ):
         evaluate(encoder, train=features, test=features, protocols=["knn", "linaer"])
     with pytest.raises(ConfigError, match=r"no protocol 'accuracy'"):
         evaluate(encoder, train=features, test=features, protocols=["accuracy"])

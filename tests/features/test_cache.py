@@ -23,12 +23,12 @@ def counted(monkeypatch):
     """How many times images went through an encoder."""
     passes: list[int] = []
 
-    def embedded(encoder, images, *, workers):
+    def computed(encoder, images, *, workers):
         passes.append(len(images))
         return original(encoder, images, workers=workers)
 
-    original = cache.embedded
-    monkeypatch.setattr(cache, "embedded", embedded)
+    original = cache.computed
+    monkeypatch.setattr(cache, "computed", computed)
     return passes
 
 
