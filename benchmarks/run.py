@@ -1,7 +1,7 @@
 """End to end: `byol train` beside lightly's building blocks in their documented loop, same images, same small encoder.
 
     pip install 'byol[bench]'
-    python benchmarks/run.py TRAIN.parquet                          # images per second, waiting, peak memory
+    python benchmarks/run.py TRAIN.parquet                          # images per second, share of time not computing, memory
     python benchmarks/run.py TRAIN.parquet --test TEST.parquet --minutes 20    # both for so long, then kNN curves
 
 lightly's loop is the one of its documentation (examples/pytorch/byol.py): BYOLTransform at 32 pixels without blur, batches
@@ -10,24 +10,27 @@ of 256, SGD at 0.06, heads of 1024 and 256, the target updated with a cosine fro
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from measure import machine, table
 
-from byol import Features, build_encoder, load_encoder, open_images
+from byol import Features, TrainConfig, build_encoder, load_encoder, open_images, prepare_loop, steps
 from byol.evaluation.knn import knn_correct
 from byol.features.extract import embed
+from byol.settings import parse, preset_flags
 from byol.weights.files import Encoder, EncoderInfo, save_encoder
 
 BATCH, WORKERS, WARM_UP = 256, 2, 20
+FLAGS = ["--preset", "cifar10-cpu", "--image-size", "32", "--batch-size", str(BATCH), "--epochs", "1", "--knn.held-out", "0"]
 
 
 class Pictures(torch.utils.data.Dataset[Any]):
@@ -116,75 +119,76 @@ def save(backbone: torch.nn.Module, folder: Path) -> None:
     save_encoder(Encoder(backbone, info), folder)
 
 
+def bare_worker(path: str, seconds: float, out: Path) -> None:
+    """The steps of the same run on crops that are already there; print images per second."""
+    config = parse(TrainConfig, ["--out", str(out), *preset_flags("cifar10-cpu"), *FLAGS[2:]], prog="run.py", description="")
+    loop = prepare_loop(None, path, config)
+    running = steps(loop.learner, repeat(next(loop.batches)), loop.optimizer, loop.plan)
+    for _ in range(WARM_UP):
+        next(running)
+    started, images = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - started) < seconds:
+        images += len(next(running).batch.indices)
+    print(json.dumps({"images_per_second": images / elapsed}))
+
+
 def measured(command: list[str]) -> tuple[dict[str, Any], float]:
-    """What a process printed last as JSON, and its and its children's peak memory in MiB (the largest single process)."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    return (json.loads(lines[-1]) if lines else {}), max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
+    """What a process printed last as JSON, and the peak memory in MiB of its largest process."""
+    peak = "import resource, subprocess, sys; done = subprocess.run(sys.argv[1:]); "
+    peak += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(done.returncode)"
+    done = subprocess.run([sys.executable, "-c", peak, *command], check=True, stdout=subprocess.PIPE, text=True)
+    *lines, last = done.stdout.splitlines()
+    found = [line for line in lines if line.startswith("{")]
+    return (json.loads(found[-1]) if found else {}), int(last) / 1024
 
 
 def throughput(path: str, repeats: int = 3, seconds: float = 60) -> None:
-    """Images per second of both, alternating."""
-    rates: dict[str, list[float]] = {"byol train": [], "lightly": []}
+    """Images per second of a run, of its bare steps and of lightly, alternating."""
+    rates: dict[str, list[float]] = {"byol train": [], "its steps on crops that are there": [], "lightly": []}
+    peaks: dict[str, list[float]] = {name: [] for name in rates}
     waits: list[float] = []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as name:
-            flags = [
-                "--preset",
-                "cifar10-cpu",
-                "--image-size",
-                "32",
-                "--batch-size",
-                str(BATCH),
-                "--epochs",
-                "1",
-                "--knn.held-out",
-                "0",
-            ]
-            subprocess.run(
-                [sys.executable, "-m", "byol", "train", path, "--out", f"{name}/run", *flags], check=True, capture_output=True
-            )
+            _, memory = measured([sys.executable, "-m", "byol", "train", path, "--out", f"{name}/run", *FLAGS])
             lines = [json.loads(line) for line in Path(name, "run", "metrics.jsonl").read_text().splitlines()]
-            later = [line for line in lines if "loss" in line][1:]
-            rates["byol train"].append(sorted(line["images_per_second"] for line in later)[len(later) // 2])
-            waits.append(sorted(line["data_wait"] for line in later)[len(later) // 2])
-            result, _ = measured([sys.executable, __file__, path, "--worker", "--seconds", str(seconds), "--out", name])
-            rates["lightly"].append(result["images_per_second"])
-    middle = {name: sorted(values)[len(values) // 2] for name, values in rates.items()}
-    rows = [[name, f"{rate:.0f}", f"{middle['byol train'] / rate:.2f}"] for name, rate in middle.items()]
-    table("images per second, end to end", ["", "images/s", "ours is faster by"], rows)
-    print(f"byol train waits for data {100 * sorted(waits)[len(waits) // 2]:.1f} % of the time")
+            later = [line for line in lines if "loss" in line][1:]  # the images are read during the first
+            waits.append(median(line["data_wait"] for line in later))
+            found = [({"images_per_second": median(line["images_per_second"] for line in later)}, memory)]
+            for kind in ("--bare", "--worker"):
+                worker = [sys.executable, __file__, path, kind, "--seconds", str(seconds), "--out", f"{name}/{kind}"]
+                found.append(measured(worker))
+        for who, (result, memory) in zip(rates, found, strict=True):
+            rates[who].append(result["images_per_second"])
+            peaks[who].append(memory)
+    ours, bare, _ = map(median, rates.values())
+    rows = [
+        [who, f"{median(values):.0f}", f"{ours / median(values):.2f}", f"{median(peaks[who]):,.0f}"]
+        for who, values in rates.items()
+    ]
+    table("end to end", ["", "images/s", "ours is faster by", "peak MiB of a process"], rows)
+    print(f"byol train is {100 * (1 - ours / bare):.1f} % behind its bare steps; it waits for crops ", end="")
+    print(f"{100 * median(waits):.1f} % of the time")
 
 
 def learning(path: str, test: str, minutes: float, looks: int = 4) -> None:
     """Both for the same minutes; kNN on the test images along the way and at the end."""
     bank_images, queries = open_images(path), open_images(test)
-    curves: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
-        lightly_out = Path(name, "lightly")
-        measured(
-            [
-                sys.executable,
-                __file__,
-                path,
-                "--worker",
-                "--seconds",
-                str(60 * minutes),
-                "--out",
-                str(lightly_out),
-                "--looks",
-                str(looks),
-            ]
-        )
-        curves["lightly"] = [score(lightly_out / str(n + 1), bank_images, queries) for n in range(looks + 1)]
-        out = Path(name, "ours")
+        theirs, ours = Path(name, "lightly"), Path(name, "ours")
+        worker = [sys.executable, __file__, path, "--worker", "--seconds", str(60 * minutes), "--looks", str(looks)]
+        result, _ = measured([*worker, "--out", str(theirs)])
+        curve = [score(theirs / str(n + 1), bank_images, queries) for n in range(looks + 1)]
+        print(f"lightly     {result['images']:,} images; kNN on the test images after each {minutes / (looks + 1):g} minutes:")
+        print("  " + "  ".join(f"{value:.4f}" for value in curve))
         flags = ["--preset", "cifar10-cpu", "--epochs", "None", "--budget", f"{minutes}m"]
-        subprocess.run([sys.executable, "-m", "byol", "train", path, "--out", str(out), *flags], check=True)
-        curves["byol train"] = [score(out, bank_images, queries)]
-    for who, curve in curves.items():
-        print(f"{who:12} kNN {'  '.join(f'{value:.4f}' for value in curve)}")
-    print(f"ahead by {curves['byol train'][-1] - curves['lightly'][-1]:.4f} after {minutes:g} minutes")
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "byol", "train", path, "--out", str(ours), *flags], check=True)
+        took = time.perf_counter() - started
+        lines = [json.loads(line) for line in (ours / "metrics.jsonl").read_text().splitlines()]
+        looked = [f"{line['knn_top1']:.4f} at {line['epoch']:.1f}" for line in lines if "knn_top1" in line]
+        final = score(ours, bank_images, queries)
+    print(f"byol train  {took / 60:.1f} minutes; kNN of held-out training images, bank of 5,000, at epoch: {', '.join(looked)}")
+    print(f"  kNN on the test images at the end: {final:.4f}, ahead by {final - curve[-1]:.4f}")
 
 
 def score(folder: Path, bank: Any, queries: Any) -> float:
@@ -200,12 +204,16 @@ def main() -> None:
     parser.add_argument("--test")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=60, help=argparse.SUPPRESS)
     parser.add_argument("--looks", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
         lightly_worker(given.images, given.seconds, given.out, given.looks)
+        return
+    if given.bare:
+        bare_worker(given.images, given.seconds, given.out)
         return
     print(machine("lightly", "torchvision"))
     if given.minutes:

@@ -83,17 +83,17 @@ def resident_batches(images: Tensor, plan: BatchPlan, start: int = 0) -> Iterato
     micro = plan.batch_size // plan.accumulation
     for position in range(start * plan.batch_size, 2**62, micro):
         epochs, indices = members(position, micro, plan.seed, plan.images)
-        heights, widths = torch.full_like(indices, height), torch.full_like(indices, width)
-        chosen = images[to_device(indices, images.device)]
-        views = [
-            crop_resize(chosen, _crops(plan, epochs, indices, view, heights, widths), plan.size, plan.views.antialias)
-            for view in range(plan.crops)
-        ]
-        yield Batch(torch.stack(views, dim=1).div_(255).clamp_(0, 1), indices)
+        chosen = images[to_device(indices, images.device)].repeat_interleave(plan.crops, dim=0)
+        crops = crop_resize(chosen, _crops(plan, epochs, indices, height, width), plan.size, plan.views.antialias)
+        yield Batch(crops.div_(255).clamp_(0, 1).view(micro, plan.crops, *crops.shape[1:]), indices)
 
 
-def _crops(plan: BatchPlan, epochs: Tensor, indices: Tensor, view: int | Tensor, heights: Tensor, widths: Tensor) -> Crops:
-    views = plan.views
+def _crops(plan: BatchPlan, epochs: Tensor, indices: Tensor, height: int, width: int) -> Crops:
+    """The crops of all views of images of one size, the views of an image one after another."""
+    views, count = plan.views, len(indices) * plan.crops
+    epochs, indices = (numbers.repeat_interleave(plan.crops) for numbers in (epochs, indices))
+    heights, widths = torch.full((count,), height), torch.full((count,), width)
+    view = torch.arange(count) % plan.crops
     return draw_crops(
         plan.seed, epochs, indices, view, heights, widths, area=views.crop_area, ratio=views.crop_ratio, flip=views.flip
     )

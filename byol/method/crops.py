@@ -5,6 +5,7 @@ Crop boxes follow the official pipeline (dataset.py): one draw of area and aspec
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import log
 from typing import Literal
 
@@ -16,6 +17,8 @@ from byol.method.draws import uniforms
 from byol.method.transfer import to_device
 
 Interpolation = Literal["bicubic", "bilinear"]
+Kernel = Callable[[Tensor], Tensor]
+TABLE = 2**21  # numbers that a table of resampling matrices may hold: for images of up to 38 pixels
 _SALT = 1  # keeps these draws apart from the views' draws
 
 
@@ -82,13 +85,35 @@ def crop_resize(
     tops, lefts, box_heights, box_widths = to_device(crops.boxes, images.device).unbind(1)
     flips = to_device(crops.flips, images.device)
     kernel = cubic if interpolation == "bicubic" else linear
-    rows = resampling_matrix(tops, box_heights, height, size[0], antialias, kernel=kernel)
-    columns = resampling_matrix(lefts, box_widths, width, size[1], antialias, flips, kernel)
+    rows = resampling_matrices(tops, box_heights, height, size[0], antialias, None, kernel)
+    columns = resampling_matrices(lefts, box_widths, width, size[1], antialias, flips, kernel)
     count, channels = images.shape[:2]
     tall = images.float().reshape(count, channels * height, width)
     with torch.autocast(images.device.type, enabled=False):  # bf16 cannot tell neighbouring bright pixels apart
         narrow = torch.bmm(tall, columns.transpose(1, 2))  # (N, C*H, w)
         return torch.matmul(rows[:, None], narrow.view(count, channels, height, size[1]))
+
+
+def resampling_matrices(
+    starts: Tensor, lengths: Tensor, in_size: int, out_size: int, antialias: bool, flips: Tensor | None, kernel: Kernel
+) -> Tensor:
+    """As `resampling_matrix`, for small images out of a table of all matrices there are."""
+    if in_size**3 * out_size > TABLE:
+        return resampling_matrix(starts, lengths, in_size, out_size, antialias, flips, kernel)
+    place = starts * in_size + lengths - 1
+    if flips is None:
+        return every_matrix(in_size, out_size, antialias, False, kernel, starts.device).index_select(0, place)
+    place += flips * in_size**2
+    return every_matrix(in_size, out_size, antialias, True, kernel, starts.device).index_select(0, place)
+
+
+@lru_cache(maxsize=4)  # rows and columns, of two sizes
+def every_matrix(in_size: int, out_size: int, antialias: bool, flipped: bool, kernel: Kernel, device: torch.device) -> Tensor:
+    """The matrices of all starts and lengths, then all mirrored if `flipped`: row (flip, start, length - 1)."""
+    stretches = torch.arange(in_size**2, device=device).repeat(1 + flipped)
+    flips = torch.arange(len(stretches), device=device) >= in_size**2
+    starts, lengths = stretches // in_size, stretches % in_size + 1
+    return resampling_matrix(starts, lengths, in_size, out_size, antialias, flips if flipped else None, kernel)
 
 
 def resampling_matrix(
@@ -98,7 +123,7 @@ def resampling_matrix(
     out_size: int,
     antialias: bool,
     flips: Tensor | None = None,
-    kernel: Callable[[Tensor], Tensor] | None = None,  # `cubic` when None
+    kernel: Kernel | None = None,  # `cubic` when None
 ) -> Tensor:
     """Weights float32 (N, out_size, in_size) that resize the stretch [start, start + length) to out_size samples."""
     scale = lengths.float() / out_size  # (N,) input pixels per output pixel
