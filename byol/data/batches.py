@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
+from math import prod
+from mmap import mmap
 from typing import Any, Protocol
 
 import numpy as np
@@ -113,7 +115,9 @@ def load_resident(images: Images, report: BadImageReport) -> Tensor:
             bad.append(index)
             continue
         if result is None:
-            result = torch.zeros((len(images), image.shape[2], *image.shape[:2]), dtype=torch.uint8)
+            shape = (len(images), image.shape[2], *image.shape[:2])
+            # Mapped, beside the heap: so what loading frees there is not cut up, and serves the steps.
+            result = torch.frombuffer(mmap(-1, prod(shape)), dtype=torch.uint8).view(shape)
         pixels = torch.from_numpy(image).permute(2, 0, 1)
         height, width = result.shape[2:]
         if pixels.shape != result.shape[1:]:

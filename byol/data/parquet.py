@@ -25,7 +25,7 @@ from byol.errors import DataError
 IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "labels", "fine_label")
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
-CACHE_BYTES = 256 * 2**20  # of row groups kept, because neighbours are asked for one after another
+CACHE_BYTES = 16 * 2**20  # of row groups kept, because neighbours are asked for one after another
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 logger = logging.getLogger("byol")
 BLOCK = 4096  # bytes, of a file's sampled blocks
@@ -80,7 +80,7 @@ class ParquetReader:
             self._gathered = Gathered(len(self), self._in_order(rows, of_group))
         except OSError as failure:
             logger.warning("Pictures could not be laid out for a shuffled order (%s): reading them is slow.", failure)
-        self._forget()
+        self.release()
         try:
             yield
         finally:
@@ -151,6 +151,8 @@ class ParquetReader:
         """(row, its bytes) of the rows that can be read, one row group after another."""
         groups, firsts = np.unique(of_group, return_index=True)
         for group, members in zip(groups.tolist(), np.split(rows, firsts[1:]), strict=True):
+            self._cache.clear()  # no group is asked for twice
+            self._bytes = 0
             try:
                 column = self._column(group)
             except Exception:  # as in `read`, which says so of each of its rows
