@@ -30,6 +30,7 @@ class RunLog:
         self.total_steps = total_steps
         self.start = start
         self._began = time.monotonic()
+        self._first: tuple[int, float] | None = None  # the first step of this process and when it was done
         self._said_at: float | None = None  # the last line of metrics where there is no terminal
         self._told_at: float | None = None  # the last line of metrics or of steps alone
         self._bar: Progress | None = None
@@ -80,11 +81,14 @@ class RunLog:
             self._bar.update(self._bar.task_ids[0], completed=step)
             return
         now = time.monotonic()
+        first, first_at = self._first = self._first or (step, now)
         since, seconds = (self._began, FIRST_SECONDS) if self._told_at is None else (self._told_at, QUIET_SECONDS)
         if now - since >= seconds:
             self._told_at = now
-            left = (self.total_steps - step) * (now - self._began) / (step - self.start)
-            self.say(f"step {step:,}/{self.total_steps:,}  left about {duration(left)}")
+            left = ""
+            if step > first:  # the first took the reading of the images too
+                left = f"  left about {duration((self.total_steps - step) * (now - first_at) / (step - first))}"
+            self.say(f"step {step:,}/{self.total_steps:,}{left}")
 
     def say(self, line: str) -> None:
         """A line for people that is no metric."""
