@@ -23,6 +23,7 @@ from byol import ViewConfig, Views, open_images
 from byol.data.batches import BatchPlan, cut, resident_batches
 from byol.data.decode import open_picture
 from byol.method.crops import crop_draws
+from byol.world import World
 
 BATCH = 64
 CONFIG = ViewConfig()
@@ -165,6 +166,7 @@ def main() -> None:
     if len(sys.argv) > 2:
         images = open_images(sys.argv[2])
         pixels = np.stack([images.array(index) for index in range(1024)])
+    World.join(None)  # as a run does: freed memory is kept for what comes next, by all that are compared
     for threads in sorted({1, os.cpu_count() or 1}):
         torch.set_num_threads(threads)
         print(machine("lightly", "torchvision", "kornia", "pillow"))

@@ -27,7 +27,7 @@ def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
     """Scale the distance from each channel's mean."""
     mean = x.mean(dim=(2, 3), keepdim=True)
     factor = per_image(factor)
-    return torch.addcmul(mean * (1 - factor), x, factor).clamp_(0, 1)
+    return (x * factor).add_(mean * (1 - factor)).clamp_(0, 1)
 
 
 def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:

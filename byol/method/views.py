@@ -6,6 +6,7 @@ and solarized in 20 % of the images. All draws follow from (seed, step, row) and
 
 import logging
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,7 +23,7 @@ from byol.method.transfer import to_device
 
 logger = logging.getLogger("byol")
 _LENGTHS = dict.fromkeys(("crop_area", "crop_ratio", "blur", "blur_sigma", "solarize"), 2) | {"mean": 3, "std": 3}
-CACHE = 2**19  # numbers that are worked on at once on a CPU, so that they stay in its cache
+CACHE = 2**18  # numbers that are worked on at once on a CPU, so that they stay in its cache
 _SALT = 2  # keeps these draws apart from the crops' draws
 
 
@@ -187,7 +188,7 @@ class Views:
             x = to_float(crops[part])
             for operation in operations:
                 x = operation(x, part, on_device[part])
-            torch.addcmul(shift, x.clamp_(0, 1), scale, out=result[part])
+            torch.mul(x.clamp_(0, 1), scale, out=result[part]).add_(shift)  # addcmul is slow where it broadcasts
         return result
 
     def _operations(self, drawn: Tensor, view: int, height: int) -> list["_Operation"]:
@@ -242,29 +243,28 @@ class Views:
         return operations if self.channels == 3 else operations[:2]
 
 
-@dataclass(frozen=True)
 class _Operation:
-    """An operation and the images it was drawn for, which is known on the host: nothing waits for the device."""
+    """An operation and the images it was drawn for, which is known on the host: nothing waits for the device.
 
-    apply: Callable[[Tensor, Tensor], Tensor]
-    chosen: Tensor  # bool (B,) on the host
-    column: int = 0  # of the draws its parameter comes from
-    low: float = 0.0
-    high: float = 1.0
+    Its parameter is uniform in [low, high) and comes from a column of the draws.
+    """
+
+    def __init__(
+        self, apply: Callable[[Tensor, Tensor], Tensor], chosen: Tensor, column: int = 0, low: float = 0.0, high: float = 1.0
+    ) -> None:
+        self.apply, self.column, self.low, self.high = apply, column, low, high
+        self.places: list[int] = chosen.nonzero().flatten().tolist()  # of bool (B,), on the host
 
     def __call__(self, x: Tensor, part: slice, drawn: Tensor) -> Tensor:
-        """The images x, those `part` of the batch, with the chosen ones replaced by what the operation makes of them.
-
-        Its parameter is uniform in [low, high).
-        """
-        rows = self.chosen[part].nonzero().flatten()
-        if len(rows) == 0:
+        """The images x, those `part` of the batch, with the chosen ones replaced by what the operation makes of them."""
+        here = self.places[bisect_left(self.places, part.start) : bisect_left(self.places, part.stop)]
+        if not here:
             return x
-        if len(rows) == len(x):
-            return self.apply(x, self.low + (self.high - self.low) * drawn[:, self.column]).contiguous()
-        rows = to_device(rows, x.device)
-        parameter = self.low + (self.high - self.low) * drawn[:, self.column].index_select(0, rows)
-        return x.index_copy_(0, rows, self.apply(x.index_select(0, rows), parameter))
+        parameter = self.low + (self.high - self.low) * drawn[:, self.column]
+        if len(here) == len(x):
+            return self.apply(x, parameter).contiguous()
+        rows = to_device(torch.tensor(here) - part.start, x.device)
+        return x.index_copy_(0, rows, self.apply(x.index_select(0, rows), parameter.index_select(0, rows)))
 
 
 def normalisation(config: ViewConfig, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
