@@ -19,6 +19,7 @@ from byol import build_encoder, open_images
 from byol.evaluation import linear
 from byol.evaluation.knn import knn_predict
 from byol.features.extract import Features, embed
+from byol.method.hidden import HiddenLayer
 from byol.weights.files import Encoder, EncoderInfo
 
 CLASSES, BLOCK = 10, 256
@@ -123,7 +124,7 @@ def votes(train: Features, test: Features, k: int = 20, temperature: float = 0.0
 
 def embedding(folder: str) -> None:
     """Images per second from files to features."""
-    net = build_encoder("resnet18")
+    net = HiddenLayer(build_encoder("resnet18"), None, "none", 0, 1)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     info = EncoderInfo.of(net, "resnet18", {}, image_size=(224, 224), channels=3, mean=mean, std=std, features=512)
     encoder, images = Encoder(net, info).eval(), open_images(folder)
@@ -131,7 +132,7 @@ def embedding(folder: str) -> None:
 
     def bare() -> None:
         with torch.no_grad():
-            encoder.net(batch)
+            net(batch)
 
     seconds = alternate({"bare encoder": bare, "byol embed": lambda: embed(encoder, images)}, repeats=3)
     lines = [[name, f"{len(images) / value:.1f}", f"{value / seconds['bare encoder']:.2f}"] for name, value in seconds.items()]

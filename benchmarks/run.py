@@ -26,6 +26,7 @@ from measure import machine, table
 from byol import Features, TrainConfig, build_encoder, load_encoder, open_images, prepare_loop, steps
 from byol.evaluation.knn import knn_correct
 from byol.features.extract import embed
+from byol.method.hidden import HiddenLayer
 from byol.settings import parse, preset_flags
 from byol.weights.files import Encoder, EncoderInfo, save_encoder
 
@@ -34,16 +35,17 @@ FLAGS = ["--preset", "cifar10-cpu", "--image-size", "32", "--batch-size", str(BA
 
 
 class Pictures(torch.utils.data.Dataset[Any]):
-    """Labelled PIL images, as lightly's data sets hold them."""
+    """Labelled PIL images, as torchvision's data sets hold them: lightly puts its views into `transform`."""
 
     def __init__(self, path: str) -> None:
         self.images = open_images(path)
+        self.transform: Any = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Any:
-        return self.images.picture(index), 0
+        return self.transform(self.images.picture(index)), 0
 
 
 def lightly_steps(path: str) -> Iterator[tuple[torch.nn.Module, int]]:
@@ -112,11 +114,12 @@ def save(backbone: torch.nn.Module, folder: Path) -> None:
     """An encoder file of lightly's backbone, with the same preprocessing as ours."""
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     size = (32, 32)
+    network = HiddenLayer(backbone, None, "none", 0, 1)
     info = EncoderInfo.of(
-        backbone, "convnet", {}, image_size=size, channels=3, mean=mean, std=std, features=backbone.num_features
+        network, "convnet", {}, image_size=size, channels=3, mean=mean, std=std, features=backbone.num_features
     )
     folder.mkdir(parents=True)
-    save_encoder(Encoder(backbone, info), folder)
+    save_encoder(Encoder(network, info), folder)
 
 
 def bare_worker(path: str, seconds: float, out: Path) -> None:
