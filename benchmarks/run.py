@@ -15,7 +15,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import repeat
+from dataclasses import replace
+from itertools import chain, cycle, repeat
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,7 +31,7 @@ from byol.method.hidden import HiddenLayer
 from byol.settings import parse, preset_flags
 from byol.weights.files import Encoder, EncoderInfo, save_encoder
 
-BATCH, WORKERS, WARM_UP = 256, 2, 20
+BATCH, WORKERS, WARM_UP, WINDOW = 256, 2, 20, 10
 FLAGS = ["--preset", "cifar10-cpu", "--image-size", "32", "--batch-size", str(BATCH), "--epochs", "1", "--knn.held-out", "0"]
 
 
@@ -123,16 +124,25 @@ def save(backbone: torch.nn.Module, folder: Path) -> None:
 
 
 def bare_worker(path: str, seconds: float, out: Path) -> None:
-    """The steps of the same run on crops that are already there; print images per second."""
+    """The run's own steps, in turn on batches as they come and on one that is there; print images per second of both."""
     config = parse(TrainConfig, ["--out", str(out), *preset_flags("cifar10-cpu"), *FLAGS[2:]], prog="run.py", description="")
+    config = replace(config, epochs=1000)
     loop = prepare_loop(None, path, config)
-    running = steps(loop.learner, repeat(next(loop.batches)), loop.optimizer, loop.plan)
-    for _ in range(WARM_UP):
-        next(running)
-    started, images = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - started) < seconds:
-        images += len(next(running).batch.indices)
-    print(json.dumps({"images_per_second": images / elapsed}))
+    ready = next(loop.batches)
+    source = [loop.batches, repeat(ready)]
+    turns = chain.from_iterable(repeat(which, WINDOW) for which in cycle((0, 1)))
+    running = steps(loop.learner, (next(source[which]) for which in turns), loop.optimizer, loop.plan)
+    rates: list[list[float]] = [[], []]
+    began = time.perf_counter()
+    for which in cycle((0, 1)):
+        started = time.perf_counter()
+        for _ in range(WINDOW):
+            next(running)
+        rates[which].append(WINDOW * BATCH / (time.perf_counter() - started))
+        if which and time.perf_counter() - began > seconds:
+            break
+    come, there = (median(values[1:]) for values in rates)  # the first window warms up
+    print(json.dumps({"images_per_second": there, "as_they_come": come}))
 
 
 def measured(command: list[str]) -> tuple[dict[str, Any], float]:
@@ -146,31 +156,44 @@ def measured(command: list[str]) -> tuple[dict[str, Any], float]:
 
 
 def throughput(path: str, repeats: int = 3, seconds: float = 60) -> None:
-    """Images per second of a run, of its bare steps and of lightly, alternating."""
-    rates: dict[str, list[float]] = {"byol train": [], "its steps on crops that are there": [], "lightly": []}
-    peaks: dict[str, list[float]] = {name: [] for name in rates}
+    """Images per second of the preset, of it with lightly's views and batch, of its bare steps and of lightly, alternating."""
+    preset = ["--preset", "cifar10-cpu", "--epochs", "1", "--knn.held-out", "0"]
+    recipes = {"byol train, the preset (24 pixels, batch 128)": preset, "byol train, 32 pixels, batch 256": FLAGS}
+    names = [*recipes, "  its steps on a batch that is there", "lightly, 32 pixels, batch 256"]
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    peaks: dict[str, list[float]] = {name: [] for name in names}
     waits: list[float] = []
+    behind: list[float] = []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as name:
-            _, memory = measured([sys.executable, "-m", "byol", "train", path, "--out", f"{name}/run", *FLAGS])
-            lines = [json.loads(line) for line in Path(name, "run", "metrics.jsonl").read_text().splitlines()]
-            later = [line for line in lines if "loss" in line][1:]  # the images are read during the first
-            waits.append(median(line["data_wait"] for line in later))
-            found = [({"images_per_second": median(line["images_per_second"] for line in later)}, memory)]
+            found = [trained(path, flags, Path(name, who)) for who, flags in recipes.items()]
             for kind in ("--bare", "--worker"):
                 worker = [sys.executable, __file__, path, kind, "--seconds", str(seconds), "--out", f"{name}/{kind}"]
                 found.append(measured(worker))
-        for who, (result, memory) in zip(rates, found, strict=True):
+        for who, (result, memory) in zip(names, found, strict=True):
             rates[who].append(result["images_per_second"])
             peaks[who].append(memory)
-    ours, bare, _ = map(median, rates.values())
+        waits.append(found[0][0]["data_wait"])
+        bare = found[2][0]
+        behind.append(1 - bare["as_they_come"] / bare["images_per_second"])
+    slowest = median(rates[names[-1]])
     rows = [
-        [who, f"{median(values):.0f}", f"{ours / median(values):.2f}", f"{median(peaks[who]):,.0f}"]
+        [who, f"{median(values):.0f}", f"{median(values) / slowest:.2f}", f"{median(peaks[who]):,.0f}"]
         for who, values in rates.items()
     ]
-    table("end to end", ["", "images/s", "ours is faster by", "peak MiB of a process"], rows)
-    print(f"byol train is {100 * (1 - ours / bare):.1f} % behind its bare steps; it waits for crops ", end="")
-    print(f"{100 * median(waits):.1f} % of the time")
+    table("end to end", ["", "images/s", "over lightly", "peak MiB of a process"], rows)
+    print(
+        f"byol train waits for data {100 * median(waits):.1f} % of its time. In one process, in turn, steps on batches as they"
+    )
+    print(f"come are {100 * median(behind):.1f} % slower than on one that is there.")
+
+
+def trained(path: str, flags: list[str], out: Path) -> tuple[dict[str, float], float]:
+    """The rate and the waiting of a run's log lines in the middle, and its peak memory."""
+    _, memory = measured([sys.executable, "-m", "byol", "train", path, "--out", str(out), *flags])
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    later = [line for line in lines if "loss" in line][1:]  # the images are read during the first
+    return {name: median(line[name] for line in later) for name in ("images_per_second", "data_wait")}, memory
 
 
 def learning(path: str, test: str, minutes: float, looks: int = 4) -> None:
