@@ -1,3 +1,4 @@
+import signal
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,14 @@ from byol.method.hidden import probe
 from byol.method.views import ViewConfig, normalisation
 from byol.models.build import build_encoder
 from byol.weights.files import Encoder, EncoderInfo
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_are_heard() -> None:
+    """A shell has SIGINT ignored in the background and nohup SIGHUP, which a run rightly respects."""
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 @pytest.fixture

@@ -182,9 +182,7 @@ def test_weights_that_a_gradient_made_infinite_are_never_saved(tmp_path, arrays)
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGUSR1, 75), (signal.SIGHUP, 75)]
 )
-def test_a_signal_saves_and_leaves_with_its_exit_code(tmp_path, arrays, number, code, request):
-    outside = signal.signal(number, signal.default_int_handler)  # under nohup SIGHUP is ignored, as it should be
-    request.addfinalizer(lambda: signal.signal(number, outside))
+def test_a_signal_saves_and_leaves_with_its_exit_code(tmp_path, arrays, number, code):
     before = signal.getsignal(number)
     with pytest.raises(byol.Stopped) as stopped:
         byol.pretrain(seeded(StopsItself, 5, number), arrays, small_config(tmp_path))
