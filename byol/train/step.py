@@ -37,8 +37,9 @@ def steps(
 ) -> Iterator[StepResult]:
     """Train from step `start` to the plan's end, yielding after every optimizer step and its one target update.
 
-    Everything random in a step follows from (seed, step), so a resumed run repeats it. Raises TrainingError before the
-    weights are touched when the loss is not finite.
+    A probe that is given learns beside, and the learner nothing from it. Everything random in a step follows from
+    (seed, step), so a resumed run repeats it. Raises TrainingError before the weights are touched when the loss is not
+    finite.
     """
     assert learner.views is not None
     device = next(learner.parameters()).device
