@@ -119,7 +119,8 @@ def comparison(scores: Mapping[str, Mapping[str, Score]]) -> str:
         metric = next(TITLES[score.metric] for score in found if score is not None)
         table.append([row, metric, *map(cell, found)])
     images = counts({row: score for column in scores.values() for row, score in column.items()})
-    return "\n".join([*aligned(table, left=(0, 1)), *images])
+    legend = "percent, and the 95 % interval over the test images; settings are in scores.jsonl"
+    return "\n".join([*aligned(table, left=(0, 1)), legend, *images])
 
 
 def cell(score: Score | None) -> str:

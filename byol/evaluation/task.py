@@ -43,7 +43,7 @@ class EvaluationConfig:
     """Weight of the mean squared logit in their loss; 0.01 in the paper's Table 7. By default 0."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, int):  # evaluate(..., k=5)
+        if isinstance(self.k, int | float):  # evaluate(..., k=5)
             object.__setattr__(self, "k", (self.k,))
         check_votes(self.k, self.temperature)
         self.classifier(ClassifierConfig(base_lrs=(0.1,), epochs=(1.0,)))  # which checks

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from byol.errors import ConfigError, did_you_mean
+from byol.evaluation.metrics import METRICS
 
 
 @dataclass(frozen=True)
@@ -45,4 +46,7 @@ def data_set(name: str, values: Any, path: Path) -> DataSet:
             raise ConfigError(
                 f"{name} in {path} has the key {key!r}.{did_you_mean(str(key), known)} Expected train, test and metric."
             )
-    return DataSet(name, str(path.parent / values["train"]), str(path.parent / values["test"]), values.get("metric"))
+    metric = values.get("metric")
+    if metric is not None and metric not in METRICS:
+        raise ConfigError(f"{name} in {path} has the metric {metric!r}. Expected one of {', '.join(METRICS)}.")
+    return DataSet(name, str(path.parent / values["train"]), str(path.parent / values["test"]), metric)

@@ -25,6 +25,7 @@ def test_data_sets_are_named_with_paths_relative_to_the_list(tmp_path):
         ("pets: pets/", r"pets in .* is 'pets/'; expected \{train: PATH, test: PATH\}"),
         ("pets: {train: a}", "expected {train: PATH, test: PATH}"),
         ("pets: {train: a, test: b, metrik: top1}", r"the key 'metrik'\. Did you mean 'metric'"),
+        ("pets: {train: a, test: b, metric: 5}", r"the metric 5\. Expected one of top1, "),
         ("pets: {train: [a], test: b}", "expected {train: PATH, test: PATH}"),
         ("pets: {", "cannot be read"),
         ("pets: !!python/object:os.system {}", "cannot be read"),

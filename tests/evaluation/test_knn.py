@@ -139,10 +139,10 @@ def test_no_query_gives_no_answer():
     assert found.dtype == torch.int64
 
 
-@pytest.mark.parametrize("options", [{"k": 0}, {"k": -1}, {"temperature": 0.0}, {"temperature": -0.07}])
+@pytest.mark.parametrize("options", [{"k": 0}, {"k": -1}, {"k": 2.5}, {"temperature": 0.0}, {"temperature": -0.07}])
 def test_refuses_settings_that_cannot_vote(options):
     bank, labels = clusters(10, 3)
-    with pytest.raises(ConfigError, match="expected k of at least 1 and a positive temperature"):
+    with pytest.raises(ConfigError, match="expected a whole k of at least 1 and a positive temperature"):
         knn_predict(bank, labels, bank, **options)
 
 

@@ -58,7 +58,8 @@ def test_comparison_has_a_row_for_each_protocol_and_a_column_for_each_encoder():
     assert [lines[1].split()[place] for place in (0, 2, 4)] == ["knn", "75.00", "40.00"]
     assert lines[2].split()[0] == "linear"
     assert lines[2].split()[-1] == "-"
-    assert lines[3] == "200 test images of 8 classes, learned from 1,000"
+    assert lines[3].startswith("percent, and the 95 % interval")
+    assert lines[4] == "200 test images of 8 classes, learned from 1,000"
 
 
 def test_answers_known_only_as_right_or_wrong_score_alike():
