@@ -70,8 +70,9 @@ def test_the_first_ctrl_c_is_answered_at_once(tmp_path, arrays, capfd):
     assert "stopping after this step" in capfd.readouterr().err
 
 
-def test_a_signal_while_pictures_are_read_for_scoring_saves_without_reading_on(tmp_path, arrays):
-    images, read = byol.open_images(arrays), []
+def watched(source, look):
+    """Images that tell `look` the row of every picture before it is read."""
+    images = byol.open_images(source)
 
     class Watched:
         def __getattr__(self, name):
@@ -81,32 +82,30 @@ def test_a_signal_while_pictures_are_read_for_scoring_saves_without_reading_on(t
             return len(images)
 
         def picture(self, index):
-            read.append(index)
-            if len(read) == 64 + 3:  # all are read once to be kept in memory, then those that score
-                os.kill(os.getpid(), signal.SIGTERM)
+            look(index)
             return images._source.picture(index)
 
+    return byol.Images(Watched())
+
+
+def test_a_signal_while_pictures_are_read_for_scoring_saves_without_reading_on(tmp_path, arrays):
+    read = []
+
+    def stop_at_scoring(index):
+        read.append(index)
+        if len(read) == 64 + 3:  # all are read once to be kept in memory, then those that score
+            os.kill(os.getpid(), signal.SIGTERM)
+
     with pytest.raises(byol.Stopped, match="saved at step 7"):
-        byol.pretrain(seeded(), byol.Images(Watched()), small_config(tmp_path))
+        byol.pretrain(seeded(), watched(arrays, stop_at_scoring), small_config(tmp_path))
     assert not [line for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if "knn_top1" in line]
     assert byol.pretrain(seeded(), arrays, small_config(tmp_path)).score is not None
 
 
 def test_the_plan_is_printed_before_any_picture_is_decoded(tmp_path, photos, capsys):
-    images, said = byol.open_images(photos), []
-
-    class Watched:
-        def __getattr__(self, name):
-            return getattr(images._source, name)
-
-        def __len__(self):
-            return len(images)
-
-        def picture(self, index):
-            said.append(capsys.readouterr().err)
-            return images._source.picture(index)
-
-    byol.pretrain(seeded(), byol.Images(Watched()), small_config(tmp_path))
+    said = []
+    images = watched(photos, lambda index: said.append(capsys.readouterr().err))
+    byol.pretrain(seeded(), images, small_config(tmp_path))
     assert "optimizer  " in said[0]
 
 
