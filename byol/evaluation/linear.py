@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from byol.errors import DataError
+from byol.evaluation.subsets import held_out
 
 L2 = tuple(10 ** (-6 + 11 * i / 44) for i in range(45))  # paper: 45 values, even in the logarithm, from 1e-6 to 1e5
 HELD_OUT = 0.1  # of the training images, to choose the l2 on
@@ -53,24 +54,37 @@ def fit(
 ) -> Classifier:
     """Fit on features (N, D) with labels int64 (N,), or (N, classes) of 0 and 1, on the features' device.
 
-    The l2 is chosen on a tenth held out, by the measure (the larger of equals), then all are learned from. Minimises the mean
-    cross-entropy + l2 / 2 * |weight|^2 on standardised features. With too few images to hold out one for each class, the
-    middle of the l2 values is taken.
+    The l2 is chosen on a tenth of every class held out, by the measure (the larger of equals), then all are learned from.
+    Minimises the mean cross-entropy + l2 / 2 * |weight|^2 on standardised features. With too few images to hold out one for
+    each class, the middle of the l2 values is taken.
     """
     if len(y.unique(dim=0)) < 2:
         raise DataError("Logistic regression needs at least two classes among the training images; there is one.")
     mean, std = moments(x)
-    shuffled = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
+    order, count = held_out_first(y, seed)
     axes, variance = principal_axes(x, mean, std)
-    z, y = rotated(x, mean, std, axes, shuffled), y[shuffled]
-    best, held_out = sorted(l2)[len(l2) // 2], int(HELD_OUT * len(x))
-    if len(l2) > 1 and held_out >= classes and len(y[held_out:].unique(dim=0)) > 1:
-        best = choose(z[held_out:], y[held_out:], z[:held_out], y[:held_out], classes, l2, variance, measure)
+    z, y = rotated(x, mean, std, axes, order), y[order]
+    best = sorted(l2)[len(l2) // 2]
+    if len(l2) > 1 and HELD_OUT * len(x) >= classes and len(y[count:].unique(dim=0)) > 1:
+        best = choose(z[count:], y[count:], z[:count], y[:count], classes, l2, variance, measure)
     else:
-        held_out = 0
+        count = 0
     start = torch.zeros(classes, z.shape[1] + 1, device=x.device)
     weight, bias = minimise(z, y, start, best, variance, tolerance=TOLERANCE / 10)
-    return Classifier(weight @ axes.T, bias, mean, std, best, held_out)
+    return Classifier(weight @ axes.T, bias, mean, std, best, count)
+
+
+def held_out_first(y: Tensor, seed: int) -> tuple[Tensor, int]:
+    """All rows shuffled, on the labels' device, with those to choose on first, and how many these are.
+
+    They are a tenth of every class; where images have several labels a tenth of all.
+    """
+    shuffled = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    if y.ndim == 2:
+        return shuffled.to(y.device), int(HELD_OUT * len(y))
+    chosen = torch.zeros(len(y), dtype=torch.bool)
+    chosen[torch.from_numpy(held_out(y.cpu().numpy(), HELD_OUT, seed)[1])] = True
+    return torch.cat([shuffled[chosen[shuffled]], shuffled[~chosen[shuffled]]]).to(y.device), int(chosen.sum())
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from byol.errors import DataError
-from byol.evaluation import linear
+from byol.evaluation import linear, subsets
 
 
 def clusters(
@@ -169,8 +169,8 @@ def test_chosen_l2_is_the_best_one_on_the_held_out_tenth():
     values = [10.0**p for p in range(-6, 6)]
     found = linear.fit(x, y, 4, l2=values, seed=3)
 
-    shuffled = torch.randperm(400, generator=torch.Generator().manual_seed(3))
-    held_out, rest = shuffled[:40], shuffled[40:]
+    rest, held_out = (torch.from_numpy(rows) for rows in subsets.held_out(y.numpy(), 0.1, seed=3))
+    assert found.held_out == len(held_out)
     standard = (x - found.mean) / found.std
     scores = {}
     for value in values:
@@ -178,6 +178,16 @@ def test_chosen_l2_is_the_best_one_on_the_held_out_tenth():
         scores[value] = accuracy(linear.logits(standard[held_out], weight, bias).argmax(dim=1), y[held_out])
     assert scores[found.l2] >= max(scores.values()) - 1 / 40  # one answer of forty may hang on where a fit started
     assert found.l2 > 1e-6
+
+
+def test_a_tenth_of_every_class_is_held_out_whatever_the_order_of_the_images():
+    y = torch.tensor([0] * 500 + [1] * 40 + [2] * 10 + [3] * 2)
+    for labels in (y, y.flip(0)):
+        order, count = linear.held_out_first(labels, seed=3)
+        assert sorted(order.tolist()) == list(range(552))
+        assert labels[order[:count]].bincount().tolist() == [50, 4, 1, 1]
+    several = torch.stack([y == 0, y > 1], dim=1).long()
+    assert linear.held_out_first(several, seed=3)[1] == 55
 
 
 def test_the_larger_of_equally_good_l2_values_is_taken():
