@@ -46,9 +46,9 @@ def search(
 ) -> Neighbours:
     """The k rows of `features` (N, D) with the highest cosine to each query; all there are when k is larger.
 
-    Exact up to float32 rounding. Queries are vectors `query` (Q, D), or the numbers `rows` (Q,) of rows of the features,
-    which do not find themselves. Raises ConfigError for k below 1 or rows that are not there, DataError for queries that
-    are empty, not finite or of another width.
+    Exact up to float32 rounding; of equal cosines the lower row comes first. Queries are vectors `query` (Q, D), or the
+    numbers `rows` (Q,) of rows of the features, which do not find themselves. Raises ConfigError for k below 1 or rows that
+    are not there, DataError for queries that are empty, not finite or of another width.
     """
     x = matrix(features)
     check_at_least_one("k", k)
@@ -58,9 +58,7 @@ def search(
         cosines, found = nearest_others(x, row_numbers(rows, len(x)), k, device)
     else:
         cosines, found = nearest(x, torch.tensor(queries_of(query, x.shape[1]), device=pick_device(device)), k)
-    similarities, numbers = cosines.cpu().numpy(), found.cpu().numpy()
-    order = np.lexsort((numbers, -similarities))  # of copies the first comes first
-    return Neighbours(np.take_along_axis(numbers, order, 1), np.take_along_axis(similarities, order, 1))
+    return Neighbours(found.cpu().numpy(), cosines.cpu().numpy())
 
 
 def near_duplicates(features: Features | Array, similarity: float = 0.97, *, device: str | None = "cpu") -> list[Rows]:
@@ -101,21 +99,31 @@ def outliers(features: Features | Array, count: int = 10, *, k: int = 10, device
 def nearest(bank: Tensor | Array, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k highest cosines of each query (Q, D) with the rows of a bank (N, D), falling, and those rows: both (Q, min(k, N)).
 
-    Works on the queries' device, on a block of the bank and of the queries at a time; the bank is read once.
+    Of equal cosines the lower row comes first. Works on the queries' device, on a block of the bank and of the queries at a
+    time; the bank is read once.
     """
     parts = F.normalize(queries.float(), dim=1).split(max(1, BLOCK // (4 * block_rows(bank))))
     best: list[tuple[Tensor, Tensor]] = []
     for first, rows in unit_blocks(bank, queries.device):
         for place, part in enumerate(parts):
-            cosines, indices = (part @ rows.T).topk(min(k, len(rows)), dim=1)
+            cosines, indices = highest(part @ rows.T, k)
             indices += first
             if first == 0:
                 best.append((cosines, indices))
                 continue
             cosines, indices = (torch.cat(pair, dim=1) for pair in zip(best[place], (cosines, indices), strict=True))
-            cosines, order = cosines.topk(min(k, cosines.shape[1]), dim=1)
+            cosines, order = highest(cosines, k)
             best[place] = cosines, indices.gather(1, order)
     return torch.cat([cosines for cosines, _ in best]).clamp_(-1, 1), torch.cat([indices for _, indices in best])
+
+
+def highest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest of each row (Q, N), falling, and their columns, the lower of equal ones first: both (Q, min(k, N))."""
+    top, columns = values.topk(min(k + 1, values.shape[1]), dim=1)
+    equal = (top[:, 1:] == top[:, :-1]).any(dim=1)  # of such topk takes any, in any order
+    if equal.any():
+        columns[equal] = values[equal].argsort(dim=1, descending=True, stable=True)[:, : top.shape[1]]
+    return top[:, :k], columns[:, :k]
 
 
 def nearest_others(x: Array, rows: Rows, k: int, device: str | None) -> tuple[Tensor, Tensor]:

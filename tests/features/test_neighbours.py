@@ -53,6 +53,17 @@ def test_features_arrays_and_tensors_are_searched_alike():
         assert np.array_equal(found.rows, expected.rows)
 
 
+def test_of_equal_cosines_the_lower_row_comes_first(block):
+    """As in numpy's stable sort, wherever the last one that fits in falls among equals; and rows of zeros are like nothing."""
+    kinds = np.eye(10, 9, dtype=np.float32)  # whose cosines are 0 and 1 exactly; the last is zero
+    numbers = np.random.default_rng(0).integers(0, 10, 300)
+    cosines = kinds @ kinds[numbers].T
+    for k in (1, 5, 40, 250):
+        found = search(kinds[numbers], kinds, k=k)
+        assert np.array_equal(found.rows, np.argsort(-cosines, axis=1, kind="stable")[:, :k])
+    assert search(np.zeros((300, 9)), rows=[1], k=3).rows.tolist() == [[0, 2, 3]]
+
+
 def test_a_row_given_as_a_query_finds_itself_first():
     features = Features(rows_of(100))
     found = search(features, query=features.x[:3], k=5)
