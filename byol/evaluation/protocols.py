@@ -124,6 +124,7 @@ class Task:
     metric: str
     seeds: tuple[int, ...]
     name: str  # of the encoder, in its scores
+    data_set: str  # its name in a list of several, in the scores
 
 
 def evaluate(
@@ -164,6 +165,7 @@ def prepare(
     workers: int = 0,
     cache: str | Path | None = None,
     name: str = "",
+    data_set: str = "",
 ) -> Task:
     """Check everything that can be checked before any work; raises what `evaluate` raises."""
     check_encoder(encoder)
@@ -182,7 +184,7 @@ def prepare(
     if picky and metric == "map11":
         raise ConfigError(f"The protocol {picky[0]} learns one label an image, and these have several. Use knn and linear.")
     warn_of_the_same_images(*opened)
-    return Task(encoder, train, test, protocols, settings, metric, tuple(range(seed, seed + seeds)), name)
+    return Task(encoder, train, test, protocols, settings, metric, tuple(range(seed, seed + seeds)), name, data_set)
 
 
 def check_protocols(protocols: Sequence[str]) -> None:
@@ -221,6 +223,7 @@ def judge(task: Task) -> dict[str, Score]:
             "seeds": seeds if protocol.random else (),
             "seconds": time.perf_counter() - started,
             "encoder": task.name,
+            "data_set": task.data_set,
             "train": task.train.description,
             "test": task.test.description,
         }

@@ -1,6 +1,7 @@
 """How an encoder did: one `Score` for each protocol, as lines of scores.jsonl and as a table for people."""
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from byol.evaluation.metrics import bounds, interval, measure, place, resampled_
 from byol.evaluation.task import Answers
 from byol.features.extract import Features
 
+WIDTH = 100  # letters, of a line of settings
 TITLES = {"top1": "top-1", "mean_per_class": "mean per class", "map11": "11-point mAP"}
 
 
@@ -34,6 +36,7 @@ class Score:
     seeds: tuple[int, ...]  # empty where nothing is random
     seconds: float  # of the protocol, all seeds, without computing the features
     encoder: str = ""
+    data_set: str = ""  # its name in a list of several
     train: str = ""
     test: str = ""
 
@@ -96,15 +99,18 @@ def write_scores(scores: Mapping[str, Score], path: str | Path) -> None:
 
 
 def score_table(scores: Mapping[str, Score]) -> str:
-    """The scores of one encoder for people, in percent."""
-    rows = [["protocol", "metric", "value", "95 % interval", "top-5", "spread", "settings"]]
+    """The scores of one encoder for people, in percent, and below them the settings of each."""
+    notes: list[str] = []
+    rows = [["protocol", "metric", "value", "95 % interval", "top-5", "spread"]]
     for name, score in scores.items():
         top5, spread = ("-" if value is None else f"{100 * value:.2f}" for value in (score.top5, score.spread))
         value, interval = f"{100 * score.value:.2f} %", f"{100 * score.low:.2f} to {100 * score.high:.2f}"
-        rows.append([name, TITLES[score.metric], value, interval, top5, spread, shown(score.settings)])
+        rows.append([name, TITLES[score.metric], value, interval, top5, spread])
+        notes += textwrap.wrap(f"{name}: {shown(score.settings)}", WIDTH, subsequent_indent="  ")
     seeds = max((score.seeds for score in scores.values()), key=len, default=())
-    notes = [f"spread: standard deviation over the seeds {', '.join(map(str, seeds))}"] if len(seeds) > 1 else []
-    return "\n".join([*aligned(rows, left=(0, 1, 6)), *notes, *counts(scores)])
+    if len(seeds) > 1:
+        notes.append(f"spread: standard deviation over the seeds {', '.join(map(str, seeds))}")
+    return "\n".join([*aligned(rows, left=(0, 1)), *notes, *counts(scores)])
 
 
 def comparison(scores: Mapping[str, Mapping[str, Score]]) -> str:
@@ -153,6 +159,7 @@ def counts(scores: Mapping[str, Score]) -> list[str]:
 
 
 def shown(settings: Mapping[str, Any]) -> str:
-    """The settings in a few words; long ones are in scores.jsonl."""
-    words = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in settings.items()}
+    """The settings in a few words; those that are not used, and long ones, are left to scores.jsonl."""
+    used = {name: value for name, value in settings.items() if value is not None}
+    words = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in used.items()}
     return ", ".join(f"{name} {word}" for name, word in words.items() if len(word) <= 40)
