@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -60,17 +60,23 @@ def preset_flags(preset: str) -> list[str]:
         raise ConfigError(
             f"There is no preset {preset!r}.{did_you_mean(preset, preset_names())} There are: {', '.join(preset_names())}."
         )
+    values = read_yaml(path, "preset")
+    if not isinstance(values, dict):
+        raise ConfigError(f"The preset {path} holds a {type(values).__name__}; expected names and values, as in config.yaml.")
+    return flags_of(values)
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """The plain values in a YAML file. Raises ConfigError, which says what the file was to be, when it cannot be read."""
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as failure:
-        raise ConfigError(f"The preset file {path} cannot be read: {failure}") from failure
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"The preset file {path} holds a {type(values).__name__}; expected names and values, as in config.yaml."
-        )
-    return flags_of(values)
+        return yaml.safe_load(path.read_text())
+    except FileNotFoundError as failure:
+        raise ConfigError(f"There is no {what} at {path}; expected a YAML file.") from failure
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as failure:
+        reason = " ".join(str(failure).split())  # YAML's takes several lines
+        raise ConfigError(f"The {what} {path} cannot be read: {reason}. Expected a YAML file.") from failure
 
 
 def flags_of(values: dict[str, Any], prefix: str = "") -> list[str]:
@@ -94,17 +100,28 @@ def parse(command: type[T], arguments: Sequence[str], *, prog: str, description:
     """
     import tyro
 
-    with _plain_help():
-        return tyro.cli(
-            command,
-            args=list(arguments),
-            prog=prog,
-            description=wrapped(description),
-            config=(
-                tyro.conf.FlagCreatePairsOff if switches else tyro.conf.FlagConversionOff,
-                tyro.conf.OmitSubcommandPrefixes,
-            ),
-        )
+    try:
+        with _plain_help():
+            return tyro.cli(
+                command,
+                args=list(arguments),
+                prog=prog,
+                description=wrapped(description),
+                config=(
+                    tyro.conf.FlagCreatePairsOff if switches else tyro.conf.FlagConversionOff,
+                    tyro.conf.OmitSubcommandPrefixes,
+                ),
+            )
+    except _Refused as refused:
+        raise refused.failure from None
+
+
+class _Refused(Exception):
+    """A ConfigError of a dataclass on its way through tyro, which would put any ValueError into a box of its own words."""
+
+    def __init__(self, failure: ConfigError) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
 
 
 def wrapped(text: str) -> str:
@@ -117,8 +134,7 @@ def _plain_help() -> Any:
 
     What is derived when a flag is left out stands in its own words.
     """
-    import tyro
-    from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
+    from tyro.constructors import ConstructorRegistry, PrimitiveTypeInfo, StructConstructorSpec, StructTypeInfo
 
     registry, reading = ConstructorRegistry(), False
 
@@ -134,20 +150,66 @@ def _plain_help() -> Any:
             reading = False
         if not isinstance(spec, StructConstructorSpec):
             return spec
-        return dataclasses.replace(spec, fields=tuple(map(_plain_field, spec.fields)))
+        return StructConstructorSpec(_refusing(spec.instantiate), tuple(map(_plain_field, spec.fields)))
 
-    def _plain_field(field: Any) -> Any:
-        if field.default is None:
-            words = tyro.conf.arg(metavar=_metavar(field.type), help_behavior_hint="")
-        elif field.default == ():
-            words = tyro.conf.arg(help_behavior_hint="")
-        elif tyro.conf.Positional in getattr(field.type, "__metadata__", ()):
-            words = tyro.conf.arg(metavar=field.name.upper())
-        else:
-            return field
-        return dataclasses.replace(field, type=Annotated[field.type, words])
+    @registry.primitive_rule
+    def or_none(info: PrimitiveTypeInfo) -> Any:
+        kinds = [kind for kind in get_args(info.type) if kind is not type(None)]
+        if len(kinds) != 1 or type(None) not in get_args(info.type):
+            return None
+        return _or_none(ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kinds[0], info.markers)))
 
     return registry
+
+
+def _refusing(make: Callable[..., Any]) -> Callable[..., Any]:
+    """A dataclass whose ConfigError tyro lets pass."""
+
+    def instantiate(*positional: Any, **values: Any) -> Any:
+        try:
+            return make(*positional, **values)
+        except ConfigError as failure:
+            raise _Refused(failure) from failure
+
+    return instantiate
+
+
+def _plain_field(field: Any) -> Any:
+    """A flag whose help does not show what stands for nothing."""
+    import tyro
+
+    if field.default is None:
+        words = tyro.conf.arg(metavar=_metavar(field.type), help_behavior_hint="")
+    elif field.default == ():
+        words = tyro.conf.arg(help_behavior_hint="")
+    elif tyro.conf.Positional in getattr(field.type, "__metadata__", ()):
+        words = tyro.conf.arg(metavar=field.name.upper())
+    else:
+        return field
+    return dataclasses.replace(field, type=Annotated[field.type, words])
+
+
+def _or_none(spec: Any) -> Any:
+    """How `X | None` is read: None by that word, else as X is. tyro's own way answers with a list of all that failed."""
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    if not isinstance(spec, PrimitiveConstructorSpec):
+        return spec
+
+    def read(words: list[str]) -> Any:
+        if words == ["None"]:
+            return None
+        if spec.choices is not None and words[0] not in spec.choices:
+            raise ValueError(f"invalid choice: {words[0]!r} (choose from {', '.join(map(repr, spec.choices))})")
+        return spec.instance_from_str(words)
+
+    return dataclasses.replace(
+        spec,
+        instance_from_str=read,
+        is_instance=lambda value: value is None or spec.is_instance(value),
+        str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value),
+        choices=None,  # `read` tells them, without None
+    )
 
 
 def _metavar(kind: Any) -> str:

@@ -116,6 +116,8 @@ def by_query(command: Search, features: Features) -> Answer:
 def by_row(command: Search, features: Features) -> Answer:
     """The images most similar to images of the features."""
     assert command.row is not None
+    if not command.row:
+        raise ConfigError("--row came without a number; expected at least one row of the features, counted from 0.")
     found = neighbours.search(features, rows=command.row, k=command.k, device=command.device)
     titles = [name_of(features, row) for row in command.row]
     return Answer(list(map(Group, titles, found.rows, found.similarities, command.row)), "query", "similarity")

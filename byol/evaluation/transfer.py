@@ -7,6 +7,7 @@ from typing import Any
 
 from byol.errors import ConfigError, did_you_mean
 from byol.evaluation.metrics import METRICS
+from byol.settings import read_yaml
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,8 @@ def read_data_sets(path: str | Path) -> list[DataSet]:
 
     Raises ConfigError when the file is missing or holds something else.
     """
-    import yaml
-
     path = Path(path)
-    try:
-        held = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as failure:
-        raise ConfigError(f"The list of data sets {path} cannot be read: {failure}") from failure
+    held = read_yaml(path, "list of data sets")
     if not isinstance(held, dict) or not held:
         raise ConfigError(f"{path} names no data sets; expected lines such as `pets: {{train: pets/train, test: pets/test}}`.")
     return [data_set(str(name), values, path) for name, values in held.items()]

@@ -1,8 +1,6 @@
 """The command line: what people type and what they see, in real processes."""
 
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,35 +8,10 @@ import time
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from tiny import TINY
 
 from byol.cli import main
-
-TINY = (
-    "--encoder convnet --model.width 2 --image-size 16 --batch-size 8 --epochs 1 --device cpu --model.projection-hidden-size 32"
-)
-
-
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
-    """24 pictures in three folders: red, green, blue."""
-    root = tmp_path_factory.mktemp("pictures")
-    generator = np.random.default_rng(0)
-    for number, name in enumerate(("red", "green", "blue")):
-        (root / name).mkdir()
-        for i in range(8):
-            pixels = generator.integers(0, 60, (20, 20, 3))
-            pixels[:, :, number] += 180
-            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, labelled):
-    out = tmp_path_factory.mktemp("run") / "a"
-    assert main(["train", str(labelled), "--out", str(out), *TINY.split()]) == 0
-    return out
 
 
 def byol(*words: str) -> "subprocess.CompletedProcess[str]":
@@ -116,102 +89,6 @@ def test_what_to_type_next_names_an_encoder_of_ones_own(labelled, tmp_path, monk
     assert main(embed) == 0
 
 
-def test_evaluate_prints_and_keeps_scores(run, labelled, capsys):
-    before = (run / "scores.jsonl").read_text() if (run / "scores.jsonl").exists() else ""
-    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--protocols", "knn", "linear"]
-    assert main(words) == 0
-    out = capsys.readouterr().out
-    assert "knn" in out
-    assert "linear" in out
-    lines = (run / "scores.jsonl").read_text().removeprefix(before).splitlines()
-    assert [json.loads(line)["protocol"] for line in lines] == ["knn", "linear"]
-    assert json.loads(lines[1])["top1"] > 0.6  # of three colours, by an encoder of 3 steps
-
-
-def test_evaluate_computes_features_once_and_repeats_what_is_random(run, labelled, tmp_path, capsys):
-    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--out", str(tmp_path / "o")]
-    assert main([*words, "--k", "1", "5", "--seeds", "2"]) == 0
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "o" / "features").iterdir()}
-    assert len(kept) == 1  # the same images on both sides
-    assert main([*words, "--protocols", "knn", "--metric", "mean_per_class"]) == 0
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "o" / "features").iterdir()} == kept
-    lines = [json.loads(line) for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
-    assert [(line["protocol"], line["metric"], line["seeds"], line["settings"].get("k")) for line in lines] == [
-        ("knn", "top1", [], 1),
-        ("knn", "top1", [], 5),
-        ("linear", "top1", [0, 1], None),
-        ("knn", "mean_per_class", [], 20),
-    ]
-    assert {line["encoder"] for line in lines} == {str(run)}
-    assert lines[0]["test"] == f"24 images in {labelled}/ (3 classes)"
-    assert "spread" in capsys.readouterr().out
-
-
-def test_evaluate_puts_runs_and_baselines_side_by_side(run, labelled, tmp_path, capsys):
-    other = tmp_path / "other"
-    shutil.copytree(run, other)
-    (other / "scores.jsonl").unlink(missing_ok=True)
-    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--out", str(tmp_path / "o")]
-    assert main([*words, "--no-cache", "--compare", str(other), "pixels", "untrained"]) == 0
-    table = capsys.readouterr().out.splitlines()
-    assert table[0].split() == ["protocol", "metric", str(run), str(other), "pixels", "untrained"]
-    assert [line.split()[0] for line in table[1:3]] == ["knn", "linear"]
-    assert table[1].split()[2] == table[1].split()[4]  # the same encoder twice
-    kept = [json.loads(line)["encoder"] for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
-    assert kept == [str(run)] * 2 + ["pixels"] * 2 + ["untrained"] * 2
-    assert len((other / "scores.jsonl").read_text().splitlines()) == 2
-    assert not (tmp_path / "o" / "features").exists()
-
-
-def test_evaluate_puts_few_labels_beside_training_from_scratch_on_them(run, labelled, tmp_path, capsys):
-    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--out", str(tmp_path / "o")]
-    assert main([*words, "--epochs", "1", "--protocols", "knn", "semi-50", "--compare", "untrained", "supervised"]) == 0
-    table = capsys.readouterr().out.splitlines()
-    assert table[0].split() == ["protocol", "metric", str(run), "untrained", "supervised"]
-    lines = [json.loads(line) for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
-    kept = [(line["encoder"], line["protocol"], line["train_images"]) for line in lines]
-    assert kept == [(str(run), "knn", 24), (str(run), "semi-50", 12), ("untrained", "knn", 24), ("supervised", "semi-50", 12)]
-    assert main([*words, "--protocols", "knn", "--compare", "supervised"]) == 2
-    assert "supervised is scored by none of knn" in capsys.readouterr().err
-
-
-def test_scores_that_cannot_be_written_are_told_in_a_sentence(run, labelled, tmp_path, capsys):
-    (tmp_path / "scores.jsonl").mkdir()
-    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--protocols", "knn", "--no-cache"]
-    assert main([*words, "--out", str(tmp_path)]) == 70
-    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("byol evaluate: ")]
-    assert line.startswith(f"byol evaluate: The scores could not be written to {tmp_path}/scores.jsonl: ")
-
-
-def test_evaluate_scores_a_list_of_data_sets_each_by_its_metric(run, labelled, tmp_path, capsys):
-    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
-    images[:20, :, :, 0] = 255
-    y = np.stack([np.arange(40) < 20, np.arange(40) % 2 == 0], axis=1).astype(int)
-    np.savez(tmp_path / "tags.npz", images=images, y=y)
-    colours = f"colours: {{train: {labelled}, test: {labelled}, metric: mean_per_class}}"
-    (tmp_path / "sets.yaml").write_text(f"{colours}\ntags: {{train: tags.npz, test: tags.npz}}\n")
-    words = ["evaluate", str(run), "--transfer", str(tmp_path / "sets.yaml"), "--out", str(tmp_path / "o")]
-    assert main([*words, "--protocols", "linear"]) == 0
-    table = capsys.readouterr().out.splitlines()
-    assert table[1].startswith("colours linear   mean per class")
-    assert table[2].startswith("tags linear      11-point mAP")
-    lines = [json.loads(line) for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
-    assert [line["metric"] for line in lines] == ["mean_per_class", "map11"]
-
-
-def test_evaluate_takes_a_network_of_torchvision_with_weights_of_ones_own(labelled, tmp_path, capsys, monkeypatch):
-    from torchvision.models import squeezenet1_1
-
-    torch.save(squeezenet1_1(weights=None).state_dict(), tmp_path / "own.pth")
-    monkeypatch.chdir(tmp_path)
-    words = ["evaluate", "torchvision:squeezenet1_1", "--weights", "own.pth", "--train", str(labelled), "--test", str(labelled)]
-    assert main([*words, "--protocols", "knn"]) == 0
-    assert "--out FOLDER keeps the scores" in capsys.readouterr().out
-    assert [path.name for path in tmp_path.iterdir()] == ["own.pth"]
-    assert main([*words, "--protocols", "knn", "--out", "deep/er"]) == 0
-    assert (tmp_path / "deep" / "er" / "scores.jsonl").exists()
-
-
 def test_embed_writes_one_named_row_per_image(run, labelled, tmp_path):
     assert main(["embed", str(run), "--data", str(labelled), "--out", str(tmp_path / "f.npz")]) == 0
     with np.load(tmp_path / "f.npz") as file:
@@ -256,6 +133,11 @@ BAD = [
     (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--out", "{run}/config.yaml"], 2, "is a file"),
     (["evaluate", "{run}", "--transfer", "{run}/config.yaml"], 2, "expected {train: PATH, test: PATH}"),
     (["evaluate", "{run}", "--transfer", "{run}/config.yaml", "--test", "{pictures}"], 2, "Give one or the other"),
+    (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--k", "0"], 2, "kNN got k=0"),
+    (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--base-lrs", "nan"], 2, "base_lrs"),
+    (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--out", "/proc/x"], 2, "Nothing can be written"),
+    (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--compare", "pixels", "pixels"], 2, "already"),
+    (["evaluate", "{run}", "--transfer", "{tmp}/no.yaml"], 2, "There is no list of data sets at"),
     (["evaluate", "torchvision:resnet51", "--train", "{pictures}", "--test", "{pictures}"], 2, "resnet50"),
     (["embed", "{run}", "--data", "{pictures}", "--out", "{tmp}/f.csv"], 2, ".npz"),
     (["embed", "{run}", "--data", "{pictures}", "--out", "{tmp}/no/f.npz"], 2, "no folder"),
@@ -276,12 +158,31 @@ def test_bad_input_is_one_sentence_and_an_exit_code_and_leaves_nothing(words, co
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_value_out_of_range_in_a_group_is_named(labelled, tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["train", str(labelled), "--out", str(tmp_path / "a"), "--views.blur", "2", "0"])
-    assert ended.value.code == 2
-    assert "views.blur" in capsys.readouterr().err
+@pytest.mark.parametrize("flag", ["--views.blur 2 0", "--knn.times 0", "--data.channels 0"])
+def test_a_value_out_of_range_in_a_group_is_named_in_a_sentence(flag, labelled, tmp_path, capsys):
+    assert main(["train", str(labelled), "--out", str(tmp_path / "a"), *flag.split()]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("byol train: ")
+    assert flag.split()[0].removeprefix("--") in said
+    assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("search f.npz --row x", "Could not find valid parse for arguments: ['x']"),
+        ("export run --out a --format onx", "invalid choice: 'onx' (choose from 'safetensors', 'torchvision', 'timm',"),
+        ("train photos --out a --epochs many", "'many'"),
+    ],
+)
+def test_what_a_flag_cannot_read_is_told_without_the_readings_that_were_tried(words, says, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    assert ended.value.code == 2
+    said = " ".join(capsys.readouterr().err.translate({ord(letter): " " for letter in "│|"}).split())
+    assert says in said
+    assert "None" not in said
 
 
 def test_an_unknown_flag_is_named_with_a_near_one(labelled, tmp_path):

@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import TINY
 
 import byol
 from byol.cli import main
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "export.md"
-TINY = (
-    "--encoder convnet --model.width 2 --image-size 16 --batch-size 8 --epochs 1 --device cpu --model.projection-hidden-size 32"
-)
 
 
 @pytest.fixture(scope="module")

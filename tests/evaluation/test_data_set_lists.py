@@ -38,5 +38,12 @@ def test_what_is_no_list_of_data_sets_is_refused_in_a_sentence(tmp_path, text, s
 
 
 def test_a_list_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"sets\.yaml cannot be read"):
+    with pytest.raises(ConfigError, match=r"There is no list of data sets at .*sets\.yaml; expected a YAML file"):
         read_data_sets(tmp_path / "sets.yaml")
+
+
+def test_what_is_no_yaml_is_refused_in_one_line(tmp_path):
+    (tmp_path / "sets.yaml").write_text("pets: {train: a\n  test: [")
+    with pytest.raises(ConfigError, match="cannot be read") as refused:
+        read_data_sets(tmp_path / "sets.yaml")
+    assert "\n" not in str(refused.value)

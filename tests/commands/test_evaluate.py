@@ -1,0 +1,115 @@
+"""`byol evaluate` as people type it."""
+
+import json
+import shutil
+
+import numpy as np
+import torch
+
+from byol.cli import main
+
+
+def test_evaluate_prints_and_keeps_scores(run, labelled, capsys):
+    before = (run / "scores.jsonl").read_text() if (run / "scores.jsonl").exists() else ""
+    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--protocols", "knn", "linear"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "knn" in out
+    assert "linear" in out
+    lines = (run / "scores.jsonl").read_text().removeprefix(before).splitlines()
+    assert [json.loads(line)["protocol"] for line in lines] == ["knn", "linear"]
+    assert json.loads(lines[1])["top1"] > 0.6  # of three colours, by an encoder of 3 steps
+
+
+def test_evaluate_computes_features_once_and_repeats_what_is_random(run, labelled, tmp_path, capsys):
+    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--out", str(tmp_path / "o")]
+    assert main([*words, "--k", "1", "5", "--seeds", "2"]) == 0
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "o" / "features").iterdir()}
+    assert len(kept) == 1  # the same images on both sides
+    assert main([*words, "--protocols", "knn", "--metric", "mean_per_class"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "o" / "features").iterdir()} == kept
+    lines = [json.loads(line) for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
+    assert [(line["protocol"], line["metric"], line["seeds"], line["settings"].get("k")) for line in lines] == [
+        ("knn", "top1", [], 1),
+        ("knn", "top1", [], 5),
+        ("linear", "top1", [0, 1], None),
+        ("knn", "mean_per_class", [], 20),
+    ]
+    assert {line["encoder"] for line in lines} == {str(run)}
+    assert lines[0]["test"] == f"24 images in {labelled}/ (3 classes)"
+    assert "spread" in capsys.readouterr().out
+
+
+def test_evaluate_puts_runs_and_baselines_side_by_side(run, labelled, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    (other / "scores.jsonl").unlink(missing_ok=True)
+    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--out", str(tmp_path / "o")]
+    assert main([*words, "--no-cache", "--compare", str(other), "pixels", "untrained"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["protocol", "metric", str(run), str(other), "pixels", "untrained"]
+    assert [line.split()[0] for line in table[1:3]] == ["knn", "linear"]
+    assert table[1].split()[2] == table[1].split()[4]  # the same encoder twice
+    kept = [json.loads(line)["encoder"] for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
+    assert kept == [str(run)] * 2 + ["pixels"] * 2 + ["untrained"] * 2
+    assert len((other / "scores.jsonl").read_text().splitlines()) == 2
+    assert not (tmp_path / "o" / "features").exists()
+
+
+def test_evaluate_puts_few_labels_beside_training_from_scratch_on_them(run, labelled, tmp_path, capsys):
+    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--out", str(tmp_path / "o")]
+    assert main([*words, "--epochs", "1", "--protocols", "knn", "semi-50", "--compare", "untrained", "supervised"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["protocol", "metric", str(run), "untrained", "supervised"]
+    lines = [json.loads(line) for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
+    kept = [(line["encoder"], line["protocol"], line["train_images"]) for line in lines]
+    assert kept == [(str(run), "knn", 24), (str(run), "semi-50", 12), ("untrained", "knn", 24), ("supervised", "semi-50", 12)]
+    assert main([*words, "--protocols", "knn", "--compare", "supervised"]) == 2
+    assert "supervised is scored by none of knn" in capsys.readouterr().err
+
+
+def test_scores_that_cannot_be_written_are_told_in_a_sentence(run, labelled, tmp_path, capsys):
+    (tmp_path / "scores.jsonl").mkdir()
+    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--protocols", "knn", "--no-cache"]
+    assert main([*words, "--out", str(tmp_path)]) == 70
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("byol evaluate: ")]
+    assert line.startswith(f"byol evaluate: The scores could not be written to {tmp_path}/scores.jsonl: ")
+
+
+def test_evaluate_scores_a_list_of_data_sets_each_by_its_metric(run, labelled, tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    images[:20, :, :, 0] = 255
+    y = np.stack([np.arange(40) < 20, np.arange(40) % 2 == 0], axis=1).astype(int)
+    np.savez(tmp_path / "tags.npz", images=images, y=y)
+    colours = f"colours: {{train: {labelled}, test: {labelled}, metric: mean_per_class}}"
+    (tmp_path / "sets.yaml").write_text(f"{colours}\ntags: {{train: tags.npz, test: tags.npz}}\n")
+    words = ["evaluate", str(run), "--transfer", str(tmp_path / "sets.yaml"), "--out", str(tmp_path / "o")]
+    assert main([*words, "--protocols", "linear"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[1].startswith("colours linear   mean per class")
+    assert table[2].startswith("tags linear      11-point mAP")
+    lines = [json.loads(line) for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
+    assert [(line["data_set"], line["metric"]) for line in lines] == [("colours", "mean_per_class"), ("tags", "map11")]
+
+
+def test_evaluate_takes_a_network_of_torchvision_with_weights_of_ones_own(labelled, tmp_path, capsys, monkeypatch):
+    from torchvision.models import squeezenet1_1
+
+    torch.save(squeezenet1_1(weights=None).state_dict(), tmp_path / "own.pth")
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", "torchvision:squeezenet1_1", "--weights", "own.pth", "--train", str(labelled), "--test", str(labelled)]
+    assert main([*words, "--protocols", "knn"]) == 0
+    assert "--out FOLDER keeps the scores" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["own.pth"]
+    assert main([*words, "--protocols", "knn", "--out", "deep/er"]) == 0
+    assert (tmp_path / "deep" / "er" / "scores.jsonl").exists()
+
+
+def test_evaluate_takes_test_images_of_one_class(run, labelled, tmp_path, capsys):
+    one = tmp_path / "one"
+    shutil.copytree(labelled / "red", one / "red")
+    words = ["evaluate", str(run), "--out", str(tmp_path / "o"), "--protocols", "linear"]
+    assert main([*words, "--train", str(labelled), "--test", str(one)]) == 0
+    assert "8 test images of 3 classes, learned from 24" in capsys.readouterr().out
+    assert main([*words, "--train", str(one), "--test", str(labelled)]) == 3
+    assert "at least two classes" in capsys.readouterr().err
