@@ -2,9 +2,12 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from byol.errors import ConfigError
 
 
 @contextmanager
@@ -38,6 +41,18 @@ def filling(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync(folder.parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise ConfigError, before any work, when no file can be made in a folder, or where it would be made."""
+    place = folder
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as failure:
+        raise ConfigError(f"Nothing can be written to {folder}: {failure.strerror}. Choose another place.") from failure
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import tyro
 
 from byol.data.sources import open_images
+from byol.disk import check_writable
 from byol.errors import ConfigError
 from byol.features.encoders import load_encoder
 from byol.features.files import check_format
@@ -51,6 +52,7 @@ def embed(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--out is {command.out}, which is a folder. Give the name of a file.")
     if not out.parent.is_dir():
         raise ConfigError(f"--out is {command.out}, but there is no folder {out.parent}. Make it first.")
+    check_writable(out.parent)
     with meeting(command.device) as world:
         encoder = load_encoder(command.run, net=command.encoder, device=str(world.device))
         images = open_images(command.data, channels=encoder.info.channels)

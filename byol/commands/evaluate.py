@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tyro
 
+from byol.disk import check_writable
 from byol.errors import ByolError, ConfigError, did_you_mean
 from byol.evaluation.baselines import BASELINES
 from byol.evaluation.protocols import Task, check_protocols, judge, prepare
@@ -68,6 +69,9 @@ def evaluate(arguments: Sequence[str]) -> int:
     command = parse(Evaluate, arguments, prog="byol evaluate", description=description, switches=True)
     check_protocols(command.protocols)
     sets, found = data_sets(command), contestants(command)
+    for each in found.values():
+        if each.folder is not None:
+            check_writable(each.folder)
     # Everything is opened and checked before anything is computed.
     tasks = [(each, set_, task(command, name, each, set_)) for name, each in found.items() for set_ in sets]
     scores: dict[str, dict[str, Score]] = {name: {} for name in found}
@@ -118,6 +122,8 @@ def contestants(command: Evaluate) -> dict[str, Contestant]:
     folder = folder_of(command.run) if command.out is None else Path(command.out)
     found = {command.run: Contestant(main, command.protocols, folder)}
     for word in command.compare:
+        if word in found:
+            raise ConfigError(f"--compare has {word}, which is there already. Name each encoder once.")
         baseline = BASELINES.get(word)
         if baseline is None and not word.startswith(LIBRARIES) and not Path(word).exists():
             raise ConfigError(
@@ -134,8 +140,7 @@ def contestants(command: Evaluate) -> dict[str, Contestant]:
                     f"The baseline {word} is scored by none of {', '.join(command.protocols)}. Add a protocol that "
                     f"{'trains the encoder, such as semi-1' if word == 'supervised' else 'does not, such as knn'}."
                 )
-        if word not in found:
-            found[word] = Contestant(encoder, protocols, kept)
+        found[word] = Contestant(encoder, protocols, kept)
     return found
 
 
@@ -169,4 +174,5 @@ def task(command: Evaluate, name: str, each: Contestant, set_: DataSet) -> Task:
         workers=command.workers,
         cache=each.folder / "features" if not command.no_cache and each.folder is not None else None,
         name=name,
+        data_set=set_.name,
     )

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from byol.data.decode import BadImage
 from byol.data.sources import Images, printable
-from byol.disk import replacing
+from byol.disk import check_writable, replacing
 from byol.errors import ByolError, ConfigError, DataError
 from byol.features.files import Features
 
@@ -34,6 +34,7 @@ def check_sheet(path: Path) -> None:
         raise ConfigError(f"The sheet is {path.name}; expected a name that ends in {', '.join(SUFFIXES)}.")
     if path.is_dir() or not path.parent.is_dir():
         raise ConfigError(f"The sheet is {path}, which is a folder or in a folder that is not there. Give the name of a file.")
+    check_writable(path.parent)
 
 
 def write_sheet(groups: Sequence[Sequence[Cell]], path: Path) -> None:
@@ -63,8 +64,10 @@ def write_sheet(groups: Sequence[Sequence[Cell]], path: Path) -> None:
     try:
         with replacing(path) as temporary:
             page.save(temporary)
-    except (OSError, ValueError) as failure:  # ValueError: more pixels than the format can hold
-        raise ByolError(f"The sheet could not be written to {path}: {failure}. A .png may be of any size.") from failure
+    except (OSError, ValueError) as failure:  # a full disk, or more pixels than the format can hold
+        raise ByolError(
+            f"The sheet could not be written to {path}: {failure}. Make room, or take a .png, which may be of any size."
+        ) from failure
 
 
 def tile(picture: Image.Image | None) -> Image.Image:

@@ -12,7 +12,8 @@ import byol
 
 PACKAGE = Path(byol.__file__).parent
 LAYERS = [
-    {"errors", "disk"},
+    {"errors"},
+    {"disk"},
     {"settings", "world"},
     {"method"},
     {"models", "data", "weights"},
