@@ -27,8 +27,8 @@ def open_images(source: Any, *, channels: int | None = None, labels: Any = None,
 
     A folder, nested to any depth: its first level names the classes when there are several folders and no image beside
     them. A text file of paths (.txt, .lst), parquet files, .npy or .npz. A pattern such as 'data/train-*.parquet'. Arrays
-    and tensors (N, H, W), (N, H, W, C) or (N, C, H, W): uint8, 16 bits, or floats from 0 to 1. Any sequence of paths, of
-    images (PIL, arrays, tensors) or of (image, label), such as a torchvision or Hugging Face dataset.
+    and tensors (N, H, W), (N, H, W, C) or (N, C, H, W): uint8, 16 bits, or floats from 0 to 1. Any sequence of paths (an
+    array too), of images (PIL, arrays, tensors) or of (image, label), such as a torchvision or Hugging Face dataset.
 
     `channels` is 3 for colour or 1 for gray, for arrays any number; by default 3 for pictures, an array's own for arrays.
     `labels`, numbers from 0 or words, one an image, take the place of the source's own; where images have several labels, rows
@@ -54,6 +54,8 @@ def _source(source: Any, channels: int | None, max_pixels: int) -> Source:
         return _path_source(os.fsdecode(source), channels, max_pixels)
     if isinstance(source, Tensor):
         return Arrays(to_numpy(source), "the tensor", channels, tensor=True)
+    if isinstance(source, np.ndarray) and source.ndim == 1 and all(isinstance(item, str | os.PathLike) for item in source):
+        source = source.tolist()  # an array of paths, as scikit-learn cuts lists into
     if isinstance(source, np.ndarray):
         return Arrays(source, "the array", channels)
     if isinstance(source, Mapping):

@@ -113,6 +113,8 @@ class Answers:
 def labelled(images: Any, role: str, channels: int) -> Features | Images:
     """The images of a role, opened; raises DataError before any work when they carry no labels."""
     opened: Features | Images = images if isinstance(images, Features | Images) else open_images(images, channels=channels)
+    if isinstance(opened, Images) and isinstance(images, str | Path) and labels_of(opened) is None:
+        opened = of_one_class(opened, Path(images))
     if labels_of(opened) is None:
         what = opened.description if isinstance(opened, Images) else "The features"
         raise DataError(
@@ -120,6 +122,17 @@ def labelled(images: Any, role: str, channels: int) -> Features | Images:
             "parquet with a label column, or an .npz with y."
         )
     return opened
+
+
+def of_one_class(images: Images, folder: Path) -> Images:
+    """The images of a folder that holds nothing but one folder, labelled by its name; others as they are.
+
+    To train on, such a folder is no class. To judge by, it is one, and the others are missing.
+    """
+    ends = [images.name(index).partition("/") for index in (0, len(images) - 1)]  # of names in order
+    if not folder.is_dir() or ends[0][0] != ends[1][0] or not ends[0][1]:
+        return images
+    return open_images(images, labels=[ends[0][0]] * len(images))
 
 
 def warn_of_the_same_images(train: Features | Images, test: Features | Images) -> None:

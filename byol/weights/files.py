@@ -190,7 +190,7 @@ def find(path: Path) -> Path:
         raise CheckpointError(
             f"The run in {path} has no encoder yet: it is not finished. Run the same `byol train` command again to continue it."
         )
-    raise CheckpointError(f"There is no encoder at {path}; expected a run's folder or an {FILE} file.")
+    raise CheckpointError(f"There is no encoder at {path}; expected a run's folder, an {FILE} file or an official .pkl.")
 
 
 def read(file: Path) -> tuple[dict[str, Tensor], EncoderInfo]:

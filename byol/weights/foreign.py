@@ -16,8 +16,9 @@ ZIP, LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how 
 STATES = ("state_dict", "model_state_dict", "model", "net", "online_backbone")  # where checkpoints keep the tensors
 # Where each library keeps the online encoder, and what stands beside it; the first that is there counts.
 LAYOUTS = (
-    ("byol-pytorch", "online_encoder.net.", "online_predictor."),
-    ("byol", "online.encoder.net.", "predictor."),
+    ("byol-pytorch", "online_encoder.net.", ""),
+    ("byol-pytorch", "learner.online_encoder.net.", ""),  # its Lightning example
+    ("byol", "online.encoder.net.", ""),
     ("lightly", "student_backbone.", ""),
     ("lightly or solo-learn", "backbone.", ""),
     ("an older solo-learn", "encoder.", "momentum_encoder."),

@@ -46,8 +46,9 @@ def fitted(encoder: Encoder, source: str, model: str | None = None) -> Fitted:
             f"The encoder is a network of your own. If it is one of {source}, say which with model, such as model='resnet50'. "
             "Any network can be exported as safetensors, huggingface, onnx or torch.export."
         )
+    how = ", ".join(f"{key} {value}" for key, value in info.options.items())
     if model is None and name not in known_models(source):
-        raise DoesNotFit(f"{source} has no {name}. {OTHERWISE}")
+        raise DoesNotFit(f"{source} has no {name}{f' with {how}' if how else ''}. {OTHERWISE}")
     if source == "torchvision" and info.channels != 3:
         raise DoesNotFit(f"torchvision's models take 3 channels, this encoder takes {info.channels}. {OTHERWISE}")
     options = info.options if home == source and model is None else {}
@@ -64,7 +65,6 @@ def fitted(encoder: Encoder, source: str, model: str | None = None) -> Fitted:
     net.load_state_dict(tensors)
     compared = difference(encoder, net, [info.image_size])
     if not agrees(compared):
-        how = ", ".join(f"{key} {value}" for key, value in info.options.items())
         raise DoesNotFit(
             f"{source}'s {found.model} with this encoder's weights gives {in_words(compared)}: it computes otherwise"
             f"{f' than an encoder with {how}' if how else ''}. {OTHERWISE}"

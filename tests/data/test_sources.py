@@ -66,6 +66,14 @@ def test_lists_of_files(folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch, tm
     assert images.labels is None
 
 
+def test_an_array_of_paths_is_a_list_of_them(folder_of: FolderOf) -> None:
+    """As scikit-learn hands on what it was given, cut by an index."""
+    root = folder_of("a.png", "b.png")
+    paths = [str(root / "b.png"), str(root / "a.png")]
+    for given in (np.array(paths), np.array([Path(path) for path in paths], dtype=object)):
+        assert [open_images(given).name(index) for index in range(2)] == [open_images(paths).name(index) for index in range(2)]
+
+
 def test_a_folder_whose_name_looks_like_a_pattern(folder_of: FolderOf) -> None:
     assert len(open_images(folder_of("1.png", root="photos [2024]*"))) == 1
 

@@ -191,6 +191,16 @@ def solo_learn(net: nn.Module, name: str = "backbone") -> dict[str, object]:
 
 LAYOUTS = {
     "byol-pytorch, learner": (byol_pytorch, "byol-pytorch", "online_encoder.net."),
+    "byol-pytorch, online encoder alone": (
+        lambda net: {"state_dict": prefixed(net, "online_encoder.net.")},
+        "byol-pytorch",
+        "online_encoder.net.",
+    ),
+    "byol-pytorch, its Lightning example": (
+        lambda net: {"state_dict": {f"learner.{name}": part for name, part in byol_pytorch(net).items()}},
+        "byol-pytorch",
+        "learner.online_encoder.net.",
+    ),
     "byol-pytorch, network": (lambda net: net.state_dict(), "a plain network", ""),
     "lightly, benchmark": (lambda net: lightly(headless(net)), "lightly", "backbone."),
     "lightly, example": (lambda net: lightly(sequential(net), teacher="backbone_momentum"), "lightly", "backbone."),

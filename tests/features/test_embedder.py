@@ -56,6 +56,7 @@ def test_a_pipeline_takes_paths_and_settings_are_searched(encoder_of, coloured, 
     pipeline = Pipeline([("embed", Embedder(tmp_path)), ("classify", LogisticRegression())])
     grid = GridSearchCV(pipeline, {"embed__normalize": [False, True], "classify__C": [1.0, 10.0]}, cv=2, error_score="raise")
     assert grid.fit(paths, y).best_score_ > 0.9
+    assert grid.fit(np.array(paths), y).best_score_ > 0.9
 
 
 def test_it_is_cloned_pickled_and_named_as_scikit_learn_does(encoder_of, coloured, tmp_path):

@@ -294,7 +294,9 @@ def test_file_from_before_preprocessing_was_told_is_read(encoder_of, tmp_path):
 
 def test_missing_file_says_what_was_expected(tmp_path):
     for path in (tmp_path, tmp_path / "nothing", tmp_path / "nothing" / FILE):
-        with pytest.raises(CheckpointError, match=rf"no encoder at {path}; expected a run's folder or an {FILE} file"):
+        with pytest.raises(
+            CheckpointError, match=rf"no encoder at {path}; expected a run's folder, an {FILE} file or an official"
+        ):
             load_encoder(path)
 
 
