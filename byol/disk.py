@@ -46,7 +46,7 @@ def filling(folder: Path) -> Iterator[Path]:
 def check_writable(folder: Path) -> None:
     """Raise ConfigError, before any work, when no file can be made in a folder, or where it would be made."""
     place = folder
-    while not place.exists():
+    while not os.path.exists(place):  # which, unlike Path's own, takes a folder that may not be looked into for none
         place = place.parent
     try:
         with tempfile.TemporaryFile(dir=place):

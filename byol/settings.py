@@ -171,6 +171,7 @@ def _refusing(make: Callable[..., Any]) -> Callable[..., Any]:
         except ConfigError as failure:
             raise _Refused(failure) from failure
 
+    instantiate.__doc__ = make.__doc__  # the help describes a group by it
     return instantiate
 
 

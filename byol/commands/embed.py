@@ -1,5 +1,6 @@
 """`byol embed`"""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -48,9 +49,9 @@ def embed(arguments: Sequence[str]) -> int:
     command = parse(Embed, arguments, prog="byol embed", description=description, switches=True)
     out = Path(command.out)
     check_format(out)
-    if out.is_dir():
+    if os.path.isdir(out):
         raise ConfigError(f"--out is {command.out}, which is a folder. Give the name of a file.")
-    if not out.parent.is_dir():
+    if not os.path.isdir(out.parent):
         raise ConfigError(f"--out is {command.out}, but there is no folder {out.parent}. Make it first.")
     check_writable(out.parent)
     with meeting(command.device) as world:

@@ -1,5 +1,6 @@
 """`byol evaluate`"""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -116,7 +117,7 @@ def data_sets(command: Evaluate) -> list[DataSet]:
 
 def contestants(command: Evaluate) -> dict[str, Contestant]:
     """The encoder to judge and those beside it, loaded, by the words they were given as."""
-    if command.out is not None and Path(command.out).exists() and not Path(command.out).is_dir():
+    if command.out is not None and os.path.exists(command.out) and not os.path.isdir(command.out):
         raise ConfigError(f"--out is {command.out}, which is a file. Give the name of a folder.")
     main = opened(command.run, command, command.weights)
     folder = folder_of(command.run) if command.out is None else Path(command.out)

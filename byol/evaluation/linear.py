@@ -55,8 +55,8 @@ def fit(
     """Fit on features (N, D) with labels int64 (N,), or (N, classes) of 0 and 1, on the features' device.
 
     The l2 is chosen on a tenth of every class held out, by the measure (the larger of equals), then all are learned from.
-    Minimises the mean cross-entropy + l2 / 2 * |weight|^2 on standardised features. With too few images to hold out one for
-    each class, the middle of the l2 values is taken.
+    Minimises the mean cross-entropy + l2 / 2 * |weight|^2 on standardised features. With fewer than ten images a class on
+    average the middle of the l2 values is taken.
     """
     if len(y.unique(dim=0)) < 2:
         raise DataError("Logistic regression needs at least two classes among the training images; there is one.")

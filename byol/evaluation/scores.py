@@ -106,7 +106,7 @@ def score_table(scores: Mapping[str, Score]) -> str:
         top5, spread = ("-" if value is None else f"{100 * value:.2f}" for value in (score.top5, score.spread))
         value, interval = f"{100 * score.value:.2f} %", f"{100 * score.low:.2f} to {100 * score.high:.2f}"
         rows.append([name, TITLES[score.metric], value, interval, top5, spread])
-        notes += textwrap.wrap(f"{name}: {shown(score.settings)}", WIDTH, subsequent_indent="  ")
+        notes += textwrap.wrap(f"{name}: {shown(score.settings)}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
     seeds = max((score.seeds for score in scores.values()), key=len, default=())
     if len(seeds) > 1:
         notes.append(f"spread: standard deviation over the seeds {', '.join(map(str, seeds))}")

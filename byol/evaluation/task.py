@@ -113,8 +113,8 @@ class Answers:
 def labelled(images: Any, role: str, channels: int) -> Features | Images:
     """The images of a role, opened; raises DataError before any work when they carry no labels."""
     opened: Features | Images = images if isinstance(images, Features | Images) else open_images(images, channels=channels)
-    if isinstance(opened, Images) and isinstance(images, str | Path) and labels_of(opened) is None:
-        opened = of_one_class(opened, Path(images))
+    if role == "test" and isinstance(opened, Images) and isinstance(images, str | Path) and labels_of(opened) is None:
+        opened = of_one_class(opened, Path(images).expanduser())
     if labels_of(opened) is None:
         what = opened.description if isinstance(opened, Images) else "The features"
         raise DataError(

@@ -106,7 +106,7 @@ def nearest(bank: Tensor | Array, queries: Tensor, k: int) -> tuple[Tensor, Tens
     best: list[tuple[Tensor, Tensor]] = []
     for first, rows in unit_blocks(bank, queries.device):
         for place, part in enumerate(parts):
-            cosines, indices = highest(part @ rows.T, k)
+            cosines, indices = highest((part @ rows.T).clamp_(-1, 1), k)
             indices += first
             if first == 0:
                 best.append((cosines, indices))
@@ -114,7 +114,7 @@ def nearest(bank: Tensor | Array, queries: Tensor, k: int) -> tuple[Tensor, Tens
             cosines, indices = (torch.cat(pair, dim=1) for pair in zip(best[place], (cosines, indices), strict=True))
             cosines, order = highest(cosines, k)
             best[place] = cosines, indices.gather(1, order)
-    return torch.cat([cosines for cosines, _ in best]).clamp_(-1, 1), torch.cat([indices for _, indices in best])
+    return torch.cat([cosines for cosines, _ in best]), torch.cat([indices for _, indices in best])
 
 
 def highest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """A picture sheet: groups of images in a grid, with a few words under each."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ def check_sheet(path: Path) -> None:
     """Raise ConfigError for a file that a sheet cannot be written to."""
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"The sheet is {path.name}; expected a name that ends in {', '.join(SUFFIXES)}.")
-    if path.is_dir() or not path.parent.is_dir():
+    if os.path.isdir(path) or not os.path.isdir(path.parent):
         raise ConfigError(f"The sheet is {path}, which is a folder or in a folder that is not there. Give the name of a file.")
     check_writable(path.parent)
 

@@ -212,6 +212,13 @@ def test_a_signal_to_all_processes_saves_says_so_and_the_same_command_continues(
     assert "continued at step" in continued.stderr
 
 
+def test_the_help_describes_its_groups(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = " ".join(capsys.readouterr().out.translate({ord(letter): " " for letter in "│|"}).split())
+    assert "The optimizer, its schedule and the target's." in said
+
+
 def test_a_closed_pipe_is_no_error():
     done = subprocess.run(f"{sys.executable} -m byol --help | head -1", shell=True, capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
