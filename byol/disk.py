@@ -43,7 +43,7 @@ def filling(folder: Path) -> Iterator[Path]:
     sync(folder.parent)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, advice: str = "Choose another place.") -> None:
     """Raise ConfigError, before any work, when no file can be made in a folder, or where it would be made."""
     place = folder
     while not os.path.exists(place):  # which, unlike Path's own, takes a folder that may not be looked into for none
@@ -52,7 +52,7 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as failure:
-        raise ConfigError(f"Nothing can be written to {folder}: {failure.strerror}. Choose another place.") from failure
+        raise ConfigError(f"Nothing can be written to {folder}: {failure.strerror}. {advice}") from failure
 
 
 def write_text(path: Path, text: str) -> None:

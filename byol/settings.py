@@ -107,10 +107,7 @@ def parse(command: type[T], arguments: Sequence[str], *, prog: str, description:
                 args=list(arguments),
                 prog=prog,
                 description=wrapped(description),
-                config=(
-                    tyro.conf.FlagCreatePairsOff if switches else tyro.conf.FlagConversionOff,
-                    tyro.conf.OmitSubcommandPrefixes,
-                ),
+                config=(tyro.conf.FlagCreatePairsOff if switches else tyro.conf.FlagConversionOff,),
             )
     except _Refused as refused:
         raise refused.failure from None
@@ -200,8 +197,10 @@ def _or_none(spec: Any) -> Any:
     def read(words: list[str]) -> Any:
         if words == ["None"]:
             return None
-        if spec.choices is not None and words[0] not in spec.choices:
-            raise ValueError(f"invalid choice: {words[0]!r} (choose from {', '.join(map(repr, spec.choices))})")
+        choices = words if spec.choices is None else spec.choices
+        for word in words:
+            if word not in choices:
+                raise ValueError(f"invalid choice: {word!r} (choose from {', '.join(map(repr, choices))})")
         return spec.instance_from_str(words)
 
     return dataclasses.replace(

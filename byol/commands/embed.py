@@ -25,7 +25,7 @@ SECONDS = 10.0  # between lines of progress
 @dataclass(frozen=True)
 class Embed:
     run: tyro.conf.Positional[str]
-    """Run folder, encoder.safetensors or official .pkl."""
+    """Run folder, encoder.safetensors, official .pkl, or torchvision:NAME or timm:NAME with pretrained weights."""
     data: str
     """Images: folder, text file of paths, .parquet, .npy or .npz."""
     out: str
@@ -34,6 +34,8 @@ class Embed:
     """Scale every row to length 1."""
     encoder: str | None = None
     """package.module:function that builds the network, for a run that trained one of your own."""
+    weights: str | None = None
+    """File of a torchvision: or timm: network's tensors; by default what the library has downloaded before."""
     device: str | None = None
     """cpu, cuda, cuda:N or mps. By default the GPU when there is one."""
     workers: int = 0
@@ -55,13 +57,15 @@ def embed(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--out is {command.out}, but there is no folder {out.parent}. Make it first.")
     check_writable(out.parent)
     with meeting(command.device) as world:
-        encoder = load_encoder(command.run, net=command.encoder, device=str(world.device))
+        encoder = load_encoder(command.run, net=command.encoder, weights=command.weights, device=str(world.device))
         images = open_images(command.data, channels=encoder.info.channels)
         progress = Progress() if world.rank == 0 else lambda done, total: None
         features = embed_to(out, encoder, images, world, workers=command.workers, normalize=command.normalize, report=progress)
     if features is not None:
         print(f"written    {out}: {features.x.shape[0]:,} images x {features.x.shape[1]:,} features")
-        print(f"next       byol search {out} --query PICTURE --run {command.run}")
+        given = {"encoder": command.encoder, "weights": command.weights}
+        more = "".join(f" --{name} {word}" for name, word in given.items() if word is not None)
+        print(f"next       byol search {out} --query PICTURE --run {command.run}{more}")
     return 0
 
 

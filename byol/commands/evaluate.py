@@ -1,5 +1,6 @@
 """`byol evaluate`"""
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -16,9 +17,11 @@ from byol.evaluation.scores import Score, comparison, score_table, write_scores
 from byol.evaluation.task import EvaluationConfig
 from byol.evaluation.transfer import DataSet, read_data_sets
 from byol.features.encoders import load_encoder
-from byol.features.library import LIBRARIES, pretrained_encoder
+from byol.features.library import LIBRARIES
 from byol.settings import parse
 from byol.weights.files import Encoder
+
+logger = logging.getLogger("byol")
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,6 @@ def evaluate(arguments: Sequence[str]) -> int:
     command = parse(Evaluate, arguments, prog="byol evaluate", description=description, switches=True)
     check_protocols(command.protocols)
     sets, found = data_sets(command), contestants(command)
-    for each in found.values():
-        if each.folder is not None:
-            check_writable(each.folder)
     # Everything is opened and checked before anything is computed.
     tasks = [(each, set_, task(command, name, each, set_)) for name, each in found.items() for set_ in sets]
     scores: dict[str, dict[str, Score]] = {name: {} for name in found}
@@ -121,6 +121,8 @@ def contestants(command: Evaluate) -> dict[str, Contestant]:
         raise ConfigError(f"--out is {command.out}, which is a file. Give the name of a folder.")
     main = opened(command.run, command, command.weights)
     folder = folder_of(command.run) if command.out is None else Path(command.out)
+    if folder is not None:
+        check_writable(folder, "Name another folder with --out.")
     found = {command.run: Contestant(main, command.protocols, folder)}
     for word in command.compare:
         if word in found:
@@ -132,7 +134,7 @@ def contestants(command: Evaluate) -> dict[str, Contestant]:
                 f"file, torchvision:NAME, timm:NAME, or a baseline: {', '.join(BASELINES)}."
             )
         if baseline is None:
-            encoder, kept, protocols = opened(word, command, None), folder_of(word), command.protocols
+            encoder, kept, protocols = opened(word, command, None), writable_folder_of(word), command.protocols
         else:
             encoder, kept = baseline.make(main, command.seed, command.encoder), folder
             protocols = baseline.scored_by(command.protocols)
@@ -148,10 +150,8 @@ def contestants(command: Evaluate) -> dict[str, Contestant]:
 def opened(word: str, command: Evaluate, weights: str | None) -> Encoder:
     """An encoder by its path or its name in a library."""
     if word.startswith(LIBRARIES):
-        return pretrained_encoder(word, weights=weights, device=command.device)
-    if weights is not None:
-        raise ConfigError(f"--weights goes with torchvision:NAME or timm:NAME, and {word} is neither.")
-    return load_encoder(word, net=command.encoder, device=command.device)
+        return load_encoder(word, weights=weights, device=command.device)
+    return load_encoder(word, net=command.encoder, weights=weights, device=command.device)
 
 
 def folder_of(word: str) -> Path | None:
@@ -160,6 +160,18 @@ def folder_of(word: str) -> Path | None:
         return None
     path = Path(word)
     return path if path.is_dir() else path.parent
+
+
+def writable_folder_of(word: str) -> Path | None:
+    """`folder_of` of an encoder that is only compared with; None, with a word about it, where nothing can be written."""
+    folder = folder_of(word)
+    if folder is not None:
+        try:
+            check_writable(folder, "Its scores are shown and not kept.")
+        except ConfigError as failure:
+            logger.warning("%s", failure)
+            return None
+    return folder
 
 
 def task(command: Evaluate, name: str, each: Contestant, set_: DataSet) -> Task:

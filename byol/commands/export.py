@@ -7,6 +7,7 @@ from pathlib import Path
 import tyro
 
 from byol.features.encoders import load_encoder
+from byol.features.library import LIBRARIES
 from byol.settings import parse
 from byol.weights.export import Format
 from byol.weights.export import export as write_export
@@ -24,31 +25,33 @@ LOADS = {
 @dataclass(frozen=True)
 class Export:
     run: tyro.conf.Positional[str]
-    """Run folder, encoder.safetensors or official .pkl."""
+    """Run folder, encoder.safetensors, official .pkl, or torchvision:NAME or timm:NAME with pretrained weights."""
     out: str
     """What to write: .onnx, .pt2 (torch.export), .pth (torchvision), .safetensors, or a new folder (huggingface)."""
     format: Format | None = None
     """By default what the suffix of --out means."""
-    normalise: bool = True
-    """Whether an onnx or torch.export graph normalises: pixels in [0, 1] in; with False, normalised pixels in."""
+    from_pixels: bool = True
+    """Whether an onnx or torch.export graph takes pixels in [0, 1] and normalises them; with False, normalised pixels."""
     model: str | None = None
     """The torchvision or timm model that a network of your own is, such as resnet50."""
     encoder: str | None = None
     """package.module:function that builds the network, for a run that trained one of your own."""
+    weights: str | None = None
+    """File of a torchvision: or timm: network's tensors; by default what the library has downloaded before."""
 
 
 def export(arguments: Sequence[str]) -> int:
     """Write an encoder for another tool and say how near that tool comes to it."""
     description = "Write the encoder for other tools: loaded there and compared before it appears."
     command = parse(Export, arguments, prog="byol export", description=description)
-    encoder = load_encoder(command.run, net=command.encoder)
+    encoder = load_encoder(command.run, net=command.encoder, weights=command.weights)
     path = Path(command.run)
     done = write_export(
         encoder,
         command.out,
         format=command.format,
-        normalise=command.normalise,
-        run=path if path.is_dir() else path.parent,
+        from_pixels=command.from_pixels,
+        run=None if command.run.startswith(LIBRARIES) else path if path.is_dir() else path.parent,
         model=command.model,
     )
     sizes = " and ".join(f"{height}x{width}" for height, width in done.check.sizes)
@@ -56,7 +59,7 @@ def export(arguments: Sequence[str]) -> int:
     print(f"checked    {done.check.tool} gives the same features for {', '.join(map(str, BATCHES))} images of {sizes} pixels:")
     print(f"           they differ by {done.check.difference:.2g} of the largest at most ({TOLERANCE:g} is allowed)")
     if done.format in ("onnx", "torch.export"):
-        pixels = "in [0, 1]" if command.normalise else "normalised"
+        pixels = "in [0, 1]" if command.from_pixels else "normalised"
         size = "H, W" if len(done.check.sizes) > 1 else "{}, {}".format(*encoder.info.image_size)
         print(f"takes      images float32 (B, {encoder.info.channels}, {size}) {pixels}")
     print(f"load       {LOADS[done.check.tool].format(path=done.path)}")

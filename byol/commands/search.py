@@ -39,9 +39,11 @@ class Search:
     k: int = 10
     """Neighbours of each query; neighbours an outlier is judged by; images that are shown of each cluster."""
     run: str | None = None
-    """Run folder, encoder.safetensors or official .pkl that gave the features; it embeds --query."""
+    """What gave the features, as `byol embed` took it; it embeds --query."""
     encoder: str | None = None
     """package.module:function that builds the network, for a run that trained one of your own."""
+    weights: str | None = None
+    """File of a torchvision: or timm: network's tensors; by default what the library has downloaded before."""
     labelled: str | None = None
     """Text file with the names of images that are labelled already, one a line: --pick looks for images unlike them."""
     uncertainty: str | None = None
@@ -99,7 +101,7 @@ def by_query(command: Search, features: Features) -> Answer:
             raise DataError(
                 f"--query {printable(path)} is {'a folder' if Path(path).is_dir() else 'not there'}; expected pictures."
             )
-    encoder = load_encoder(command.run, net=command.encoder, device=command.device)
+    encoder = load_encoder(command.run, net=command.encoder, weights=command.weights, device=command.device)
     width = features.x.shape[1]
     if encoder.info.features != width:
         raise ConfigError(
@@ -161,7 +163,8 @@ def clusters(command: Search, features: Features) -> Answer:
 QUESTIONS: dict[str, Callable[[Search, Features], Answer]] = {
     "query": by_query, "row": by_row, "duplicates": duplicates, "outliers": outliers, "pick": pick, "clusters": clusters,
 }  # fmt: skip
-NEEDS = (("query", "run"), ("run", "query"), ("encoder", "query"), ("labelled", "pick"), ("uncertainty", "pick"),
+NEEDS = (("query", "run"), ("run", "query"), ("encoder", "query"), ("weights", "query"),
+         ("labelled", "pick"), ("uncertainty", "pick"),
          ("sheet", "data"), ("data", "sheet"))  # fmt: skip
 
 

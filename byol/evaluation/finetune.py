@@ -21,8 +21,7 @@ from byol.evaluation.labelled import Labelled
 from byol.evaluation.sgd import ClassifierConfig, Trial, batch_size_for, fit, logits_of
 from byol.evaluation.subsets import Amount, few, held_out
 from byol.evaluation.task import Answers
-from byol.features.encoders import untrained
-from byol.features.extract import check_encoder, embed
+from byol.features.extract import Features, check_encoder, embed
 from byol.weights.files import Encoder
 from byol.world import World, keep_freed_memory
 
@@ -34,63 +33,12 @@ SEMI = ClassifierConfig(base_lrs=(0.01, 0.05, 0.2), epochs=(50.0,), held_out=0.2
 FINETUNE = ClassifierConfig(base_lrs=(0.01, 0.05, 0.2), epochs=(10.0,))
 
 
-def linear_sgd(
-    encoder: Encoder, train: Images, test: Images, *, settings: ClassifierConfig = LINEAR_SGD, seed: int = 0, workers: int = 0
-) -> Answers:
-    """Linear evaluation as on ImageNet (paper §C.1): a linear classifier on the frozen encoder, random crops and flips.
-
-    The classifier that does best on the held-out training images is the one that answers; it is not trained again on all.
-    Raises DataError for images without labels, of one class or with other channels, TrainingError when nothing converges.
-    """
-    return _answers(encoder, train, test, settings, frozen=True, seed=seed, workers=workers)
-
-
-def semi(
-    encoder: Encoder,
-    train: Images,
-    test: Images,
-    *,
-    amount: Amount,
-    settings: ClassifierConfig = SEMI,
-    seed: int = 0,
-    workers: int = 0,
-) -> Answers:
-    """Fine-tune a copy of the encoder on few labels (paper §C.1). No other label is seen: settings are chosen on a part of
-    the few, and the chosen ones are trained again on all of them. Raises as `linear_sgd`.
-    """
-    return _answers(encoder, _few(train, amount, seed), test, settings, frozen=False, seed=seed, workers=workers)
-
-
-def finetune(
-    encoder: Encoder, train: Images, test: Images, *, settings: ClassifierConfig = FINETUNE, seed: int = 0, workers: int = 0
-) -> Answers:
-    """Fine-tune a copy of the encoder on all labels (paper §D.3). Raises as `linear_sgd`."""
-    return _answers(encoder, train, test, settings, frozen=False, seed=seed, workers=workers)
-
-
-def supervised(
-    encoder: Encoder,
-    train: Images,
-    test: Images,
-    *,
-    amount: Amount | None = None,
-    net: nn.Module | str | None = None,
-    settings: ClassifierConfig = SEMI,
-    seed: int = 0,
-    workers: int = 0,
-) -> Answers:
-    """The baseline of `semi` and `finetune`: the same network, labels and budget from fresh weights; see `untrained`."""
-    images = train if amount is None else _few(train, amount, seed)
-    fresh = untrained(encoder, seed=seed, net=net)
-    return _answers(fresh, images, test, settings, frozen=False, seed=seed, workers=workers)
-
-
 @dataclass(frozen=True)
 class _Tried:
     """A trained trial and how it did on the held-out images."""
 
     trial: Trial
-    head: nn.Linear
+    classifier: nn.Linear
     top1: float | None  # None when the training diverged
     loss: float
 
@@ -99,16 +47,33 @@ class _Tried:
         return (-1.0, 0.0) if self.top1 is None else (self.top1, -self.loss)
 
 
-def _answers(
-    encoder: Encoder, train: Images, test: Images, config: ClassifierConfig, *, frozen: bool, seed: int, workers: int
+def train_classifier(
+    encoder: Encoder,
+    train: Images,
+    test: Images | Features,
+    config: ClassifierConfig,
+    *,
+    frozen: bool,
+    amount: Amount | None = None,
+    seed: int = 0,
+    workers: int = 0,
 ) -> Answers:
-    """Choose among the trials on held-out training images, and answer the test images."""
+    """Train a linear classifier, and unless `frozen` a copy of the encoder with it, on so many labels; answer the test images.
+
+    Settings are chosen on a held-out part of those labels; no other is seen. On a frozen encoder the classifier that does
+    best there answers; fine-tuning starts again with the chosen settings, on all of them. `test` may be given as the frozen
+    encoder's features. Raises DataError for images without labels or of one class, ConfigError for other channels,
+    TrainingError when nothing converges.
+    """
     labels = check(encoder, train, test)
+    if amount is not None:
+        rows = few(labels, amount, seed, train.classes)
+        train, labels = train.subset(rows), labels[rows]
     device = next(encoder.parameters()).device
     if device.type == "cpu":
         keep_freed_memory()
     config = replace(config, precision=config.precision or World(0, 1, device).default_precision())
-    images = Labelled.open(train, device, workers, config.in_memory)
+    images = Labelled.open(train, device, workers)
     trials = [Trial(*values) for values in product(*map(sorted, (config.epochs, config.base_lrs, config.weight_decays)))]
     share = min(config.held_out, MOST_HELD_OUT / len(train)) if len(trials) > 1 else 0.0
     learn, choose = held_out(labels, share, seed)
@@ -123,13 +88,13 @@ def _answers(
     # The middle trial where there is nothing to choose on.
     chosen = trials[len(trials) // 2] if best is None else best.trial
     if best is not None and frozen:
-        tuned, head = encoder, best.head
+        tuned, classifier = encoder, best.classifier
     else:  # fine-tuning starts again, on all labels
         tuned = encoder if frozen else copy.deepcopy(encoder)
-        [head] = fit(tuned, images, [chosen], config, frozen=frozen, seed=seed)
-        if not (finite(head) and sound(tuned, images)):
+        [classifier] = fit(tuned, images, [chosen], config, frozen=frozen, seed=seed)
+        if not (finite(classifier) and sound(tuned, images)):
             raise TrainingError(_diverged(config))
-    found = embed(tuned, test, workers=workers)
+    found = test if isinstance(test, Features) else embed(tuned, test, workers=workers)
     settings = {
         "optimizer": "SGD, Nesterov momentum 0.9, cosine",
         **asdict(chosen),
@@ -138,7 +103,7 @@ def _answers(
         "held_out": len(choose),
         "tried": [{**asdict(one.trial), "top1": one.top1} for one in tried],
     }
-    return Answers(logits_of(head, found.x, config).numpy(), found.y, settings, len(train))
+    return Answers(logits_of(classifier, found.x, config).numpy(), found.y, settings, len(train))
 
 
 def _diverged(config: ClassifierConfig) -> str:
@@ -158,16 +123,16 @@ def _try(
 ) -> list[_Tried]:
     """Train some trials together and score each on held-out images."""
     tuned = encoder if frozen else copy.deepcopy(encoder)
-    heads = fit(tuned, images, trials, config, frozen=frozen, seed=seed)
+    classifiers = fit(tuned, images, trials, config, frozen=frozen, seed=seed)
     if not sound(tuned, images):
-        return [_Tried(trial, head, None, 0.0) for trial, head in zip(trials, heads, strict=True)]
+        return [_Tried(trial, classifier, None, 0.0) for trial, classifier in zip(trials, classifiers, strict=True)]
     features = embed(tuned, choose, workers=images.workers)
     y = torch.from_numpy(features.y)
     tried = []
-    for trial, head in zip(trials, heads, strict=True):
-        logits = logits_of(head, features.x, config)
-        top1 = (logits.argmax(dim=1) == y).float().mean().item() if finite(head) else None
-        tried.append(_Tried(trial, head, top1, F.cross_entropy(logits, y).item()))
+    for trial, classifier in zip(trials, classifiers, strict=True):
+        logits = logits_of(classifier, features.x, config)
+        top1 = (logits.argmax(dim=1) == y).float().mean().item() if finite(classifier) else None
+        tried.append(_Tried(trial, classifier, top1, F.cross_entropy(logits, y).item()))
         logger.info("epochs %g, base_lr %g, weight_decay %g: top1 %s", *asdict(trial).values(), top1)
     return tried
 
@@ -183,11 +148,11 @@ def finite(module: nn.Module) -> bool:
     return all(bool(t.isfinite().all()) for t in module.state_dict().values())
 
 
-def check(encoder: Encoder, train: Images, test: Images) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The train images' labels. Raises before any work what `linear_sgd` promises to raise."""
+def check(encoder: Encoder, train: Images, test: Images | Features) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The train images' labels. Raises before any work what `train_classifier` promises to raise."""
     check_encoder(encoder)
     for role, images in (("train", train), ("test", test)):
-        if images.channels != encoder.info.channels:
+        if isinstance(images, Images) and images.channels != encoder.info.channels:
             raise ConfigError(
                 f"The {role} images ({images.description}) have {images.channels} channels, the encoder takes "
                 f"{encoder.info.channels}. Open the images with channels= to match."
@@ -200,9 +165,3 @@ def check(encoder: Encoder, train: Images, test: Images) -> np.ndarray[Any, np.d
     if not finite(encoder):
         raise DataError("The encoder's weights hold NaN or infinity: they are damaged or diverged. Take another checkpoint.")
     return labels
-
-
-def _few(train: Images, amount: Amount, seed: int) -> Images:
-    if train.labels is None:
-        raise DataError(f"{train.description} carry no labels to learn from. Give images whose classes are known.")
-    return train.subset(few(train.labels, amount, seed, train.classes))

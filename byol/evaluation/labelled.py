@@ -31,10 +31,10 @@ class Labelled:
     told: set[str] = field(default_factory=set)  # the unreadable images that were warned of
 
     @classmethod
-    def open(cls, images: Images, device: torch.device, workers: int = 0, in_memory: bool | None = None) -> "Labelled":
-        """Read small images now; photographs are read in `batches`. `in_memory` None decides by size and free memory."""
+    def open(cls, images: Images, device: torch.device, workers: int = 0) -> "Labelled":
+        """Read small images now, if they fit in memory; photographs are read in `batches`."""
         opened = cls(images, torch.tensor(images.labels, device=device), None, workers)
-        if in_memory is False or (in_memory is None and not fits(images, device)):
+        if not fits(images, device):
             return opened
         pixels = load_resident(images, opened.leave_out).to(device)
         images.release()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from byol.data.sources import Images
 from byol.errors import DataError
 from byol.evaluation.labelled import UNREADABLE
-from byol.evaluation.sgd import new_head
+from byol.evaluation.sgd import new_classifier
 from byol.features.extract import Features
 from byol.method.byol import BYOL
 from byol.method.transfer import to_device
@@ -34,7 +34,7 @@ class OnlineProbe(nn.Module):
         if images.labels is None or images.classes is None:
             raise DataError(f"{images.description} carry no labels, which the online probe learns from. Leave it off.")
         device = next(learner.parameters()).device
-        self.classifier = new_head(learner.representation_size, len(images.classes), seed).to(device)
+        self.classifier = new_classifier(learner.representation_size, len(images.classes), seed).to(device)
         self._labels = torch.tensor(images.labels, device=device)  # int64 (N,)
         self._correct, self._seen = torch.zeros(2, dtype=torch.int64, device=device)
         self.representation: Tensor | None = None  # of view 1, and perhaps of view 2 behind it, in the pass just made

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from byol.errors import ConfigError, DataError, did_you_mean
-from byol.evaluation import finetune, linear
+from byol.evaluation import linear
+from byol.evaluation.finetune import FINETUNE, LINEAR_SGD, SEMI, train_classifier
 from byol.evaluation.knn import knn_votes
 from byol.evaluation.metrics import measure, metric_for
 from byol.evaluation.scores import Score, score_of
+from byol.evaluation.sgd import ClassifierConfig
 from byol.evaluation.subsets import Amount
 from byol.evaluation.task import (
     Answers,
@@ -59,7 +61,7 @@ def knn(encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig,
 
 
 def logistic(encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig, seed: int) -> dict[str, Answers]:
-    """Answers by logistic regression; the l2 is chosen on a tenth of the training images."""
+    """Answers by logistic regression; the l2 is chosen on a tenth of every class."""
     known, asked = train.features, test.features
     assert known.y is not None
     assert asked.y is not None
@@ -77,39 +79,28 @@ def logistic(encoder: Encoder, train: Given, test: Given, settings: EvaluationCo
     return {"linear": Answers(scores, asked.y, used, len(known.x))}
 
 
-def linear_sgd(encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig, seed: int) -> dict[str, Answers]:
-    """Answers by a linear classifier that SGD trains on crops and flips, as the paper does on ImageNet."""
-    config = settings.classifier(finetune.LINEAR_SGD)
-    answers = finetune.linear_sgd(encoder, train.images, test.images, settings=config, seed=seed, workers=train.workers)
-    return {"linear-sgd": answers}
-
-
-def tuned(encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig, seed: int) -> dict[str, Answers]:
-    """Answers by the encoder and a classifier trained on all labels."""
-    config = settings.classifier(finetune.FINETUNE)
-    answers = finetune.finetune(encoder, train.images, test.images, settings=config, seed=seed, workers=train.workers)
-    return {"finetune": answers}
-
-
-def semi(amount: Amount, name: str) -> Protocol:
-    """The protocol that trains the encoder and a classifier on so many labels."""
+def training(name: str, usual: ClassifierConfig, *, frozen: bool = False, amount: Amount | None = None) -> Protocol:
+    """The protocol that trains a classifier on images, by default with the encoder and on all labels."""
 
     def run(encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig, seed: int) -> dict[str, Answers]:
-        config = settings.classifier(finetune.SEMI)
-        images = (train.images, test.images)
-        return {name: finetune.semi(encoder, *images, amount=amount, settings=config, seed=seed, workers=train.workers)}
+        config = settings.classifier(usual)
+        asked = test.features if frozen else test.images  # a frozen encoder's features are there for other protocols too
+        answers = train_classifier(
+            encoder, train.images, asked, config, frozen=frozen, amount=amount, seed=seed, workers=train.workers
+        )
+        return {name: answers}
 
-    return Protocol(run, random=True, on_images=True, tunes=True)
+    return Protocol(run, random=True, on_images=True, tunes=not frozen)
 
 
 PROTOCOLS = {
     "knn": Protocol(knn, random=False),
     "linear": Protocol(logistic, random=True),
-    "linear-sgd": Protocol(linear_sgd, random=True, on_images=True),
-    "finetune": Protocol(tuned, random=True, on_images=True, tunes=True),
+    "linear-sgd": training("linear-sgd", LINEAR_SGD, frozen=True),
+    "finetune": training("finetune", FINETUNE),
 }
 USUAL = ("knn", "linear")
-SEMI = "semi-"  # and an amount, as in semi-1, semi-0.5 or semi-25-per-class
+FEW = "semi-"  # and an amount, as in semi-1, semi-0.5 or semi-25-per-class
 
 
 @dataclass(frozen=True)
@@ -141,9 +132,9 @@ def evaluate(
 ) -> dict[str, Score]:
     """Score an encoder on labelled images: `train` is learned from, `test` is scored.
 
-    Both are Features, or what `open_images` takes. `settings` are those of `EvaluationConfig`: k (a number or several),
-    temperature, metric. What is random is repeated with `seeds` seeds from `seed` on. `cache` is a folder that features of
-    images are kept in. Raises ConfigError for an unknown protocol or setting, DataError without labels.
+    Both are Features, or what `open_images` takes. `settings` are the fields of `EvaluationConfig`, such as k=20. What is
+    random is repeated with `seeds` seeds from `seed` on. `cache` is a folder that features of images are kept in.
+    Raises ConfigError for an unknown protocol or setting, DataError without labels.
     """
     names = tuple(field.name for field in fields(EvaluationConfig))
     for name in settings:
@@ -175,7 +166,8 @@ def prepare(
         raise ConfigError(f"seeds is {seeds}; expected at least 1.")
     folder = None if cache is None else Path(cache)
     channels = encoder.info.channels
-    opened = same_classes(labelled(train, "train", channels), labelled(test, "test", channels))
+    learned = labelled(train, "train", channels)
+    opened = same_classes(learned, labelled(test, "test", channels, learned.classes))
     picky = [one for one in protocols if protocol_named(one).on_images]
     if picky and any(isinstance(source, Features) for source in opened):
         raise ConfigError(f"The protocol {picky[0]} works on images, and features were given. Give the images.")
@@ -197,8 +189,8 @@ def check_protocols(protocols: Sequence[str]) -> None:
 
 def protocol_named(name: str) -> Protocol:
     """A protocol by its name."""
-    if name.startswith(SEMI):
-        return semi(Amount.parse(name.removeprefix(SEMI)), name)
+    if name.startswith(FEW):
+        return training(name, SEMI, amount=Amount.parse(name.removeprefix(FEW)))
     if name not in PROTOCOLS:
         raise ConfigError(f"There is no protocol {name!r}.{did_you_mean(name, known())} There are: {', '.join(known())}.")
     return PROTOCOLS[name]
@@ -246,5 +238,5 @@ def check_width(train: Given, test: Given) -> None:
 def roomy(device: torch.device, numbers: int) -> torch.device:
     """The encoder's GPU when so many float32 numbers fit in half of its free memory, else the CPU."""
     if device.type != "cuda":
-        return torch.device("cpu")  # the others lack float64
+        return torch.device("cpu")  # MPS lacks float64 and does not tell how much memory is free
     return device if 4 * numbers <= torch.cuda.mem_get_info(device)[0] // 2 else torch.device("cpu")

@@ -1,6 +1,8 @@
 """How an encoder did: one `Score` for each protocol, as lines of scores.jsonl and as a table for people."""
 
+import errno
 import json
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from byol.errors import CheckpointError
 from byol.evaluation.metrics import bounds, interval, measure, place, resampled_means
 from byol.evaluation.task import Answers
 from byol.features.extract import Features
@@ -33,7 +36,7 @@ class Score:
     train_images: int
     test_images: int
     classes: int
-    seeds: tuple[int, ...]  # empty where nothing is random
+    seeds: tuple[int, ...]  # of what was random: the protocol, or the training it was part of
     seconds: float  # of the protocol, all seeds, without computing the features
     encoder: str = ""
     data_set: str = ""  # its name in a list of several
@@ -92,10 +95,25 @@ def scored(
 
 
 def write_scores(scores: Mapping[str, Score], path: str | Path) -> None:
-    """Append one JSON line per score, all at once. Raises OSError when the file cannot be written."""
-    lines = "".join(json.dumps(asdict(score)) + "\n" for score in scores.values())
-    with Path(path).open("a") as file:
-        file.write(lines)
+    """Append one JSON line per score, all or none. Raises OSError when the file cannot be written."""
+    lines = "".join(json.dumps(asdict(score)) + "\n" for score in scores.values()).encode()
+    with Path(path).open("ab", buffering=0) as file:  # in one write, that lines of another process do not fall between
+        end = file.seek(0, os.SEEK_END)
+        if file.write(lines) < len(lines):
+            file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def read_scores(path: Path) -> list[Score]:
+    """The scores in a file that `write_scores` wrote, oldest first. Raises CheckpointError for a line that is none."""
+    scores = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            values = json.loads(line)
+            scores.append(Score(**{**values, "seeds": tuple(values["seeds"])}))
+        except (ValueError, KeyError, TypeError) as failure:
+            raise CheckpointError(f"Line {number} of {path} is no score of this version ({failure}). Remove it.") from failure
+    return scores
 
 
 def score_table(scores: Mapping[str, Score]) -> str:

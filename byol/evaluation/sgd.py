@@ -47,8 +47,6 @@ class ClassifierConfig:
     """Weight of the mean squared logit in the loss; 0.01 in the paper's Table 7."""
     precision: Precision | None = None
     """bf16 or fp32 for the encoder's arithmetic. By default bf16 where the hardware has it and is faster with it."""
-    in_memory: bool | None = None
-    """Keep all images on the device. By default when they are small and fit."""
 
     def __post_init__(self) -> None:
         for name in ("base_lrs", "epochs", "weight_decays"):
@@ -85,9 +83,9 @@ def fit(
     precision = config.precision or World(0, 1, device).default_precision()
     batch_size = batch_size_for(len(images), config.batch_size)
     total_steps = max(1, int(trials[0].epochs * len(images)) // batch_size)
-    heads = [new_head(encoder.info.features, images.classes, seed).to(device) for _ in trials]
+    classifiers = [new_classifier(encoder.info.features, images.classes, seed).to(device) for _ in trials]
     with torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        optimizer = sgd(heads, trials, batch_size, None if frozen else encoder.network)
+        optimizer = sgd(classifiers, trials, batch_size, None if frozen else encoder.network)
         if not frozen:
             follow_faster(encoder.network, len(images) / batch_size)
         encoder.network.train(not frozen)
@@ -101,30 +99,32 @@ def fit(
             view = normalise_(to_float(crops), encoder.info.mean, encoder.info.std)
             with torch.set_grad_enabled(not frozen), autocast(device, precision):
                 representation = encoder.network(view)
-            losses = [objective(head(representation.float()), y, config) for head in heads]
+            losses = [objective(one(representation.float()), y, config) for one in classifiers]
             torch.stack(losses).sum().backward()  # no loss touches another one's classifier
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     encoder.eval()
-    return heads
+    return classifiers
 
 
-def new_head(features: int, classes: int, seed: int) -> nn.Linear:
+def new_classifier(features: int, classes: int, seed: int) -> nn.Linear:
     """The classifier at step 0, a function of the seed, as in the official code: truncated normal weights, no bias."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        head = nn.Linear(features, classes)
-        init_truncated(head.weight)
-    nn.init.zeros_(head.bias)
-    return head
+        classifier = nn.Linear(features, classes)
+        init_truncated(classifier.weight)
+    nn.init.zeros_(classifier.bias)
+    return classifier
 
 
-def sgd(heads: Sequence[nn.Linear], trials: Sequence[Trial], batch_size: int, network: nn.Module | None) -> torch.optim.SGD:
+def sgd(
+    classifiers: Sequence[nn.Linear], trials: Sequence[Trial], batch_size: int, network: nn.Module | None
+) -> torch.optim.SGD:
     """One optimizer for all classifiers, each with its own rate, and for the network if it is trained."""
     groups = []
-    for head, trial in zip(heads, trials, strict=True):
+    for classifier, trial in zip(classifiers, trials, strict=True):
         decay = trial.weight_decay / (trial.base_lr * batch_size / 256)
-        for part in (head,) if network is None else (head, network):
+        for part in (classifier,) if network is None else (classifier, network):
             groups += [{**group, "base_lr": trial.base_lr} for group in parameter_groups(part, weight_decay=decay)]
     return torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True, foreach=True)
 
@@ -149,10 +149,10 @@ def capped(logits: Tensor, cap: float | None) -> Tensor:
 
 
 @torch.no_grad()
-def logits_of(head: nn.Linear, x: np.ndarray[Any, np.dtype[np.float32]], config: ClassifierConfig) -> Tensor:
+def logits_of(classifier: nn.Linear, x: np.ndarray[Any, np.dtype[np.float32]], config: ClassifierConfig) -> Tensor:
     """The logits (N, classes), on the host, of representations (N, D)."""
     parts = torch.from_numpy(x).split(4096)
-    return torch.cat([capped(head(part.to(head.weight.device)), config.logit_cap).cpu() for part in parts])
+    return torch.cat([capped(classifier(part.to(classifier.weight.device)), config.logit_cap).cpu() for part in parts])
 
 
 def batch_size_for(images: int, most: int) -> int:

@@ -1,6 +1,7 @@
 """What a protocol is given and gives: labelled images and their features in, scores of the test images out."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -110,11 +111,14 @@ class Answers:
             raise TrainingError("The classifier answers NaN: its training diverged. Try a lower learning rate.")
 
 
-def labelled(images: Any, role: str, channels: int) -> Features | Images:
-    """The images of a role, opened; raises DataError before any work when they carry no labels."""
+def labelled(images: Any, role: str, channels: int, classes: Sequence[str] | None = None) -> Features | Images:
+    """The images of a role, opened; raises DataError before any work when they carry no labels.
+
+    A folder that holds nothing but one folder named as one of `classes` holds images of this class.
+    """
     opened: Features | Images = images if isinstance(images, Features | Images) else open_images(images, channels=channels)
-    if role == "test" and isinstance(opened, Images) and isinstance(images, str | Path) and labels_of(opened) is None:
-        opened = of_one_class(opened, Path(images).expanduser())
+    if classes and isinstance(opened, Images) and isinstance(images, str | Path) and labels_of(opened) is None:
+        opened = of_one_class(opened, Path(images).expanduser(), classes)
     if labels_of(opened) is None:
         what = opened.description if isinstance(opened, Images) else "The features"
         raise DataError(
@@ -124,13 +128,10 @@ def labelled(images: Any, role: str, channels: int) -> Features | Images:
     return opened
 
 
-def of_one_class(images: Images, folder: Path) -> Images:
-    """The images of a folder that holds nothing but one folder, labelled by its name; others as they are.
-
-    To train on, such a folder is no class. To judge by, it is one, and the others are missing.
-    """
+def of_one_class(images: Images, folder: Path, classes: Sequence[str]) -> Images:
+    """The images of a folder that holds nothing but the folder of a class, with their labels; others as they are."""
     ends = [images.name(index).partition("/") for index in (0, len(images) - 1)]  # of names in order
-    if not folder.is_dir() or ends[0][0] != ends[1][0] or not ends[0][1]:
+    if not folder.is_dir() or ends[0][0] != ends[1][0] or not ends[0][1] or ends[0][0] not in classes:
         return images
     return open_images(images, labels=[ends[0][0]] * len(images))
 

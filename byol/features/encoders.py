@@ -7,6 +7,7 @@ from torch import nn
 
 from byol.errors import CheckpointError, ConfigError
 from byol.features.conversion import convert, first_bytes
+from byol.features.library import LIBRARIES, pretrained_encoder
 from byol.method.draws import seed_of
 from byol.method.hidden import HiddenLayer
 from byol.models.build import build_encoder
@@ -17,14 +18,29 @@ from byol.weights.pickles import is_pickle
 from byol.world import pick_device
 
 
-def load_encoder(path: str | Path, *, net: nn.Module | str | None = None, device: str | None = "cpu") -> Encoder:
+def load_encoder(
+    path: str | Path,
+    *,
+    net: nn.Module | str | None = None,
+    weights: str | Path | None = None,
+    device: str | None = "cpu",
+) -> Encoder:
     """An encoder from a run folder, an encoder.safetensors file or an official checkpoint (.pkl), in eval mode.
 
-    `net` is the network to fill, or its "package.module:function", when the run trained a module of your own: no file
-    can make this program import code, only you can. The encoder's forward takes (B, C, H, W) uint8, or float in
-    [0, 1], of any size and gives the representation (B, D) float32. Raises CheckpointError when the file is missing,
-    damaged or does not fit, ConfigError when the network cannot be built.
+    Also "torchvision:NAME" or "timm:NAME" with pretrained weights: those in the file `weights`, or by default those that the
+    library has downloaded before; see `pretrained_encoder`. `net` is the network to fill, or its "package.module:function",
+    when the run trained a module of your own: no file can make this program import code, only you can. The encoder's
+    forward takes (B, C, H, W) uint8, or float in [0, 1], of any size and gives the representation (B, D) float32.
+
+    Raises CheckpointError when the file is missing, damaged, of a newer version or does not fit, and ConfigError when the
+    network cannot be built or has no such hidden layer.
     """
+    if (name := str(path)).startswith(LIBRARIES):
+        if net is not None:
+            raise ConfigError(f"{name} names its network: leave net (--encoder) out.")
+        return pretrained_encoder(name, weights=weights, device=device)
+    if weights is not None:
+        raise ConfigError(f"{weights} was given as weights of {path}; they go with torchvision:NAME or timm:NAME.")
     file = files.find(Path(path))
     head = first_bytes(file)
     if is_torch(head):
@@ -34,13 +50,11 @@ def load_encoder(path: str | Path, *, net: nn.Module | str | None = None, device
             raise ConfigError(f"{file} is an official checkpoint, which tells its network: leave net out.")
         return convert(file).encoder.to(pick_device(device))
 
-    def build(info: EncoderInfo) -> nn.Module:
-        if isinstance(net, nn.Module):
-            return net
+    tensors, info = files.read(file)
+    if not isinstance(net, nn.Module):
         name = net if net is not None else builtin(path, info)
-        return build_encoder(name, channels=info.channels, image_size=info.image_size, **info.options)
-
-    return files.load_encoder(path, build=build, device=pick_device(device))
+        net = build_encoder(name, channels=info.channels, image_size=info.image_size, **info.options)
+    return files.filled(net, tensors, info, path, pick_device(device))
 
 
 def untrained(encoder: Encoder, *, seed: int = 0, net: nn.Module | str | None = None) -> Encoder:

@@ -42,7 +42,7 @@ def pretrained_encoder(name: str, *, weights: str | Path | None = None, device: 
 def torchvision_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, Any]]:
     """The network without its classifier, and how its images are prepared, by the names of `EncoderInfo`."""
     models = library("torchvision").models
-    check_model("torchvision", name, models.list_models(module=models))
+    check_model("torchvision", name)
     kinds = list(models.get_model_weights(name))
     usual = models.get_model_weights(name).DEFAULT
     folder = Path(torch.hub.get_dir(), "checkpoints")
@@ -74,7 +74,7 @@ def torchvision_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, 
 def timm_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, Any]]:
     """As `torchvision_net`; the name may carry the tag of the weights, such as resnet50.a1_in1k."""
     timm = library("timm")
-    check_model("timm", name.partition(".")[0], timm.list_models())
+    check_model("timm", name.partition(".")[0])
     try:
         settings = timm.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as failure:

@@ -66,9 +66,8 @@ def embed_to(
 
 def fingerprint(encoder: Encoder, images: Images, normalize: bool) -> str:
     """A hexadecimal digest of all that features follow from: the encoder, the images, and how they are worked on."""
-    tensors = {name: value.detach().cpu() for name, value in encoder.net.state_dict().items()}
     work = {"format": FORMAT, "images": images.fingerprint(), "batch": BATCH, "shard": SHARD, "normalize": normalize}
-    return digest(tensors, {**asdict(encoder.info), **work})[:16]
+    return digest(encoder.net.state_dict(), {**asdict(encoder.info), **work})[:16]
 
 
 @contextmanager

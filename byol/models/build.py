@@ -88,7 +88,7 @@ def unnamed_resnet(channels: int, options: dict[str, Any]) -> nn.Module:
 def torchvision_encoder(name: str, channels: int, size: tuple[int, ...] | None, options: dict[str, Any]) -> nn.Module:
     """A classification model of torchvision without the last layer of its classifier."""
     models = library("torchvision").models
-    check_model("torchvision", name, models.list_models(module=models))
+    check_model("torchvision", name)
     builder = models.get_model_builder(name)
     takes = inspect.signature(get_type_hints(builder)["return"]).parameters
     # GoogLeNet and Inception: one output instead of three, and no warning about how the weights start
@@ -109,7 +109,7 @@ def torchvision_encoder(name: str, channels: int, size: tuple[int, ...] | None, 
 def timm_encoder(name: str, channels: int, size: tuple[int, ...] | None, options: dict[str, Any]) -> nn.Module:
     """A model of timm without its classifier."""
     timm = library("timm")
-    check_model("timm", name, timm.list_models())
+    check_model("timm", name)
     settings = timm.get_pretrained_cfg(name)
     # timm's sign that a model takes img_size
     fixed = settings is not None and settings.fixed_input_size
@@ -208,12 +208,20 @@ def library(name: str) -> Any:
         raise ConfigError(f"{name}: encoders need {name}, which is not installed: pip install 'byol[models]'") from missing
 
 
-def check_model(library: str, name: str, known: list[str]) -> None:
-    """Raise ConfigError unless a library has a model of this name."""
+def model_names(source: str) -> list[str]:
+    """The names of the image classification models of torchvision or timm."""
+    found = library(source)
+    names: list[str] = found.list_models() if source == "timm" else found.models.list_models(module=found.models)
+    return names
+
+
+def check_model(source: str, name: str) -> None:
+    """Raise ConfigError unless torchvision or timm has a model of this name."""
+    known = model_names(source)
     if name not in known:
         raise ConfigError(
-            f"{library} has no image classification model {name!r}.{did_you_mean(name, known)} "
-            f"Expected one of its {len(known)} names, without a weights tag, such as {library}:resnet50."
+            f"{source} has no image classification model {name!r}.{did_you_mean(name, known)} "
+            f"Expected one of its {len(known)} names, without a weights tag, such as {source}:resnet50."
         )
 
 

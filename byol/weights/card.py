@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from byol.errors import CheckpointError
+from byol.evaluation.baselines import BASELINES
+from byol.evaluation.scores import TITLES, read_scores, shown
 from byol.weights.files import EncoderInfo
 
 TIMM = """```python
@@ -83,27 +85,27 @@ def training_section(run: Path) -> str:
 
 
 def score_section(run: Path) -> str:
-    """What `byol evaluate` found, a row per line of scores.jsonl; empty when there is none."""
+    """What `byol evaluate` found of the encoder itself, the newest of equals; empty when there is nothing."""
     path = run / "scores.jsonl"
-    if not path.exists():
-        return ""
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            score = json.loads(line)
-            interval = f"{100 * score['low']:.1f} to {100 * score['high']:.1f}"
-            counts = [f"{score[name]:,}" for name in ("classes", "train_images", "test_images")]
-            row = (score["protocol"], f"{100 * score['top1']:.1f}", interval, *counts, settings_of(score))
-        except (ValueError, KeyError, TypeError, AttributeError) as failure:
-            raise CheckpointError(f"{path} has a line that is no score ({failure}). Remove it.") from failure
-        rows.append(row)
-    head = ("protocol", "top-1 %", "95 % interval", "classes", "labelled images", "test images", "settings")
-    return f"## Scores\n\n{table(head, list(dict.fromkeys(rows)))}" if rows else ""
-
-
-def settings_of(score: dict[str, Any]) -> str:
-    """A protocol's settings, for people."""
-    return ", ".join(f"{name} {f'{v:.3g}' if isinstance(v, float) else v}" for name, v in score.get("settings", {}).items())
+    found = {}
+    for score in read_scores(path) if path.exists() else ():
+        if score.encoder not in BASELINES:  # kept there too, for comparison
+            found[score.data_set, score.protocol, score.metric, shown(score.settings), score.train_images] = score
+    named = any(score.data_set for score in found.values())
+    rows = [
+        (
+            *([score.data_set] if named else []),
+            score.protocol,
+            TITLES[score.metric],
+            f"{100 * score.value:.1f}",
+            f"{100 * score.low:.1f} to {100 * score.high:.1f}",
+            *(f"{count:,}" for count in (score.classes, score.train_images, score.test_images)),
+            shown(score.settings),
+        )
+        for score in found.values()
+    ]
+    head = ("protocol", "metric", "%", "95 % interval", "classes", "labelled images", "test images", "settings")
+    return f"## Scores\n\n{table(('data set', *head) if named else head, rows)}" if rows else ""
 
 
 def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:

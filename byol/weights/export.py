@@ -52,7 +52,7 @@ def export(
     path: str | Path,
     *,
     format: Format | None = None,
-    normalise: bool = True,
+    from_pixels: bool = True,
     run: str | Path | None = None,
     model: str | None = None,
 ) -> Exported:
@@ -63,7 +63,7 @@ def export(
     - "timm": a folder for `timm.create_model("local-dir:...")`, with its preprocessing.
     - "huggingface": the same with a model card; or this package's own file, where timm has no such model.
     - "torch.export" (.pt2), "onnx": the graph from "images" (B, C, H, W) float32 to "representation" (B, D) float32, for any
-      B. Pixels are in [0, 1] and the graph normalises them; with normalise=False they come normalised.
+      B. Pixels are in [0, 1] and the graph normalises them; with from_pixels=False they come normalised.
 
     `format` follows from the path's suffix when it is None; a path without one is a folder for huggingface. `run` is the
     folder of the run, of which the model card tells. `model` names the model of torchvision or timm that an encoder of your
@@ -74,12 +74,12 @@ def export(
     path = Path(path)
     try:
         format = format_of(path, format)
-        check_options(format, normalise, model)
+        check_options(format, from_pixels, model)
         check_place(path, format)
         encoder = copy.deepcopy(encoder).to(torch.device("cpu")).to(memory_format=torch.contiguous_format).eval()
         place = filling if format in FOLDERS else replacing
         with torch.random.fork_rng([]), place(path) as temporary:  # the caller's random state stays as it was
-            check = write(encoder, temporary, format, normalise, None if run is None else Path(run), model)
+            check = write(encoder, temporary, format, from_pixels, None if run is None else Path(run), model)
             if not agrees(check.difference):
                 raise ByolError(f"{check.tool} gives {in_words(check.difference)}; the export was deleted.")
             if path.suffix == ".pth":  # holds tensors and nothing else
@@ -91,10 +91,10 @@ def export(
     return Exported(path, format, check)
 
 
-def write(encoder: Encoder, path: Path, format: Format, normalise: bool, run: Path | None, model: str | None) -> Check:
+def write(encoder: Encoder, path: Path, format: Format, from_pixels: bool, run: Path | None, model: str | None) -> Check:
     """Write an encoder on the CPU to a file, or into an empty folder, and load and compare it."""
     if format == "onnx" or format == "torch.export":
-        return write_graph(encoder, path, format, normalise)
+        return write_graph(encoder, path, format, from_pixels)
     if format == "torchvision":
         return write_torchvision(fitted(encoder, "torchvision", model), encoder, path)
     if format == "timm":
@@ -145,11 +145,11 @@ def format_of(path: Path, format: Format | None) -> Format:
     return format
 
 
-def check_options(format: Format, normalise: bool, model: str | None) -> None:
+def check_options(format: Format, from_pixels: bool, model: str | None) -> None:
     """Raise ConfigError for an option that a format has no use for."""
-    if not normalise and format not in ("onnx", "torch.export"):
+    if not from_pixels and format not in ("onnx", "torch.export"):
         raise ConfigError(
-            f"normalise=False is for onnx and torch.export; {format} never holds the normalisation in the network."
+            f"from_pixels=False is for onnx and torch.export; {format} never holds the normalisation in the network."
         )
     if model is not None and format not in ("torchvision", "timm", "huggingface"):
         raise ConfigError(f"model={model!r} is for torchvision, timm and huggingface; {format} takes any network as it is.")

@@ -5,7 +5,6 @@
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from byol.disk import replacing, write_text
+from byol.disk import replacing
 from byol.errors import ByolError, CheckpointError, ConfigError
 from byol.method.byol import evaluating
 from byol.method.crops import Interpolation
@@ -100,20 +99,19 @@ class Encoder(nn.Module):
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images as the network is fed them, but not normalised: float32 (B, C, h, w) in [0, 1]."""
-        check_images(images, self.info.channels)
-        return self._fed(images)
+        return self._prepare(images)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """The representation (B, D) of images."""
-        check_images(images, self.info.channels)
-        x = self._fed(images, mean=self.info.mean, std=self.info.std)
+        x = self._prepare(images, mean=self.info.mean, std=self.info.std)
         with evaluating(self.network):
             representation: Tensor = self.network(x)
         return representation.float()
 
-    def _fed(self, images: Tensor, **normalisation: tuple[float, ...]) -> Tensor:
+    def _prepare(self, images: Tensor, **normalisation: tuple[float, ...]) -> Tensor:
         info = self.info
+        check_images(images, info.channels)
         return prepare(
             images,
             info.image_size,
@@ -136,9 +134,8 @@ def save_encoder(encoder: Encoder, folder: str | Path) -> Path:
 
 def write_both(encoder: Encoder, folder: Path) -> Path:
     """`save_encoder`, with OSError and SafetensorError as they come."""
-    with replacing(folder / FILE) as temporary:
-        description = write(encoder, temporary)
-    write_text(folder / "encoder.json", json.dumps(description, indent=1) + "\n")
+    with replacing(folder / FILE) as temporary, replacing(folder / "encoder.json") as described:
+        described.write_text(json.dumps(write(encoder, temporary), indent=1) + "\n")
     return folder / FILE
 
 
@@ -152,20 +149,10 @@ def write(encoder: Encoder, file: Path) -> dict[str, Any]:
     return description
 
 
-def load_encoder(path: str | Path, *, build: Callable[[EncoderInfo], nn.Module], device: torch.device | None = None) -> Encoder:
-    """Read an encoder file (or the one in a folder); `build` makes the network that its tensors fill.
-
-    Raises CheckpointError when the file is missing, damaged, from a newer version, or does not fit the network, and
-    ConfigError when the network has no such hidden layer.
-    """
-    tensors, info = read(find(Path(path)))
-    return filled(build(info), tensors, info, path, device)
-
-
 def filled(
     net: nn.Module, tensors: dict[str, Tensor], info: EncoderInfo, path: str | Path, device: torch.device | None = None
 ) -> Encoder:
-    """An encoder of a network and the tensors that fill it. Raises CheckpointError when they do not fit.
+    """An encoder of a network and the tensors that fill it, read from `path`. Raises CheckpointError when they do not fit.
 
     A network on the meta device takes the tensors as they are, without a copy.
     """
@@ -190,7 +177,10 @@ def find(path: Path) -> Path:
         raise CheckpointError(
             f"The run in {path} has no encoder yet: it is not finished. Run the same `byol train` command again to continue it."
         )
-    raise CheckpointError(f"There is no encoder at {path}; expected a run's folder, an {FILE} file or an official .pkl.")
+    raise CheckpointError(
+        f"There is no encoder at {path}; expected a run's folder, an {FILE} file, an official .pkl, or torchvision:NAME or "
+        "timm:NAME."
+    )
 
 
 def read(file: Path) -> tuple[dict[str, Tensor], EncoderInfo]:
@@ -205,16 +195,17 @@ def read(file: Path) -> tuple[dict[str, Tensor], EncoderInfo]:
         ) from failure
     if "byol" not in metadata:
         raise CheckpointError(f"{file} is a safetensors file, but not an encoder of this project: it has no description.")
+    damaged = f"{file} is damaged: what it holds does not match its checksum. Take another copy."
     try:
         description = json.loads(metadata["byol"])
-        intact = description.pop("blake2b") == digest(tensors, description)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        intact = False
-    if not intact:
-        raise CheckpointError(f"{file} is damaged: what it holds does not match its checksum. Take another copy.")
-    written = description.pop("format", None)
-    if isinstance(written, int) and written > FORMAT:
-        raise CheckpointError(f"{file} was written by a newer version of byol. Upgrade byol to read it.")
+        written = description["format"]
+        if isinstance(written, int) and written > FORMAT:  # whose checksum may be another one
+            raise CheckpointError(f"{file} was written by a newer version of byol. Upgrade byol to read it.")
+        if description.pop("blake2b") != digest(tensors, description):
+            raise CheckpointError(damaged)
+        del description["format"]
+    except (ValueError, KeyError, TypeError, AttributeError) as failure:
+        raise CheckpointError(damaged) from failure
     try:
         return tensors, EncoderInfo.read(description)
     except (TypeError, ValueError, KeyError) as failure:
@@ -237,7 +228,7 @@ def digest(tensors: dict[str, Tensor], description: dict[str, Any]) -> str:
     """BLAKE2b of the description, and of every tensor's name, type, shape and bytes. The same in every format."""
     state = blake2b(json.dumps(description).encode(), digest_size=16)
     for name in sorted(tensors):
-        value = tensors[name]
+        value = tensors[name].detach().cpu()
         state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         state.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()

@@ -30,25 +30,25 @@ class NoGraph(ConfigError):
 class Graph(nn.Module):
     """What is traced: images (B, C, H, W) float32 to the representation (B, D) float32.
 
-    `normalise` puts the normalisation of pixels in [0, 1] in front. The encoder is copied.
+    `from_pixels` puts the normalisation of pixels in [0, 1] in front. The encoder is copied.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, encoder: Encoder, normalise: bool) -> None:
+    def __init__(self, encoder: Encoder, from_pixels: bool) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(encoder.network)
-        self.normalise = normalise
+        self.from_pixels = from_pixels
         for name, part in list(self.encoder.named_modules()):
             if isinstance(part, nn.AdaptiveAvgPool2d) and (grid := grid_of(part)) is not None:
                 self.encoder.set_submodule(name, GridAverage(grid))
-        if normalise:
+        if from_pixels:
             self.register_buffer("mean", torch.tensor(encoder.info.mean).view(-1, 1, 1))
             self.register_buffer("std", torch.tensor(encoder.info.std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        x = (images - self.mean) / self.std if self.normalise else images
+        x = (images - self.mean) / self.std if self.from_pixels else images
         read = self.encoder
         if read.layer is None:
             output = single_tensor(run(read.net, x), None)
@@ -90,7 +90,7 @@ def grid_of(average: nn.AdaptiveAvgPool2d) -> tuple[int, int] | None:
     return (rows, columns) if rows and columns and (rows, columns) != (1, 1) else None
 
 
-def write_graph(encoder: Encoder, file: Path, format: str, normalise: bool) -> Check:
+def write_graph(encoder: Encoder, file: Path, format: str, from_pixels: bool) -> Check:
     """Write a graph of an encoder on the CPU, load it again and compare it.
 
     The graph takes images of any size if it agrees at two of them, else of the encoder's size alone. Raises ConfigError when
@@ -101,22 +101,22 @@ def write_graph(encoder: Encoder, file: Path, format: str, normalise: bool) -> C
     sizes = (encoder.info.image_size,) if pads_by_parity(encoder.net) else allowed_sizes(encoder)
     if len(sizes) > 1:
         with suppress(NoGraph):
-            check = attempt(encoder, file, format, normalise, sizes)
+            check = attempt(encoder, file, format, from_pixels, sizes)
             if agrees(check.difference):
                 return check
-    return attempt(encoder, file, format, normalise, sizes[:1])
+    return attempt(encoder, file, format, from_pixels, sizes[:1])
 
 
-def attempt(encoder: Encoder, file: Path, format: str, normalise: bool, sizes: tuple[Size, ...]) -> Check:
+def attempt(encoder: Encoder, file: Path, format: str, from_pixels: bool, sizes: tuple[Size, ...]) -> Check:
     """Write a graph for one size, or any when there are two; raises NoGraph when torch or ONNX cannot express it."""
     any_size = len(sizes) > 1
-    described = {**encoder.info.preprocessing(), "normalised_by_graph": normalise, "any_image_size": any_size}
+    described = {**encoder.info.preprocessing(), "normalised_by_graph": from_pixels, "any_image_size": any_size}
     save, load, tool = (
         (save_onnx, load_onnx, "onnxruntime") if format == "onnx" else (save_program, load_program, "torch.export")
     )
     try:
-        save(trace(Graph(encoder, normalise), encoder, any_size), file, described)
-        return Check(tool, difference(encoder, load(file), sizes, normalised=not normalise), sizes)
+        save(trace(Graph(encoder, from_pixels), encoder, any_size), file, described)
+        return Check(tool, difference(encoder, load(file), sizes, normalised=not from_pixels), sizes)
     except (ByolError, OSError):
         raise
     except Exception as failure:  # a foreign network: torch and ONNX raise nearly everything for what they lack

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from byol.disk import replacing, write_text
 from byol.errors import ByolError, ConfigError
-from byol.models.build import build_encoder, library
+from byol.models.build import build_encoder, library, model_names
 from byol.weights.files import Encoder
 from byol.weights.verify import Check, agrees, difference, in_words
 
@@ -47,7 +47,7 @@ def fitted(encoder: Encoder, source: str, model: str | None = None) -> Fitted:
             "Any network can be exported as safetensors, huggingface, onnx or torch.export."
         )
     how = ", ".join(f"{key} {value}" for key, value in info.options.items())
-    if model is None and name not in known_models(source):
+    if model is None and name not in model_names(source):
         raise DoesNotFit(f"{source} has no {name}{f' with {how}' if how else ''}. {OTHERWISE}")
     if source == "torchvision" and info.channels != 3:
         raise DoesNotFit(f"torchvision's models take 3 channels, this encoder takes {info.channels}. {OTHERWISE}")
@@ -70,13 +70,6 @@ def fitted(encoder: Encoder, source: str, model: str | None = None) -> Fitted:
             f"{f' than an encoder with {how}' if how else ''}. {OTHERWISE}"
         )
     return Fitted(source, found.model, options, tensors)
-
-
-def known_models(source: str) -> list[str]:
-    """The names of a library's image classification models."""
-    found = library(source)
-    names: list[str] = found.list_models() if source == "timm" else found.models.list_models(module=found.models)
-    return names
 
 
 def fresh(found: Fitted, encoder: Encoder) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -76,6 +77,20 @@ def test_scores_that_cannot_be_written_are_told_in_a_sentence(run, labelled, tmp
     assert line.startswith(f"byol evaluate: The scores could not be written to {tmp_path}/scores.jsonl: ")
 
 
+def test_a_run_that_cannot_be_written_to_can_be_compared_with(run, labelled, tmp_path, capsys, caplog, monkeypatch):
+    other = shutil.copytree(run, tmp_path / "other")
+    places = {str(run): run, str(other): Path("/proc/nowhere")}  # where not even root can write
+    monkeypatch.setattr("byol.commands.evaluate.folder_of", places.get)
+    words = ["--train", str(labelled), "--test", str(labelled), "--protocols", "knn", "--no-cache"]
+    assert main(["evaluate", str(run), *words, "--compare", str(other)]) == 0
+    assert "Its scores are shown and not kept." in caplog.text
+    shown = capsys.readouterr().out
+    assert str(other) in shown.splitlines()[0]
+    assert [line for line in shown.splitlines() if line.startswith("written")] == [f"written    {run}/scores.jsonl"]
+    assert main(["evaluate", str(other), *words]) == 2
+    assert "Name another folder with --out." in capsys.readouterr().err
+
+
 def test_evaluate_scores_a_list_of_data_sets_each_by_its_metric(run, labelled, tmp_path, capsys):
     images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
     images[:20, :, :, 0] = 255
@@ -105,6 +120,25 @@ def test_evaluate_takes_a_network_of_torchvision_with_weights_of_ones_own(labell
     assert (tmp_path / "deep" / "er" / "scores.jsonl").exists()
 
 
+def test_embed_search_and_export_take_a_network_of_torchvision_too(labelled, tmp_path, capsys, monkeypatch):
+    from torchvision.models import squeezenet1_1
+
+    torch.save(squeezenet1_1(weights=None).state_dict(), tmp_path / "own.pth")
+    monkeypatch.chdir(tmp_path)
+    network = ["torchvision:squeezenet1_1", "--weights", "own.pth"]
+    picture = next(labelled.rglob("*.png"))
+    assert main(["embed", *network, "--data", str(labelled), "--out", "f.npz"]) == 0
+    assert "byol search f.npz --query PICTURE --run torchvision:squeezenet1_1 --weights own.pth" in capsys.readouterr().out
+    assert main(["search", "f.npz", "--query", str(picture), "--run", *network, "--k", "1", "--json"]) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    assert found["images"][0]["name"] == str(picture.relative_to(labelled))
+    assert main(["export", *network, "--out", "e.safetensors"]) == 0
+    assert main(["embed", "e.safetensors", "--data", str(labelled), "--out", "g.npz"]) == 0
+    assert np.array_equal(np.load("f.npz")["x"], np.load("g.npz")["x"])
+    assert main(["embed", *network, "--data", str(labelled), "--out", "g.npz", "--encoder", "a.b:c"]) == 2
+    assert "names its network" in capsys.readouterr().err
+
+
 def test_evaluate_takes_test_images_of_one_class(run, labelled, tmp_path, capsys):
     one = tmp_path / "one"
     shutil.copytree(labelled / "red", one / "red")
@@ -113,3 +147,6 @@ def test_evaluate_takes_test_images_of_one_class(run, labelled, tmp_path, capsys
     assert "8 test images of 3 classes, learned from 24" in capsys.readouterr().out
     assert main([*words, "--train", str(one), "--test", str(one), "--protocols", "knn"]) == 3  # to train on it is none
     assert "given as train carry no labels" in capsys.readouterr().err
+    (one / "red").rename(one / "images")  # which names none of the classes
+    assert main([*words, "--train", str(labelled), "--test", str(one)]) == 3
+    assert "given as test carry no labels" in capsys.readouterr().err

@@ -41,7 +41,7 @@ def test_the_overview_and_the_help_tell_of_it(capsys):
         main(["export", "--help"])
     assert ended.value.code == 0
     out = capsys.readouterr().out
-    for flag in ("--out", "--format", "--normalise", "--model", "--encoder", "torchvision", "huggingface", "torch.export"):
+    for flag in ("--out", "--format", "--from-pixels", "--model", "--encoder", "torchvision", "huggingface", "torch.export"):
         assert flag in out
 
 
@@ -62,7 +62,7 @@ def test_the_model_card_of_a_run_tells_its_length_and_score(run, tmp_path):
     assert main(["export", str(run / "encoder.safetensors"), "--out", str(tmp_path / "e")]) == 0
     card = (tmp_path / "e" / "README.md").read_text()
     assert "1 (2 steps of 8 images)" in card
-    assert re.search(r"\| knn \| \d+\.\d \| \d+\.\d to \d+\.\d \| 2 \| 16 \| 16 \|", card)
+    assert re.search(r"\| knn \| top-1 \| \d+\.\d \| \d+\.\d to \d+\.\d \| 2 \| 16 \| 16 \|", card)
 
 
 def test_a_network_of_your_own_is_named_again(tmp_path, run, monkeypatch):

@@ -67,7 +67,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 def plain_torch(
     encoder: Encoder,
-    head: nn.Linear,
+    classifier: nn.Linear,
     part: Labelled,
     *,
     lr: float,
@@ -81,7 +81,7 @@ def plain_torch(
     """Train as any tutorial does: torch.optim.SGD and torch's own cosine, on the very same crops."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (encoder.info.mean, encoder.info.std))
     network = encoder.network.train(not frozen)
-    parameters = [*head.parameters(), *([] if frozen else network.parameters())]
+    parameters = [*classifier.parameters(), *([] if frozen else network.parameters())]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
         {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
@@ -93,7 +93,7 @@ def plain_torch(
         view = (crops.float() - mean) / std
         representation = network(view).detach() if frozen else network(view)
         optimizer.zero_grad()
-        loss(head(representation), y).backward()
+        loss(classifier(representation), y).backward()
         optimizer.step()
         schedule.step()
     network.eval()

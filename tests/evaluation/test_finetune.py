@@ -13,7 +13,8 @@ from sklearn.metrics import accuracy_score
 
 from byol.data.sources import Images, open_images
 from byol.errors import ConfigError, DataError, TrainingError
-from byol.evaluation.finetune import FINETUNE, LINEAR_SGD, SEMI, finetune, linear_sgd, semi, supervised
+from byol.evaluation.baselines import BASELINES
+from byol.evaluation.finetune import FINETUNE, LINEAR_SGD, SEMI, train_classifier
 from byol.evaluation.labelled import Labelled
 from byol.evaluation.sgd import ClassifierConfig, Trial, fit, logits_of
 from byol.evaluation.subsets import Amount, few, held_out
@@ -23,12 +24,9 @@ from byol.features.extract import embed
 
 SHORT = ClassifierConfig(base_lrs=(0.01, 0.4, 3.0), epochs=(2.0,), held_out=0.25, precision="fp32")
 TEN = Amount(10, per_class=True)  # of 20
-PROTOCOLS: dict[str, Callable[..., Answers]] = {
-    "linear-sgd": linear_sgd,
-    "semi": partial(semi, amount=TEN),
-    "finetune": finetune,
-    "supervised": partial(supervised, amount=TEN),
-}
+linear_sgd = partial(train_classifier, config=SHORT, frozen=True)
+semi = partial(train_classifier, config=SHORT, frozen=False, amount=TEN)
+finetune = partial(train_classifier, config=SHORT, frozen=False)
 
 
 @pytest.fixture
@@ -36,9 +34,9 @@ def encoder(encoder_of):
     return encoder_of("convnet", width=4)
 
 
-@pytest.fixture(params=PROTOCOLS.values(), ids=PROTOCOLS)
+@pytest.fixture(params=[linear_sgd, semi, finetune], ids=["linear-sgd", "semi", "finetune"])
 def protocol(request) -> Callable[..., Answers]:
-    return partial(request.param, settings=SHORT)
+    return request.param
 
 
 def top1(answers: Answers) -> float:
@@ -46,7 +44,7 @@ def top1(answers: Answers) -> float:
 
 
 def test_every_protocol_learns_to_tell_hues_apart(encoder, protocol):
-    answers = protocol(encoder, images(80), images(80, seed=1), settings=replace(SHORT, epochs=(12.0,)))
+    answers = protocol(encoder, images(80), images(80, seed=1), config=replace(SHORT, epochs=(12.0,)))
     assert answers.scores.shape == (80, 4)
     assert answers.scores.dtype == np.float32
     assert top1(answers) > 0.6  # 0.25 by chance
@@ -85,42 +83,42 @@ def test_everything_follows_from_the_seed_and_leaves_the_random_state(encoder, p
     assert not np.array_equal(first.scores, other.scores)
 
 
-def accuracy_of(encoder, head, part: Images, config: ClassifierConfig) -> float:
+def accuracy_of(encoder, classifier, part: Images, config: ClassifierConfig) -> float:
     features = embed(encoder, part)
-    return accuracy_score(features.y, logits_of(head, features.x, config).argmax(dim=1))
+    return accuracy_score(features.y, logits_of(classifier, features.x, config).argmax(dim=1))
 
 
 def test_linear_sgd_answers_with_the_classifier_that_is_best_on_held_out_training_images(encoder):
     train, test = images(80), images(40, seed=1)
-    answers = linear_sgd(encoder, train, test, settings=SHORT, seed=2)
+    answers = linear_sgd(encoder, train, test, seed=2)
     learn, choose = held_out(train.labels, 0.25, 2)
     part, trials = Labelled.open(train.subset(learn), torch.device("cpu")), [Trial(2.0, lr, 0.0) for lr in SHORT.base_lrs]
-    heads = [fit(encoder, part, [trial], SHORT, frozen=True, seed=2)[0] for trial in trials]
-    expected = [accuracy_of(encoder, head, train.subset(choose), SHORT) for head in heads]
+    classifiers = [fit(encoder, part, [trial], SHORT, frozen=True, seed=2)[0] for trial in trials]
+    expected = [accuracy_of(encoder, classifier, train.subset(choose), SHORT) for classifier in classifiers]
     assert [tried["top1"] for tried in answers.settings["tried"]] == pytest.approx(expected)
     assert len(set(expected)) > 1
     best = trials.index(Trial(2.0, answers.settings["base_lr"], 0.0))
     assert expected[best] == max(expected)
-    assert np.array_equal(answers.scores, logits_of(heads[best], embed(encoder, test).x, SHORT).numpy())
+    assert np.array_equal(answers.scores, logits_of(classifiers[best], embed(encoder, test).x, SHORT).numpy())
     assert answers.settings["held_out"] == len(choose) == 20
 
 
 def test_fine_tuning_chooses_on_held_out_labels_and_then_learns_from_all_of_them(encoder):
     train, test = images(80), images(40, seed=1)
-    answers = finetune(encoder, train, test, settings=SHORT, seed=2)
+    answers = finetune(encoder, train, test, seed=2)
     learn, choose = held_out(train.labels, 0.25, 2)
     expected = []
     for lr in SHORT.base_lrs:
         tuned = copy.deepcopy(encoder)
         part = Labelled.open(train.subset(learn), torch.device("cpu"))
-        [head] = fit(tuned, part, [Trial(2.0, lr, 0.0)], SHORT, frozen=False, seed=2)
-        expected.append(accuracy_of(tuned, head, train.subset(choose), SHORT))
+        [classifier] = fit(tuned, part, [Trial(2.0, lr, 0.0)], SHORT, frozen=False, seed=2)
+        expected.append(accuracy_of(tuned, classifier, train.subset(choose), SHORT))
     assert [tried["top1"] for tried in answers.settings["tried"]] == pytest.approx(expected)
     assert expected[SHORT.base_lrs.index(answers.settings["base_lr"])] == max(expected)
 
     again = Trial(2.0, answers.settings["base_lr"], 0.0)
-    [head] = fit(encoder, Labelled.open(train, torch.device("cpu")), [again], SHORT, frozen=False, seed=2)
-    assert np.array_equal(answers.scores, logits_of(head, embed(encoder, test).x, SHORT).numpy())
+    [classifier] = fit(encoder, Labelled.open(train, torch.device("cpu")), [again], SHORT, frozen=False, seed=2)
+    assert np.array_equal(answers.scores, logits_of(classifier, embed(encoder, test).x, SHORT).numpy())
     assert answers.train_images == 80
 
 
@@ -128,27 +126,27 @@ def test_semi_sees_the_few_images_and_nothing_else(encoder):
     """The answers are those of fine-tuning on a set that holds the few images alone."""
     train, test = images(200), images(20, seed=1)
     rows = few(train.labels, TEN, seed=5)
-    answers = semi(encoder, train, test, amount=TEN, settings=SHORT, seed=5)
-    alone = finetune(encoder, train.subset(rows), test, settings=SHORT, seed=5)
+    answers = semi(encoder, train, test, seed=5)
+    alone = finetune(encoder, train.subset(rows), test, seed=5)
     assert answers.settings == alone.settings
     assert np.array_equal(answers.scores, alone.scores)
     assert answers.train_images == len(rows) == 40
 
 
 def test_one_image_per_class_is_learned_from_with_the_middle_settings(encoder):
-    answers = semi(encoder, images(40), images(20, seed=1), amount=Amount(1, per_class=True), settings=SHORT)
+    answers = semi(encoder, images(40), images(20, seed=1), amount=Amount(1, per_class=True))
     assert (answers.settings["base_lr"], answers.settings["tried"], answers.settings["held_out"]) == (0.4, [], 0)
     assert answers.train_images == 4
 
 
 def test_one_setting_needs_nothing_to_choose_on(encoder, protocol):
-    answers = protocol(encoder, images(80), images(20, seed=1), settings=replace(SHORT, base_lrs=(0.2,)))
+    answers = protocol(encoder, images(80), images(20, seed=1), config=replace(SHORT, base_lrs=(0.2,)))
     assert (answers.settings["base_lr"], answers.settings["tried"], answers.settings["held_out"]) == (0.2, [], 0)
 
 
 def test_all_combinations_are_tried_and_the_loss_decides_between_equals(encoder):
     config = replace(SHORT, base_lrs=(0.4, 0.1), epochs=(2.0, 1.0), weight_decays=(0.0, 1e-4))
-    answers = linear_sgd(encoder, images(160), images(20, seed=1), settings=config)
+    answers = linear_sgd(encoder, images(160), images(20, seed=1), config=config)
     tried = answers.settings["tried"]
     assert {(t["epochs"], t["base_lr"], t["weight_decay"]) for t in tried} == {
         (epochs, lr, decay) for epochs in (1.0, 2.0) for lr in (0.1, 0.4) for decay in (0.0, 1e-4)
@@ -156,26 +154,30 @@ def test_all_combinations_are_tried_and_the_loss_decides_between_equals(encoder)
     assert len(tried) == 8
 
 
-def test_supervised_is_the_same_network_from_fresh_weights_on_the_same_labels_and_budget(encoder_of):
-    train, test = images(80), images(20, seed=1)
+def test_supervised_learns_from_fresh_weights_whatever_the_encoder_has_learned(encoder_of):
     first, other = (encoder_of("convnet", width=4) for _ in range(2))
     with torch.no_grad():
         for p in other.parameters():
             p.mul_(1.5)
-    answers = [supervised(encoder, train, test, amount=TEN, settings=SHORT, seed=1) for encoder in (first, other)]
-    assert np.array_equal(answers[0].scores, answers[1].scores)  # the encoder's weights do not matter
-    tuned = semi(untrained(first, seed=1), train, test, amount=TEN, settings=SHORT, seed=1)
-    assert np.array_equal(answers[0].scores, tuned.scores)
-    assert answers[0].train_images == tuned.train_images == 40
+    starts = [BASELINES["supervised"].make(encoder, 1, None) for encoder in (first, other)]
+    answers = [semi(start, images(80), images(20, seed=1), seed=1) for start in starts]
+    assert np.array_equal(answers[0].scores, answers[1].scores)
 
 
 def test_supervised_on_a_network_of_your_own_wants_a_fresh_one(encoder_of):
     encoder = encoder_of(net())
     with pytest.raises(ConfigError, match="only you can build a fresh one"):
-        supervised(encoder, images(40), images(20), settings=SHORT)
+        BASELINES["supervised"].make(encoder, 0, None)
     torch.manual_seed(1)
-    answers = supervised(encoder, images(40), images(20, seed=1), net=Net(), settings=SHORT)
+    answers = finetune(untrained(encoder, net=Net()), images(40), images(20, seed=1))
     assert answers.scores.shape == (20, 4)
+
+
+def test_a_frozen_encoders_features_stand_for_the_test_images(encoder):
+    train, test = images(80), images(20, seed=1)
+    answers, by_features = linear_sgd(encoder, train, test), linear_sgd(encoder, train, embed(encoder, test))
+    assert np.array_equal(answers.scores, by_features.scores)
+    assert np.array_equal(answers.labels, by_features.labels)
 
 
 def test_untrained_is_a_function_of_the_seed_and_differs_from_the_trained(encoder):
@@ -207,9 +209,8 @@ def test_one_class_is_refused(encoder, protocol):
 
 
 def test_fewer_images_per_class_than_asked_for_are_refused(encoder):
-    for run in (semi, supervised):
-        with pytest.raises(DataError, match="Class 0 has 8 labelled images, and 10 per class were asked for"):
-            run(encoder, images(32), images(20), amount=TEN, settings=SHORT)
+    with pytest.raises(DataError, match="Class 0 has 8 labelled images, and 10 per class were asked for"):
+        semi(encoder, images(32), images(20))
 
 
 def test_images_of_other_channels_are_refused_with_their_role(encoder, protocol):
@@ -224,17 +225,16 @@ def test_an_encoder_with_damaged_weights_is_refused(encoder):
         next(encoder.parameters())[0] = float("nan")
     for run in (linear_sgd, finetune):
         with pytest.raises(DataError, match="weights hold NaN or infinity"):
-            run(encoder, images(40), images(20), settings=SHORT)
+            run(encoder, images(40), images(20))
 
 
-@pytest.mark.parametrize("run", [finetune, supervised])  # a linear classifier alone only gets bad, not infinite
-def test_rates_that_all_diverge_are_told_and_one_that_does_not_is_taken(encoder, run):
+def test_rates_that_all_diverge_are_told_and_one_that_does_not_is_taken(encoder):
     wild = replace(SHORT, base_lrs=(1e20, 1e25))
     with pytest.raises(TrainingError, match=r"diverged with every learning rate that was tried \(base_lrs 1e\+20, 1e\+25\)"):
-        run(encoder, images(80), images(20), settings=wild)
+        finetune(encoder, images(80), images(20), config=wild)
     with pytest.raises(TrainingError, match="diverged"):  # with nothing to choose on
-        run(encoder, images(4), images(20), settings=wild)
-    answers = run(encoder, images(80), images(20), settings=replace(SHORT, base_lrs=(0.1, 1e25)))
+        finetune(encoder, images(4), images(20), config=wild)
+    answers = finetune(encoder, images(80), images(20), config=replace(SHORT, base_lrs=(0.1, 1e25)))
     assert answers.settings["base_lr"] == 0.1
     assert [tried["top1"] for tried in answers.settings["tried"]][1] is None
 
@@ -242,7 +242,7 @@ def test_rates_that_all_diverge_are_told_and_one_that_does_not_is_taken(encoder,
 def test_unreadable_test_images_are_left_out_of_answers_and_labels_alike(encoder, caplog):
     x, y = pixels(20, seed=1)
     items = [(x[n], int(y[n])) if n != 4 else (b"no picture", 3) for n in range(20)]
-    answers = linear_sgd(encoder, images(80), open_images(items), settings=SHORT)
+    answers = linear_sgd(encoder, images(80), open_images(items))
     assert answers.scores.shape == (19, 4)
     assert answers.labels.tolist() == np.delete(y, 4).tolist()
     assert "1 unreadable images are left out: 4" in caplog.text

@@ -1,8 +1,11 @@
 import json
+import resource
 
 import numpy as np
+import pytest
 
-from byol.evaluation.scores import Score, comparison, score_of, score_table, scored, write_scores
+from byol.errors import CheckpointError
+from byol.evaluation.scores import Score, comparison, read_scores, score_of, score_table, scored, write_scores
 from byol.evaluation.task import Answers
 from byol.features.extract import Features
 
@@ -27,9 +30,33 @@ def test_scores_are_appended_as_lines_of_json_that_give_them_back(tmp_path):
     first, second = score("linear", 150, 160, l2=0.1), score("knn", 100, k=20)
     write_scores({"linear": first}, path)
     write_scores({"knn": second}, str(path))
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [Score(**{**line, "seeds": tuple(line["seeds"])}) for line in lines] == [first, second]
-    assert lines[0]["encoder"] == "runs/a"
+    assert read_scores(path) == [first, second]
+    assert json.loads(path.read_text().splitlines()[0])["encoder"] == "runs/a"
+
+
+@pytest.mark.parametrize("room", [0, 1, 100])
+def test_a_disk_that_fills_up_leaves_whole_lines(tmp_path, room):
+    path = tmp_path / "scores.jsonl"
+    write_scores({"knn": score("knn", 100, k=20)}, path)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + room, limits[1]))  # which looks like a full disk
+    try:
+        with pytest.raises(OSError, match=r"No space|too large"):
+            write_scores({"linear": score("linear", 150, 160, l2=0.1)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("line", ["no", "7", "{}", '{"seeds": [], "surprise": 1}'])
+def test_a_line_that_is_no_score_is_told_by_its_number(tmp_path, line):
+    path = tmp_path / "scores.jsonl"
+    write_scores({"knn": score("knn", 100, k=20)}, path)
+    with path.open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(CheckpointError, match=r"Line 2 of .*scores\.jsonl is no score"):
+        read_scores(path)
 
 
 def test_table_shows_every_score_in_percent():

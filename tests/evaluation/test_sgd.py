@@ -14,7 +14,7 @@ from torch import nn
 from byol.data.sources import open_images
 from byol.errors import ConfigError
 from byol.evaluation.labelled import Labelled
-from byol.evaluation.sgd import ClassifierConfig, Trial, batch_size_for, capped, fit, follow_faster, new_head, objective
+from byol.evaluation.sgd import ClassifierConfig, Trial, batch_size_for, capped, fit, follow_faster, new_classifier, objective
 
 CPU = torch.device("cpu")
 PLAIN = ClassifierConfig(base_lrs=(0.4,), epochs=(3.0,), precision="fp32")
@@ -31,15 +31,15 @@ def encoder(encoder_of):
 def test_one_rate_is_torch_optim_sgd_with_torchs_own_cosine(encoder, frozen, decay):
     lr = 0.4 * 16 / 256
     part = labelled(100)
-    expected, head = copy.deepcopy(encoder), new_head(24, 4, seed=5)
-    plain_torch(expected, head, part, lr=lr, decay=decay / lr, batch_size=16, steps=STEPS, frozen=frozen, seed=5)
+    expected, classifier = copy.deepcopy(encoder), new_classifier(24, 4, seed=5)
+    plain_torch(expected, classifier, part, lr=lr, decay=decay / lr, batch_size=16, steps=STEPS, frozen=frozen, seed=5)
     [found] = fit(encoder, part, [Trial(3.0, 0.4, decay)], PLAIN, frozen=frozen, seed=5)
     for ours, theirs in zip(
-        (*found.parameters(), *encoder.parameters()), (*head.parameters(), *expected.parameters()), strict=True
+        (*found.parameters(), *encoder.parameters()), (*classifier.parameters(), *expected.parameters()), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(encoder.net.layers[1].running_mean, expected.net.layers[1].running_mean)
-    assert not torch.equal(found.weight, new_head(24, 4, seed=5).weight)
+    assert not torch.equal(found.weight, new_classifier(24, 4, seed=5).weight)
 
 
 def test_decay_is_divided_by_the_rate_and_spares_biases_and_batchnorm(encoder_of):
@@ -48,7 +48,7 @@ def test_decay_is_divided_by_the_rate_and_spares_biases_and_batchnorm(encoder_of
 
     encoder = encoder_of(net())
     for base_lr in (0.05, 0.4):
-        optimizer = sgd([new_head(24, 4, 0)], [Trial(1.0, base_lr, 1e-3)], 64, encoder.network)
+        optimizer = sgd([new_classifier(24, 4, 0)], [Trial(1.0, base_lr, 1e-3)], 64, encoder.network)
         for group in optimizer.param_groups:
             peak = group["base_lr"] * 64 / 256
             expected = 1e-3 if all(p.ndim > 1 for p in group["params"]) else 0.0
@@ -74,11 +74,11 @@ def test_rates_side_by_side_learn_what_each_learns_alone_bit_for_bit(encoder):
     part = labelled(100)
     trials = [Trial(2.0, lr, decay) for lr in (0.05, 0.3, 1e25, 1.0) for decay in (0.0, 1e-3)]  # one goes astray
     together = fit(encoder, part, trials, PLAIN, frozen=True, seed=1)
-    for trial, head in zip(trials, together, strict=True):
+    for trial, classifier in zip(trials, together, strict=True):
         [alone] = fit(encoder, part, [trial], PLAIN, frozen=True, seed=1)
-        assert torch.equal(head.weight, alone.weight)
-        assert torch.equal(head.bias, alone.bias)
-    assert len({head.weight.sum().item() for head in together}) == 8
+        assert torch.equal(classifier.weight, alone.weight)
+        assert torch.equal(classifier.bias, alone.bias)
+    assert len({classifier.weight.sum().item() for classifier in together}) == 8
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -87,9 +87,11 @@ def test_everything_follows_from_the_seed_and_leaves_the_random_state(encoder_of
         encoder = encoder_of(net(dropout=0.3))
         torch.manual_seed(other_random_state)
         before = torch.get_rng_state()
-        [head] = fit(encoder, labelled(60), [Trial(2.0, 0.4, 0.0)], PLAIN, frozen=frozen, seed=seed)
+        [classifier] = fit(encoder, labelled(60), [Trial(2.0, 0.4, 0.0)], PLAIN, frozen=frozen, seed=seed)
         assert torch.equal(torch.get_rng_state(), before)
-        return torch.cat([value.flatten().double() for value in (*head.state_dict().values(), *encoder.state_dict().values())])
+        return torch.cat(
+            [value.flatten().double() for value in (*classifier.state_dict().values(), *encoder.state_dict().values())]
+        )
 
     first = trained(0, 1)
     assert torch.equal(first, trained(0, 2))
@@ -98,8 +100,8 @@ def test_everything_follows_from_the_seed_and_leaves_the_random_state(encoder_of
 
 def test_training_works_where_gradients_are_switched_off(encoder):
     with torch.no_grad():
-        [head] = fit(encoder, labelled(60), [Trial(1.0, 0.4, 0.0)], PLAIN, frozen=True, seed=0)
-    assert not torch.equal(head.weight, new_head(24, 4, 0).weight)
+        [classifier] = fit(encoder, labelled(60), [Trial(1.0, 0.4, 0.0)], PLAIN, frozen=True, seed=0)
+    assert not torch.equal(classifier.weight, new_classifier(24, 4, 0).weight)
 
 
 # The objective
@@ -122,13 +124,13 @@ def test_regularised_training_is_plain_torch_with_the_regularised_loss(encoder):
         squashed = 2 * torch.tanh(logits / 2)
         return nn.functional.cross_entropy(squashed, y) + 0.1 * squashed.square().mean()
 
-    part, head = labelled(100), new_head(24, 4, seed=0)
+    part, classifier = labelled(100), new_classifier(24, 4, seed=0)
     plain_torch(
-        copy.deepcopy(encoder), head, part, lr=0.025, decay=0, batch_size=16, steps=STEPS, frozen=True, seed=0, loss=loss
+        copy.deepcopy(encoder), classifier, part, lr=0.025, decay=0, batch_size=16, steps=STEPS, frozen=True, seed=0, loss=loss
     )
     config = ClassifierConfig((0.4,), (3.0,), logit_cap=2.0, logit_penalty=0.1, precision="fp32")
     [found] = fit(encoder, part, [Trial(3.0, 0.4, 0.0)], config, frozen=True, seed=0)
-    torch.testing.assert_close(found.weight, head.weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.weight, classifier.weight, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("steps_per_epoch", "momentum"), [(2, 0.1), (100, 0.1), (200, 0.05), (1000, 0.01)])
@@ -140,10 +142,10 @@ def test_batchnorm_keeps_the_papers_share_of_its_statistics(steps_per_epoch, mom
 
 
 def test_classifier_starts_as_the_official_one():
-    head = new_head(1000, 50, seed=3)
-    assert torch.equal(head.bias, torch.zeros(50))
-    assert head.weight.abs().max() <= 2 / 1000**0.5
-    assert head.weight.std().item() == pytest.approx(0.88 / 1000**0.5, rel=0.01)
+    classifier = new_classifier(1000, 50, seed=3)
+    assert torch.equal(classifier.bias, torch.zeros(50))
+    assert classifier.weight.abs().max() <= 2 / 1000**0.5
+    assert classifier.weight.std().item() == pytest.approx(0.88 / 1000**0.5, rel=0.01)
 
 
 @pytest.mark.parametrize(("count", "most", "size"), [(10, 256, 16), (500, 256, 62), (5000, 256, 256), (50_000, 1024, 1024)])
@@ -178,13 +180,14 @@ def encoded(count: int, broken: int, label: int, tmp_path: Path) -> Labelled | N
     return open_images(items)
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_nothing_is_learned_from_the_label_of_an_unreadable_image(encoder, tmp_path, caplog, in_memory):
+@pytest.mark.parametrize("side", [16, 15], ids=["kept in memory", "decoded on the way"])
+def test_nothing_is_learned_from_the_label_of_an_unreadable_image(encoder, tmp_path, caplog, monkeypatch, side):
+    monkeypatch.setattr("byol.evaluation.labelled.SIDE", side)
     weights = []
     for label in (1, 3):
-        part = Labelled.open(encoded(48, 5, label, tmp_path), CPU, in_memory=in_memory)
-        [head] = fit(encoder, part, [Trial(2.0, 0.4, 0.0)], PLAIN, frozen=True, seed=0)
-        weights.append(head.weight)
+        part = Labelled.open(encoded(48, 5, label, tmp_path), CPU)
+        [classifier] = fit(encoder, part, [Trial(2.0, 0.4, 0.0)], PLAIN, frozen=True, seed=0)
+        weights.append(classifier.weight)
     assert torch.equal(*weights)
     assert [record.message.split(" (")[0] for record in caplog.records] == ["An unreadable image is left out: 5"] * 2
 
@@ -206,9 +209,10 @@ def test_a_subset_learns_what_its_images_alone_would(encoder):
 
 
 @pytest.mark.slow
-def test_worker_processes_change_nothing(encoder):
+def test_worker_processes_change_nothing(encoder, monkeypatch):
+    monkeypatch.setattr("byol.evaluation.labelled.SIDE", 15)  # so that 16 pixels are too large to be kept in memory
     weights = []
     for workers in (0, 2):
-        part = Labelled.open(images(60), CPU, workers=workers, in_memory=False)
+        part = Labelled.open(images(60), CPU, workers=workers)
         weights.append(fit(encoder, part, [Trial(2.0, 0.4, 0.0)], PLAIN, frozen=True, seed=0)[0].weight)
     assert torch.equal(*weights)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,15 @@ from markdown_it import MarkdownIt
 
 import byol
 from byol.errors import CheckpointError
+from byol.evaluation.scores import Score, write_scores
 from byol.weights.card import plain
 
 HOSTILE = "<script>alert(1)</script> [click](http://x.y) | **bold** `code` ![i](j) \\| &amp; www.x.y\n# title"
-SCORE = {
-    "protocol": "knn", "top1": 0.931, "low": 0.92, "high": 0.94, "settings": {"k": 20, "temperature": 0.07},
-    "train_images": 50000, "test_images": 10000, "classes": 10, "seed": 0, "seconds": 1.0,
-}  # fmt: skip
+SCORE = Score(
+    protocol="knn", metric="top1", value=0.931, low=0.92, high=0.94, spread=None, top1=0.931, top5=0.99,
+    settings={"k": 20, "temperature": 0.07}, train_images=50000, test_images=10000, classes=10, seeds=(), seconds=1.0,
+    encoder="/home/secret/runs/a",
+)  # fmt: skip
 PLAN = {
     "encoder": HOSTILE, "encoder_options": {"stem": "small"}, "images": 49000, "image_size": [32, 32], "epochs": 200.0,
     "total_steps": 38281, "batch_size": 256, "optimizer": "lars", "lr": 0.2, "weight_decay": 1e-6, "base_tau": 0.99,
@@ -29,7 +32,8 @@ def finished(tmp_path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "plan.json").write_text(json.dumps({"plan": PLAN, "images": "49,000 images in /home/secret/photos"}))
-    (folder / "scores.jsonl").write_text(f"{json.dumps(SCORE)}\n" * 2 + json.dumps({**SCORE, "protocol": HOSTILE}) + "\n")
+    for score in (SCORE, SCORE, replace(SCORE, protocol=HOSTILE)):
+        write_scores({"": score}, folder / "scores.jsonl")
     return folder
 
 
@@ -43,10 +47,24 @@ def test_the_card_tells_how_the_encoder_was_trained_and_how_good_it_is(encoder_o
     html = rendered((tmp_path / "e" / "README.md").read_text())
     for words in ("49,000, without labels", "200 (38,281 steps of 256 images)", "lars", "1e-06", "0.99", "stem=small"):
         assert f"{words}</td>" in html
-    row = ("knn", "93.1", "92.0 to 94.0", "10", "50,000", "10,000", "k 20, temperature 0.07")
+    row = ("knn", "top-1", "93.1", "92.0 to 94.0", "10", "50,000", "10,000", "k 20, temperature 0.07")
     assert html.count("\n".join(f"<td>{cell}</td>" for cell in row)) == 1  # the same score twice is one row
     for words in ("16 x 16 pixels", "0.875 of the shorter side", "bicubic", "0.485, 0.456, 0.406", "0.229, 0.224, 0.225"):
         assert words in html
+    assert "secret" not in html
+
+
+def test_the_card_tells_each_score_by_its_metric_and_data_set_and_leaves_baselines_out(encoder_of, tmp_path, finished):
+    pets = replace(SCORE, protocol="linear", metric="mean_per_class", value=0.7, top1=0.8, data_set="pets")
+    tags = replace(SCORE, protocol="linear", metric="map11", value=0.6, top1=None, top5=None, data_set="tags", settings={})
+    baselines = [replace(SCORE, encoder=name, value=0.123) for name in ("pixels", "untrained", "supervised")]
+    for score in (pets, tags, *baselines):
+        write_scores({"": score}, finished / "scores.jsonl")
+    byol.export(encoder_of("convnet"), tmp_path / "e", run=finished)
+    html = rendered((tmp_path / "e" / "README.md").read_text())
+    for row in (("pets", "linear", "mean per class", "70.0"), ("tags", "linear", "11-point mAP", "60.0"), ("", "knn", "top-1")):
+        assert html.count("\n".join(f"<td>{cell}</td>" for cell in row)) == 1
+    assert "12.3" not in html
     assert "secret" not in html
 
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from byol.errors import CheckpointError, ConfigError
+from byol.errors import ByolError, CheckpointError, ConfigError
 from byol.features.encoders import load_encoder
 from byol.weights.files import FILE, digest, save_encoder
 
@@ -266,6 +266,10 @@ def test_file_of_a_newer_format_asks_for_an_upgrade(encoder_of, tmp_path):
     file = rewritten(save_encoder(encoder_of("convnet"), tmp_path), format=2, something_new="x")
     with pytest.raises(CheckpointError, match=r"written by a newer version of byol\. Upgrade byol"):
         load_encoder(file)
+    description = {**described(file), "format": 3, "checksum": "of another kind"}
+    save_file(load_file(file), file, metadata={"byol": json.dumps(description)})
+    with pytest.raises(CheckpointError, match=r"written by a newer version of byol\. Upgrade byol"):
+        load_encoder(file)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +299,7 @@ def test_file_from_before_preprocessing_was_told_is_read(encoder_of, tmp_path):
 def test_missing_file_says_what_was_expected(tmp_path):
     for path in (tmp_path, tmp_path / "nothing", tmp_path / "nothing" / FILE):
         with pytest.raises(
-            CheckpointError, match=rf"no encoder at {path}; expected a run's folder, an {FILE} file or an official"
+            CheckpointError, match=rf"no encoder at {path}; expected a run's folder, an {FILE} file, an official"
         ):
             load_encoder(path)
 
@@ -321,6 +325,13 @@ def test_network_without_the_hidden_layer_is_refused_when_it_is_loaded(encoder_o
     save_encoder(encoder_of(build("relu"), "relu"), tmp_path)
     with pytest.raises(ConfigError, match="has no layer 'relu'"):
         load_encoder(tmp_path, net=build("activation"))
+
+
+def test_an_encoder_is_written_with_its_description_or_not_at_all(encoder_of, tmp_path):
+    (tmp_path / "encoder.json").mkdir()
+    with pytest.raises(ByolError, match="The encoder could not be written"):
+        save_encoder(encoder_of("convnet"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["encoder.json"]
 
 
 def test_disk_that_fills_up_leaves_the_old_file_and_no_temporary(encoder_of, tmp_path):

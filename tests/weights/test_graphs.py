@@ -121,7 +121,7 @@ def test_a_graph_file_tells_nothing_of_the_machine_it_was_made_on(exported):
 
 def test_normalisation_stays_outside_the_graph_when_asked(exported, tmp_path):
     encoder = exported[0].eval()
-    done = byol.export(encoder, tmp_path / "e.pt2", normalise=False)
+    done = byol.export(encoder, tmp_path / "e.pt2", from_pixels=False)
     images = pixels(3, (32, 32))
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (encoder.info.mean, encoder.info.std))
     torch.testing.assert_close(by_torch(done.path)((images - mean) / std), encoder(images), rtol=0, atol=1e-4)

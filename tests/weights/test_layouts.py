@@ -249,7 +249,7 @@ MISUSE = [
     ("full", {"format": "onnx"}, "is the name for onnx"),
     ("folder.onnx", {"format": "onnx"}, "is a folder. Give the name of a file"),
     ("n" * 300 + ".onnx", {}, "cannot be written: File name too long"),
-    ("e.safetensors", {"normalise": False}, "normalise=False is for onnx and torch.export"),
+    ("e.safetensors", {"from_pixels": False}, "from_pixels=False is for onnx and torch.export"),
     ("e.onnx", {"model": "resnet18"}, "model='resnet18' is for torchvision, timm and huggingface"),
     ("e.pth", {"model": "resnet19"}, "no image classification model 'resnet19'. Did you mean"),
     ("e", {"model": "resnet34"}, r"timm's resnet34 has layer1.2.conv1.weight of shape \(64, 64, 3, 3\), this encoder has none"),
