@@ -128,6 +128,8 @@ class ParquetReader:
 
     def release(self) -> None:
         """Let go of cached row groups and file handles."""
+        for file in self._files.values() if self._process == os.getpid() else ():
+            file.close()  # now, not when the last reference goes
         self._forget()
         import pyarrow as pa
 

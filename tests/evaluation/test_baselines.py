@@ -39,7 +39,7 @@ def test_untrained_is_the_same_network_with_weights_that_follow_from_the_seed(en
 
 
 def test_untrained_code_of_ones_own_is_built_only_when_it_is_named(encoder_of, tmp_path, monkeypatch):
-    (tmp_path / "own_code.py").write_text(
+    (tmp_path / "own_baseline.py").write_text(
         "from torch import nn\ndef build():\n"
         "    return nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
     )
@@ -47,7 +47,7 @@ def test_untrained_code_of_ones_own_is_built_only_when_it_is_named(encoder_of, t
     encoder = encoder_of(nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     with pytest.raises(ConfigError, match="code of your own"):
         fresh(encoder, 0, None)
-    assert embed(fresh(encoder, 0, "own_code:build"), ARRAYS).x.shape == (6, 5)
+    assert embed(fresh(encoder, 0, "own_baseline:build"), ARRAYS).x.shape == (6, 5)
 
 
 def test_a_baseline_is_scored_by_what_it_can_be_scored_by():
