@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from byol.evaluation.knn import knn_predict as knn_predict
     from byol.evaluation.protocols import evaluate as evaluate
     from byol.evaluation.scores import Score as Score
+    from byol.exports.export import Exported as Exported
+    from byol.exports.export import export as export
     from byol.features.embedder import Embedder as Embedder
     from byol.features.encoders import load_encoder as load_encoder
     from byol.features.extract import embed as embed
@@ -49,8 +51,6 @@ if TYPE_CHECKING:
     from byol.train.run import pretrain as pretrain
     from byol.train.step import StepResult as StepResult
     from byol.train.step import steps as steps
-    from byol.weights.export import Exported as Exported
-    from byol.weights.export import export as export
     from byol.weights.files import Encoder as Encoder
     from byol.weights.official import official_state as official_state
     from byol.world import World as World
@@ -79,7 +79,7 @@ _HOMES = {
     "byol.train.plan": ("ImageFacts", "Plan", "plan_run"),
     "byol.train.run": ("Run", "pretrain"),
     "byol.train.step": ("StepResult", "steps"),
-    "byol.weights.export": ("Exported", "export"),
+    "byol.exports.export": ("Exported", "export"),
     "byol.weights.files": ("Encoder",),
     "byol.weights.official": ("official_state",),
     "byol.world": ("World",),

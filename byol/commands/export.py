@@ -6,12 +6,12 @@ from pathlib import Path
 
 import tyro
 
+from byol.exports.export import Format
+from byol.exports.export import export as write_export
+from byol.exports.verify import BATCHES, TOLERANCE
 from byol.features.encoders import load_encoder
 from byol.features.library import LIBRARIES
 from byol.settings import parse
-from byol.weights.export import Format
-from byol.weights.export import export as write_export
-from byol.weights.verify import BATCHES, TOLERANCE
 
 LOADS = {
     "onnxruntime": 'onnxruntime.InferenceSession("{path}").run(["representation"], {{"images": images}})',

@@ -17,10 +17,9 @@ LAYERS = [
     {"settings", "world"},
     {"method"},
     {"models", "data", "weights"},
-    {"features", "weights.layouts"},
+    {"features"},
     {"evaluation"},
-    {"weights.card"},
-    {"train", "weights.export"},
+    {"train", "exports"},
     {"commands"},
     {"cli", "__init__"},
     {"__main__"},
@@ -33,13 +32,12 @@ def modules() -> list[Path]:
 
 
 def room(path: Path) -> str:
-    return room_of(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts))
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def room_of(module: str) -> str:
-    """A module's folder, or the module itself where it stands on a level of its own."""
-    parts = module.split(".")[1:] or ["__init__"]
-    return ".".join(parts) if ".".join(parts) in LEVEL else parts[0]
+    """The folder or file, right below the package, that a module is in."""
+    return (module.split(".")[1:] or ["__init__"])[0]
 
 
 def imports(path: Path) -> list[tuple[str, int]]:

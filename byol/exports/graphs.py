@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from byol.errors import ByolError, ConfigError
+from byol.exports.verify import Check, Size, agrees, allowed_sizes, difference
 from byol.method.hidden import pool, run, single_tensor
 from byol.weights.files import Encoder
-from byol.weights.verify import Check, Size, agrees, allowed_sizes, difference
 
 INPUT, OUTPUT = "images", "representation"
 PROTOBUF_LIMIT = 2**31  # bytes in one ONNX file

@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 import byol
 from byol.errors import CheckpointError
 from byol.evaluation.scores import Score, write_scores
-from byol.weights.card import plain
+from byol.exports.card import plain
 
 HOSTILE = "<script>alert(1)</script> [click](http://x.y) | **bold** `code` ![i](j) \\| &amp; www.x.y\n# title"
 SCORE = Score(

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from byol.disk import replacing, write_text
 from byol.errors import ByolError, ConfigError
+from byol.exports.verify import Check, agrees, difference, in_words
 from byol.models.build import build_encoder, library, model_names
 from byol.weights.files import Encoder
-from byol.weights.verify import Check, agrees, difference, in_words
 
 OTHERWISE = "Export it as safetensors, huggingface, onnx or torch.export, which take any encoder."
 

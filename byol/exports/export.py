@@ -11,14 +11,14 @@ from safetensors import SafetensorError
 
 from byol.disk import filling, replacing, write_text
 from byol.errors import ByolError, ConfigError, did_you_mean
+from byol.exports.card import card
+from byol.exports.graphs import write_graph
+from byol.exports.layouts import DoesNotFit, fitted, write_timm, write_torchvision
+from byol.exports.verify import Check, agrees, difference, in_words
 from byol.features.encoders import from_a_library, load_encoder
 from byol.features.extract import check_encoder
 from byol.weights import files
-from byol.weights.card import card
 from byol.weights.files import Encoder
-from byol.weights.graphs import write_graph
-from byol.weights.layouts import DoesNotFit, fitted, write_timm, write_torchvision
-from byol.weights.verify import Check, agrees, difference, in_words
 
 Format = Literal["safetensors", "torchvision", "timm", "huggingface", "torch.export", "onnx"]
 FORMATS: tuple[Format, ...] = get_args(Format)

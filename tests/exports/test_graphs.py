@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import byol
 from byol.errors import ByolError, ConfigError
-from byol.weights import graphs
+from byol.exports import graphs
+from byol.exports.graphs import GridAverage
 from byol.weights.files import Encoder
-from byol.weights.graphs import GridAverage
 
 BATCHES = (1, 3, 8)  # none of them the two that the graph was traced with
 
