@@ -16,7 +16,7 @@ from byol.evaluation.protocols import Task, check_protocols, judge, prepare
 from byol.evaluation.scores import Score, comparison, score_table, write_scores
 from byol.evaluation.task import EvaluationConfig
 from byol.evaluation.transfer import DataSet, read_data_sets
-from byol.features.encoders import load_encoder
+from byol.features.encoders import OwnNetwork, load_encoder
 from byol.features.library import LIBRARIES
 from byol.settings import parse
 from byol.weights.files import Encoder
@@ -79,10 +79,10 @@ def evaluate(arguments: Sequence[str]) -> int:
     written: dict[Path, None] = {}
     while tasks:
         each, set_, asked = tasks.pop(0)
-        judged = judge(asked)
-        scores[asked.name] |= {f"{set_.name} {name}".strip(): score for name, score in judged.items()}
-        if each.folder is not None:
-            written[keep(judged, each.folder)] = None
+        for name, score in judge(asked):  # each is kept at once: the next may take hours, or fail
+            scores[asked.name][f"{set_.name} {name}".strip()] = score
+            if each.folder is not None:
+                written[keep({name: score}, each.folder)] = None
         if tasks:
             print(f"done       {asked.name} {set_.name}".rstrip(), file=sys.stderr)
     print(score_table(scores[command.run]) if len(scores) == 1 else comparison(scores))
@@ -112,14 +112,16 @@ def data_sets(command: Evaluate) -> list[DataSet]:
         return read_data_sets(command.transfer)
     if command.train is None or command.test is None:
         raise ConfigError("--train and --test are needed: labelled images to learn from, others to score. Or --transfer FILE.")
-    return [DataSet("", command.train, command.test, command.settings.metric)]
+    return [DataSet("", command.train, command.test)]
 
 
 def contestants(command: Evaluate) -> dict[str, Contestant]:
     """The encoder to judge and those beside it, loaded, by the words they were given as."""
     if command.out is not None and os.path.exists(command.out) and not os.path.isdir(command.out):
         raise ConfigError(f"--out is {command.out}, which is a file. Give the name of a folder.")
-    main = opened(command.run, command, command.weights)
+    if command.weights is not None and sum(word.startswith(LIBRARIES) for word in (command.run, *command.compare)) != 1:
+        raise ConfigError("--weights is the file of one network; expected one torchvision:NAME or timm:NAME that it goes with.")
+    main = opened(command.run, command)
     folder = folder_of(command.run) if command.out is None else Path(command.out)
     if folder is not None:
         check_writable(folder, "Name another folder with --out.")
@@ -134,7 +136,7 @@ def contestants(command: Evaluate) -> dict[str, Contestant]:
                 f"file, torchvision:NAME, timm:NAME, or a baseline: {', '.join(BASELINES)}."
             )
         if baseline is None:
-            encoder, kept, protocols = opened(word, command, None), writable_folder_of(word), command.protocols
+            encoder, kept, protocols = opened(word, command), writable_folder_of(word), command.protocols
         else:
             encoder, kept = baseline.make(main, command.seed, command.encoder), folder
             protocols = baseline.scored_by(command.protocols)
@@ -147,11 +149,16 @@ def contestants(command: Evaluate) -> dict[str, Contestant]:
     return found
 
 
-def opened(word: str, command: Evaluate, weights: str | None) -> Encoder:
-    """An encoder by its path or its name in a library."""
+def opened(word: str, command: Evaluate) -> Encoder:
+    """An encoder by its path or its name in a library; --encoder builds those that are a network of the user's own."""
     if word.startswith(LIBRARIES):
-        return load_encoder(word, weights=weights, device=command.device)
-    return load_encoder(word, net=command.encoder, weights=weights, device=command.device)
+        return load_encoder(word, weights=command.weights, device=command.device)
+    try:
+        return load_encoder(word, device=command.device)
+    except OwnNetwork:
+        if command.encoder is None:
+            raise
+        return load_encoder(word, net=command.encoder, device=command.device)
 
 
 def folder_of(word: str) -> Path | None:
@@ -181,7 +188,7 @@ def task(command: Evaluate, name: str, each: Contestant, set_: DataSet) -> Task:
         set_.train,
         set_.test,
         each.protocols,
-        replace(command.settings, metric=set_.metric),
+        replace(command.settings, metric=set_.metric or command.settings.metric),
         seed=command.seed,
         seeds=command.seeds,
         workers=command.workers,

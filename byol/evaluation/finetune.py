@@ -74,7 +74,8 @@ def train_classifier(
         keep_freed_memory()
     config = replace(config, precision=config.precision or World(0, 1, device).default_precision())
     images = Labelled.open(train, device, workers)
-    trials = [Trial(*values) for values in product(*map(sorted, (config.epochs, config.base_lrs, config.weight_decays)))]
+    values = (sorted(set(tried)) for tried in (config.epochs, config.base_lrs, config.weight_decays))
+    trials = [Trial(*combination) for combination in product(*values)]
     share = min(config.held_out, MOST_HELD_OUT / len(train)) if len(trials) > 1 else 0.0
     learn, choose = held_out(labels, share, seed)
     tried: list[_Tried] = []
@@ -88,9 +89,9 @@ def train_classifier(
     # The middle trial where there is nothing to choose on.
     chosen = trials[len(trials) // 2] if best is None else best.trial
     if best is not None and frozen:
-        tuned, classifier = encoder, best.classifier
+        tuned, classifier, learned = encoder, best.classifier, len(learn)
     else:  # fine-tuning starts again, on all labels
-        tuned = encoder if frozen else copy.deepcopy(encoder)
+        tuned, learned = encoder if frozen else copy.deepcopy(encoder), len(train)
         [classifier] = fit(tuned, images, [chosen], config, frozen=frozen, seed=seed)
         if not (finite(classifier) and sound(tuned, images)):
             raise TrainingError(_diverged(config))
@@ -98,7 +99,7 @@ def train_classifier(
     settings = {
         "optimizer": "SGD, Nesterov momentum 0.9, cosine",
         **asdict(chosen),
-        "batch_size": batch_size_for(len(train), config.batch_size),
+        "batch_size": batch_size_for(learned, config.batch_size),
         **{name: getattr(config, name) for name in ("crop_area", "logit_cap", "logit_penalty", "precision")},
         "held_out": len(choose),
         "tried": [{**asdict(one.trial), "top1": one.top1} for one in tried],

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def _votes(labels: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
 
 def check_votes(ks: Sequence[int], temperature: float) -> None:
     """Raise ConfigError for settings no vote can be taken with."""
-    if not ks or not all(isinstance(k, int) and k >= 1 for k in ks) or not 0 < temperature < math.inf:
+    if not ks or not all(isinstance(k, Integral) and k >= 1 for k in ks) or not 0 < temperature < math.inf:
         raise ConfigError(
             f"kNN got k={', '.join(map(str, ks)) or 'nothing'} and temperature={temperature}; expected a whole k of at "
             "least 1 and a positive temperature."

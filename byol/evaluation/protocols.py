@@ -1,11 +1,12 @@
 """Judge an encoder by what its features make easy. Nothing is ever chosen on test images."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from byol.evaluation.knn import knn_votes
 from byol.evaluation.metrics import measure, metric_for
 from byol.evaluation.scores import Score, score_of
 from byol.evaluation.sgd import ClassifierConfig
-from byol.evaluation.subsets import Amount
+from byol.evaluation.subsets import Amount, few
 from byol.evaluation.task import (
     Answers,
     EvaluationConfig,
@@ -37,6 +38,7 @@ class Protocol:
     random: bool  # whether another seed may give another score
     on_images: bool = False  # whether it works on the images, which it augments, and not on features
     tunes: bool = False  # whether it trains the encoder too
+    amount: Amount | None = None  # of labels that it learns from; None is all
 
 
 def knn(encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig, seed: int) -> dict[str, Answers]:
@@ -90,7 +92,7 @@ def training(name: str, usual: ClassifierConfig, *, frozen: bool = False, amount
         )
         return {name: answers}
 
-    return Protocol(run, random=True, on_images=True, tunes=not frozen)
+    return Protocol(run, random=True, on_images=True, tunes=not frozen, amount=amount)
 
 
 PROTOCOLS = {
@@ -141,7 +143,7 @@ def evaluate(
         if name not in names:
             raise ConfigError(f"There is no setting {name!r}.{did_you_mean(name, names)} There are: {', '.join(names)}.")
     config = EvaluationConfig(**settings)
-    return judge(prepare(encoder, train, test, protocols, config, seed=seed, seeds=seeds, workers=workers, cache=cache))
+    return dict(judge(prepare(encoder, train, test, protocols, config, seed=seed, seeds=seeds, workers=workers, cache=cache)))
 
 
 def prepare(
@@ -175,8 +177,18 @@ def prepare(
     metric = metric_for(train.labels, settings.metric)
     if picky and metric == "map11":
         raise ConfigError(f"The protocol {picky[0]} learns one label an image, and these have several. Use knn and linear.")
+    if train.labels.ndim == 1:
+        check_labels(train, [amount for one in picky if (amount := protocol_named(one).amount) is not None])
     warn_of_the_same_images(*opened)
     return Task(encoder, train, test, protocols, settings, metric, tuple(range(seed, seed + seeds)), name, data_set)
+
+
+def check_labels(train: Given, amounts: Sequence[Amount]) -> None:
+    """Raise DataError when there is one class to learn from, or when a class has fewer images than are asked for."""
+    if len(np.unique(train.labels)) < 2:
+        raise DataError(f"{train.description} are all of one class; expected at least two to learn from.")
+    for amount in amounts:
+        few(train.labels, amount, classes=train.source.classes)
 
 
 def check_protocols(protocols: Sequence[str]) -> None:
@@ -201,9 +213,9 @@ def known() -> list[str]:
     return [*PROTOCOLS, "semi-1", "semi-10", "semi-25-per-class (any percentage or number)"]
 
 
-def judge(task: Task) -> dict[str, Score]:
-    """The scores of a task, in the order of its protocols."""
-    scores: dict[str, Score] = {}
+def judge(task: Task) -> Iterator[tuple[str, Score]]:
+    """The names and scores of a task, each protocol's as soon as it is finished."""
+    checksum = task.encoder.checksum()
     for name in task.protocols:
         protocol = protocol_named(name)
         if not protocol.on_images:
@@ -215,14 +227,14 @@ def judge(task: Task) -> dict[str, Score]:
             "seeds": seeds if protocol.random else (),
             "seconds": time.perf_counter() - started,
             "encoder": task.name,
+            "blake2b": checksum,
             "data_set": task.data_set,
             "train": task.train.description,
             "test": task.test.description,
         }
         for variant in runs[0]:
             answers = [run[variant] for run in runs]
-            scores[variant] = score_of(name, task.metric, answers, task.train.classes, **known)
-    return scores
+            yield variant, score_of(name, task.metric, answers, task.train.classes, **known)
 
 
 def check_width(train: Given, test: Given) -> None:

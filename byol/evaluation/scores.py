@@ -37,8 +37,9 @@ class Score:
     test_images: int
     classes: int
     seeds: tuple[int, ...]  # of what was random: the protocol, or the training it was part of
-    seconds: float  # of the protocol, all seeds, without computing the features
+    seconds: float  # of the protocol, all seeds; those of computing the features for knn and linear do not count
     encoder: str = ""
+    blake2b: str = ""  # of the encoder's tensors and description, as in its file; empty for scores from within training
     data_set: str = ""  # its name in a list of several
     train: str = ""
     test: str = ""
@@ -107,9 +108,11 @@ def write_scores(scores: Mapping[str, Score], path: str | Path) -> None:
 def read_scores(path: Path) -> list[Score]:
     """The scores in a file that `write_scores` wrote, oldest first. Raises CheckpointError for a line that is none."""
     scores = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             values = json.loads(line)
+            if values["metric"] not in TITLES:
+                raise ValueError(f"no metric {values['metric']!r}")
             scores.append(Score(**{**values, "seeds": tuple(values["seeds"])}))
         except (ValueError, KeyError, TypeError) as failure:
             raise CheckpointError(f"Line {number} of {path} is no score of this version ({failure}). Remove it.") from failure

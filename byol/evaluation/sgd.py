@@ -110,7 +110,7 @@ def fit(
 def new_classifier(features: int, classes: int, seed: int) -> nn.Linear:
     """The classifier at step 0, a function of the seed, as in the official code: truncated normal weights, no bias."""
     with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # of the CPU alone: torch.manual_seed reseeds all GPUs
         classifier = nn.Linear(features, classes)
         init_truncated(classifier.weight)
     nn.init.zeros_(classifier.bias)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ class EvaluationConfig:
     """Weight of the mean squared logit in their loss; 0.01 in the paper's Table 7. By default 0."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, int | float):  # evaluate(..., k=5)
-            object.__setattr__(self, "k", (self.k,))
+        for name in ("k", "base_lrs", "epochs", "weight_decays"):
+            if isinstance(value := getattr(self, name), Real):  # evaluate(..., k=5)
+                object.__setattr__(self, name, (value,))
         check_votes(self.k, self.temperature)
         self.classifier(ClassifierConfig(base_lrs=(0.1,), epochs=(1.0,)))  # which checks
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from byol.errors import CheckpointError
-from byol.evaluation.baselines import BASELINES
 from byol.evaluation.scores import TITLES, read_scores, shown
-from byol.weights.files import EncoderInfo
+from byol.weights.files import Encoder, EncoderInfo
 
 TIMM = """```python
 import timm
@@ -26,20 +25,29 @@ features = encoder(images)  # (B, {channels}, H, W) uint8, or float in [0, 1], o
 ```"""
 
 
-def card(info: EncoderInfo, run: Path | None, timm_model: str | None) -> str:
-    """README.md of a folder that timm loads as `timm_model`, or byol when it is None; `run` is the folder of the run."""
+TAGS = "- self-supervised-learning\n- byol\n"
+TRAINED = " trained without labels by Bootstrap Your Own Latent ([Grill et al. 2020](https://arxiv.org/abs/2006.07733))"
+
+
+def card(encoder: Encoder, run: Path | None, timm_model: str | None) -> str:
+    """README.md of a folder that timm loads as `timm_model`, or byol when it is None; `run` is the folder of the run.
+
+    That an encoder was trained with BYOL is said only of one that lies beside the plan of its run.
+    """
+    info = encoder.info
+    training = training_section(run) if run else ""
     name = timm_model or info.encoder or "a network of its author's own"
     net = "" if info.encoder else ", net=the_same_network"
     code = (TIMM if timm_model else OWN).format(features=info.features, channels=info.channels, net=net)
     parts = [
         f"---\nlibrary_name: {'timm' if timm_model else 'byol'}\npipeline_tag: image-feature-extraction\n"
-        "tags:\n- image-feature-extraction\n- self-supervised-learning\n- byol\n---",
-        f"# {plain(name)}, trained with BYOL",
-        "An image encoder trained without labels by Bootstrap Your Own Latent "
-        f"([Grill et al. 2020](https://arxiv.org/abs/2006.07733)). It turns an image into {info.features:,} numbers.",
+        f"tags:\n- image-feature-extraction\n{TAGS if training else ''}---",
+        f"# {plain(name)}{', trained with BYOL' if training else ''}",
+        f"An image encoder{TRAINED if training else ''}. It turns an image into {info.features:,} numbers.",
         f"## How to load\n\n{code}",
         preprocessing_section(info),
-        *([training_section(run), score_section(run)] if run else []),
+        training,
+        score_section(encoder, run) if run else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -84,13 +92,18 @@ def training_section(run: Path) -> str:
     )
 
 
-def score_section(run: Path) -> str:
-    """What `byol evaluate` found of the encoder itself, the newest of equals; empty when there is nothing."""
+def score_section(encoder: Encoder, run: Path) -> str:
+    """What training and `byol evaluate` found of this very encoder, the newest of equals; empty when there is nothing.
+
+    A run's file holds the scores of baselines too, and a folder may be that of several encoders.
+    """
     path = run / "scores.jsonl"
+    own = encoder.checksum(), "" if (run / "plan.json").exists() else None
     found = {}
     for score in read_scores(path) if path.exists() else ():
-        if score.encoder not in BASELINES:  # kept there too, for comparison
-            found[score.data_set, score.protocol, score.metric, shown(score.settings), score.train_images] = score
+        if score.blake2b in own:
+            images = score.train, score.test, score.train_images
+            found[score.data_set, score.protocol, score.metric, shown(score.settings), images] = score
     named = any(score.data_set for score in found.values())
     rows = [
         (

@@ -108,9 +108,9 @@ def write(encoder: Encoder, path: Path, format: Format, from_pixels: bool, run: 
         if model is not None:
             raise
         files.write_both(encoder, path)
-        write_text(path / "README.md", card(encoder.info, run, None))
+        write_text(path / "README.md", card(encoder, run, None))
         return check_own(encoder, path)
-    write_text(path / "README.md", card(encoder.info, run, found.model))
+    write_text(path / "README.md", card(encoder, run, found.model))
     return write_timm(found, encoder, path)
 
 

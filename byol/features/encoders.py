@@ -18,6 +18,10 @@ from byol.weights.pickles import is_pickle
 from byol.world import pick_device
 
 
+class OwnNetwork(CheckpointError):
+    """An encoder file of a network that only the user's own code can build."""
+
+
 def load_encoder(
     path: str | Path,
     *,
@@ -60,8 +64,8 @@ def load_encoder(
 def untrained(encoder: Encoder, *, seed: int = 0, net: nn.Module | str | None = None) -> Encoder:
     """The same network with fresh weights that follow from the seed, on the same device: what training has to beat.
 
-    `net` is the fresh network or its "package.module:function", as in `load_encoder`; a module of your own is needed here
-    for every encoder that is one. Raises ConfigError when the network cannot be built.
+    `net` is the fresh network, or for a network of your own its "package.module:function", as in `load_encoder`; a module is
+    needed here for every encoder that is one. Raises ConfigError when the network cannot be built.
     """
     info = encoder.info
     if not isinstance(net, nn.Module):
@@ -70,7 +74,8 @@ def untrained(encoder: Encoder, *, seed: int = 0, net: nn.Module | str | None = 
                 "The encoder is code of your own, so only you can build a fresh one: give net=..., or "
                 "--encoder package.module:function."
             )
-        name = net or info.encoder or ""
+        name = info.encoder if net is None or from_a_library(info) else net
+        assert name is not None
         with torch.random.fork_rng([]):
             torch.default_generator.manual_seed(seed_of(seed, 0))  # of the CPU alone: torch.manual_seed reseeds all GPUs
             net = build_encoder(name, channels=info.channels, image_size=info.image_size, **info.options)
@@ -83,7 +88,7 @@ def builtin(path: str | Path, info: EncoderInfo) -> str:
     """The name an encoder file gives, if building it runs no code but this package's, torchvision's or timm's."""
     if info.encoder is None or not from_a_library(info):
         what = "a module of your own" if info.encoder is None else f"{info.encoder!r}, code of your own"
-        raise CheckpointError(
+        raise OwnNetwork(
             f"The encoder in {path} is {what}, which is not built because a file says so. Build it yourself: "
             "load_encoder(path, net=...), or --encoder package.module:function."
         )

@@ -207,10 +207,14 @@ def _read_npz(path: Path, mapped: bool) -> tuple[Any, ...]:
 
 def _read_parquet(path: Path, mapped: bool) -> tuple[Any, ...]:
     _, pq = _pyarrow()
+    from pyarrow import compute
+
     table = pq.read_table(path, columns=[n for n in ("name", "label", "x") if n in pq.read_schema(path).names])
     x = table["x"].combine_chunks()
     if x.null_count or table["x"].type.num_fields != 1:
         raise DataError(f"Its column x is {x.type} with {x.null_count} nulls; expected lists of numbers.")
+    if len(compute.unique(compute.list_value_length(x))) > 1:
+        raise DataError("The lists of its column x have several lengths; expected rows of one length.")
     x = x.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
     names = table["name"].to_pylist() if "name" in table.column_names else []
     names = [_decoded(name) if isinstance(name, bytes) else name for name in names]

@@ -51,7 +51,8 @@ def torchvision_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, 
     builder = models.get_model_builder(name)
     takes = inspect.signature(get_type_hints(builder)["return"]).parameters
     # What torchvision builds GoogLeNet and Inception with when it loads their weights itself.
-    options = {"aux_logits": True, "transform_input": True, "init_weights": False}
+    kind = next((kind for place, kind in places.items() if place.name == file.name), usual)
+    options = {"aux_logits": True, "transform_input": True, "init_weights": False, "image_size": kind.meta["min_size"][0]}
     net: nn.Module = builder(weights=None, **{key: value for key, value in options.items() if key in takes})
     # DenseNet's weights have names of long ago, "norm.1" for "norm1".
     long_ago = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)")
@@ -61,7 +62,7 @@ def torchvision_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, 
         if hasattr(net, part):
             setattr(net, part, value)
     remove_head(net)
-    images = places.get(file, usual).transforms()
+    images = kind.transforms()
     return net, {
         "image_size": (images.crop_size[0], images.crop_size[0]),
         "mean": tuple(images.mean),

@@ -97,6 +97,11 @@ class Encoder(nn.Module):
         """The network that was trained."""
         return self.network.net
 
+    def checksum(self) -> str:
+        """Hexadecimal, of the network's tensors and the description; the `blake2b` of the encoder's file."""
+        check_savable(self.net)
+        return digest(self.net.state_dict(), {"format": FORMAT, **asdict(self.info)})
+
     def prepare(self, images: Tensor) -> Tensor:
         """Images as the network is fed them, but not normalised: float32 (B, C, h, w) in [0, 1]."""
         return self._prepare(images)
@@ -141,10 +146,8 @@ def write_both(encoder: Encoder, folder: Path) -> Path:
 
 def write(encoder: Encoder, file: Path) -> dict[str, Any]:
     """Write an encoder file. Returns its description; raises OSError or SafetensorError when it cannot."""
-    check_savable(encoder.net)
+    description = {"format": FORMAT, **asdict(encoder.info), "blake2b": encoder.checksum()}
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in encoder.net.state_dict().items()}
-    description = {"format": FORMAT, **asdict(encoder.info)}
-    description["blake2b"] = digest(tensors, description)
     save_file(tensors, file, metadata={"byol": json.dumps(description)})  # one entry: their order is not fixed
     return description
 

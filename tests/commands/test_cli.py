@@ -129,7 +129,7 @@ BAD = [
     (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--metric", "map11"], 2, "one label"),
     (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--seeds", "0"], 2, "seeds"),
     (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--compare", "pixel"], 2, "'pixels'"),
-    (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--weights", "w.pth"], 2, "go with torchvision:"),
+    (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--weights", "w.pth"], 2, "expected one"),
     (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--out", "{run}/config.yaml"], 2, "is a file"),
     (["evaluate", "{run}", "--transfer", "{run}/config.yaml"], 2, "expected {train: PATH, test: PATH}"),
     (["evaluate", "{run}", "--transfer", "{run}/config.yaml", "--test", "{pictures}"], 2, "Give one or the other"),

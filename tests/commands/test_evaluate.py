@@ -107,7 +107,24 @@ def test_evaluate_scores_a_list_of_data_sets_each_by_its_metric(run, labelled, t
     assert [(line["data_set"], line["metric"]) for line in lines] == [("colours", "mean_per_class"), ("tags", "map11")]
 
 
-def test_evaluate_takes_a_network_of_torchvision_with_weights_of_ones_own(labelled, tmp_path, capsys, monkeypatch):
+def test_metric_holds_for_the_data_sets_of_a_list_that_name_none(run, labelled, tmp_path, capsys):
+    (tmp_path / "sets.yaml").write_text(f"a: {{train: {labelled}, test: {labelled}}}\n")
+    words = ["evaluate", str(run), "--transfer", str(tmp_path / "sets.yaml"), "--out", str(tmp_path / "o")]
+    assert main([*words, "--protocols", "knn", "--metric", "mean_per_class"]) == 0
+    assert "mean per class" in capsys.readouterr().out
+
+
+def test_what_is_finished_before_a_protocol_fails_is_kept(run, labelled, tmp_path, capsys):
+    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--out", str(tmp_path / "o")]
+    assert main([*words, "--protocols", "knn", "finetune", "--base-lrs", "1e25", "--epochs", "1"]) == 4
+    assert "diverged" in capsys.readouterr().err
+    [line] = (tmp_path / "o" / "scores.jsonl").read_text().splitlines()
+    assert json.loads(line)["protocol"] == "knn"
+    assert main([*words, "--protocols", "knn", "semi-9-per-class"]) == 3  # of 8: told before any work
+    assert len((tmp_path / "o" / "scores.jsonl").read_text().splitlines()) == 1
+
+
+def test_evaluate_takes_a_network_of_torchvision_with_weights_of_ones_own(run, labelled, tmp_path, capsys, monkeypatch):
     from torchvision.models import squeezenet1_1
 
     torch.save(squeezenet1_1(weights=None).state_dict(), tmp_path / "own.pth")
@@ -117,6 +134,8 @@ def test_evaluate_takes_a_network_of_torchvision_with_weights_of_ones_own(labell
     assert "--out FOLDER keeps the scores" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["own.pth"]
     assert main([*words, "--protocols", "knn", "--out", "deep/er"]) == 0
+    compared = ["--compare", "torchvision:squeezenet1_1", "--encoder", "no.module:here"]  # which is for one's own networks
+    assert main(["evaluate", str(run), *words[2:], "--protocols", "knn", *compared, "--out", "o"]) == 0
     assert (tmp_path / "deep" / "er" / "scores.jsonl").exists()
 
 

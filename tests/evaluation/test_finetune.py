@@ -154,6 +154,11 @@ def test_all_combinations_are_tried_and_the_loss_decides_between_equals(encoder)
     assert len(tried) == 8
 
 
+def test_a_rate_that_is_named_twice_is_tried_once(encoder, protocol):
+    answers = protocol(encoder, images(80), images(20, seed=1), config=replace(SHORT, base_lrs=(0.4, 0.01, 0.4)))
+    assert [tried["base_lr"] for tried in answers.settings["tried"]] == [0.01, 0.4]
+
+
 def test_supervised_learns_from_fresh_weights_whatever_the_encoder_has_learned(encoder_of):
     first, other = (encoder_of("convnet", width=4) for _ in range(2))
     with torch.no_grad():

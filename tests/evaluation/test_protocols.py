@@ -15,7 +15,7 @@ from byol.errors import ConfigError, DataError, TrainingError
 from byol.evaluation import linear
 from byol.evaluation.metrics import mean_average_precision
 from byol.evaluation.protocols import PROTOCOLS, Protocol, evaluate
-from byol.evaluation.task import Answers
+from byol.evaluation.task import Answers, EvaluationConfig
 from byol.features.extract import Features, embed
 
 COLOURS = {"blue": (30, 40, 220), "green": (40, 210, 50), "red": (220, 40, 30), "white": (240,) * 3, "yellow": (230, 220, 20)}
@@ -388,6 +388,21 @@ def test_features_are_matched_by_the_classes_names_too(encoder):
         assert score.top1 == 1.0
 
 
+def test_one_class_to_learn_from_is_refused_by_every_protocol(encoder):
+    one, several = clusters(30, 1), clusters(30, 3)
+    for protocol in ("knn", "linear"):
+        with pytest.raises(DataError, match="all of one class; expected at least two"):
+            evaluate(encoder, train=one, test=several, protocols=protocol)
+
+
+def test_a_single_value_stands_for_a_list_of_one(encoder):
+    train, test = clusters(300, 3), clusters(60, 3, seed=1)
+    first, second = (evaluate(encoder, train=train, test=test, protocols="knn", k=k)["knn"] for k in (np.int64(5), (5,)))
+    assert first.value == second.value
+    config = EvaluationConfig(base_lrs=0.1, epochs=2, weight_decays=0)
+    assert (config.base_lrs, config.epochs, config.weight_decays) == ((0.1,), (2,), (0,))
+
+
 def test_labels_without_names_are_matched_by_number(encoder):
     for names in (None, ("a", "b", "c")):
         train, test = clusters(300, 3, spread=0.01, names=names), clusters(60, 3, seed=1, spread=0.01)
@@ -440,13 +455,6 @@ def test_features_of_two_encoders_are_refused(encoder):
     train, test = clusters(30, 2), clusters(30, 2)
     with pytest.raises(DataError, match="8 numbers an image in train and 5 in test; expected both from the same encoder"):
         evaluate(encoder, train=train, test=Features(test.x[:, :5], test.y))
-
-
-def test_one_class_to_learn_from_is_refused_by_the_linear_protocol_alone(encoder):
-    train, test = Features(clusters(30, 2).x, np.zeros(30, dtype=int)), clusters(30, 2)
-    assert evaluate(encoder, train=train, test=test, protocols=["knn"])["knn"].top1 == pytest.approx((test.y == 0).mean())
-    with pytest.raises(DataError, match="at least two classes"):
-        evaluate(encoder, train=train, test=test, protocols=["linear"])
 
 
 def test_the_same_images_on_both_sides_are_warned_of(encoder, caplog):

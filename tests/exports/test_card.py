@@ -54,15 +54,24 @@ def test_the_card_tells_how_the_encoder_was_trained_and_how_good_it_is(encoder_o
     assert "secret" not in html
 
 
-def test_the_card_tells_each_score_by_its_metric_and_data_set_and_leaves_baselines_out(encoder_of, tmp_path, finished):
-    pets = replace(SCORE, protocol="linear", metric="mean_per_class", value=0.7, top1=0.8, data_set="pets")
+def test_the_card_tells_each_score_by_its_metric_and_data_set_and_leaves_other_encoders_out(encoder_of, tmp_path, finished):
+    encoder = encoder_of("convnet")
+    pets = replace(
+        SCORE, blake2b=encoder.checksum(), protocol="linear", metric="mean_per_class", value=0.7, top1=0.8, data_set="pets"
+    )
     tags = replace(SCORE, protocol="linear", metric="map11", value=0.6, top1=None, top5=None, data_set="tags", settings={})
-    baselines = [replace(SCORE, encoder=name, value=0.123) for name in ("pixels", "untrained", "supervised")]
-    for score in (pets, tags, *baselines):
+    again = replace(pets, test="other pets", value=0.65)
+    untrained = replace(SCORE, blake2b="0" * 32, value=0.123)
+    for score in (pets, tags, again, untrained):
         write_scores({"": score}, finished / "scores.jsonl")
-    byol.export(encoder_of("convnet"), tmp_path / "e", run=finished)
+    byol.export(encoder, tmp_path / "e", run=finished)
     html = rendered((tmp_path / "e" / "README.md").read_text())
-    for row in (("pets", "linear", "mean per class", "70.0"), ("tags", "linear", "11-point mAP", "60.0"), ("", "knn", "top-1")):
+    for row in (
+        ("pets", "linear", "mean per class", "70.0"),
+        ("pets", "linear", "mean per class", "65.0"),
+        ("tags", "linear", "11-point mAP", "60.0"),
+        ("", "knn", "top-1"),
+    ):
         assert html.count("\n".join(f"<td>{cell}</td>" for cell in row)) == 1
     assert "12.3" not in html
     assert "secret" not in html
@@ -84,12 +93,21 @@ def test_plain_text_renders_as_itself(text):
     assert shown == f"x {plain_html} x"
 
 
-def test_the_hub_s_library_reads_the_card_s_header(encoder_of, tmp_path):
+def test_the_hub_s_library_reads_the_card_s_header(encoder_of, tmp_path, finished):
     for name, library in (("convnet", "byol"), ("torchvision:resnet18", "timm")):
-        byol.export(encoder_of(name, size=(32, 32)), tmp_path / library)
+        byol.export(encoder_of(name, size=(32, 32)), tmp_path / library, run=finished)
         data = ModelCard.load(tmp_path / library / "README.md").data
         assert (data.library_name, data.pipeline_tag) == (library, "image-feature-extraction")
         assert "byol" in data.tags
+
+
+def test_only_an_encoder_beside_the_plan_of_its_run_is_said_to_be_trained_with_byol(encoder_of, tmp_path, finished):
+    encoder = encoder_of("torchvision:resnet18", size=(32, 32))
+    byol.export(encoder, tmp_path / "trained", run=finished)
+    byol.export(encoder, tmp_path / "pretrained")
+    said = ("trained with BYOL", "without labels", "self-supervised-learning")
+    assert all(words in (tmp_path / "trained" / "README.md").read_text() for words in said)
+    assert not any(words in (tmp_path / "pretrained" / "README.md").read_text() for words in said)
 
 
 @pytest.mark.parametrize(("name", "library"), [("convnet", "byol"), ("torchvision:resnet18", "timm")])
