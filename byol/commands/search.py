@@ -108,6 +108,11 @@ def by_query(command: Search, features: Features) -> Answer:
             f"The encoder of {command.run} gives {encoder.info.features} numbers an image, {command.features} holds {width}; "
             "expected the encoder that gave the features."
         )
+    if features.encoder not in (None, encoder.checksum()):
+        raise ConfigError(
+            f"{command.run} is another encoder than the one that gave {command.features}, so their features cannot be "
+            "compared. Name that one, or embed the images again with this one."
+        )
     images = open_images(list(command.query), channels=encoder.info.channels)
     asked = embed(encoder, images, strict=True)
     found = neighbours.search(features, asked, k=command.k, device=command.device)

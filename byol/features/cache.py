@@ -27,11 +27,11 @@ def cached(encoder: Encoder, images: Images, folder: Path | None, *, workers: in
     stamp = None if folder is None else images.stamp()
     images = images_for(encoder, images, workers)
     if folder is None or stamp is None:
-        return features_of(images, *computed(encoder, images, workers=workers))
+        return features_of(encoder, images, *computed(encoder, images, workers=workers))
     file = folder / f"{key(encoder, stamp)}.npz"
     kept = read(file, len(images), encoder.info.features)
     rows, x = kept or computed(encoder, images, workers=workers)
-    features = features_of(images, rows, x)  # which refuses NaN
+    features = features_of(encoder, images, rows, x)  # which refuses NaN
     if kept is None:
         write(file, rows, x)
     return features

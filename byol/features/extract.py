@@ -99,7 +99,7 @@ def embed(encoder: Encoder, images: Any, *, workers: int = 0, normalize: bool = 
     a warning that names them; with `strict` they raise DataError, as they do when none can be read.
     """
     source = images_for(encoder, images, workers)
-    return features_of(source, *computed(encoder, source, workers=workers, normalize=normalize, strict=strict))
+    return features_of(encoder, source, *computed(encoder, source, workers=workers, normalize=normalize, strict=strict))
 
 
 def computed(
@@ -163,11 +163,11 @@ def check_bad(images: Images, bad: list[tuple[int, str]], *, strict: bool = Fals
     logger.warning("%d unreadable images are left out: %s", len(bad), listing)
 
 
-def features_of(images: Images, rows: Rows, x: Values) -> Features:
-    """The matrix with the labels and names of the images that its rows are of."""
+def features_of(encoder: Encoder, images: Images, rows: Rows, x: Values) -> Features:
+    """The matrix of an encoder with the labels and names of the images that its rows are of."""
     labels = images.label_matrix if images.labels is None else images.labels
     names = [images.name(row) for row in rows.tolist()]
-    return Features(x, None if labels is None else labels[rows], names, images.classes)
+    return Features(x, None if labels is None else labels[rows], names, images.classes, encoder.checksum())
 
 
 def device_of(encoder: Encoder) -> torch.device:

@@ -28,6 +28,7 @@ class Features:
     y: Rows | None = None  # (N,) class numbers, or (N, classes) of 0 and 1, when the images carry labels
     names: list[str] = field(default_factory=list)  # N, or none
     classes: tuple[str, ...] | None = None  # what the class numbers stand for
+    encoder: str | None = None  # `Encoder.checksum` of what gave them, where that is known
 
     def __post_init__(self) -> None:
         # Other numbers are taken too: float64 of scikit-learn, labels of a byte each.
@@ -46,8 +47,8 @@ class Features:
     def save(self, path: str | Path) -> None:
         """Write a file of the kind its suffix says; it appears as a whole or not at all.
 
-        .npz has x, y, names, classes; .npy x alone; .parquet the columns name, label, x; .safetensors x, y and the names as
-        UTF-8 bytes `names` with the end of each in `name_ends`. Raises ConfigError for another suffix.
+        .npz has x, y, names, classes, encoder; .npy x alone; .parquet the columns name, label, x; .safetensors x, y and the
+        names as UTF-8 bytes `names` with the end of each in `name_ends`. Raises ConfigError for another suffix.
         """
         path = Path(path)
         check_format(path)
@@ -139,6 +140,8 @@ def _write_npz(features: Features, path: Path) -> None:
         parts["y"] = features.y
     if features.classes is not None:
         parts["classes"] = np.array(features.classes, dtype=str)
+    if features.encoder is not None:
+        parts["encoder"] = np.array(features.encoder)
     with path.open("wb") as file:
         np.savez(file, **parts)
 
@@ -158,8 +161,7 @@ def _write_parquet(features: Features, path: Path) -> None:
     fields = [("name", names.type)] if features.names else []
     fields += [("label", _label_type(features.y))] if features.y is not None else []
     schema = pa.schema([*fields, ("x", pa.list_(pa.float32(), features.x.shape[1]))])
-    if features.classes is not None:
-        schema = schema.with_metadata({"byol": json.dumps({"classes": features.classes})})
+    schema = schema.with_metadata({"byol": _description(features)})
     with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
         for first, block in blocks(features.x):
             rows = slice(first, first + len(block))
@@ -186,7 +188,7 @@ def _write_safetensors(features: Features, path: Path) -> None:
         parts["names"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         parts["name_ends"] = np.cumsum([len(name) for name in encoded])
     try:
-        save_file(parts, path, metadata={"byol": json.dumps({"classes": features.classes})})
+        save_file(parts, path, metadata={"byol": _description(features)})
     except SafetensorError as failure:  # a full disk
         raise OSError(str(failure)) from failure
 
@@ -202,7 +204,8 @@ def _read_npz(path: Path, mapped: bool) -> tuple[Any, ...]:
         loaded = np.load(file, allow_pickle=False)
         names = loaded["names"].tolist() if "names" in loaded else []
         classes = tuple(loaded["classes"].tolist()) if "classes" in loaded else None
-        return loaded["x"], loaded.get("y"), names, classes
+        encoder = str(loaded["encoder"]) if "encoder" in loaded else None
+        return loaded["x"], loaded.get("y"), names, classes, encoder
 
 
 def _read_parquet(path: Path, mapped: bool) -> tuple[Any, ...]:
@@ -219,7 +222,7 @@ def _read_parquet(path: Path, mapped: bool) -> tuple[Any, ...]:
     names = table["name"].to_pylist() if "name" in table.column_names else []
     names = [_decoded(name) if isinstance(name, bytes) else name for name in names]
     y = np.array(table["label"].to_pylist()) if "label" in table.column_names else None
-    return x, y, names, _classes((table.schema.metadata or {}).get(b"byol"))
+    return x, y, names, *_described((table.schema.metadata or {}).get(b"byol"))
 
 
 def _read_safetensors(path: Path, mapped: bool) -> tuple[Any, ...]:
@@ -233,7 +236,7 @@ def _read_safetensors(path: Path, mapped: bool) -> tuple[Any, ...]:
     if "names" in parts:
         text, ends = parts["names"].tobytes(), parts["name_ends"].tolist()
         names = [_decoded(text[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
-    return x, parts.get("y"), names, _classes(description)
+    return x, parts.get("y"), names, *_described(description)
 
 
 def _mapped_tensor(path: Path, name: str) -> Array:
@@ -245,9 +248,15 @@ def _mapped_tensor(path: Path, name: str) -> Array:
     return np.memmap(path, kind, "r", offset=8 + length + entry["data_offsets"][0], shape=tuple(entry["shape"]))
 
 
-def _classes(description: str | bytes | None) -> tuple[str, ...] | None:
-    classes = None if description is None else json.loads(description)["classes"]
-    return None if classes is None else tuple(classes)
+def _description(features: Features) -> str:
+    return json.dumps({"classes": features.classes, "encoder": features.encoder})
+
+
+def _described(description: str | bytes | None) -> tuple[tuple[str, ...] | None, str | None]:
+    """The classes and the encoder in a file's description."""
+    held = {} if description is None else json.loads(description)
+    classes = held.get("classes")
+    return None if classes is None else tuple(classes), held.get("encoder")
 
 
 def _encoded(name: str) -> bytes:

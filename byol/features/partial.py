@@ -57,7 +57,7 @@ def embed_to(
         world.wait()
         if world.rank > 0:
             return None
-        features = _merged(folder, source, count)
+        features = _merged(folder, encoder, source, count)
         features.save(out)
         for leftover in out.parent.glob(f"{glob.escape(out.name)}.partial-*"):
             shutil.rmtree(leftover)
@@ -109,7 +109,7 @@ def _held(folder: Path, world: World) -> Iterator[None]:
                 shutil.rmtree(folder)
 
 
-def _merged(folder: Path, images: Images, count: int) -> Features:
+def _merged(folder: Path, encoder: Encoder, images: Images, count: int) -> Features:
     """All shards as one; the matrix stays in a file that is mapped, so that the memory need not hold it."""
     bad: list[tuple[int, str]] = []
     for number in range(count):
@@ -121,7 +121,7 @@ def _merged(folder: Path, images: Images, count: int) -> Features:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
         for number in range(count):
             file.write(_part(folder, number, "x").data)
-    return features_of(images, rows, np.load(folder / "x.npy", mmap_mode="r", allow_pickle=False))
+    return features_of(encoder, images, rows, np.load(folder / "x.npy", mmap_mode="r", allow_pickle=False))
 
 
 def _file(folder: Path, number: int) -> Path:

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
@@ -52,6 +53,18 @@ def test_embed_writes_every_kind(here, capsys, caplog, kind):
     np.testing.assert_allclose(np.linalg.norm(loaded.x, axis=1), 1, rtol=1e-5)
     assert kind == ".npy" or loaded.names == [f"{number:02}.png" for number in range(12) if number != 5]
     assert sorted(path.name for path in here.iterdir()) == sorted(["f.npz", f"g{kind}", "other", "photos", "run"])
+
+
+@pytest.mark.parametrize("kind", [".npz", ".parquet", ".safetensors"])
+def test_a_query_by_another_encoder_of_the_same_width_is_refused(here, encoder_of, capsys, kind):
+    told(capsys, f"embed run --data photos --out g{kind}")
+    told(capsys, f"search g{kind} --query photos/02.png --run run")
+    encoder = encoder_of("convnet", width=8)
+    with torch.no_grad():
+        next(encoder.parameters()).mul_(1.01)
+    save_encoder(encoder, here / "other")
+    assert main(f"search g{kind} --query photos/02.png --run other".split()) == 2
+    assert f"other is another encoder than the one that gave g{kind}" in capsys.readouterr().err
 
 
 def test_a_query_is_answered_with_a_table(here, capsys):
