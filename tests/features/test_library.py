@@ -187,3 +187,21 @@ def test_pretrained_encoder_embeds_images_of_any_size(hub, tmp_path):
     encoder = pretrained_encoder("torchvision:squeezenet1_1", weights=tmp_path / "own.pth")
     images = np.random.default_rng(0).integers(0, 256, (3, 40, 30, 3), dtype=np.uint8)
     assert embed(encoder, images).x.shape == (3, 512)
+
+
+def test_a_copy_of_a_librarys_weights_is_fed_as_the_library_says_for_them(hub, tmp_path):
+    net = models.mobilenet_v2(weights=None).state_dict()
+    ratios = []
+    for kind in (models.MobileNet_V2_Weights.IMAGENET1K_V1, models.MobileNet_V2_Weights.IMAGENET1K_V2):
+        file = tmp_path / kind.url.rpartition("/")[2]
+        torch.save(net, file)
+        ratios.append(pretrained_encoder("torchvision:mobilenet_v2", weights=file).info.crop_ratio)
+    assert ratios == [224 / 256, 224 / 232]
+
+
+@pytest.mark.slow
+def test_weights_for_another_size_get_a_network_of_that_size(hub, tmp_path):
+    kind = models.ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1
+    file = tmp_path / kind.url.rpartition("/")[2]
+    torch.save(models.vit_b_16(weights=None, image_size=384).state_dict(), file)
+    assert pretrained_encoder("torchvision:vit_b_16", weights=file).info.image_size == (384, 384)
