@@ -66,13 +66,29 @@ class World:
         """Bytes that are free on the device now."""
         if self.device.type == "cuda":
             return torch.cuda.mem_get_info(self.device)[0]
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return available_memory()
 
     def describe(self) -> str:
         """The hardware in words, for people and logs."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"{torch.get_num_threads()} threads of a {torch.cpu.get_capabilities().get('cpu_name', 'CPU')}".strip()
+
+
+def available_memory() -> int:
+    """Bytes of the machine's memory that this process may still take, a container's limit counted.
+
+    What the system keeps of files it has read counts as available: it gives that up when asked. Where the system does not tell
+    (macOS), half of all memory.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
+    told = [limit.read_text().strip() for limit in limits if limit.exists()]
+    return min([available, *(int(limit) for limit in told if limit.isdecimal())])  # "max" is no limit
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

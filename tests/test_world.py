@@ -1,5 +1,8 @@
 """Where a run works: one process, one device, the arithmetic that is fastest there."""
 
+import os
+import shutil
+import subprocess
 import time
 
 import pytest
@@ -47,5 +50,12 @@ def test_several_processes_are_refused_until_they_would_train_together(monkeypat
 def test_the_world_of_one_knows_its_free_memory_and_its_name():
     world = World.join("cpu")
     assert (world.rank, world.size, world.device.type) == (0, 1, "cpu")
-    assert 2**20 < world.free_memory() < 2**50
+    assert 2**20 < world.free_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert "thread" in world.describe()
+
+
+@pytest.mark.skipif(shutil.which("free") is None, reason="needs the command free")
+def test_free_memory_counts_what_the_system_keeps_of_files_it_has_read():
+    """A machine that has read many files has few empty pages, yet most of its memory is to be had."""
+    available = int(subprocess.run(["free", "--bytes"], capture_output=True, check=True).stdout.split(b"Mem:")[1].split()[5])
+    assert World.join("cpu").free_memory() == pytest.approx(available, rel=0.2)

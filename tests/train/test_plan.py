@@ -184,7 +184,6 @@ def test_a_warm_up_longer_than_the_run_is_refused():
 def test_after_planning_nothing_is_left_open():
     plan = plan_run(TrainConfig(out="a"), CIFAR, CPU)
     assert all(value is not None for value in dataclasses.asdict(plan).values())
-    assert plan.in_memory
     assert plan.image_size == (32, 32)
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
@@ -217,8 +216,10 @@ def test_checkpoints_are_some_dozens_a_run_however_short_its_epochs(count, epoch
     assert min(20, plan.total_steps) <= plan.total_steps // plan.save_every_steps <= 39
 
 
-def test_photographs_are_streamed_and_small_images_kept_in_memory():
+def test_photographs_are_streamed_and_small_images_kept_in_memory_where_they_fit_in_a_quarter_of_it(monkeypatch):
+    images = 50_000 * 3 * 32 * 32
+    monkeypatch.setattr(World, "free_memory", lambda self: 4 * images)
     assert not plan_run(TrainConfig(out="a"), IMAGENET, CPU).in_memory
     assert plan_run(TrainConfig(out="a"), CIFAR, CPU).in_memory
-    huge = ImageFacts(10**9, (32, 32), 3, False)
-    assert not plan_run(TrainConfig(out="a"), huge, CPU).in_memory
+    monkeypatch.setattr(World, "free_memory", lambda self: 4 * images - 1)
+    assert not plan_run(TrainConfig(out="a"), CIFAR, CPU).in_memory
