@@ -55,6 +55,23 @@ def check_writable(folder: Path, advice: str = "Choose another place.") -> None:
         raise ConfigError(f"Nothing can be written to {folder}: {failure.strerror}. {advice}") from failure
 
 
+def left_behind(path: Path) -> bool:
+    """Whether something temporary, made by `replacing` or `filling`, is of a process that has ended."""
+    pid = path.name.split("-")[1]
+    return not (pid.isdecimal() and running(int(pid)))
+
+
+def running(pid: int) -> bool:
+    """Whether this machine has a process of this number."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a small file as a whole."""
     with replacing(path) as temporary:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from byol.disk import replacing, write_text
+from byol.disk import left_behind, replacing, running, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -168,3 +168,17 @@ for number in range(10**9):
         content = path.read_text()
         assert len(content) == 200_000
         assert len(set(content)) == 1
+
+
+def test_what_a_dead_process_left_is_told_from_what_a_living_one_writes():
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    living = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    ended.wait()
+    try:
+        assert (running(ended.pid), running(living.pid), running(1), running(10**30)) == (False, True, True, False)
+        assert left_behind(Path(f".tmp-{ended.pid}-a.npz"))
+        assert not left_behind(Path(f".tmp-{living.pid}-a.npz"))
+        assert left_behind(Path(".tmp-x-a.npz"))
+    finally:
+        living.kill()
+        living.communicate()

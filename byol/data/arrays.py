@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from byol.data.decode import BadImage, Pixels
-from byol.data.folder import stamp
+from byol.data.folder import checksum
 from byol.data.labels import Labels, found_labels
 from byol.data.spread import spread
 from byol.errors import DataError
@@ -76,10 +76,10 @@ class Arrays:
             digest.update(np.ascontiguousarray(self.data[start:stop]).tobytes())
         return digest.digest()
 
-    def stamp(self) -> bytes:
-        """A digest of all that the array holds, or of the size and the time of the last change of its file."""
+    def checksum(self) -> bytes:
+        """A digest of all that the array, or its file, holds."""
         if isinstance(self.data, np.memmap) and self.data.filename is not None:
-            return stamp([self.data.filename])
+            return checksum([self.data.filename])
         if self.data.nbytes <= HASHED:
             return b""  # `identity` has read it all
         digest = blake2b()

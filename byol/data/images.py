@@ -31,7 +31,7 @@ class Source(Protocol):
     def picture(self, index: int) -> Image.Image | Pixels: ...
     def size(self, index: int) -> tuple[int, int]: ...
     def identity(self) -> bytes: ...
-    def stamp(self) -> bytes | None: ...
+    def checksum(self) -> bytes | None: ...
     def release(self) -> None: ...
 
 
@@ -115,10 +115,10 @@ class Images:
             digest.update(self._rows.tobytes())
         return digest.hexdigest()
 
-    def stamp(self) -> str | None:
-        """As `fingerprint`, but it changes whenever any image may have; None where nobody can tell."""
-        stamp = self._source.stamp()
-        return None if stamp is None else self.fingerprint() + blake2b(stamp, digest_size=16).hexdigest()
+    def checksum(self) -> str | None:
+        """As `fingerprint`, of every byte that the images are read from; None where nobody can tell."""
+        held = self._source.checksum()
+        return None if held is None else self.fingerprint() + blake2b(held, digest_size=16).hexdigest()
 
     @property
     def description(self) -> str:
@@ -186,8 +186,8 @@ class Encoded:
     def identity(self) -> bytes:
         return self.reader.identity()
 
-    def stamp(self) -> bytes:
-        return self.reader.stamp()
+    def checksum(self) -> bytes:
+        return self.reader.checksum()
 
     def release(self) -> None:
         self.reader.release()

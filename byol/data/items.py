@@ -79,7 +79,7 @@ class Items:
         digests = [self._sampled() for _ in range(2)]
         return f"{type(self.items).__name__} {len(self)}".encode() + (digests[0] if digests[0] == digests[1] else b"")
 
-    def stamp(self) -> None:
+    def checksum(self) -> None:
         """Nobody can tell whether a foreign dataset still gives what it gave."""
 
     def release(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from byol.data.decode import BadImage
-from byol.data.folder import stamp
+from byol.data.folder import checksum
 from byol.data.gathered import Gathered, room_for
 from byol.data.labels import Labels, found_labels
 from byol.data.spread import spread
@@ -122,9 +122,9 @@ class ParquetReader:
                     digest.update(file.read(BLOCK))
         return digest.digest()
 
-    def stamp(self) -> bytes:
-        """A digest of the size and the time of the last change of every file."""
-        return stamp(self.paths)
+    def checksum(self) -> bytes:
+        """A digest of all that the files hold."""
+        return checksum(self.paths)
 
     def release(self) -> None:
         """Let go of cached row groups and file handles."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from byol.data.sources import Images
-from byol.disk import replacing
+from byol.disk import left_behind, replacing
 from byol.features.extract import Features, computed, device_of, features_of, images_for
 from byol.features.files import Rows, Values
 from byol.weights.files import Encoder, check_savable, digest
@@ -20,15 +20,15 @@ logger = logging.getLogger("byol")
 def cached(encoder: Encoder, images: Images, folder: Path | None, *, workers: int = 0) -> Features:
     """As `embed`, but features that a file in the folder holds are read from it, and others are kept there.
 
-    The file is named after the encoder's tensors, description and answer to a fixed picture, and after the images; labels
-    are not in it. It appears as a whole or not at all, and a damaged one is written again. Without a folder, and for datasets
+    The file is named after the encoder's tensors, description and answer to a fixed picture, and after the names of the
+    images and every byte of them; labels are not in it. It appears as a whole or not at all, and a damaged one is written again. Without a folder, and for datasets
     of other libraries, which may change without a trace, nothing is kept.
     """
-    stamp = None if folder is None else images.stamp()
+    checksum = None if folder is None else images.checksum()
     images = images_for(encoder, images, workers)
-    if folder is None or stamp is None:
+    if folder is None or checksum is None:
         return features_of(encoder, images, *computed(encoder, images, workers=workers))
-    file = folder / f"{key(encoder, stamp)}.npz"
+    file = folder / f"{key(encoder, checksum)}.npz"
     kept = read(file, len(images), encoder.info.features)
     rows, x = kept or computed(encoder, images, workers=workers)
     features = features_of(encoder, images, rows, x)  # which refuses NaN
@@ -37,7 +37,7 @@ def cached(encoder: Encoder, images: Images, folder: Path | None, *, workers: in
     return features
 
 
-def key(encoder: Encoder, stamp: str) -> str:
+def key(encoder: Encoder, checksum: str) -> str:
     """A hexadecimal name that changes with the encoder, with the code that prepares and computes, and with the images."""
     check_savable(encoder.net)
     height, width = encoder.info.image_size
@@ -46,7 +46,7 @@ def key(encoder: Encoder, stamp: str) -> str:
     picture = torch.randint(0, 256, shape, generator=noise, dtype=torch.uint8)
     answer = encoder(picture.to(device_of(encoder))).cpu()
     answer = (100 * answer / answer.abs().max().clamp(min=1e-12)).round()  # the last digits hang on the number of threads
-    parts = f"{digest(encoder.net.state_dict(), asdict(encoder.info))} {answer.tolist()} {stamp}"
+    parts = f"{digest(encoder.net.state_dict(), asdict(encoder.info))} {answer.tolist()} {checksum}"
     return blake2b(parts.encode(), digest_size=16).hexdigest()
 
 
@@ -72,7 +72,7 @@ def write(file: Path, rows: Rows, x: Values) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         for left in file.parent.glob(".tmp-*"):
-            if not Path("/proc", left.name.split("-")[1]).exists():  # of a process that was killed
+            if left_behind(left):
                 left.unlink(missing_ok=True)
         with replacing(file) as temporary, temporary.open("wb") as opened:
             np.savez(opened, rows=rows, x=x)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from byol.disk import sync
+from byol.disk import left_behind, sync
 from byol.errors import CheckpointError
 
 logger = logging.getLogger("byol")
@@ -94,8 +94,7 @@ def sweep(*folders: Path) -> None:
     """Remove what dead processes left behind: temporary files and folders, and folders on their way out."""
     for folder in folders:
         for path in [*folder.glob(".tmp-*"), *folder.glob(".del-*")] if folder.exists() else ():
-            pid = path.name.split("-")[1]
-            if path.name.startswith(".del-") or pid == str(os.getpid()) or not Path(f"/proc/{pid}").exists():
+            if path.name.startswith((".del-", f".tmp-{os.getpid()}-")) or left_behind(path):
                 path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
 
 

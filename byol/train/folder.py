@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TextIO
 
+from byol.disk import running
 from byol.errors import ByolError, CheckpointError, ConfigError, Stopped
 
 
@@ -75,7 +76,8 @@ def _wait_for(lock: TextIO, folder: Path) -> None:
 
 def _has_ended(holder: str) -> bool:
     words = holder.split()
-    return len(words) == 4 and words[3] == os.uname().nodename and not Path(f"/proc/{words[1]}").exists()
+    here = len(words) == 4 and words[1].isdecimal() and words[3] == os.uname().nodename
+    return here and not running(int(words[1]))
 
 
 _OF_A_RUN = {"config.yaml", "env.json"}  # written before plan.json: a run killed in that moment starts again

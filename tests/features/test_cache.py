@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,30 @@ def test_subsets_have_features_of_their_own(encoder, tmp_path, counted):
     some = cached(encoder, images.subset([4, 0]), tmp_path / "features")
     np.testing.assert_allclose(some.x, whole.x[[4, 0]], rtol=1e-4, atol=1e-5)
     assert counted == [6, 2]
+
+
+def test_a_copy_of_the_images_elsewhere_and_of_another_time_needs_no_second_pass(encoder, tmp_path, counted):
+    first = cached(encoder, open_images(pictures(tmp_path / "p")), tmp_path / "features")
+    shutil.copytree(tmp_path / "p", tmp_path / "q", copy_function=shutil.copyfile)
+    for file in (tmp_path / "q").rglob("*.png"):
+        os.utime(file, (1, 1))
+    second = cached(encoder, open_images(tmp_path / "q"), tmp_path / "features")
+    np.testing.assert_array_equal(first.x, second.x)
+    assert counted == [6]
+
+
+def test_a_change_that_size_and_time_do_not_tell_is_noticed(encoder, tmp_path, counted):
+    """As rsync -t and cp -p make it."""
+    root = pictures(tmp_path / "p", 130)
+    for name in ("a/1.png", "b/2.png"):
+        Image.new("L", (24, 20), 7).save(root / name)
+    cached(encoder, open_images(root), tmp_path / "features")
+    file, state = root / "b/2.png", (root / "b/2.png").stat()
+    Image.new("L", (24, 20), 9).save(file)
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert file.stat().st_size == state.st_size
+    cached(encoder, open_images(root), tmp_path / "features")
+    assert counted == [130, 130]
 
 
 @pytest.mark.parametrize("kind", ["arrays", "npy", "npz", "parquet"])
