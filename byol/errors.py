@@ -5,6 +5,7 @@ Raise `ConfigError` for a setting or an argument that cannot work, `DataError` f
 `Stopped` when a run was asked to stop and has saved its state. A message says what came, what was expected, what to do.
 """
 
+import textwrap
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -51,3 +52,11 @@ def did_you_mean(word: str, choices: Iterable[str], count: int = 3) -> str:
     """' Did you mean 'a' or 'b'?' for the choices nearest to a word, or '' when none is near."""
     near = get_close_matches(word, list(choices), n=count, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+
+
+def complaint(failure: Exception) -> str:
+    """What another library's exception complains of, in a few words: torch puts it below a title and lists every tensor."""
+    lines = str(failure).splitlines() or [""]
+    line = lines[min(1, len(lines) - 1)] if lines[0].endswith(":") else lines[0]
+    words = line if any(letter.isalpha() for letter in line) else f"{type(failure).__name__} {line}"  # KeyError: 105
+    return textwrap.shorten(words, 200, placeholder=" ...")

@@ -1,5 +1,6 @@
 """`byol convert`"""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def convert(arguments: Sequence[str]) -> int:
         report(found)
         file = save_encoder(found.encoder, out)
     print(f"written    {file}")
-    print(f"next       byol embed {out} --data photos/ --out features.npz")
+    print(f"next       byol embed {shlex.quote(command.out)} --data photos/ --out features.npz")
     return 0
 
 
@@ -85,8 +86,8 @@ def report(found: Conversion) -> None:
     for assumption in found.assumed:
         print(f"assumed    {assumption}; the file does not say")
     print(f"images     central square of {info.crop_ratio} x the shorter side, {resize},")
-    print(f"           mean {shown(info.mean)}, std {shown(info.std)}")
+    print(f"           mean {spaced(info.mean)}, std {spaced(info.std)}")
 
 
-def shown(numbers: tuple[float, ...]) -> str:
+def spaced(numbers: tuple[float, ...]) -> str:
     return " ".join(f"{number:.4g}" for number in numbers)

@@ -1,6 +1,7 @@
 """`byol embed`"""
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -64,8 +65,9 @@ def embed(arguments: Sequence[str]) -> int:
     if features is not None:
         print(f"written    {out}: {features.x.shape[0]:,} images x {features.x.shape[1]:,} features")
         given = {"encoder": command.encoder, "weights": command.weights}
-        more = "".join(f" --{name} {word}" for name, word in given.items() if word is not None)
-        print(f"next       byol search {out} --query PICTURE --run {command.run}{more}")
+        more = [part for name, word in given.items() if word is not None for part in (f"--{name}", word)]
+        words = ["byol", "search", str(out), "--query", "PICTURE", "--run", command.run, *more]
+        print(f"next       {shlex.join(words)}")
     return 0
 
 

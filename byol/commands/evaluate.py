@@ -12,12 +12,12 @@ import tyro
 from byol.disk import check_writable
 from byol.errors import ByolError, ConfigError, did_you_mean
 from byol.evaluation.baselines import BASELINES
-from byol.evaluation.protocols import Task, check_protocols, judge, prepare
+from byol.evaluation.protocols import Task, check_protocols, check_settings, judge, prepare
 from byol.evaluation.scores import Score, comparison, score_table, write_scores
 from byol.evaluation.task import EvaluationConfig
 from byol.evaluation.transfer import DataSet, read_data_sets
-from byol.features.encoders import OwnNetwork, load_encoder
-from byol.features.library import LIBRARIES
+from byol.features.encoders import OwnNetwork, folder_of, load_encoder
+from byol.models.build import LIBRARIES
 from byol.settings import parse
 from byol.weights.files import Encoder
 
@@ -72,6 +72,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     description = "Say how good an encoder's features are, with labelled images."
     command = parse(Evaluate, arguments, prog="byol evaluate", description=description, switches=True)
     check_protocols(command.protocols)
+    check_settings(command.protocols, command.settings)
     sets, found = data_sets(command), contestants(command)
     # Everything is opened and checked before anything is computed.
     tasks = [(each, set_, task(command, name, each, set_)) for name, each in found.items() for set_ in sets]
@@ -159,14 +160,6 @@ def opened(word: str, command: Evaluate) -> Encoder:
         if command.encoder is None:
             raise
         return load_encoder(word, net=command.encoder, device=command.device)
-
-
-def folder_of(word: str) -> Path | None:
-    """Where an encoder's scores and features belong; a network of a library has no such place."""
-    if word.startswith(LIBRARIES):
-        return None
-    path = Path(word)
-    return path if path.is_dir() else path.parent
 
 
 def writable_folder_of(word: str) -> Path | None:

@@ -2,21 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import tyro
 
 from byol.exports.export import Format
 from byol.exports.export import export as write_export
 from byol.exports.verify import BATCHES, TOLERANCE
-from byol.features.encoders import load_encoder
-from byol.features.library import LIBRARIES
+from byol.features.encoders import folder_of, load_encoder
 from byol.settings import parse
 
 LOADS = {
     "onnxruntime": 'onnxruntime.InferenceSession("{path}").run(["representation"], {{"images": images}})',
     "torch.export": 'torch.export.load("{path}").module()(images)',
-    "torchvision": "net.load_state_dict(tensors_of_the_file, strict=False)",
+    "torchvision": 'net.load_state_dict({read}("{path}"), strict=False)',
     "timm": 'timm.create_model("local-dir:{path}", pretrained=True, num_classes=0)',
     "byol": 'byol.load_encoder("{path}")',
 }
@@ -45,13 +43,12 @@ def export(arguments: Sequence[str]) -> int:
     description = "Write the encoder for other tools: loaded there and compared before it appears."
     command = parse(Export, arguments, prog="byol export", description=description)
     encoder = load_encoder(command.run, net=command.encoder, weights=command.weights)
-    path = Path(command.run)
     done = write_export(
         encoder,
         command.out,
         format=command.format,
         from_pixels=command.from_pixels,
-        run=None if command.run.startswith(LIBRARIES) else path if path.is_dir() else path.parent,
+        run=folder_of(command.run),
         model=command.model,
     )
     sizes = " and ".join(f"{height}x{width}" for height, width in done.check.sizes)
@@ -62,5 +59,6 @@ def export(arguments: Sequence[str]) -> int:
         pixels = "in [0, 1]" if command.from_pixels else "normalised"
         size = "H, W" if len(done.check.sizes) > 1 else "{}, {}".format(*encoder.info.image_size)
         print(f"takes      images float32 (B, {encoder.info.channels}, {size}) {pixels}")
-    print(f"load       {LOADS[done.check.tool].format(path=done.path)}")
+    read = "torch.load" if done.path.suffix == ".pth" else "safetensors.torch.load_file"
+    print(f"load       {LOADS[done.check.tool].format(path=done.path, read=read)}")
     return 0

@@ -1,5 +1,6 @@
 """`byol search`"""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ def search(arguments: Sequence[str]) -> int:
     features = Features.load(command.features, mapped=True)
     images = None if command.data is None else open_images(command.data)
     answer = QUESTIONS[question](command, features)
+    tell_of_fewer(command, features)
     if images is not None and command.sheet is not None and answer.groups:
         draw(answer, features, command.k, images, Path(command.sheet))
         print(f"written    {command.sheet}", file=sys.stderr)
@@ -81,6 +83,10 @@ def checked(command: Search) -> str:
     if len(asked) != 1:
         flags = ", ".join(f"--{name}" for name in asked or QUESTIONS)
         raise ConfigError(f"{'No question' if not asked else 'More than one question'} was asked; expected one of {flags}.")
+    if command.query == () or command.row == ():
+        raise ConfigError(
+            f"--{asked[0]} came alone; expected {'pictures' if asked[0] == 'query' else 'numbers of rows, from 0,'} behind it."
+        )
     for flag, needs in NEEDS:
         if getattr(command, flag) is not None and getattr(command, needs) is None:
             raise ConfigError(f"--{flag} was given without --{needs}; they go together.")
@@ -90,16 +96,21 @@ def checked(command: Search) -> str:
     return asked[0]
 
 
+def tell_of_fewer(command: Search, features: Features) -> None:
+    """Say so when more images were asked for than there are."""
+    asked = max(command.outliers or 0, command.pick or 0, 0 if command.clusters or command.duplicates else command.k)
+    if asked > len(features.x):
+        print(f"note       {asked:,} were asked for, and there are {len(features.x):,} images", file=sys.stderr)
+
+
 def by_query(command: Search, features: Features) -> Answer:
     """The images most similar to pictures."""
     assert command.query is not None
     assert command.run is not None
-    if not command.query:
-        raise ConfigError("--query came without a picture; expected at least one.")
     for path in command.query:
-        if not Path(path).is_file():
+        if not os.path.isfile(path):
             raise DataError(
-                f"--query {printable(path)} is {'a folder' if Path(path).is_dir() else 'not there'}; expected pictures."
+                f"--query '{printable(path)}' is {'a folder' if os.path.isdir(path) else 'not there'}; expected pictures."
             )
     encoder = load_encoder(command.run, net=command.encoder, weights=command.weights, device=command.device)
     width = features.x.shape[1]
@@ -123,8 +134,6 @@ def by_query(command: Search, features: Features) -> Answer:
 def by_row(command: Search, features: Features) -> Answer:
     """The images most similar to images of the features."""
     assert command.row is not None
-    if not command.row:
-        raise ConfigError("--row came without a number; expected at least one row of the features, counted from 0.")
     found = neighbours.search(features, rows=command.row, k=command.k, device=command.device)
     titles = [name_of(features, row) for row in command.row]
     return Answer(list(map(Group, titles, found.rows, found.similarities, command.row)), "query", "similarity")

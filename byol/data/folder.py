@@ -82,7 +82,7 @@ class FileReader:
 
 
 def checksum(paths: Sequence[str | bytes | Path]) -> bytes:
-    """A digest of all that files hold, in their order. They are read by several threads, about as fast as the disk gives them."""
+    """A digest of all that files hold, in their order; several threads read them."""
     groups = [paths[first : first + GROUP] for first in range(0, len(paths), GROUP)]
     with ThreadPoolExecutor() as threads:
         return blake2b(b"".join(threads.map(_digests, groups))).digest()

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from byol.data.sources import Images
-from byol.errors import ConfigError, DataError, TrainingError
+from byol.errors import DataError, TrainingError
 from byol.evaluation.labelled import Labelled
 from byol.evaluation.sgd import ClassifierConfig, Trial, batch_size_for, fit, logits_of
 from byol.evaluation.subsets import Amount, few, held_out
 from byol.evaluation.task import Answers
-from byol.features.extract import Features, check_encoder, embed
+from byol.features.extract import Features, check_channels, check_encoder, device_of, embed
 from byol.weights.files import Encoder
 from byol.world import World, keep_freed_memory
 
@@ -69,7 +69,7 @@ def train_classifier(
     if amount is not None:
         rows = few(labels, amount, seed, train.classes)
         train, labels = train.subset(rows), labels[rows]
-    device = next(encoder.parameters()).device
+    device = device_of(encoder)
     if device.type == "cpu":
         keep_freed_memory()
     config = replace(config, precision=config.precision or World(0, 1, device).default_precision())
@@ -78,6 +78,9 @@ def train_classifier(
     trials = [Trial(*combination) for combination in product(*values)]
     share = min(config.held_out, MOST_HELD_OUT / len(train)) if len(trials) > 1 else 0.0
     learn, choose = held_out(labels, share, seed)
+    choose = images.readable(choose)
+    if len(trials) > 1 and len(choose) == 0:
+        logger.warning("There are no images to choose settings on, so the middle ones of %d are taken.", len(trials))
     tried: list[_Tried] = []
     if len(choose):
         parts = images.subset(learn), train.subset(choose)
@@ -86,7 +89,6 @@ def train_classifier(
     best = max(tried, key=_Tried.rank, default=None)
     if best is not None and best.top1 is None:
         raise TrainingError(_diverged(config))
-    # The middle trial where there is nothing to choose on.
     chosen = trials[len(trials) // 2] if best is None else best.trial
     if best is not None and frozen:
         tuned, classifier, learned = encoder, best.classifier, len(learn)
@@ -101,8 +103,8 @@ def train_classifier(
         **asdict(chosen),
         "batch_size": batch_size_for(learned, config.batch_size),
         **{name: getattr(config, name) for name in ("crop_area", "logit_cap", "logit_penalty", "precision")},
-        "held_out": len(choose),
-        "tried": [{**asdict(one.trial), "top1": one.top1} for one in tried],
+        "held_out": len(choose) or None,
+        "tried": [{**asdict(one.trial), "top1": one.top1} for one in tried] or None,
     }
     return Answers(logits_of(classifier, found.x, config).numpy(), found.y, settings, len(train))
 
@@ -153,11 +155,8 @@ def check(encoder: Encoder, train: Images, test: Images | Features) -> np.ndarra
     """The train images' labels. Raises before any work what `train_classifier` promises to raise."""
     check_encoder(encoder)
     for role, images in (("train", train), ("test", test)):
-        if isinstance(images, Images) and images.channels != encoder.info.channels:
-            raise ConfigError(
-                f"The {role} images ({images.description}) have {images.channels} channels, the encoder takes "
-                f"{encoder.info.channels}. Open the images with channels= to match."
-            )
+        if isinstance(images, Images):
+            check_channels(encoder, images, role)
     labels = train.labels
     if labels is None:
         raise DataError(f"{train.description} carry no labels to learn from. Give images whose classes are known.")

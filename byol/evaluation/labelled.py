@@ -6,9 +6,11 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from byol.data.batches import Batch, BatchPlan, load_resident, resident_batches, streamed_batches
+from byol.data.decode import BadImage
 from byol.data.sources import Images, printable
 from byol.evaluation.subsets import Rows
 from byol.method.transfer import to_device
@@ -62,6 +64,16 @@ class Labelled:
             logger.warning("An unreadable image is left out: %s", words)
             self.told.add(words)
 
+    def readable(self, rows: Rows) -> Rows:
+        """Those of some rows int64 (n,) whose images can be read; the others are left out, and told."""
+        for row in rows.tolist() if self.pixels is None else ():
+            try:
+                self.images.picture(row)
+            except BadImage as failure:
+                self.leave_out(row, str(failure))
+        good: Rows = rows[(self.labels[torch.from_numpy(rows).to(self.labels.device)] != UNREADABLE).cpu().numpy()]
+        return good
+
     def batches(
         self, size: tuple[int, int], batch_size: int, steps: int, crop_area: tuple[float, float], seed: int
     ) -> Generator[tuple[Tensor, Tensor]]:
@@ -85,6 +97,11 @@ class Labelled:
             )
         for batch in found:
             yield batch.crops[:, 0], self.labels[to_device(batch.indices, device)]
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """The mean over a batch, of logits (B, classes) and classes int64 (B,), in which unreadable images count 0."""
+    return F.cross_entropy(logits, y, ignore_index=UNREADABLE, reduction="sum") / len(y)
 
 
 def fits(images: Images, device: torch.device) -> bool:

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from byol.data.sources import Images
 from byol.errors import DataError
-from byol.evaluation.labelled import UNREADABLE
+from byol.evaluation.labelled import UNREADABLE, cross_entropy
 from byol.evaluation.sgd import new_classifier
 from byol.features.extract import Features
 from byol.method.byol import BYOL
@@ -53,8 +52,7 @@ class OnlineProbe(nn.Module):
         assert self.representation is not None
         y = self._labels[to_device(indices, self._labels.device)]
         logits = self(self.representation[: len(y)])  # both views are in it when they share one pass
-        loss = F.cross_entropy(logits, y, ignore_index=UNREADABLE, reduction="sum") / len(y)
-        (loss / accumulation).backward()
+        (cross_entropy(logits, y) / accumulation).backward()
         self.representation = None
         self._correct += (logits.argmax(dim=1) == y).sum()
         self._seen += (y != UNREADABLE).sum()

@@ -1,5 +1,6 @@
 """Judge an encoder by what its features make easy. Nothing is ever chosen on test images."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -18,16 +19,12 @@ from byol.evaluation.metrics import measure, metric_for
 from byol.evaluation.scores import Score, score_of
 from byol.evaluation.sgd import ClassifierConfig
 from byol.evaluation.subsets import Amount, few
-from byol.evaluation.task import (
-    Answers,
-    EvaluationConfig,
-    Given,
-    labelled,
-    same_classes,
-    warn_of_the_same_images,
-)
+from byol.evaluation.task import TRAINING, Answers, EvaluationConfig, Given, labelled, same_classes, same_images
 from byol.features.extract import Features, check_encoder, device_of
+from byol.method.draws import check_seed
 from byol.weights.files import Encoder
+
+logger = logging.getLogger("byol")
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,7 @@ class Protocol:
     on_images: bool = False  # whether it works on the images, which it augments, and not on features
     tunes: bool = False  # whether it trains the encoder too
     amount: Amount | None = None  # of labels that it learns from; None is all
+    settings: tuple[str, ...] = ()  # of `EvaluationConfig`, that it uses besides the metric
 
 
 def knn(encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig, seed: int) -> dict[str, Answers]:
@@ -92,11 +90,11 @@ def training(name: str, usual: ClassifierConfig, *, frozen: bool = False, amount
         )
         return {name: answers}
 
-    return Protocol(run, random=True, on_images=True, tunes=not frozen, amount=amount)
+    return Protocol(run, random=True, on_images=True, tunes=not frozen, amount=amount, settings=TRAINING)
 
 
 PROTOCOLS = {
-    "knn": Protocol(knn, random=False),
+    "knn": Protocol(knn, random=False, settings=("k", "temperature")),
     "linear": Protocol(logistic, random=True),
     "linear-sgd": training("linear-sgd", LINEAR_SGD, frozen=True),
     "finetune": training("finetune", FINETUNE),
@@ -118,6 +116,7 @@ class Task:
     seeds: tuple[int, ...]
     name: str  # of the encoder, in its scores
     data_set: str  # its name in a list of several, in the scores
+    same_images: bool  # in train and test, which makes scores meaningless
 
 
 def evaluate(
@@ -143,6 +142,7 @@ def evaluate(
         if name not in names:
             raise ConfigError(f"There is no setting {name!r}.{did_you_mean(name, names)} There are: {', '.join(names)}.")
     config = EvaluationConfig(**settings)
+    check_settings((protocols,) if isinstance(protocols, str) else protocols, config)
     return dict(judge(prepare(encoder, train, test, protocols, config, seed=seed, seeds=seeds, workers=workers, cache=cache)))
 
 
@@ -166,6 +166,7 @@ def prepare(
     check_protocols(protocols)
     if seeds < 1:
         raise ConfigError(f"seeds is {seeds}; expected at least 1.")
+    check_seed(seed, seeds)
     folder = None if cache is None else Path(cache)
     channels = encoder.info.channels
     learned = labelled(train, "train", channels)
@@ -179,16 +180,37 @@ def prepare(
         raise ConfigError(f"The protocol {picky[0]} learns one label an image, and these have several. Use knn and linear.")
     if train.labels.ndim == 1:
         check_labels(train, [amount for one in picky if (amount := protocol_named(one).amount) is not None])
-    warn_of_the_same_images(*opened)
-    return Task(encoder, train, test, protocols, settings, metric, tuple(range(seed, seed + seeds)), name, data_set)
+    same = same_images(*opened)
+    return Task(encoder, train, test, protocols, settings, metric, tuple(range(seed, seed + seeds)), name, data_set, same)
 
 
 def check_labels(train: Given, amounts: Sequence[Amount]) -> None:
-    """Raise DataError when there is one class to learn from, or when a class has fewer images than are asked for."""
+    """Raise DataError when there is one class to learn from, or when a class has fewer images than are asked for.
+
+    A percentage that comes to less than one image of a class is warned of: one is taken.
+    """
     if len(np.unique(train.labels)) < 2:
         raise DataError(f"{train.description} are all of one class; expected at least two to learn from.")
     for amount in amounts:
-        few(train.labels, amount, classes=train.source.classes)
+        rows = few(train.labels, amount, classes=train.source.classes)
+        if not amount.per_class and len(rows) > max(1.5 * amount.value / 100 * len(train.labels), 1):
+            logger.warning(
+                "%s is less than one image of most classes, so one of each is learned from: %d of %d images, %.3g %%.",
+                amount, len(rows), len(train.labels), 100 * len(rows) / len(train.labels),
+            )  # fmt: skip
+
+
+def check_settings(protocols: Sequence[str], settings: EvaluationConfig) -> None:
+    """Raise ConfigError for a setting that was given and that none of the protocols uses."""
+    used = {"metric", *(name for one in protocols for name in protocol_named(one).settings)}
+    usual = EvaluationConfig()
+    for name in (field.name for field in fields(EvaluationConfig)):
+        if name not in used and getattr(settings, name) != getattr(usual, name):
+            takers = [*(known for known in PROTOCOLS if name in PROTOCOLS[known].settings), *([f"{FEW}N"] * (name in TRAINING))]
+            raise ConfigError(
+                f"{name} was given, which {' and '.join(protocols)} {'does' if len(protocols) == 1 else 'do'} not use. "
+                f"Leave it out, or add a protocol that does: {', '.join(takers)}."
+            )
 
 
 def check_protocols(protocols: Sequence[str]) -> None:
@@ -231,6 +253,7 @@ def judge(task: Task) -> Iterator[tuple[str, Score]]:
             "data_set": task.data_set,
             "train": task.train.description,
             "test": task.test.description,
+            "same_images": task.same_images,
         }
         for variant in runs[0]:
             answers = [run[variant] for run in runs]

@@ -43,6 +43,7 @@ class Score:
     data_set: str = ""  # its name in a list of several
     train: str = ""
     test: str = ""
+    same_images: bool = False  # in train and test, which makes the score meaningless
 
 
 def score_of(protocol: str, metric: str, answers: Sequence[Answers], classes: int, **known: Any) -> Score:
@@ -127,7 +128,7 @@ def score_table(scores: Mapping[str, Score]) -> str:
         top5, spread = ("-" if value is None else f"{100 * value:.2f}" for value in (score.top5, score.spread))
         value, interval = f"{100 * score.value:.2f} %", f"{100 * score.low:.2f} to {100 * score.high:.2f}"
         rows.append([name, TITLES[score.metric], value, interval, top5, spread])
-        notes += textwrap.wrap(f"{name}: {shown(score.settings)}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+        notes += textwrap.wrap(f"{name}: {in_words(score.settings)}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
     seeds = max((score.seeds for score in scores.values()), key=len, default=())
     if len(seeds) > 1:
         notes.append(f"spread: standard deviation over the seeds {', '.join(map(str, seeds))}")
@@ -175,11 +176,12 @@ def counts(scores: Mapping[str, Score]) -> list[str]:
     found: dict[str, list[str]] = {}
     for name, score in scores.items():
         images = f"{score.test_images:,} test images of {score.classes} classes, learned from {score.train_images:,}"
+        images += " (the very same, so these scores are meaningless)" if score.same_images else ""
         found.setdefault(images, []).append(name)
     return list(found) if len(found) == 1 else [f"{', '.join(names)}: {images}" for images, names in found.items()]
 
 
-def shown(settings: Mapping[str, Any]) -> str:
+def in_words(settings: Mapping[str, Any]) -> str:
     """The settings in a few words; those that are not used, and long ones, are left to scores.jsonl."""
     used = {name: value for name, value in settings.items() if value is not None}
     words = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in used.items()}

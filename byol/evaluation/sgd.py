@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from byol.errors import ConfigError
-from byol.evaluation.labelled import UNREADABLE, Labelled
+from byol.evaluation.labelled import Labelled, cross_entropy
 from byol.method.draws import seed_of
 from byol.method.heads import init_truncated
 from byol.method.lars import parameter_groups
@@ -84,6 +83,9 @@ def fit(
     batch_size = batch_size_for(len(images), config.batch_size)
     total_steps = max(1, int(trials[0].epochs * len(images)) // batch_size)
     classifiers = [new_classifier(encoder.info.features, images.classes, seed).to(device) for _ in trials]
+    generators = [torch.default_generator]  # torch.manual_seed reseeds all GPUs, and only one's state is put back
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
     with torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         optimizer = sgd(classifiers, trials, batch_size, None if frozen else encoder.network)
         if not frozen:
@@ -95,7 +97,8 @@ def fit(
                 group["lr"] = learning_rate(
                     step, base_lr=group["base_lr"], batch_size=batch_size, total_steps=total_steps, warmup_steps=0
                 )
-            torch.manual_seed(seed_of(seed, step))  # for dropout and the like
+            for generator in generators:  # for dropout and the like
+                generator.manual_seed(seed_of(seed, step))
             view = normalise_(to_float(crops), encoder.info.mean, encoder.info.std)
             with torch.set_grad_enabled(not frozen), autocast(device, precision):
                 representation = encoder.network(view)
@@ -137,9 +140,9 @@ def follow_faster(network: nn.Module, steps_per_epoch: float) -> None:
 
 
 def objective(logits: Tensor, y: Tensor, config: ClassifierConfig) -> Tensor:
-    """Mean cross-entropy of (B, classes) and int64 (B,), and the penalty of paper Table 7; unreadable images count 0."""
+    """The mean cross-entropy of (B, classes) and int64 (B,), and the penalty of paper Table 7, which counts every logit."""
     logits = capped(logits, config.logit_cap)
-    loss = F.cross_entropy(logits, y, ignore_index=UNREADABLE, reduction="sum") / len(y)
+    loss = cross_entropy(logits, y)
     return loss + config.logit_penalty * logits.square().mean() if config.logit_penalty else loss
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from byol.errors import CheckpointError
-from byol.evaluation.scores import TITLES, read_scores, shown
+from byol.evaluation.scores import TITLES, in_words, read_scores
 from byol.weights.files import Encoder, EncoderInfo
 
 TIMM = """```python
@@ -101,9 +101,9 @@ def score_section(encoder: Encoder, run: Path) -> str:
     own = encoder.checksum(), "" if (run / "plan.json").exists() else None
     found = {}
     for score in read_scores(path) if path.exists() else ():
-        if score.blake2b in own:
+        if score.blake2b in own and not score.same_images:
             images = score.train, score.test, score.train_images
-            found[score.data_set, score.protocol, score.metric, shown(score.settings), images] = score
+            found[score.data_set, score.protocol, score.metric, in_words(score.settings), images] = score
     named = any(score.data_set for score in found.values())
     rows = [
         (
@@ -113,7 +113,7 @@ def score_section(encoder: Encoder, run: Path) -> str:
             f"{100 * score.value:.1f}",
             f"{100 * score.low:.1f} to {100 * score.high:.1f}",
             *(f"{count:,}" for count in (score.classes, score.train_images, score.test_images)),
-            shown(score.settings),
+            in_words(score.settings),
         )
         for score in found.values()
     ]

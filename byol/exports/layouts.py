@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from byol.disk import replacing, write_text
 from byol.errors import ByolError, ConfigError
 from byol.exports.verify import Check, agrees, difference, in_words
+from byol.features.encoders import from_a_library
 from byol.models.build import build_encoder, library, model_names
 from byol.weights.files import Encoder
 
@@ -40,8 +41,7 @@ def fitted(encoder: Encoder, source: str, model: str | None = None) -> Fitted:
     """
     info = encoder.info
     home, _, name = (info.encoder or "").rpartition(":")
-    own = info.encoder is None or home not in ("", "torchvision", "timm")
-    if own and model is None:
+    if model is None and not from_a_library(info):
         raise DoesNotFit(
             f"The encoder is a network of your own. If it is one of {source}, say which with model, such as model='resnet50'. "
             "Any network can be exported as safetensors, huggingface, onnx or torch.export."

@@ -21,8 +21,8 @@ def cached(encoder: Encoder, images: Images, folder: Path | None, *, workers: in
     """As `embed`, but features that a file in the folder holds are read from it, and others are kept there.
 
     The file is named after the encoder's tensors, description and answer to a fixed picture, and after the names of the
-    images and every byte of them; labels are not in it. It appears as a whole or not at all, and a damaged one is written again. Without a folder, and for datasets
-    of other libraries, which may change without a trace, nothing is kept.
+    images and every byte of them; labels are not in it. It appears as a whole or not at all, and a damaged one is written
+    again. Without a folder, and for datasets of other libraries, which may change without a trace, nothing is kept.
     """
     checksum = None if folder is None else images.checksum()
     images = images_for(encoder, images, workers)
@@ -58,8 +58,8 @@ def read(file: Path, images: int, width: int) -> tuple[Rows, Values] | None:
         with file.open("rb") as opened:
             loaded = np.load(opened, allow_pickle=False)  # a zip archive: every byte read is checked
             rows, x = loaded["rows"], loaded["x"]
-    except Exception as failure:  # damaged files end in nearly every exception there is
-        logger.warning("The features in %s are damaged (%s); they are computed again.", file, failure)
+    except Exception:  # damaged files end in nearly every exception there is
+        logger.warning("The features in %s are damaged; they are computed again.", file)
         return None
     if x.dtype != np.float32 or x.shape != (len(rows), width) or len(rows) > images:
         logger.warning("The features in %s have the shape %s; they are computed again.", file, x.shape)

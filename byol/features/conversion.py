@@ -202,7 +202,7 @@ def recognised(shapes: dict[str, Shape], path: Path) -> tuple[str, dict[str, Any
     except ValueError as failure:
         raise CheckpointError(
             f"The encoder in {path} is no ResNet that byol can recognise: {failure}. A torch checkpoint's network can be "
-            "named: --encoder torchvision:NAME, timm:NAME or package.module:function."
+            "named: --encoder torchvision:NAME, timm:NAME or package.module:function; and its place: --prefix NAME."
         ) from failure
 
 

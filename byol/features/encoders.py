@@ -7,10 +7,11 @@ from torch import nn
 
 from byol.errors import CheckpointError, ConfigError
 from byol.features.conversion import convert, first_bytes
-from byol.features.library import LIBRARIES, pretrained_encoder
+from byol.features.extract import device_of
+from byol.features.library import pretrained_encoder
 from byol.method.draws import seed_of
 from byol.method.hidden import HiddenLayer
-from byol.models.build import build_encoder
+from byol.models.build import LIBRARIES, build_encoder
 from byol.weights import files
 from byol.weights.files import Encoder, EncoderInfo
 from byol.weights.foreign import is_torch
@@ -80,8 +81,7 @@ def untrained(encoder: Encoder, *, seed: int = 0, net: nn.Module | str | None = 
             torch.default_generator.manual_seed(seed_of(seed, 0))  # of the CPU alone: torch.manual_seed reseeds all GPUs
             net = build_encoder(name, channels=info.channels, image_size=info.image_size, **info.options)
     network = HiddenLayer(net, info.hidden_layer, info.pooling, info.skip, info.calls)
-    fresh = Encoder(network, info).to(next(encoder.parameters()).device)
-    return fresh.to(memory_format=torch.channels_last).eval()
+    return files.ready(network, info, device_of(encoder))
 
 
 def builtin(path: str | Path, info: EncoderInfo) -> str:
@@ -97,5 +97,13 @@ def builtin(path: str | Path, info: EncoderInfo) -> str:
 
 def from_a_library(info: EncoderInfo) -> bool:
     """Whether an encoder is one of this package's, of torchvision or of timm, and no code of the user's own."""
-    library, colon, _ = (info.encoder or "").partition(":")
-    return info.encoder is not None and (not colon or library in ("torchvision", "timm"))
+    name = info.encoder
+    return name is not None and (":" not in name or name.startswith(LIBRARIES))
+
+
+def folder_of(word: str) -> Path | None:
+    """Where what belongs to an encoder is kept, by its path or name; a network of a library has no such place."""
+    if word.startswith(LIBRARIES):
+        return None
+    path = Path(word)
+    return path if path.is_dir() else path.parent

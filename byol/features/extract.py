@@ -117,12 +117,18 @@ def images_for(encoder: Encoder, images: Any, workers: int) -> Images:
     if workers < 0:
         raise ConfigError(f"workers is {workers}; expected 0 or more.")
     source = images if isinstance(images, Images) else open_images(images, channels=encoder.info.channels)
-    if source.channels != encoder.info.channels:
-        raise ConfigError(
-            f"{source.description} have {source.channels} channels, the encoder takes {encoder.info.channels}. "
-            "Open the images with channels= to match."
-        )
+    check_channels(encoder, source)
     return source
+
+
+def check_channels(encoder: Encoder, images: Images, role: str = "") -> None:
+    """Raise ConfigError for images, perhaps given in some role, of other channels than the encoder takes."""
+    if images.channels != encoder.info.channels:
+        given = f"{images.description} given as {role}" if role else images.description
+        raise ConfigError(
+            f"{given} have {images.channels} channels, the encoder takes {encoder.info.channels}. Open the images with "
+            "channels= to match."
+        )
 
 
 def shard_count(images: Images) -> int:

@@ -2,7 +2,7 @@
 
 import json
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from byol.data.labels import is_matrix
 from byol.disk import replacing
-from byol.errors import ByolError, ConfigError, DataError
+from byol.errors import ByolError, ConfigError, DataError, complaint
 
 BLOCK = 2**24  # bytes of rows that are worked on at once
 FORMATS = (".npz", ".npy", ".parquet", ".safetensors")
@@ -63,19 +63,18 @@ class Features:
         Raises DataError when the file is missing or holds something else.
         """
         path = Path(path)
+        if path.is_dir():
+            raise DataError(f"{path} is a folder; expected an {', '.join(FORMATS)} file that `byol embed` wrote.")
         try:
             return cls(*_READERS.get(path.suffix, _read_npz)(path, mapped))
         except FileNotFoundError as failure:
             raise DataError(f"There is no file {path}; expected features that `byol embed` wrote.") from failure
-        except KeyError as failure:
-            raise DataError(
-                f"{path} does not hold features: it has no {failure}; expected what `byol embed` writes."
-            ) from failure
         except ByolError as failure:
             raise type(failure)(f"{path} cannot be used as features. {failure}") from failure
         except Exception as failure:  # damaged files end in nearly every exception there is
             raise DataError(
-                f"{path} does not hold features ({failure}); expected an {', '.join(FORMATS)} file that `byol embed` wrote."
+                f"{path} does not hold features ({complaint(failure)}); expected an {', '.join(FORMATS)} file that "
+                "`byol embed` wrote."
             ) from failure
 
 
@@ -202,6 +201,7 @@ def _read_npz(path: Path, mapped: bool) -> tuple[Any, ...]:
         if not start.startswith(b"PK"):
             raise ValueError("it is not what numpy.save or numpy.savez writes")
         loaded = np.load(file, allow_pickle=False)
+        _check_x(loaded)
         names = loaded["names"].tolist() if "names" in loaded else []
         classes = tuple(loaded["classes"].tolist()) if "classes" in loaded else None
         encoder = str(loaded["encoder"]) if "encoder" in loaded else None
@@ -212,7 +212,9 @@ def _read_parquet(path: Path, mapped: bool) -> tuple[Any, ...]:
     _, pq = _pyarrow()
     from pyarrow import compute
 
-    table = pq.read_table(path, columns=[n for n in ("name", "label", "x") if n in pq.read_schema(path).names])
+    held = pq.read_schema(path).names
+    _check_x(held)
+    table = pq.read_table(path, columns=[n for n in ("name", "label", "x") if n in held])
     x = table["x"].combine_chunks()
     if x.null_count or table["x"].type.num_fields != 1:
         raise DataError(f"Its column x is {x.type} with {x.null_count} nulls; expected lists of numbers.")
@@ -229,6 +231,7 @@ def _read_safetensors(path: Path, mapped: bool) -> tuple[Any, ...]:
     from safetensors import safe_open
 
     with safe_open(path, "np") as file:
+        _check_x(file.keys())
         parts = {key: file.get_tensor(key) for key in file.keys() if not (mapped and key == "x")}  # noqa: SIM118
         description = (file.metadata() or {}).get("byol")
     x = _mapped_tensor(path, "x") if mapped else parts["x"]
@@ -237,6 +240,14 @@ def _read_safetensors(path: Path, mapped: bool) -> tuple[Any, ...]:
         text, ends = parts["names"].tobytes(), parts["name_ends"].tolist()
         names = [_decoded(text[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
     return x, parts.get("y"), names, *_described(description)
+
+
+def _check_x(names: Iterable[str]) -> None:
+    """Raise DataError for a file whose arrays do not include the features."""
+    held = list(names)
+    if "x" not in held:
+        more = ", ..." if len(held) > 3 else ""
+        raise DataError(f"It holds {', '.join(held[:3]) or 'nothing'}{more}; expected x, a row of numbers for each image.")
 
 
 def _mapped_tensor(path: Path, name: str) -> Array:

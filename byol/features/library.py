@@ -8,15 +8,13 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from byol.errors import CheckpointError, ConfigError
+from byol.errors import CheckpointError, ConfigError, complaint
 from byol.method.crops import Interpolation
 from byol.method.hidden import probe
 from byol.models.build import check_model, library, remove_head
 from byol.weights import foreign
-from byol.weights.files import Encoder, EncoderInfo
+from byol.weights.files import Encoder, EncoderInfo, ready
 from byol.world import pick_device
-
-LIBRARIES = ("torchvision:", "timm:")
 
 
 def pretrained_encoder(name: str, *, weights: str | Path | None = None, device: str | None = "cpu") -> Encoder:
@@ -36,7 +34,7 @@ def pretrained_encoder(name: str, *, weights: str | Path | None = None, device: 
     found = probe(net, None, torch.rand(2, 3, *images["image_size"], generator=torch.Generator().manual_seed(0)))
     built = name.partition(".")[0]  # a tag tells timm's weights apart, not its networks
     info = EncoderInfo.of(found.encoder, built, {}, channels=3, features=found.features, **images)
-    return Encoder(found.encoder, info).to(pick_device(device)).to(memory_format=torch.channels_last).eval()
+    return ready(found.encoder, info, pick_device(device))
 
 
 def torchvision_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, Any]]:
@@ -88,7 +86,7 @@ def timm_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, Any]]:
     try:
         net: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": tensors})
     except Exception as failure:  # timm renames the tensors first, which foreign ones end in nearly every exception there is
-        raise CheckpointError(f"{file} does not fit timm:{name}, classifier included: {reason(failure)}") from failure
+        raise CheckpointError(f"{file} does not fit timm:{name}, classifier included: {complaint(failure)}") from failure
     net.pretrained_cfg.pop("state_dict")
     net.reset_classifier(0)
     images = timm.data.resolve_model_data_config(net)
@@ -136,7 +134,7 @@ def stored(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except Exception as failure:  # damaged files end in nearly every exception there is
-        raise CheckpointError(f"{file} cannot be read ({failure}). Take another copy.") from failure
+        raise CheckpointError(f"{file} cannot be read ({complaint(failure)}). Take another copy.") from failure
 
 
 def fill(net: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
@@ -144,10 +142,6 @@ def fill(net: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
     try:
         net.load_state_dict(tensors)
     except RuntimeError as failure:
-        raise CheckpointError(f"{file} does not fit {type(net).__name__}, classifier included: {reason(failure)}") from failure
-
-
-def reason(failure: Exception) -> str:
-    """The first thing an exception complains of; torch puts it below a title."""
-    lines = str(failure).splitlines() or [type(failure).__name__]
-    return lines[min(1, len(lines) - 1)].strip()
+        raise CheckpointError(
+            f"{file} does not fit {type(net).__name__}, classifier included: {complaint(failure)}"
+        ) from failure

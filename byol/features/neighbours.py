@@ -4,6 +4,7 @@ Everything works on a block of rows and a block of similarities at a time, so fe
 the memory. A search reads every row once; near-duplicates and outliers compare every row with every other.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from byol.errors import ConfigError, DataError
 from byol.features.files import BLOCK, Array, Features, Rows, Values, block_rows, blocks, check_finite
 from byol.world import pick_device
 
+logger = logging.getLogger("byol")
 ROUNDING = 1e-6  # of a cosine in float32: equal rows can come out this far below 1
 
 
@@ -55,9 +57,13 @@ def search(
     if (query is None) == (rows is None):
         raise ConfigError("A search needs either query=, vectors (Q, D), or rows=, numbers of rows of the features.")
     if query is None:
-        cosines, found = nearest_others(x, row_numbers(rows, len(x)), k, device)
+        numbers = row_numbers(rows, len(x))
+        warn_of_zeros(x[numbers])
+        cosines, found = nearest_others(x, numbers, k, device)
     else:
-        cosines, found = nearest(x, torch.tensor(queries_of(query, x.shape[1]), device=pick_device(device)), k)
+        asked = queries_of(query, x.shape[1])
+        warn_of_zeros(asked)
+        cosines, found = nearest(x, torch.tensor(asked, device=pick_device(device)), k)
     return Neighbours(found.cpu().numpy(), cosines.cpu().numpy())
 
 
@@ -166,6 +172,14 @@ def queries_of(query: Features | Array, width: int) -> Values:
         raise DataError(f"The query has shape {asked.shape}; expected (Q, {width}) of at least one query, by the same encoder.")
     check_finite(asked, "A query must be finite.")
     return asked
+
+
+def warn_of_zeros(queries: Values) -> None:
+    """Say so when queries (Q, D) have no direction: their cosine with everything is 0."""
+    zeros = np.flatnonzero((queries == 0).all(axis=1))
+    if len(zeros):
+        words = "%d of %d queries are all zeros, the first is number %d: their similarity to everything is 0."
+        logger.warning(words, len(zeros), len(queries), zeros[0])
 
 
 def row_numbers(rows: Any, count: int) -> Rows:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from byol.errors import ConfigError
+
 # Constants of the SplitMix64 generator (Steele, Lea & Flood 2014), as signed 64-bit integers.
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX1 = 0xBF58476D1CE4E5B9 - 2**64
@@ -30,6 +32,12 @@ def uniforms(key: Sequence[int | Tensor], count: int) -> Tensor:
 def seed_of(*key: int) -> int:
     """One seed for torch from several numbers: a non-negative int below 2**53."""
     return int(uniforms(key, 1).item() * 2.0**53)
+
+
+def check_seed(seed: int, count: int = 1) -> None:
+    """Raise ConfigError unless so many seeds, from this one on, are numbers that every generator takes."""
+    if not 0 <= seed <= 2**62 - count:
+        raise ConfigError(f"seed is {seed}; expected a whole number from 0 to 2**62.")
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from byol.models.convnet import convnet
 from byol.models.resnet import BLOCKS, DEPTHS, ResNet, resnet
 
 WIDTHS = (1, 2, 3, 4)  # of the paper, Table 1
+LIBRARIES = ("torchvision:", "timm:")  # how the names of other libraries' networks begin
 HEADS = ("fc", "classifier", "heads", "head")  # what torchvision calls the classifier at a network's end
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import numpy as np
 
 from byol.errors import ConfigError
+from byol.method.draws import check_seed
 from byol.method.views import ViewConfig
 from byol.world import Precision
 
@@ -230,7 +231,7 @@ class TrainConfig:
             check(value is None or value >= least, f"{name} is {value}; expected at least {least}.")
         check(self.keep_checkpoints >= 2, f"keep_checkpoints is {self.keep_checkpoints}; expected at least 2.")
         check(self.log_every_steps >= 1, f"log_every_steps is {self.log_every_steps}; expected at least 1.")
-        check(0 <= self.seed < 2**62, f"seed is {self.seed}; expected a whole number from 0 to 2**62.")
+        check_seed(self.seed)
 
 
 def seconds_of(duration: str) -> float:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from byol.disk import replacing
-from byol.errors import ByolError, CheckpointError, ConfigError
+from byol.errors import ByolError, CheckpointError, ConfigError, complaint
 from byol.method.byol import evaluating
 from byol.method.crops import Interpolation
 from byol.method.hidden import HiddenLayer, Pooling, layer_name
@@ -162,13 +162,16 @@ def filled(
     try:
         net.load_state_dict(tensors, assign=any(p.is_meta for p in net.parameters()))
     except RuntimeError as failure:
-        reason = str(failure).splitlines()[1:2] or [str(failure)]
         raise CheckpointError(
-            f"The tensors in {path} do not fit the network {type(net).__name__}: {reason[0].strip()}"
+            f"The tensors in {path} do not fit the network {type(net).__name__}: {complaint(failure)}"
         ) from failure
     network = HiddenLayer(net, layer_name(net, info.hidden_layer), info.pooling, info.skip, info.calls)
-    encoder = Encoder(network, info).to(device or torch.device("cpu")).to(memory_format=torch.channels_last)
-    return encoder.eval()
+    return ready(network, info, device or torch.device("cpu"))
+
+
+def ready(network: HiddenLayer, info: EncoderInfo, device: torch.device) -> Encoder:
+    """An encoder on a device, in the memory format that is fast there, in eval mode."""
+    return Encoder(network, info).to(device).to(memory_format=torch.channels_last).eval()
 
 
 def find(path: Path) -> Path:

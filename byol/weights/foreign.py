@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from byol.errors import CheckpointError
+from byol.errors import CheckpointError, complaint
 
 ZIP, LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's files begin, since and before 1.6
 STATES = ("state_dict", "model_state_dict", "model", "net", "online_backbone")  # where checkpoints keep the tensors
@@ -81,8 +81,9 @@ def load(path: Path) -> Any:
                 f"{path} holds more than tensors: it calls for {refused[1]}, which would have to be run, and nothing was. If "
                 "you trust it, save its tensors alone where it was made: torch.save(checkpoint['state_dict'], 'weights.pt')."
             ) from failure
-        reason = (str(failure) or type(failure).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} cannot be read as a torch checkpoint ({reason}). Take another copy.") from failure
+        raise CheckpointError(
+            f"{path} cannot be read as a torch checkpoint ({complaint(failure)}). Take another copy."
+        ) from failure
 
 
 def tensors_in(loaded: Any, path: Path) -> dict[str, Tensor]:

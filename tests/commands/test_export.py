@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +21,17 @@ GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "export.md"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run on 16 pictures of two classes, with a score."""
+    """A run on 16 pictures of two classes, with a score on 16 others."""
     root = tmp_path_factory.mktemp("export")
     generator = np.random.default_rng(0)
-    for name in ("one", "two"):
-        (root / "pictures" / name).mkdir(parents=True)
+    for side, name in product(("train", "test"), ("one", "two")):
+        (root / side / name).mkdir(parents=True)
         for i in range(8):
             pixels = generator.integers(0, 256, (20, 20, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / "pictures" / name / f"{i}.png")
-    pictures = str(root / "pictures")
-    assert main(["train", pictures, "--out", str(root / "a"), *TINY.split()]) == 0
-    assert main(["evaluate", str(root / "a"), "--train", pictures, "--test", pictures, "--protocols", "knn"]) == 0
+            Image.fromarray(pixels).save(root / side / name / f"{i}.png")
+    train, test = str(root / "train"), str(root / "test")
+    assert main(["train", train, "--out", str(root / "a"), *TINY.split()]) == 0
+    assert main(["evaluate", str(root / "a"), "--train", train, "--test", test, "--protocols", "knn"]) == 0
     return root / "a"
 
 
@@ -70,7 +71,7 @@ def test_a_network_of_your_own_is_named_again(tmp_path, run, monkeypatch):
         "import torchvision\n\ndef build():\n    return torchvision.models.shufflenet_v2_x0_5()\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    words = ["train", str(run.parent / "pictures"), "--out", str(tmp_path / "a"), "--encoder", "code_of_mine:build"]
+    words = ["train", str(run.parent / "train"), "--out", str(tmp_path / "a"), "--encoder", "code_of_mine:build"]
     words += ["--hidden-layer", "conv5", "--precision", "fp32", *TINY.split()[4:]]
     assert main(words) == 0
     words = ["export", str(tmp_path / "a"), "--encoder", "code_of_mine:build", "--model", "shufflenet_v2_x0_5"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 
 import numpy as np
 import pytest
@@ -163,6 +164,26 @@ def test_every_answer_can_be_a_sheet(here, capsys, flags):
         assert np.asarray(page).std() > 20
 
 
+@pytest.mark.parametrize("question", ["--row 1 --k 12", "--outliers 12", "--pick 12"])
+def test_more_images_than_there_are_is_told_and_all_are_shown(here, capsys, question):
+    out, err = told(capsys, f"search f.npz {question}")
+    assert len(table(out)) in (11, 12)  # a line of titles, and all; a row does not find itself
+    assert err == "note       12 were asked for, and there are 11 images\n"
+    assert told(capsys, f"search f.npz {question.replace('12', '11')}")[1] == ""
+
+
+def test_a_picture_without_a_name_is_not_there(here, capsys):
+    assert main(["search", "f.npz", "--query", "", "--run", "run"]) == 3
+    assert "--query '' is not there" in capsys.readouterr().err
+
+
+def test_the_next_command_can_be_pasted_whatever_the_names(here, capsys):
+    os.rename("run", "my run")
+    assert main(["embed", "my run", "--data", "photos", "--out", "f 2.npz"]) == 0
+    words = shlex.split(capsys.readouterr().out.split("next ")[1])
+    assert main([word.replace("PICTURE", "photos/02.png") for word in words[1:]]) == 0
+
+
 def test_a_sheet_shows_as_much_as_fits_and_says_what_it_leaves_out(here, capsys):
     Features(np.repeat(np.eye(300), 2, axis=0)).save("many.npy")
     np.save("grays.npy", np.zeros((600, 9, 9), dtype=np.uint8))
@@ -176,14 +197,15 @@ BAD = [
     ("search f.npz", 2, "No question was asked; expected one of --query"),
     ("search f.npz --row 1 --pick 2", 2, "More than one question was asked; expected one of --row, --pick"),
     ("search f.npz --query photos/00.png", 2, "--query was given without --run"),
-    ("search f.npz --query --run run", 2, "--query came without a picture"),
-    ("search f.npz --query nowhere.png --run run", 3, "nowhere.png is not there"),
-    ("search f.npz --query photos --run run", 3, "photos is a folder"),
+    ("search f.npz --query --run run", 2, "--query came alone; expected pictures"),
+    ("search f.npz --query", 2, "--query came alone; expected pictures"),
+    ("search f.npz --query nowhere.png --run run", 3, "--query 'nowhere.png' is not there"),
+    ("search f.npz --query photos --run run", 3, "'photos' is a folder"),
     ("search f.npz --query photos/00.png photos/05.png --run run", 3, "photos/05.png (the file is empty)"),
     ("search f.npz --query photos/00.png --run other", 2, "expected the encoder that gave the features"),
     ("search f.npz --query photos/00.png --run nowhere", 2, "no encoder at nowhere"),
     ("search f.npz --row 11", 2, "no row 11"),
-    ("search f.npz --row", 2, "--row came without a number"),
+    ("search f.npz --row", 2, "--row came alone; expected numbers of rows, from 0"),
     ("search f.npz --row 1 --k 0", 2, "k is 0"),
     ("search f.npz --pick 0", 2, "is 0"),
     ("search f.npz --outliers -1", 2, "is -1"),
@@ -192,9 +214,9 @@ BAD = [
     ("search f.npz --row 1 --device gpu", 2, "device is 'gpu'"),
     ("search nowhere.npz --row 1", 3, "no file nowhere.npz"),
     ("search nan.npy --row 1", 3, "1 of 3 feature rows hold NaN"),
-    ("search run/encoder.safetensors --row 1", 3, "does not hold features"),
+    ("search run/encoder.safetensors --row 1", 3, "It holds layers.0.weight, layers.1.bias"),
     ("search photos/00.png --row 1", 3, "does not hold features"),
-    ("search photos --row 1", 3, "photos"),
+    ("search photos --row 1", 3, "photos is a folder; expected an .npz, .npy, .parquet, .safetensors file"),
     ("search f.npz --row 1 --sheet s.png", 2, "--sheet was given without --data"),
     ("search f.npz --row 1 --sheet s.gif --data photos", 2, "ends in .png"),
     ("search f.npz --row 1 --sheet no/s.png --data photos", 2, "no/s.png"),

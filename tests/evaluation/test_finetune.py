@@ -133,15 +133,17 @@ def test_semi_sees_the_few_images_and_nothing_else(encoder):
     assert answers.train_images == len(rows) == 40
 
 
-def test_one_image_per_class_is_learned_from_with_the_middle_settings(encoder):
+def test_one_image_per_class_is_learned_from_with_the_middle_settings(encoder, caplog):
     answers = semi(encoder, images(40), images(20, seed=1), amount=Amount(1, per_class=True))
-    assert (answers.settings["base_lr"], answers.settings["tried"], answers.settings["held_out"]) == (0.4, [], 0)
+    assert (answers.settings["base_lr"], answers.settings["tried"], answers.settings["held_out"]) == (0.4, None, None)
     assert answers.train_images == 4
+    assert "no images to choose settings on, so the middle ones of 3 are taken" in caplog.text
 
 
-def test_one_setting_needs_nothing_to_choose_on(encoder, protocol):
+def test_one_setting_needs_nothing_to_choose_on(encoder, protocol, caplog):
     answers = protocol(encoder, images(80), images(20, seed=1), config=replace(SHORT, base_lrs=(0.2,)))
-    assert (answers.settings["base_lr"], answers.settings["tried"], answers.settings["held_out"]) == (0.2, [], 0)
+    assert (answers.settings["base_lr"], answers.settings["tried"], answers.settings["held_out"]) == (0.2, None, None)
+    assert caplog.text == ""
 
 
 def test_all_combinations_are_tried_and_the_loss_decides_between_equals(encoder):
@@ -221,7 +223,7 @@ def test_fewer_images_per_class_than_asked_for_are_refused(encoder):
 def test_images_of_other_channels_are_refused_with_their_role(encoder, protocol):
     gray = open_images(pixels(40)[0][..., 0], labels=np.arange(40) % 4)
     for train, test, role in ((gray, images(20), "train"), (images(40), gray, "test")):
-        with pytest.raises(ConfigError, match=rf"The {role} images .* have 1 channels, the encoder takes 3"):
+        with pytest.raises(ConfigError, match=rf"given as {role} have 1 channels, the encoder takes 3"):
             protocol(encoder, train, test)
 
 
@@ -251,3 +253,20 @@ def test_unreadable_test_images_are_left_out_of_answers_and_labels_alike(encoder
     assert answers.scores.shape == (19, 4)
     assert answers.labels.tolist() == np.delete(y, 4).tolist()
     assert "1 unreadable images are left out: 4" in caplog.text
+
+
+@pytest.mark.parametrize("side", [128, 15], ids=["kept in memory", "streamed"])
+def test_unreadable_held_out_images_are_not_chosen_on_even_if_all_are(encoder, monkeypatch, caplog, side):
+    """What is held out of 40 images is known from the seed; here some of it, or all, cannot be read."""
+    monkeypatch.setattr("byol.evaluation.labelled.SIDE", side)  # pixels; larger images are read when they are needed
+    x, y = pixels(40)
+    out = held_out(y, 0.25, seed=0)[1].tolist()
+
+    def without(bad: list[int]) -> Images:
+        return open_images([(x[n], int(y[n])) if n not in bad else (b"no picture", int(y[n])) for n in range(40)])
+
+    assert linear_sgd(encoder, without(out[:3]), images(20, seed=1)).settings["held_out"] == len(out) - 3
+    assert caplog.text.count("An unreadable image is left out") == 3
+    answers = linear_sgd(encoder, without(out), images(20, seed=1))
+    assert (answers.settings["base_lr"], answers.settings["held_out"]) == (0.4, None)
+    assert "no images to choose settings on" in caplog.text

@@ -15,6 +15,7 @@ from byol.errors import ConfigError, DataError, TrainingError
 from byol.evaluation import linear
 from byol.evaluation.metrics import mean_average_precision
 from byol.evaluation.protocols import PROTOCOLS, Protocol, evaluate
+from byol.evaluation.scores import score_table
 from byol.evaluation.task import Answers, EvaluationConfig
 from byol.features.extract import Features, embed
 
@@ -68,12 +69,14 @@ def folder(root: Path, names: list[str], count: int, seed: int) -> Path:
 
 def test_scores_on_the_images_that_were_learned_from_come_with_a_warning(encoder, tmp_path, caplog):
     one, other = (folder(tmp_path / name, ["blue", "red"], 4, seed) for name, seed in (("a", 0), ("b", 50)))
-    evaluate(encoder, train=one, test=other, protocols="knn")
+    assert not evaluate(encoder, train=one, test=other, protocols="knn")["knn"].same_images
     features = clusters(40, 2)
     evaluate(encoder, train=features, test=clusters(40, 2, seed=1), protocols="knn")
     assert caplog.text == ""
-    evaluate(encoder, train=one, test=str(one), protocols="knn")
+    found = evaluate(encoder, train=one, test=str(one), protocols="knn")
     assert "the same images, so these scores are meaningless" in caplog.text
+    assert found["knn"].same_images
+    assert "8 test images of 2 classes, learned from 8 (the very same, so these scores are meaningless)" in score_table(found)
     caplog.clear()
     evaluate(encoder, train=features, test=features, protocols="knn")
     assert "meaningless" in caplog.text
@@ -198,11 +201,28 @@ def test_the_protocols_that_train_are_asked_by_name_and_their_settings_given(enc
         ({"protocols": "finetun"}, "Did you mean 'finetune'"),
         ({"protocols": "finetune", "base_lrs": (-1.0,)}, "base_lrs"),
         ({"protocols": "finetune", "epochs": (0.0,)}, "epochs"),
+        ({"protocols": "knn", "epochs": 5.0}, "epochs was given, which knn does not use.*: linear-sgd, finetune, semi-N"),
+        ({"protocols": ("knn", "linear"), "base_lrs": 0.1}, "base_lrs was given, which knn and linear do not use"),
+        ({"protocols": "semi-50", "k": (5,)}, "k was given, which semi-50 does not use.*: knn"),
+        ({"protocols": "linear", "temperature": 0.1}, "temperature was given, which linear does not use"),
+        ({"seed": -1}, "seed is -1; expected a whole number from 0"),
+        ({"seed": 10**20}, "seed is 100000000000000000000; expected"),
+        ({"seed": 2**62 - 1, "seeds": 2}, "seed is 4611686018427387903"),
     ],
 )
 def test_protocols_and_settings_that_cannot_be_are_refused_before_any_work(encoder, settings, message):
     with pytest.raises(ConfigError, match=message):
         evaluate(encoder, train=images(8), test=images(8), **settings)
+
+
+def test_a_percentage_of_less_than_an_image_a_class_is_told(encoder_of, caplog):
+    encoder = encoder_of("convnet", width=4)
+    sets = {"train": images(80), "test": images(8, seed=1), "epochs": 1.0, "base_lrs": 0.1}
+    scores = evaluate(encoder, protocols=("semi-10", "semi-5"), **sets)  # 2 and 1 of 20
+    assert [score.train_images for score in scores.values()] == [8, 4]
+    assert caplog.text == ""
+    assert evaluate(encoder, protocols="semi-1", **sets)["semi-1"].train_images == 4
+    assert "1 % is less than one image of most classes, so one of each is learned from: 4 of 80 images, 5 %" in caplog.text
 
 
 def test_training_protocols_refuse_several_labels_an_image(encoder):

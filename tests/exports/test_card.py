@@ -62,7 +62,8 @@ def test_the_card_tells_each_score_by_its_metric_and_data_set_and_leaves_other_e
     tags = replace(SCORE, protocol="linear", metric="map11", value=0.6, top1=None, top5=None, data_set="tags", settings={})
     again = replace(pets, test="other pets", value=0.65)
     untrained = replace(SCORE, blake2b="0" * 32, value=0.123)
-    for score in (pets, tags, again, untrained):
+    meaningless = replace(pets, value=0.999, same_images=True)
+    for score in (pets, tags, again, untrained, meaningless):
         write_scores({"": score}, finished / "scores.jsonl")
     byol.export(encoder, tmp_path / "e", run=finished)
     html = rendered((tmp_path / "e" / "README.md").read_text())
@@ -74,6 +75,7 @@ def test_the_card_tells_each_score_by_its_metric_and_data_set_and_leaves_other_e
     ):
         assert html.count("\n".join(f"<td>{cell}</td>" for cell in row)) == 1
     assert "12.3" not in html
+    assert "99.9" not in html
     assert "secret" not in html
 
 

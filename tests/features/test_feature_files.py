@@ -276,7 +276,8 @@ def test_a_flipped_bit_in_npz_is_noticed(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [({"images": np.zeros((3, 4, 4, 3))}, "does not hold features: it has no 'x"),
+    [({"images": np.zeros((3, 4, 4, 3))}, r"cannot be used as features\. It holds images; expected x"),
+     ({}, r"cannot be used as features\. It holds nothing; expected x"),
      ({"x": np.array([[1, np.nan]])}, r"cannot be used as features\. 1 of 1 feature rows hold NaN"),
      ({"x": np.zeros(3)}, r"cannot be used as features\. Features have shape \(3,\)"),
      ({"x": np.array(["a"])}, "does not hold features")],
@@ -297,10 +298,18 @@ def test_parquet_of_something_else_is_refused_by_name(tmp_path, column):
 def test_safetensors_of_an_encoder_are_told(tmp_path):
     save_file({"conv.weight": np.eye(3)}, tmp_path / "a.safetensors")
     for mapped in (False, True):
-        with pytest.raises(DataError, match=r"a\.safetensors does not hold features: it has no 'x'"):
+        with pytest.raises(DataError, match=r"a\.safetensors cannot be used as features\. It holds conv\.weight; expected x"):
             Features.load(tmp_path / "a.safetensors", mapped=mapped)
 
 
-def test_missing_file_is_told(tmp_path):
+def test_parquet_without_features_is_told(tmp_path):
+    pq.write_table(pa.table({"name": ["a"], "label": [0]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet cannot be used as features\. It holds name, label; expected x"):
+        Features.load(tmp_path / "a.parquet")
+
+
+def test_missing_file_and_folder_are_told(tmp_path):
+    with pytest.raises(DataError, match=f"{tmp_path} is a folder; expected an .npz"):
+        Features.load(tmp_path)
     with pytest.raises(DataError, match=r"There is no file .*nothing\.npz"):
         Features.load(tmp_path / "nothing.npz")

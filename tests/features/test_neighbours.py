@@ -141,6 +141,19 @@ def test_questions_that_cannot_be_asked_are_told(options, message):
         search(rows_of(5), **options)
 
 
+def test_queries_without_a_direction_are_answered_and_told(caplog):
+    x = rows_of(5)
+    x[3] = 0
+    assert (search(x, rows=[0, 3], k=2).similarities[1] == 0).all()
+    assert "1 of 2 queries are all zeros, the first is number 1: their similarity to everything is 0" in caplog.text
+    caplog.clear()
+    search(x, np.zeros((2, 9)))
+    assert "2 of 2 queries are all zeros, the first is number 0" in caplog.text
+    caplog.clear()
+    search(x, rows_of(2, seed=1))
+    assert caplog.text == ""
+
+
 def test_nan_in_the_features_is_told():
     x = rows_of(5)
     x[3, 1] = np.nan
