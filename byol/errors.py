@@ -5,7 +5,6 @@ Raise `ConfigError` for a setting or an argument that cannot work, `DataError` f
 `Stopped` when a run was asked to stop and has saved its state. A message says what came, what was expected, what to do.
 """
 
-import textwrap
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -56,7 +55,8 @@ def did_you_mean(word: str, choices: Iterable[str], count: int = 3) -> str:
 
 def complaint(failure: Exception) -> str:
     """What another library's exception complains of, in a few words: torch puts it below a title and lists every tensor."""
-    lines = str(failure).splitlines() or [""]
-    line = lines[min(1, len(lines) - 1)] if lines[0].endswith(":") else lines[0]
-    words = line if any(letter.isalpha() for letter in line) else f"{type(failure).__name__} {line}"  # KeyError: 105
-    return textwrap.shorten(words, 200, placeholder=" ...")
+    lines = [" ".join(line.split()) for line in str(failure).splitlines() if line.strip()] or [""]
+    line = lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    if not any(letter.isalpha() for letter in line):  # KeyError: 105
+        line = f"{type(failure).__name__} {line}".rstrip()
+    return line if len(line) <= 200 else f"{line[:196]} ..."

@@ -1,6 +1,7 @@
 """Settings as dataclasses, as YAML, and as command-line flags: one parser reads them all."""
 
 import dataclasses
+import os
 import shutil
 import textwrap
 from collections.abc import Callable, Sequence
@@ -56,7 +57,7 @@ def preset_flags(preset: str) -> list[str]:
     path = PRESETS / f"{preset}.yaml"
     if preset.endswith((".yaml", ".yml")):
         path = Path(preset)
-    elif not path.exists():
+    elif not os.path.exists(path):
         raise ConfigError(
             f"There is no preset {preset!r}.{did_you_mean(preset, preset_names())} There are: {', '.join(preset_names())}."
         )

@@ -18,6 +18,7 @@ from byol.errors import ByolError, ConfigError
 
 logger = logging.getLogger("byol")
 Precision = Literal["bf16", "fp32"]
+CGROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -76,19 +77,45 @@ class World:
 
 
 def available_memory() -> int:
-    """Bytes of the machine's memory that this process may still take, a container's limit counted.
+    """Bytes of the machine's memory that this process may still take, within the limits of a container or a batch job.
 
     What the system keeps of files it has read counts as available: it gives that up when asked. Where the system does not tell
     (macOS), half of all memory.
     """
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
+        available = 1024 * numbers_in(Path("/proc/meminfo"))["MemAvailable:"]
+        groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except (OSError, KeyError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
-    told = [limit.read_text().strip() for limit in limits if limit.exists()]
-    return min([available, *(int(limit) for limit in told if limit.isdecimal())])  # "max" is no limit
+    rooms = [available]
+    for _, controllers, name in groups:
+        if controllers in ("", "memory"):  # version 2 of control groups, and 1
+            top = CGROUPS / controllers
+            place = top / name.lstrip("/")
+            rooms += [
+                left for folder in (place, *place.parents) if folder.is_relative_to(top) and (left := room(folder)) is not None
+            ]
+    return max(0, min(rooms))
+
+
+def room(group: Path) -> int | None:
+    """Bytes that a control group leaves, with what it keeps of files counted as free; None when it has no limit."""
+    files = ("memory.max", "memory.current", "inactive_file"), (
+        "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file",
+    )  # fmt: skip
+    for limit, used, kept in files:
+        try:
+            most, taken = (int((group / name).read_text()) for name in (limit, used))
+            return most - taken + numbers_in(group / "memory.stat").get(kept, 0)
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return None
+
+
+def numbers_in(file: Path) -> dict[str, int]:
+    """The numbers in a file of the kernel's, a name and a number a line."""
+    lines = (line.split() for line in file.read_text().splitlines())
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

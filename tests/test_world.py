@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from byol.errors import ConfigError
-from byol.world import World, product_seconds
+from byol.world import World, product_seconds, room
 
 
 def seconds_of_products(dtype: torch.dtype, shape: tuple[int, int, int]) -> float:
@@ -59,3 +59,18 @@ def test_free_memory_counts_what_the_system_keeps_of_files_it_has_read():
     """A machine that has read many files has few empty pages, yet most of its memory is to be had."""
     available = int(subprocess.run(["free", "--bytes"], capture_output=True, check=True).stdout.split(b"Mem:")[1].split()[5])
     assert World.join("cpu").free_memory() == pytest.approx(available, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({}, None),
+        ({"memory.max": "max", "memory.current": "5", "memory.stat": ""}, None),
+        ({"memory.max": "800", "memory.current": "700", "memory.stat": "anon 600\ninactive_file 50\n"}, 150),
+        ({"memory.limit_in_bytes": "800", "memory.usage_in_bytes": "700", "memory.stat": "total_inactive_file 9\n"}, 109),
+    ],
+)
+def test_a_control_group_leaves_what_is_not_in_use_of_its_limit(tmp_path, files, left):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert room(tmp_path) == left

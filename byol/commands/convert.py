@@ -1,5 +1,6 @@
 """`byol convert`"""
 
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,18 +59,18 @@ def convert(arguments: Sequence[str]) -> int:
 @contextmanager
 def new_folder(out: Path) -> Iterator[None]:
     """A folder to write an encoder to, made before the long work; what was made goes again when that fails."""
-    if (out / FILE).exists():
+    if os.path.exists(out / FILE):
         raise ConfigError(f"--out is {out}, which holds an encoder. Give another folder.")
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    made = [folder for folder in (out, *out.parents) if not os.path.exists(folder)]
     try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as failure:
-        raise ConfigError(f"--out is {out}, which cannot be made: {failure.strerror}. Give another folder.") from failure
-    try:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as failure:
+            raise ConfigError(f"--out is {out}, which cannot be made: {failure.strerror}. Give another folder.") from failure
         yield
     except BaseException:
         for folder in made:
-            if not any(folder.iterdir()):
+            if os.path.isdir(folder) and not any(folder.iterdir()):
                 folder.rmdir()
         raise
 

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -65,6 +65,7 @@ class Contestant:
     encoder: Encoder
     protocols: tuple[str, ...]
     folder: Path | None  # of its scores and features
+    anew: Callable[[int], Encoder] | None = None  # makes it again for each seed
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -131,7 +132,7 @@ def contestants(command: Evaluate) -> dict[str, Contestant]:
         if word in found:
             raise ConfigError(f"--compare has {word}, which is there already. Name each encoder once.")
         baseline = BASELINES.get(word)
-        if baseline is None and not word.startswith(LIBRARIES) and not Path(word).exists():
+        if baseline is None and not word.startswith(LIBRARIES) and not os.path.exists(word):
             raise ConfigError(
                 f"There is nothing at {word} to compare with.{did_you_mean(word, BASELINES)} Expected a run, an encoder "
                 f"file, torchvision:NAME, timm:NAME, or a baseline: {', '.join(BASELINES)}."
@@ -146,7 +147,7 @@ def contestants(command: Evaluate) -> dict[str, Contestant]:
                     f"The baseline {word} is scored by none of {', '.join(command.protocols)}. Add a protocol that "
                     f"{'trains the encoder, such as semi-1' if word == 'supervised' else 'does not, such as knn'}."
                 )
-        found[word] = Contestant(encoder, protocols, kept)
+        found[word] = Contestant(encoder, protocols, kept, baseline.again(main, command.encoder) if baseline else None)
     return found
 
 
@@ -188,4 +189,5 @@ def task(command: Evaluate, name: str, each: Contestant, set_: DataSet) -> Task:
         cache=each.folder / "features" if not command.no_cache and each.folder is not None else None,
         name=name,
         data_set=set_.name,
+        anew=each.anew,
     )

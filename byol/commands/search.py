@@ -67,8 +67,8 @@ def search(arguments: Sequence[str]) -> int:
     features = Features.load(command.features, mapped=True)
     images = None if command.data is None else open_images(command.data)
     answer = QUESTIONS[question](command, features)
-    tell_of_fewer(command, features)
-    if images is not None and command.sheet is not None and answer.groups:
+    tell_of_fewer(command, question, answer)
+    if images is not None and command.sheet is not None and any(len(group.rows) for group in answer.groups):
         draw(answer, features, command.k, images, Path(command.sheet))
         print(f"written    {command.sheet}", file=sys.stderr)
     print(as_json(answer, features) if command.json else as_table(answer, features, command.k))
@@ -96,11 +96,12 @@ def checked(command: Search) -> str:
     return asked[0]
 
 
-def tell_of_fewer(command: Search, features: Features) -> None:
-    """Say so when more images were asked for than there are."""
-    asked = max(command.outliers or 0, command.pick or 0, 0 if command.clusters or command.duplicates else command.k)
-    if asked > len(features.x):
-        print(f"note       {asked:,} were asked for, and there are {len(features.x):,} images", file=sys.stderr)
+def tell_of_fewer(command: Search, question: str, answer: Answer) -> None:
+    """Say so when there are fewer images than were asked for."""
+    counts = {"query": command.k, "row": command.k, "outliers": command.outliers, "pick": command.pick}
+    found = min((len(group.rows) for group in answer.groups), default=0)
+    if found < (counts.get(question) or 0):
+        print(f"note       there are no more than these {found:,} images", file=sys.stderr)
 
 
 def by_query(command: Search, features: Features) -> Answer:

@@ -77,12 +77,13 @@ class Arrays:
         return digest.digest()
 
     def checksum(self) -> bytes:
-        """A digest of all that the array, or its file, holds."""
+        """A digest of all that the array, or its file, holds, and of how it is read."""
+        how = f"{self.axis} {self.channels} ".encode()
         if isinstance(self.data, np.memmap) and self.data.filename is not None:
-            return checksum([self.data.filename])
+            return how + checksum([self.data.filename])
         if self.data.nbytes <= HASHED:
-            return b""  # `identity` has read it all
-        digest = blake2b()
+            return how  # `identity` has read it all
+        digest = blake2b(how)
         for start in range(0, len(self.data), 64):
             digest.update(np.ascontiguousarray(self.data[start : start + 64]).tobytes())
         return digest.digest()

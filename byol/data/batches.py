@@ -101,6 +101,10 @@ def _crops(plan: BatchPlan, epochs: Tensor, indices: Tensor, height: int, width:
     )
 
 
+class SeveralSizes(DataError):
+    """Images that make no tensor."""
+
+
 def load_resident(images: Images, report: BadImageReport) -> Tensor:
     """All images as uint8 (N, C, H, W); one that cannot be read is replaced by another, chosen by its index."""
     result: Tensor | None = None
@@ -121,7 +125,7 @@ def load_resident(images: Images, report: BadImageReport) -> Tensor:
         pixels = torch.from_numpy(image).permute(2, 0, 1)
         height, width = result.shape[2:]
         if pixels.shape != result.shape[1:]:
-            raise DataError(
+            raise SeveralSizes(
                 f"{images.name(index)} is {image.shape[0]}x{image.shape[1]} pixels, the first image {height}x{width}: images "
                 "of several sizes cannot be kept in memory as one tensor. Give --data.in-memory False."
             )

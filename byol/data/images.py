@@ -116,7 +116,7 @@ class Images:
         return digest.hexdigest()
 
     def checksum(self) -> str | None:
-        """As `fingerprint`, of every byte that the images are read from; None where nobody can tell."""
+        """As `fingerprint`, of every byte that the images are read from, and of how; None where nobody can tell."""
         held = self._source.checksum()
         return None if held is None else self.fingerprint() + blake2b(held, digest_size=16).hexdigest()
 
@@ -187,7 +187,7 @@ class Encoded:
         return self.reader.identity()
 
     def checksum(self) -> bytes:
-        return self.reader.checksum()
+        return f"{self.channels} {self.max_pixels} ".encode() + self.reader.checksum()
 
     def release(self) -> None:
         self.reader.release()

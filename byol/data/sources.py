@@ -151,8 +151,8 @@ def _missing(path: Path, where: str) -> str:
         parent, wrong = parent.parent, parent.name
     try:
         near = did_you_mean(wrong, os.listdir(parent)[:10_000])
-    except OSError:
-        near = ""
+    except OSError as failure:
+        return f"{where} cannot be looked for: {printable(str(parent))} cannot be listed ({failure.strerror})."
     return f"There is no {where}: {printable(str(parent))} holds no {printable(wrong)!r}.{printable(near)}"
 
 

@@ -20,6 +20,11 @@ class Baseline:
 
     make: Callable[[Encoder, int, str | None], Encoder]  # encoder, seed, name of code of the user's own
     takes: Callable[[Protocol], bool]  # which protocols it is scored by
+    anew: bool = False  # whether each seed has fresh weights of its own
+
+    def again(self, encoder: Encoder, net: str | None) -> Callable[[int], Encoder] | None:
+        """What makes it for another seed, where that is another one."""
+        return (lambda seed: self.make(encoder, seed, net)) if self.anew else None
 
     def scored_by(self, asked: Sequence[str]) -> tuple[str, ...]:
         """The protocols among those asked for that this baseline is scored by."""
@@ -44,5 +49,7 @@ def fresh(encoder: Encoder, seed: int, net: str | None) -> Encoder:
 BASELINES = {
     "pixels": Baseline(pixels, lambda protocol: not protocol.on_images),
     "untrained": Baseline(fresh, lambda protocol: not protocol.tunes),
-    "supervised": Baseline(fresh, lambda protocol: protocol.tunes),  # from scratch on the same labels, with the same budget
+    "supervised": Baseline(
+        fresh, lambda protocol: protocol.tunes, anew=True
+    ),  # from scratch on the same labels, with the same budget
 }

@@ -18,6 +18,7 @@ from torch import nn
 from byol.data.sources import Images
 from byol.errors import DataError, TrainingError
 from byol.evaluation.labelled import Labelled
+from byol.evaluation.metrics import measure
 from byol.evaluation.sgd import ClassifierConfig, Trial, batch_size_for, fit, logits_of
 from byol.evaluation.subsets import Amount, few, held_out
 from byol.evaluation.task import Answers
@@ -39,12 +40,12 @@ class _Tried:
 
     trial: Trial
     classifier: nn.Linear
-    top1: float | None  # None when the training diverged
+    score: float | None  # None when the training diverged
     loss: float
 
     def rank(self) -> tuple[float, float]:
         """The better, the larger; the loss decides between equals, which are frequent among few images."""
-        return (-1.0, 0.0) if self.top1 is None else (self.top1, -self.loss)
+        return (-1.0, 0.0) if self.score is None else (self.score, -self.loss)
 
 
 def train_classifier(
@@ -55,15 +56,16 @@ def train_classifier(
     *,
     frozen: bool,
     amount: Amount | None = None,
+    metric: str = "top1",
     seed: int = 0,
     workers: int = 0,
 ) -> Answers:
     """Train a linear classifier, and unless `frozen` a copy of the encoder with it, on so many labels; answer the test images.
 
-    Settings are chosen on a held-out part of those labels; no other is seen. On a frozen encoder the classifier that does
-    best there answers; fine-tuning starts again with the chosen settings, on all of them. `test` may be given as the frozen
-    encoder's features. Raises DataError for images without labels or of one class, ConfigError for other channels,
-    TrainingError when nothing converges.
+    Settings are chosen by the metric on a held-out part of those labels; no other is seen. On a frozen encoder the
+    classifier that does best there answers; fine-tuning starts again with the chosen settings, on all of them. `test` may be
+    given as the frozen encoder's features. Raises DataError for images without labels or of one class, ConfigError for other
+    channels, TrainingError when nothing converges.
     """
     labels = check(encoder, train, test)
     if amount is not None:
@@ -74,26 +76,26 @@ def train_classifier(
         keep_freed_memory()
     config = replace(config, precision=config.precision or World(0, 1, device).default_precision())
     images = Labelled.open(train, device, workers)
-    values = (sorted(set(tried)) for tried in (config.epochs, config.base_lrs, config.weight_decays))
-    trials = [Trial(*combination) for combination in product(*values)]
+    trials = trials_of(config)
     share = min(config.held_out, MOST_HELD_OUT / len(train)) if len(trials) > 1 else 0.0
     learn, choose = held_out(labels, share, seed)
     choose = images.readable(choose)
     if len(trials) > 1 and len(choose) == 0:
         logger.warning("There are no images to choose settings on, so the middle ones of %d are taken.", len(trials))
     tried: list[_Tried] = []
+    part = images.subset(learn)
     if len(choose):
-        parts = images.subset(learn), train.subset(choose)
         groups = [list(group) for _, group in groupby(trials, lambda trial: trial.epochs if frozen else trial)]
-        tried = [one for group in groups for one in _try(encoder, *parts, group, config, frozen=frozen, seed=seed)]
+        asked = train.subset(choose)
+        tried = [one for group in groups for one in _try(encoder, part, asked, group, config, metric, frozen=frozen, seed=seed)]
     best = max(tried, key=_Tried.rank, default=None)
-    if best is not None and best.top1 is None:
+    if best is not None and best.score is None:
         raise TrainingError(_diverged(config))
     chosen = trials[len(trials) // 2] if best is None else best.trial
     if best is not None and frozen:
-        tuned, classifier, learned = encoder, best.classifier, len(learn)
+        tuned, classifier, learned = encoder, best.classifier, part
     else:  # fine-tuning starts again, on all labels
-        tuned, learned = encoder if frozen else copy.deepcopy(encoder), len(train)
+        tuned, learned = encoder if frozen else copy.deepcopy(encoder), images
         [classifier] = fit(tuned, images, [chosen], config, frozen=frozen, seed=seed)
         if not (finite(classifier) and sound(tuned, images)):
             raise TrainingError(_diverged(config))
@@ -101,12 +103,19 @@ def train_classifier(
     settings = {
         "optimizer": "SGD, Nesterov momentum 0.9, cosine",
         **asdict(chosen),
-        "batch_size": batch_size_for(learned, config.batch_size),
+        "batch_size": batch_size_for(len(learned), config.batch_size),
         **{name: getattr(config, name) for name in ("crop_area", "logit_cap", "logit_penalty", "precision")},
         "held_out": len(choose) or None,
-        "tried": [{**asdict(one.trial), "top1": one.top1} for one in tried] or None,
+        "tried": [{**asdict(one.trial), metric: one.score} for one in tried] or None,
     }
-    return Answers(logits_of(classifier, found.x, config).numpy(), found.y, settings, len(train))
+    count = learned.count() + (len(choose) if learned is part else 0)
+    return Answers(logits_of(classifier, found.x, config).numpy(), found.y, settings, count)
+
+
+def trials_of(config: ClassifierConfig) -> list[Trial]:
+    """All combinations of what is to be tried, each once."""
+    values = (sorted(set(tried)) for tried in (config.epochs, config.base_lrs, config.weight_decays))
+    return [Trial(*combination) for combination in product(*values)]
 
 
 def _diverged(config: ClassifierConfig) -> str:
@@ -120,6 +129,7 @@ def _try(
     choose: Images,
     trials: Sequence[Trial],
     config: ClassifierConfig,
+    metric: str,
     *,
     frozen: bool,
     seed: int,
@@ -130,13 +140,13 @@ def _try(
     if not sound(tuned, images):
         return [_Tried(trial, classifier, None, 0.0) for trial, classifier in zip(trials, classifiers, strict=True)]
     features = embed(tuned, choose, workers=images.workers)
-    y = torch.from_numpy(features.y)
+    assert features.y is not None
     tried = []
     for trial, classifier in zip(trials, classifiers, strict=True):
         logits = logits_of(classifier, features.x, config)
-        top1 = (logits.argmax(dim=1) == y).float().mean().item() if finite(classifier) else None
-        tried.append(_Tried(trial, classifier, top1, F.cross_entropy(logits, y).item()))
-        logger.info("epochs %g, base_lr %g, weight_decay %g: top1 %s", *asdict(trial).values(), top1)
+        score = measure(metric, logits.numpy(), features.y) if finite(classifier) else None
+        tried.append(_Tried(trial, classifier, score, F.cross_entropy(logits, torch.from_numpy(features.y)).item()))
+        logger.info("epochs %g, base_lr %g, weight_decay %g: %s %s", *asdict(trial).values(), metric, score)
     return tried
 
 

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from byol.data.batches import Batch, BatchPlan, load_resident, resident_batches, streamed_batches
+from byol.data.batches import Batch, BatchPlan, SeveralSizes, load_resident, resident_batches, streamed_batches
 from byol.data.decode import BadImage
 from byol.data.sources import Images, printable
+from byol.errors import DataError
 from byol.evaluation.subsets import Rows
 from byol.method.transfer import to_device
 from byol.method.views import ViewConfig
@@ -38,8 +39,12 @@ class Labelled:
         opened = cls(images, torch.tensor(images.labels, device=device), None, workers)
         if not fits(images, device):
             return opened
-        pixels = load_resident(images, opened.leave_out).to(device)
-        images.release()
+        try:
+            pixels = load_resident(images, opened.leave_out).to(device)
+        except SeveralSizes:  # which a look at some of them had not shown
+            return opened
+        finally:
+            images.release()
         return replace(opened, pixels=pixels)
 
     def __len__(self) -> int:
@@ -73,6 +78,15 @@ class Labelled:
                 self.leave_out(row, str(failure))
         good: Rows = rows[(self.labels[torch.from_numpy(rows).to(self.labels.device)] != UNREADABLE).cpu().numpy()]
         return good
+
+    def count(self) -> int:
+        """How many can be read, as far as that is known. Raises DataError when these are of one class."""
+        good = self.labels[self.labels != UNREADABLE]
+        if len(good.unique()) < 2:
+            raise DataError(
+                f"Of {self.images.description} those of one class alone can be read; expected two classes at least."
+            )
+        return len(good)
 
     def batches(
         self, size: tuple[int, int], batch_size: int, steps: int, crop_area: tuple[float, float], seed: int

@@ -65,7 +65,8 @@ def fit(
     axes, variance = principal_axes(x, mean, std)
     z, y = rotated(x, mean, std, axes, order), y[order]
     best = sorted(l2)[len(l2) // 2]
-    if len(l2) > 1 and HELD_OUT * len(x) >= classes and len(y[count:].unique(dim=0)) > 1:
+    occurring = classes if y.ndim == 2 else len(y.unique())
+    if len(l2) > 1 and HELD_OUT * len(x) >= occurring and len(y[count:].unique(dim=0)) > 1:
         best = choose(z[count:], y[count:], z[:count], y[:count], classes, l2, variance, measure)
     else:
         count = 0

@@ -86,7 +86,15 @@ def training(name: str, usual: ClassifierConfig, *, frozen: bool = False, amount
         config = settings.classifier(usual)
         asked = test.features if frozen else test.images  # a frozen encoder's features are there for other protocols too
         answers = train_classifier(
-            encoder, train.images, asked, config, frozen=frozen, amount=amount, seed=seed, workers=train.workers
+            encoder,
+            train.images,
+            asked,
+            config,
+            frozen=frozen,
+            amount=amount,
+            metric=metric_for(train.labels, settings.metric),
+            seed=seed,
+            workers=train.workers,
         )
         return {name: answers}
 
@@ -117,6 +125,7 @@ class Task:
     name: str  # of the encoder, in its scores
     data_set: str  # its name in a list of several, in the scores
     same_images: bool  # in train and test, which makes scores meaningless
+    anew: Callable[[int], Encoder] | None  # makes the encoder again for each seed, where it is random itself
 
 
 def evaluate(
@@ -142,7 +151,9 @@ def evaluate(
         if name not in names:
             raise ConfigError(f"There is no setting {name!r}.{did_you_mean(name, names)} There are: {', '.join(names)}.")
     config = EvaluationConfig(**settings)
-    check_settings((protocols,) if isinstance(protocols, str) else protocols, config)
+    asked = (protocols,) if isinstance(protocols, str) else tuple(protocols)
+    check_protocols(asked)
+    check_settings(asked, config)
     return dict(judge(prepare(encoder, train, test, protocols, config, seed=seed, seeds=seeds, workers=workers, cache=cache)))
 
 
@@ -159,10 +170,11 @@ def prepare(
     cache: str | Path | None = None,
     name: str = "",
     data_set: str = "",
+    anew: Callable[[int], Encoder] | None = None,
 ) -> Task:
     """Check everything that can be checked before any work; raises what `evaluate` raises."""
     check_encoder(encoder)
-    protocols = (protocols,) if isinstance(protocols, str) else tuple(protocols)
+    protocols = (protocols,) if isinstance(protocols, str) else tuple(dict.fromkeys(protocols))
     check_protocols(protocols)
     if seeds < 1:
         raise ConfigError(f"seeds is {seeds}; expected at least 1.")
@@ -171,6 +183,9 @@ def prepare(
     channels = encoder.info.channels
     learned = labelled(train, "train", channels)
     opened = same_classes(learned, labelled(test, "test", channels, learned.classes))
+    for role, source in zip(("train", "test"), opened, strict=True):
+        if isinstance(source, Features) and source.encoder not in (None, encoder.checksum()):
+            raise ConfigError(f"The features given as {role} are of another encoder. Give those of this one, or the images.")
     picky = [one for one in protocols if protocol_named(one).on_images]
     if picky and any(isinstance(source, Features) for source in opened):
         raise ConfigError(f"The protocol {picky[0]} works on images, and features were given. Give the images.")
@@ -181,7 +196,8 @@ def prepare(
     if train.labels.ndim == 1:
         check_labels(train, [amount for one in picky if (amount := protocol_named(one).amount) is not None])
     same = same_images(*opened)
-    return Task(encoder, train, test, protocols, settings, metric, tuple(range(seed, seed + seeds)), name, data_set, same)
+    seeds_of_all = tuple(range(seed, seed + seeds))
+    return Task(encoder, train, test, protocols, settings, metric, seeds_of_all, name, data_set, same, anew)
 
 
 def check_labels(train: Given, amounts: Sequence[Amount]) -> None:
@@ -244,7 +260,11 @@ def judge(task: Task) -> Iterator[tuple[str, Score]]:
             check_width(task.train, task.test)
         seeds = task.seeds if protocol.random else task.seeds[:1]
         started = time.perf_counter()
-        runs = [protocol.run(task.encoder, task.train, task.test, task.settings, seed) for seed in seeds]
+        encoders = (task.encoder if task.anew is None else task.anew(seed) for seed in seeds)
+        runs = [
+            protocol.run(encoder, task.train, task.test, task.settings, seed)
+            for encoder, seed in zip(encoders, seeds, strict=True)
+        ]
         known = {
             "seeds": seeds if protocol.random else (),
             "seconds": time.perf_counter() - started,

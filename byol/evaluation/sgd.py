@@ -56,8 +56,8 @@ class ClassifierConfig:
         _check(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
         _check(0 <= self.held_out < 1, "held_out", self.held_out, "a share from 0 to less than 1")
         _check(0 < self.crop_area[0] <= self.crop_area[1] <= 1, "crop_area", self.crop_area, "two shares, the smaller first")
-        _check(self.logit_cap is None or self.logit_cap > 0, "logit_cap", self.logit_cap, "a positive number")
-        _check(self.logit_penalty >= 0, "logit_penalty", self.logit_penalty, "0 or more")
+        _check(self.logit_cap is None or 0 < self.logit_cap < 1e30, "logit_cap", self.logit_cap, "a positive number below 1e30")
+        _check(0 <= self.logit_penalty < 1e30, "logit_penalty", self.logit_penalty, "0 or more, below 1e30")
 
 
 @dataclass(frozen=True)

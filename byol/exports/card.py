@@ -1,6 +1,7 @@
 """The model card of an exported encoder: what it is, how to load it, how it was trained, how good it is."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def preprocessing_section(info: EncoderInfo) -> str:
 def training_section(run: Path) -> str:
     """How the encoder was trained, from the run's plan; empty when there is none."""
     path = run / "plan.json"
-    if not path.exists():
+    if not os.path.exists(path):
         return ""
     same = ("optimizer", "lr", "weight_decay", "base_tau", "precision", "seed")
     try:
@@ -98,9 +99,9 @@ def score_section(encoder: Encoder, run: Path) -> str:
     A run's file holds the scores of baselines too, and a folder may be that of several encoders.
     """
     path = run / "scores.jsonl"
-    own = encoder.checksum(), "" if (run / "plan.json").exists() else None
+    own = encoder.checksum(), "" if os.path.exists(run / "plan.json") else None
     found = {}
-    for score in read_scores(path) if path.exists() else ():
+    for score in read_scores(path) if os.path.exists(path) else ():
         if score.blake2b in own and not score.same_images:
             images = score.train, score.test, score.train_images
             found[score.data_set, score.protocol, score.metric, in_words(score.settings), images] = score

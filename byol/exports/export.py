@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -129,7 +130,7 @@ def check_own(encoder: Encoder, path: Path) -> Check:
 def format_of(path: Path, format: Format | None) -> Format:
     """The format that a path means, or the one given. Raises ConfigError when there is none or they do not go together."""
     if format is None:
-        meant = "huggingface" if path.is_dir() else MEANT.get(path.suffix)
+        meant = "huggingface" if os.path.isdir(path) else MEANT.get(path.suffix)
         if meant is None:
             raise ConfigError(
                 f"{path} ends in {path.suffix}; expected .safetensors, .pth (torchvision), .pt2 (torch.export), .onnx, or no "
@@ -157,12 +158,12 @@ def check_options(format: Format, from_pixels: bool, model: str | None) -> None:
 
 def check_place(path: Path, format: Format) -> None:
     """Raise ConfigError before any work when nothing can be written to a path."""
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise ConfigError(f"{path} cannot be written: there is no folder {path.parent}. Make it first.")
     if format in FOLDERS:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if os.path.exists(path) and (not os.path.isdir(path) or any(path.iterdir())):
             raise ConfigError(f"{path} is there already and is no empty folder. Give the name of a new one for {format}.")
-    elif path.is_dir():
+    elif os.path.isdir(path):
         raise ConfigError(f"{path} is a folder. Give the name of a file for {format}.")
-    elif format == "torchvision" and path.name == files.FILE and path.exists():
+    elif format == "torchvision" and path.name == files.FILE and os.path.exists(path):
         raise ConfigError(f"{path} is an encoder of this package, which would be lost. Give another name.")

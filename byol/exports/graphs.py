@@ -1,6 +1,7 @@
 """The encoder as a graph: torch.export and ONNX, for any number of images, and any image size that the network takes."""
 
 import copy
+import io
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -149,8 +150,10 @@ def trace(graph: Graph, encoder: Encoder, any_size: bool) -> torch.export.Export
 
 
 def save_program(program: torch.export.ExportedProgram, file: Path, described: dict[str, Any]) -> None:
-    """Write a .pt2 file."""
-    torch.export.save(program, file, extra_files={f"{KEY}.json": json.dumps(described)})
+    """Write a .pt2 file. By way of the memory: on a full disk torch itself would end the process."""
+    held = io.BytesIO()
+    torch.export.save(program, held, extra_files={f"{KEY}.json": json.dumps(described)})
+    file.write_bytes(held.getbuffer())
 
 
 def load_program(file: Path) -> Answer:

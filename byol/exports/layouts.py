@@ -1,5 +1,6 @@
 """Layouts that torchvision and timm load: the same tensors by the same names, proven to give the same features."""
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def fresh(found: Fitted, encoder: Encoder) -> nn.Module:
 def write_torchvision(found: Fitted, encoder: Encoder, file: Path) -> Check:
     """Write tensors by torchvision's names, without the classifier; load and compare them."""
     if file.suffix == ".pth":
-        torch.save(found.tensors, file)
+        save_tensors(found.tensors, file)
         loaded = torch.load(file, weights_only=True)
     else:
         save_file(found.tensors, file, metadata={"preprocessing": json.dumps(encoder.info.preprocessing())})
@@ -90,6 +91,13 @@ def write_torchvision(found: Fitted, encoder: Encoder, file: Path) -> Check:
     net = fresh(found, encoder)
     net.load_state_dict(loaded)
     return Check("torchvision", difference(encoder, net, [size := encoder.info.image_size]), (size,))
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write a torch checkpoint. torch itself would put the file's passing name into it, and on a full disk raise no OSError."""
+    held = io.BytesIO()
+    torch.save(tensors, held)
+    file.write_bytes(held.getbuffer())
 
 
 def write_timm(found: Fitted, encoder: Encoder, folder: Path) -> Check:

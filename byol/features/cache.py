@@ -1,6 +1,7 @@
 """Features that are computed once: kept in files named after everything they depend on."""
 
 import logging
+import os
 from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from byol.data.sources import Images
 from byol.disk import left_behind, replacing
-from byol.features.extract import Features, computed, device_of, features_of, images_for
+from byol.features.extract import Features, check_bad, computed, device_of, features_of, images_for
 from byol.features.files import Rows, Values
 from byol.weights.files import Encoder, check_savable, digest
 
@@ -34,6 +35,9 @@ def cached(encoder: Encoder, images: Images, folder: Path | None, *, workers: in
     features = features_of(encoder, images, rows, x)  # which refuses NaN
     if kept is None:
         write(file, rows, x)
+    else:
+        unread = np.setdiff1d(np.arange(len(images)), rows).tolist()
+        check_bad(images, [(index, "as when the kept features were computed") for index in unread])
     return features
 
 
@@ -52,7 +56,7 @@ def key(encoder: Encoder, checksum: str) -> str:
 
 def read(file: Path, images: int, width: int) -> tuple[Rows, Values] | None:
     """Which images the features are of, and the features; None when there is no file, or a damaged one."""
-    if not file.exists():
+    if not os.path.exists(file):
         return None
     try:
         with file.open("rb") as opened:

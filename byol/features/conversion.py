@@ -1,5 +1,6 @@
 """Encoders out of checkpoints that other programs wrote: the official code's, byol-pytorch's, lightly's, solo-learn's."""
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ MISTAKES = {
     b"\x1f\x8b": "it is compressed: unpack it first",
     b"\x89HDF": "it is an HDF5 file",
 }
+
+OTHER_NETWORKS = (
+    " Name the network with --encoder (torchvision:NAME, timm:NAME or package.module:function), or its place with --prefix."
+)
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,7 @@ def convert_official(path: Path, padding: Padding, preprocessing: Preprocessing)
     """The online encoder of an official checkpoint; with SAME padding its features are the official ones."""
     checkpoint = read_official(path)
     shapes = checkpoint.shapes()
-    name, options = recognised(shapes, path)
+    name, options = recognised(shapes, path, "")
     options |= {"padding": "same"} if padding == "same" else {}
     channels = shapes["conv1.weight"][1]
     with torch.device("meta"):  # no memory and no random draws for weights that are in the file
@@ -158,7 +163,7 @@ def convert_foreign(
     if name is not None and padding is not None:
         raise ConfigError(f"padding is {padding!r}, and {name} pads as it does. Leave out padding or encoder.")
     if name is None:
-        name, options = recognised(shapes, path)
+        name, options = recognised(shapes, path, OTHER_NETWORKS)
         channels = shapes["conv1.weight"][1]
         options |= {"padding": padding} if padding == "same" else {}
         if "stem" in options:
@@ -195,15 +200,12 @@ def fitting(found: ForeignEncoder, ours: set[str], name: str, path: Path) -> tup
     return {key: tensor for key, tensor in theirs.items() if key in ours}, dict(classifier)
 
 
-def recognised(shapes: dict[str, Shape], path: Path) -> tuple[str, dict[str, Any]]:
+def recognised(shapes: dict[str, Shape], path: Path, advice: str) -> tuple[str, dict[str, Any]]:
     """The name and options of the ResNet with such tensors, or a sentence that says what is in the way."""
     try:
         return resnet_of(shapes)
     except ValueError as failure:
-        raise CheckpointError(
-            f"The encoder in {path} is no ResNet that byol can recognise: {failure}. A torch checkpoint's network can be "
-            "named: --encoder torchvision:NAME, timm:NAME or package.module:function; and its place: --prefix NAME."
-        ) from failure
+        raise CheckpointError(f"The encoder in {path} is no ResNet that byol can recognise: {failure}.{advice}") from failure
 
 
 def first_bytes(path: Path) -> bytes:
@@ -212,5 +214,5 @@ def first_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(64)
     except OSError as failure:
-        reason = "it is a folder" if path.is_dir() else str(failure.strerror)
+        reason = "it is a folder" if os.path.isdir(path) else str(failure.strerror)
         raise CheckpointError(f"{path} cannot be read ({reason}). Give a checkpoint file.") from failure

@@ -1,11 +1,12 @@
 """Any encoder to start from: a finished run, an encoder file, an official checkpoint."""
 
+import os
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from byol.errors import CheckpointError, ConfigError
+from byol.errors import ByolError, CheckpointError, ConfigError, complaint
 from byol.features.conversion import convert, first_bytes
 from byol.features.extract import device_of
 from byol.features.library import pretrained_encoder
@@ -58,7 +59,14 @@ def load_encoder(
     tensors, info = files.read(file)
     if not isinstance(net, nn.Module):
         name = net if net is not None else builtin(path, info)
-        net = build_encoder(name, channels=info.channels, image_size=info.image_size, **info.options)
+        try:
+            net = build_encoder(name, channels=info.channels, image_size=info.image_size, **info.options)
+        except ByolError:
+            raise
+        except Exception as failure:  # options that nobody gave: a library raises nearly everything for them
+            raise CheckpointError(
+                f"{path} describes a network that cannot be built ({complaint(failure)}). Take another copy."
+            ) from failure
     return files.filled(net, tensors, info, path, pick_device(device))
 
 
@@ -106,4 +114,4 @@ def folder_of(word: str) -> Path | None:
     if word.startswith(LIBRARIES):
         return None
     path = Path(word)
-    return path if path.is_dir() else path.parent
+    return path if os.path.isdir(path) else path.parent

@@ -2,6 +2,7 @@
 
 import json
 import mmap
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,12 @@ class Features:
 
     def __post_init__(self) -> None:
         # Other numbers are taken too: float64 of scikit-learn, labels of a byte each.
-        x, y = np.asarray(self.x, dtype=np.float32), None if self.y is None else np.asarray(self.y)
+        try:
+            x, y = np.asarray(self.x, dtype=np.float32), None if self.y is None else np.asarray(self.y)
+        except (ValueError, TypeError) as failure:  # rows of several lengths, words
+            raise DataError(
+                f"The features are no matrix of numbers ({failure}); expected (N, D): one row per image."
+            ) from failure
         if x.ndim != 2 or 0 in x.shape:
             raise DataError(f"Features have shape {x.shape}; expected (N, D): one row per image.")
         check_finite(x, "The encoder's weights are damaged or diverged; take another checkpoint.")
@@ -63,7 +69,7 @@ class Features:
         Raises DataError when the file is missing or holds something else.
         """
         path = Path(path)
-        if path.is_dir():
+        if os.path.isdir(path):
             raise DataError(f"{path} is a folder; expected an {', '.join(FORMATS)} file that `byol embed` wrote.")
         try:
             return cls(*_READERS.get(path.suffix, _read_npz)(path, mapped))
@@ -80,7 +86,7 @@ class Features:
 
 def check_labels(y: Array, count: int, classes: tuple[str, ...] | None) -> None:
     """Raise DataError for anything but class numbers from 0, or rows of 0 and 1, for so many images, of the named classes."""
-    matrix = len(y) == count and is_matrix(y)
+    matrix = y.ndim == 2 and len(y) == count and is_matrix(y)
     if not matrix and (y.shape != (count,) or y.dtype.kind not in "iu" or y.min() < 0):
         raise DataError(
             f"The labels are {y.dtype} of shape {y.shape}; expected the number of a class, from 0, for each of the "

@@ -1,6 +1,7 @@
 """Pretrained networks of torchvision and timm as encoders, from weights that are on this machine. Nothing is downloaded."""
 
 import inspect
+import os
 import re
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -26,7 +27,7 @@ def pretrained_encoder(name: str, *, weights: str | Path | None = None, device: 
     that is damaged or does not fit.
     """
     given = None if weights is None else Path(weights)
-    if given is not None and not given.is_file():
+    if given is not None and not os.path.isfile(given):
         raise ConfigError(f"There is no file {given}; expected the tensors of {name}.")
     start, _, model = name.partition(":")
     net, images = (torchvision_net if start == "torchvision" else timm_net)(model, given)
@@ -80,7 +81,7 @@ def timm_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, Any]]:
         raise ConfigError(f"timm knows no weights {name!r}: {failure} Leave the tag out.") from failure
     if file is None:
         folder = Path(torch.hub.get_dir(), "checkpoints")
-        hub = [found for found in map(Path, in_hub_cache(settings.hf_hub_id)) if found.is_file()]
+        hub = [found for found in map(Path, in_hub_cache(settings.hf_hub_id)) if os.path.isfile(found)]
         file = existing(f"timm:{name}", [*hub, folder / str(settings.url or "none").rpartition("/")[2]])
     tensors = stored(file)
     try:
@@ -117,7 +118,7 @@ def in_hub_cache(repository: str | None) -> list[str]:
 def existing(name: str, places: list[Path]) -> Path:
     """The first of some files that is there; raises ConfigError when none is."""
     for place in places:
-        if place.is_file():
+        if os.path.isfile(place):
             return place
     raise ConfigError(
         f"There are no weights of {name} on this machine (looked for {places[0]}), and nothing is downloaded. Give a file with "

@@ -7,6 +7,7 @@ the memory. A search reads every row once; near-duplicates and outliers compare 
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -194,6 +195,6 @@ def row_numbers(rows: Any, count: int) -> Rows:
 
 
 def check_at_least_one(what: str, number: int) -> None:
-    """Raise ConfigError for a number below 1."""
-    if number < 1:
-        raise ConfigError(f"{what} is {number}; expected at least 1.")
+    """Raise ConfigError for anything but a whole number from 1."""
+    if not isinstance(number, Integral) or number < 1:
+        raise ConfigError(f"{what} is {number}; expected a whole number of at least 1.")

@@ -60,12 +60,16 @@ def embed_to(
         features = _merged(folder, encoder, source, count)
         features.save(out)
         for leftover in out.parent.glob(f"{glob.escape(out.name)}.partial-*"):
-            shutil.rmtree(leftover)
+            if leftover == folder or not _in_use(leftover):
+                shutil.rmtree(leftover)
     return features
 
 
 def fingerprint(encoder: Encoder, images: Images, normalize: bool) -> str:
-    """A hexadecimal digest of all that features follow from: the encoder, the images, and how they are worked on."""
+    """A hexadecimal digest of what features follow from: the encoder, how images are worked on, their names and a sample.
+
+    Reading a million images twice, in each process, to notice that one was changed meanwhile would cost more than it saves.
+    """
     work = {"format": FORMAT, "images": images.fingerprint(), "batch": BATCH, "shard": SHARD, "normalize": normalize}
     return digest(encoder.net.state_dict(), {**asdict(encoder.info), **work})[:16]
 
@@ -107,6 +111,16 @@ def _held(folder: Path, world: World) -> Iterator[None]:
         finally:
             if folder.exists() and not _done(folder):
                 shutil.rmtree(folder)
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether another process works in a folder."""
+    try:
+        with (folder / ".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _merged(folder: Path, encoder: Encoder, images: Images, count: int) -> Features:

@@ -4,6 +4,7 @@ The same (seed, epoch, image, view) gives the same numbers on any device, rank o
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def seed_of(*key: int) -> int:
 
 def check_seed(seed: int, count: int = 1) -> None:
     """Raise ConfigError unless so many seeds, from this one on, are numbers that every generator takes."""
-    if not 0 <= seed <= 2**62 - count:
+    if not isinstance(seed, Integral) or not 0 <= seed <= 2**62 - count:
         raise ConfigError(f"seed is {seed}; expected a whole number from 0 to 2**62.")
 
 

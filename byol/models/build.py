@@ -15,6 +15,7 @@ from byol.models.resnet import BLOCKS, DEPTHS, ResNet, resnet
 
 WIDTHS = (1, 2, 3, 4)  # of the paper, Table 1
 LIBRARIES = ("torchvision:", "timm:")  # how the names of other libraries' networks begin
+LOADING = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")  # timm's; may run a pickle
 HEADS = ("fc", "classifier", "heads", "head")  # what torchvision calls the classifier at a network's end
 
 
@@ -111,6 +112,9 @@ def timm_encoder(name: str, channels: int, size: tuple[int, ...] | None, options
     """A model of timm without its classifier."""
     timm = library("timm")
     check_model("timm", name)
+    for option in LOADING:
+        if option in options:
+            raise ConfigError(f"timm:{name} is built with fresh weights, and {option} would load others. Leave it out.")
     settings = timm.get_pretrained_cfg(name)
     # timm's sign that a model takes img_size
     fixed = settings is not None and settings.fixed_input_size

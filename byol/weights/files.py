@@ -5,6 +5,7 @@
 """
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -61,6 +62,8 @@ class EncoderInfo:
             all(type(number) is int and number > 0 for number in whole)
             and len(info.image_size) == 2
             and len(info.mean) == len(info.std) == info.channels
+            and all(isinstance(number, int | float) for number in (*info.mean, *info.std))
+            and all(number > 0 for number in info.std)
             and info.pooling in get_args(Pooling)
             and all(type(number) is int and number >= 0 for number in (info.skip, info.calls))
             and isinstance(info.options, dict)
@@ -176,10 +179,10 @@ def ready(network: HiddenLayer, info: EncoderInfo, device: torch.device) -> Enco
 
 def find(path: Path) -> Path:
     """The encoder file that a path means."""
-    file = path / FILE if path.is_dir() else path
-    if file.is_file():
+    file = path / FILE if os.path.isdir(path) else path
+    if os.path.isfile(file):
         return file
-    if (path / "plan.json").exists():
+    if os.path.exists(path / "plan.json"):
         raise CheckpointError(
             f"The run in {path} has no encoder yet: it is not finished. Run the same `byol train` command again to continue it."
         )

@@ -81,9 +81,10 @@ def load(path: Path) -> Any:
                 f"{path} holds more than tensors: it calls for {refused[1]}, which would have to be run, and nothing was. If "
                 "you trust it, save its tensors alone where it was made: torch.save(checkpoint['state_dict'], 'weights.pt')."
             ) from failure
-        raise CheckpointError(
-            f"{path} cannot be read as a torch checkpoint ({complaint(failure)}). Take another copy."
-        ) from failure
+        # torch's own words before and behind its unpickler's advise to load the file without this protection.
+        unpickler = re.search(r"WeightsUnpickler error: (.+)", str(failure))
+        reason = unpickler[1] if unpickler else complaint(failure)
+        raise CheckpointError(f"{path} cannot be read as a torch checkpoint ({reason}). Take another copy.") from failure
 
 
 def tensors_in(loaded: Any, path: Path) -> dict[str, Tensor]:
@@ -93,7 +94,7 @@ def tensors_in(loaded: Any, path: Path) -> dict[str, Tensor]:
             tensors = {name: value for name, value in part.items() if isinstance(name, str) and isinstance(value, Tensor)}
             if tensors:
                 return tensors
-    found = ", ".join(map(str, loaded)) if isinstance(loaded, dict) else type(loaded).__name__
+    found = (", ".join(map(str, loaded)) or "nothing") if isinstance(loaded, dict) else type(loaded).__name__
     raise CheckpointError(
         f"{path} holds no tensors by name, only: {found[:200]}. Expected a state dict, or one under 'state_dict'."
     )

@@ -7,7 +7,7 @@ the BatchNorm statistics of the online and the target network, module name to ar
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -243,7 +243,10 @@ def number_in(value: Any, path: Path) -> int:
     else:
         array = array_in(value)
     with path.open("rb") as file:
-        return int(array.read(file).item())
+        number = array.read(file).item()
+    if not isfinite(number):
+        raise ValueError(f"its number of steps is {number}")
+    return int(number)
 
 
 def called(value: Any) -> str:

@@ -74,7 +74,7 @@ def read_pickle(path: Path, expected: Callable[[str], bool]) -> Any:
 
 def bytes_in(value: Any, file: BinaryIO) -> bytes:
     """The bytes that a value of the tree stands for, read from the pickle it came from. Raises ValueError for others."""
-    if isinstance(value, Made) and isinstance(value.what, Name) and value.what.text == "_codecs.encode":
+    if isinstance(value, Made) and isinstance(value.what, Name) and value.what.text == "_codecs.encode" and value.arguments:
         value = value.arguments[0]  # protocol 2 has no bytes: they are written as text, a character for a byte
     if isinstance(value, Stretch):
         file.seek(value.start)

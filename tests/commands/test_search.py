@@ -164,12 +164,23 @@ def test_every_answer_can_be_a_sheet(here, capsys, flags):
         assert np.asarray(page).std() > 20
 
 
-@pytest.mark.parametrize("question", ["--row 1 --k 12", "--outliers 12", "--pick 12"])
-def test_more_images_than_there_are_is_told_and_all_are_shown(here, capsys, question):
-    out, err = told(capsys, f"search f.npz {question}")
-    assert len(table(out)) in (11, 12)  # a line of titles, and all; a row does not find itself
-    assert err == "note       12 were asked for, and there are 11 images\n"
-    assert told(capsys, f"search f.npz {question.replace('12', '11')}")[1] == ""
+@pytest.mark.parametrize(
+    ("question", "most"), [("--row 1 --k", 10), ("--outliers", 11), ("--pick", 11), ("--labelled names.txt --pick", 10)]
+)
+def test_more_images_than_there_are_is_told_and_all_are_shown(here, capsys, question, most):
+    (here / "names.txt").write_text("00.png\n")
+    out, err = told(capsys, f"search f.npz {question} {most + 1}")
+    assert len(table(out)) == 1 + most
+    assert err == f"note       there are no more than these {most} images\n"
+    assert told(capsys, f"search f.npz {question} {most}")[1] == ""
+    assert told(capsys, f"search f.npz {question} 1")[1] == ""
+
+
+def test_a_pick_of_nothing_draws_no_sheet(here, capsys):
+    (here / "names.txt").write_text("".join(f"{number:02}.png\n" for number in range(12) if number != 5))
+    _, err = told(capsys, "search f.npz --pick 1 --labelled names.txt --sheet s.png --data photos")
+    assert err == "note       there are no more than these 0 images\n"
+    assert not (here / "s.png").exists()
 
 
 def test_a_picture_without_a_name_is_not_there(here, capsys):

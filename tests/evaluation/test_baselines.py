@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from labelled_images import images
 from torch import nn
 
 from byol.errors import ConfigError
 from byol.evaluation.baselines import BASELINES, fresh, pixels
-from byol.evaluation.protocols import evaluate
+from byol.evaluation.protocols import evaluate, judge, prepare
+from byol.evaluation.task import EvaluationConfig
+from byol.features.encoders import untrained
 from byol.features.extract import embed
 
 ARRAYS = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
@@ -66,3 +69,23 @@ def test_baselines_can_be_scored_as_any_encoder(encoder_of):
     for baseline in BASELINES.values():
         for score in evaluate(baseline.make(encoder, 0, None), train=pairs[:40], test=pairs[40:]).values():
             assert score.top1 > 0.9
+
+
+def test_training_from_scratch_starts_from_other_weights_with_each_seed(encoder_of):
+    encoder = encoder_of("convnet", width=4)
+    again = BASELINES["supervised"].again(encoder, None)
+    assert [again(seed).checksum() for seed in (0, 1)] == [untrained(encoder, seed=seed).checksum() for seed in (0, 1)]
+    assert again(0).checksum() != again(1).checksum()
+    assert BASELINES["untrained"].again(encoder, None) is None  # its features are computed once
+    made = []
+
+    def anew(seed: int):
+        made.append(seed)
+        return again(seed)
+
+    config = EvaluationConfig(base_lrs=0.1, epochs=1.0)
+    sets = images(16), images(16, seed=1), "finetune", config
+    [(_, score)] = judge(prepare(encoder, *sets, seed=3, seeds=2, anew=anew))
+    assert made == [3, 4]
+    alone = [score for seed in (3, 4) for _, score in judge(prepare(again(seed), *sets, seed=seed))]
+    assert score.value == pytest.approx(np.mean([one.value for one in alone]))

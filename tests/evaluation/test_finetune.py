@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from labelled_images import Net, images, net, pixels, same, state
+from PIL import Image
 from sklearn.metrics import accuracy_score
 
 from byol.data.sources import Images, open_images
@@ -270,3 +271,30 @@ def test_unreadable_held_out_images_are_not_chosen_on_even_if_all_are(encoder, m
     answers = linear_sgd(encoder, without(out), images(20, seed=1))
     assert (answers.settings["base_lr"], answers.settings["held_out"]) == (0.4, None)
     assert "no images to choose settings on" in caplog.text
+
+
+def test_a_folder_whose_sizes_turn_out_to_differ_is_streamed(encoder, tmp_path):
+    """Of many files 64 headers are looked at, and this one is not among them."""
+    x, y = pixels(200)
+    for index, (image, label) in enumerate(zip(x, y, strict=True)):
+        (tmp_path / str(label)).mkdir(exist_ok=True)
+        picture = Image.fromarray(image)
+        (picture.resize((20, 20)) if index == 4 else picture).save(tmp_path / str(label) / f"{index:03}.png")
+    found = open_images(tmp_path)
+    assert found.uniform_size() == (16, 16)
+    assert Labelled.open(found, torch.device("cpu")).pixels is None
+    assert linear_sgd(encoder, found, images(20, seed=1)).train_images == 200
+
+
+@pytest.mark.parametrize("side", [128, 15], ids=["kept in memory", "streamed"])
+@pytest.mark.parametrize("run", [linear_sgd, finetune], ids=["linear-sgd", "finetune"])
+def test_only_images_that_could_be_read_count_as_learned_from(encoder, monkeypatch, side, run):
+    monkeypatch.setattr("byol.evaluation.labelled.SIDE", side)
+    x, y = pixels(40)
+
+    def without(bad) -> Images:
+        return open_images([(x[n], int(y[n])) if n not in bad else (b"no picture", int(y[n])) for n in range(40)])
+
+    assert run(encoder, without({7, 20, 33}), images(20, seed=1)).train_images == 37
+    with pytest.raises(DataError, match="those of one class alone can be read"):
+        run(encoder, without(set(np.flatnonzero(y > 0))), images(20, seed=1))

@@ -284,3 +284,11 @@ def test_solver_ends_where_the_gradient_vanishes():
     loss = torch.nn.functional.cross_entropy(x @ weight.T + bias, y) + 1e-2 / 2 * weight.square().sum()
     (gradient,) = torch.autograd.grad(loss, weight)
     assert gradient.abs().max() < 1e-4
+
+
+def test_numbers_of_classes_without_an_image_change_nothing_about_how_the_l2_is_chosen():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(180) % 2
+    x = torch.randn(180, 6, generator=generator) + y[:, None]
+    plain, sparse = linear.fit(x, y, 2), linear.fit(x, y * 999, 1000)
+    assert plain.held_out == sparse.held_out == 18

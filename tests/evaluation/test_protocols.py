@@ -1,10 +1,11 @@
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from labelled_images import images
+from labelled_images import images, pixels
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
@@ -15,7 +16,7 @@ from byol.errors import ConfigError, DataError, TrainingError
 from byol.evaluation import linear
 from byol.evaluation.metrics import mean_average_precision
 from byol.evaluation.protocols import PROTOCOLS, Protocol, evaluate
-from byol.evaluation.scores import score_table
+from byol.evaluation.scores import read_scores, score_table, write_scores
 from byol.evaluation.task import Answers, EvaluationConfig
 from byol.features.extract import Features, embed
 
@@ -223,6 +224,54 @@ def test_a_percentage_of_less_than_an_image_a_class_is_told(encoder_of, caplog):
     assert caplog.text == ""
     assert evaluate(encoder, protocols="semi-1", **sets)["semi-1"].train_images == 4
     assert "1 % is less than one image of most classes, so one of each is learned from: 4 of 80 images, 5 %" in caplog.text
+
+
+def test_features_of_another_encoder_are_refused(encoder, encoder_of):
+    mine, other = (embed(each, images(12)) for each in (encoder, encoder_of("convnet", width=4)))
+    evaluate(encoder, train=mine, test=replace(mine, encoder=None), protocols="knn")
+    for sets, role in (({"train": other, "test": mine}, "train"), ({"train": mine, "test": other}, "test")):
+        with pytest.raises(ConfigError, match=f"The features given as {role} are of another encoder"):
+            evaluate(encoder, protocols="knn", **sets)
+
+
+def test_numbers_of_numpy_are_settings_and_words_are_not(encoder, tmp_path):
+    train, test = clusters(40, 3), clusters(30, 3, seed=1)
+    plain = evaluate(encoder, train=train, test=test, protocols="knn", k=(5, 10), temperature=0.5)
+    numpy = evaluate(
+        encoder, train=train, test=test, protocols=("knn", "knn"), k=np.array([5, 10]), temperature=np.float32(0.5)
+    )
+    assert [score.value for score in numpy.values()] == [score.value for score in plain.values()]
+    write_scores(numpy, tmp_path / "scores.jsonl")
+    assert [score.settings["k"] for score in read_scores(tmp_path / "scores.jsonl")] == [5, 10]
+    for settings in ({"temperature": "a"}, {"k": "5"}, {"k": ["5"]}):
+        with pytest.raises(ConfigError, match=r"(k|temperature) is .*; expected (a )?number"):
+            evaluate(encoder, train=train, test=test, protocols="knn", **settings)
+    with pytest.raises(ConfigError, match=r"seed is 1\.5; expected a whole number"):
+        evaluate(encoder, train=train, test=test, seed=1.5)
+
+
+def test_settings_are_chosen_by_the_metric_that_is_asked_for(encoder_of):
+    """Nine in ten held-out images are of one class: by top-1 the constant answer looks good, by the mean per class not."""
+    encoder = encoder_of("convnet", width=4)
+    x, _ = pixels(200)
+    y = (np.arange(200) % 10 == 0).astype(int)
+    sets = {"train": open_images(x, labels=y), "test": images(8, classes=2, seed=1), "base_lrs": (0.01, 3.0), "epochs": 2.0}
+    for metric in ("top1", "mean_per_class"):
+        tried = evaluate(encoder, protocols="linear-sgd", metric=metric, **sets)["linear-sgd"].settings["tried"]
+        assert all(set(trial) == {"epochs", "base_lr", "weight_decay", metric} for trial in tried)
+        if metric == "top1":
+            assert max(trial[metric] for trial in tried) >= 0.9
+        else:
+            assert min(trial[metric] for trial in tried) <= 0.6
+
+
+def test_a_dataset_that_draws_at_random_is_not_taken_for_another_one(encoder):
+    class Noise(list):
+        def __getitem__(self, index):
+            return Image.fromarray(np.random.default_rng().integers(0, 256, (16, 16, 3), dtype=np.uint8)), index % 2
+
+    scores = evaluate(encoder, train=Noise(range(12)), test=Noise(range(12)), protocols="knn")
+    assert not scores["knn"].same_images
 
 
 def test_training_protocols_refuse_several_labels_an_image(encoder):

@@ -1,6 +1,7 @@
 """Layouts against the libraries they are for: every file here is loaded by torchvision, timm or safetensors as a user would."""
 
 import json
+import resource
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -320,3 +321,20 @@ def test_files_can_be_read_by_others(resnet, tmp_path):
     plain.touch()
     for path in (*(tmp_path / "e").iterdir(), tmp_path / "e.pth", tmp_path / "e.pth.json"):
         assert path.stat().st_mode == plain.stat().st_mode
+
+
+@pytest.mark.parametrize("name", ["e.pth", "e.pt2", "e.safetensors", "e.onnx", "e"])
+def test_the_same_encoder_is_the_same_file_under_any_name_and_a_full_disk_is_one_sentence(encoder_of, tmp_path, name):
+    encoder = encoder_of("torchvision:resnet18" if name == "e.pth" else "convnet", size=(32, 32))
+    files = [byol.export(encoder, tmp_path / f"{way}{name}").path for way in ("first", "second, longer ")]
+    if name != "e":
+        assert files[0].read_bytes() == files[1].read_bytes()
+    before = sorted(tmp_path.rglob("*"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # which looks like a full disk
+    try:
+        with pytest.raises(ConfigError, match=r"cannot be written: .*Choose another place, or make room"):
+            byol.export(encoder, tmp_path / f"third {name}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -268,3 +268,35 @@ def test_keeping_features_leaves_the_random_state(encoder, tmp_path):
     images, state = open_images(pictures(tmp_path / "p")), torch.get_rng_state()
     cached(encoder, images, tmp_path / "features")
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_how_images_are_read_is_part_of_their_name(encoder, tmp_path, counted):
+    """Of the same files a smaller limit of pixels leaves some out, and the axis of the channels turns an array round."""
+    root = pictures(tmp_path / "p")
+    Image.new("RGB", (60, 60)).save(root / "a" / "8.png")
+    for limit, count in ((2000, 6), (4000, 7)):
+        assert len(cached(encoder, open_images(root, max_pixels=limit), tmp_path / "features").x) == count
+    square = np.random.default_rng(0).integers(0, 256, (4, 3, 9, 3), dtype=np.uint8)
+    first, last = (
+        cached(encoder, open_images(source), tmp_path / "features").x for source in (torch.from_numpy(square), square)
+    )
+    assert not np.allclose(first, last)
+
+
+def test_unreadable_images_are_told_of_kept_features_too(encoder, tmp_path, caplog, counted):
+    root = pictures(tmp_path / "p")
+    (root / "a" / "3.png").write_bytes(b"no picture")
+    for _ in range(2):
+        caplog.clear()
+        cached(encoder, open_images(root), tmp_path / "features")
+        assert "1 unreadable images are left out: a/3.png" in caplog.text
+    assert counted == [6]
+
+
+def test_a_file_that_is_missing_everywhere_is_no_difference(tmp_path):
+    names = []
+    for place in ("one", "two"):
+        pictures(tmp_path / place)
+        (tmp_path / place / "list.txt").write_text("a/1.png\na/none.png\n")
+        names.append(open_images(tmp_path / place / "list.txt").checksum())
+    assert names[0] == names[1]

@@ -448,3 +448,24 @@ def test_a_hostile_pickle_is_refused_by_load_encoder_too(tmp_path):
     with pytest.raises(CheckpointError, match="calls for 'posix"):
         load_encoder(tmp_path / "a.pkl")
     assert not canary.exists()
+
+
+def test_a_damaged_torch_checkpoint_is_told_without_advice_to_load_it_unprotected(tmp_path):
+    torch.save({"a": torch.rand(3)}, tmp_path / "a.pt")
+    whole = (tmp_path / "a.pt").read_bytes()
+    place = whole.index(b"a/data.pkl") + len("a/data.pkl")
+    for damage in (
+        whole.replace(b"_rebuild_tensor_v2", b"_rebuild_tensor_vX"),
+        whole[:place] + b"\x80\x02}q\xff" + whole[place + 5 :],
+    ):
+        (tmp_path / "b.pt").write_bytes(damage)
+        with pytest.raises(CheckpointError) as told:
+            convert(tmp_path / "b.pt")
+        assert "weights_only" not in str(told.value)
+        assert "\n" not in str(told.value)
+
+
+def test_a_checkpoint_of_nothing_is_told(tmp_path):
+    torch.save({}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="holds no tensors by name, only: nothing"):
+        convert(tmp_path / "a.pt")

@@ -127,7 +127,8 @@ def test_queries_that_cannot_be_compared_are_told(query, message):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"rows": 0, "k": 0}, "k is 0; expected at least 1"),
+    [({"rows": 0, "k": 2.5}, "k is 2.5; expected a whole number"),
+     ({"rows": 0, "k": 0}, "k is 0; expected a whole number of at least 1"),
      ({}, "either query=.* or rows="),
      ({"rows": 1, "query": np.zeros((1, 9))}, "either query=.* or rows="),
      ({"rows": 5}, "no row 5: the features have 5 rows"),
@@ -244,5 +245,5 @@ def test_more_outliers_than_rows_gives_all_rows():
 
 @pytest.mark.parametrize("options", [{"count": 0}, {"k": 0}])
 def test_outliers_need_numbers_of_at_least_one(options):
-    with pytest.raises(ConfigError, match="is 0; expected at least 1"):
+    with pytest.raises(ConfigError, match="is 0; expected a whole number of at least 1"):
         outliers(rows_of(5), **options)

@@ -357,3 +357,31 @@ for room in (0, 1000, 20_000):
     assert done.stdout.count(f"The encoder could not be written to {tmp_path}: ") == 3
     assert (tmp_path / FILE).read_bytes() == old
     assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder.json", FILE]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mean": ["a", "b", "c"]},
+        {"std": [0.5, 0.0, 0.5]},
+        {"options": {"channels": 1}},
+        {"options": {"width": "8"}},
+        {"options": {"width": -1}},
+        {"encoder": "timm:resnet18", "options": {"norm_layer": "nope"}},
+        {"encoder": "timm:resnet18", "options": {"checkpoint_path": "weights.pt"}},
+        {"encoder": "torchvision:resnet18", "options": {"weights": "DEFAULT"}},
+        {"encoder": "resnet18", "options": {"stem": ["small"]}},
+    ],
+    ids=str,
+)
+def test_a_description_that_nothing_can_be_built_of_is_one_sentence(encoder_of, tmp_path, changes):
+    file = rewritten(save_encoder(encoder_of("convnet"), tmp_path), **changes)
+    with pytest.raises(ByolError) as told:
+        load_encoder(file)
+    assert "\n" not in str(told.value)
+
+
+def test_paths_that_cannot_be_looked_at_are_not_there(tmp_path):
+    for path in ("x" * 300, tmp_path / ("y" * 300) / FILE):
+        with pytest.raises(CheckpointError, match="There is no encoder at"):
+            load_encoder(path)

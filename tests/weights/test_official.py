@@ -78,6 +78,12 @@ def test_the_step_may_be_any_whole_number(tmp_path, network, step):
     assert read_official(write_official(tmp_path / "a.pkl", network, step=step)).step == 7
 
 
+@pytest.mark.parametrize("step", [np.float64("inf"), np.array(np.nan)])
+def test_a_step_that_is_no_number_is_told(tmp_path, network, step):
+    with pytest.raises(CheckpointError, match="its number of steps is"):
+        read_official(write_official(tmp_path / "a.pkl", network, step=step))
+
+
 def test_names_are_as_many_as_the_released_ones(network):
     """113 modules with parameters and 110 with state, as the official networks.py makes for ResNet-50."""
     assert (len(network[0]), len(network[1])) == (113, 110)
