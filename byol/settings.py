@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from byol.errors import ConfigError, did_you_mean
+from byol.errors import ConfigError, complaint, did_you_mean
 
 T = TypeVar("T")
 PRESETS = Path(__file__).parent / "presets"
@@ -76,7 +76,8 @@ def read_yaml(path: Path, what: str) -> Any:
     except FileNotFoundError as failure:
         raise ConfigError(f"There is no {what} at {path}; expected a YAML file.") from failure
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as failure:
-        reason = " ".join(str(failure).split())  # YAML's takes several lines
+        place = getattr(failure, "problem_mark", None)
+        reason = f"line {place.line + 1}: {getattr(failure, 'problem', '')}" if place else complaint(failure)
         raise ConfigError(f"The {what} {path} cannot be read: {reason}. Expected a YAML file.") from failure
 
 

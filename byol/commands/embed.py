@@ -1,6 +1,5 @@
 """`byol embed`"""
 
-import os
 import shlex
 import sys
 import time
@@ -11,11 +10,8 @@ from pathlib import Path
 import tyro
 
 from byol.data.sources import open_images
-from byol.disk import check_writable
-from byol.errors import ConfigError
 from byol.features.encoders import load_encoder
-from byol.features.files import check_format
-from byol.features.partial import embed_to
+from byol.features.partial import check_out, embed_to
 from byol.settings import parse
 from byol.train.log import duration
 from byol.world import meeting
@@ -51,12 +47,7 @@ def embed(arguments: Sequence[str]) -> int:
     )
     command = parse(Embed, arguments, prog="byol embed", description=description, switches=True)
     out = Path(command.out)
-    check_format(out)
-    if os.path.isdir(out):
-        raise ConfigError(f"--out is {command.out}, which is a folder. Give the name of a file.")
-    if not os.path.isdir(out.parent):
-        raise ConfigError(f"--out is {command.out}, but there is no folder {out.parent}. Make it first.")
-    check_writable(out.parent)
+    check_out(out)
     with meeting(command.device) as world:
         encoder = load_encoder(command.run, net=command.encoder, weights=command.weights, device=str(world.device))
         images = open_images(command.data, channels=encoder.info.channels)

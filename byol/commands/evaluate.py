@@ -143,9 +143,9 @@ def contestants(command: Evaluate) -> dict[str, Contestant]:
             encoder, kept = baseline.make(main, command.seed, command.encoder), folder
             protocols = baseline.scored_by(command.protocols)
             if not protocols:
+                kind = "trains the encoder, such as semi-1" if word == "supervised" else "leaves it as it is, such as knn"
                 raise ConfigError(
-                    f"The baseline {word} is scored by none of {', '.join(command.protocols)}. Add a protocol that "
-                    f"{'trains the encoder, such as semi-1' if word == 'supervised' else 'does not, such as knn'}."
+                    f"The baseline {word} is scored by none of {', '.join(command.protocols)}. Add a protocol that {kind}."
                 )
         found[word] = Contestant(encoder, protocols, kept, baseline.again(main, command.encoder) if baseline else None)
     return found

@@ -1,10 +1,12 @@
 """`byol export`"""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tyro
 
+from byol.errors import ConfigError
 from byol.exports.export import Format
 from byol.exports.export import export as write_export
 from byol.exports.verify import BATCHES, TOLERANCE
@@ -14,7 +16,7 @@ from byol.settings import parse
 LOADS = {
     "onnxruntime": 'onnxruntime.InferenceSession("{path}").run(["representation"], {{"images": images}})',
     "torch.export": 'torch.export.load("{path}").module()(images)',
-    "torchvision": 'net.load_state_dict({read}("{path}"), strict=False)',
+    "torchvision": 'net = torchvision.models.{model}(); net.load_state_dict({read}("{path}"), strict=False)',
     "timm": 'timm.create_model("local-dir:{path}", pretrained=True, num_classes=0)',
     "byol": 'byol.load_encoder("{path}")',
 }
@@ -42,6 +44,9 @@ def export(arguments: Sequence[str]) -> int:
     """Write an encoder for another tool and say how near that tool comes to it."""
     description = "Write the encoder for other tools: loaded there and compared before it appears."
     command = parse(Export, arguments, prog="byol export", description=description)
+    for source in (command.run, command.weights or ""):
+        if os.path.isfile(source) and os.path.exists(command.out) and os.path.samefile(source, command.out):
+            raise ConfigError(f"--out is {command.out}, which the encoder comes from. Give another name.")
     encoder = load_encoder(command.run, net=command.encoder, weights=command.weights)
     done = write_export(
         encoder,
@@ -59,6 +64,7 @@ def export(arguments: Sequence[str]) -> int:
         pixels = "in [0, 1]" if command.from_pixels else "normalised"
         size = "H, W" if len(done.check.sizes) > 1 else "{}, {}".format(*encoder.info.image_size)
         print(f"takes      images float32 (B, {encoder.info.channels}, {size}) {pixels}")
+    model = (command.model or encoder.info.encoder or "").rpartition(":")[2]
     read = "torch.load" if done.path.suffix == ".pth" else "safetensors.torch.load_file"
-    print(f"load       {LOADS[done.check.tool].format(path=done.path, read=read)}")
+    print(f"load       {LOADS[done.check.tool].format(path=done.path, read=read, model=model)}")
     return 0

@@ -71,8 +71,11 @@ def search(arguments: Sequence[str]) -> int:
     if images is not None and command.sheet is not None and any(len(group.rows) for group in answer.groups):
         draw(answer, features, command.k, images, Path(command.sheet))
         print(f"written    {command.sheet}", file=sys.stderr)
-    print(as_json(answer, features) if command.json else as_table(answer, features, command.k))
-    if not answer.groups:
+    if command.json:
+        print(as_json(answer, features))
+    elif answer.groups:
+        print(as_table(answer, features, command.k))
+    else:
         print("nothing    no two images are that similar", file=sys.stderr)
     return 0
 
@@ -92,7 +95,11 @@ def checked(command: Search) -> str:
             raise ConfigError(f"--{flag} was given without --{needs}; they go together.")
     neighbours.check_at_least_one("k", command.k)
     if command.sheet is not None:
-        check_sheet(Path(command.sheet))
+        sheet = Path(command.sheet)
+        check_sheet(sheet)
+        given = [Path(word) for word in (command.data, *(command.query or ())) if word is not None]
+        if os.path.exists(sheet) and any(place.resolve() in (sheet.resolve(), *sheet.resolve().parents) for place in given):
+            raise ConfigError(f"--sheet is {sheet}, which is there already among the images. Give another name.")
     return asked[0]
 
 
@@ -191,8 +198,11 @@ def labelled_rows(path: Path, features: Features) -> list[int]:
         raise DataError(f"{path} cannot be read: {failure.strerror}. Expected names of images, one a line.") from failure
     row_of = {printable(name_of(features, row)): row for row in range(len(features.x))}
     unknown = [line for line in lines if line not in row_of]
+    advice = "" if features.names else " These features have no names: give the numbers of rows, from 0."
     if unknown:
-        raise DataError(f"{len(unknown)} of {len(lines)} names in {path} are not among the features, such as {unknown[0]!r}.")
+        raise DataError(
+            f"{len(unknown)} of {len(lines)} names in {path} are not among the features, such as {unknown[0]!r}.{advice}"
+        )
     return [row_of[line] for line in lines]
 
 

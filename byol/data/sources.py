@@ -77,6 +77,8 @@ def _source(source: Any, channels: int | None, max_pixels: int) -> Source:
 
 def _path_source(text: str, channels: int | None, max_pixels: int) -> Source:
     """What a path leads to, by what is there and, for a file, by its suffix."""
+    if not text:
+        raise DataError("The path of the images is empty; expected a folder or a file of images.")
     path, where = Path(text).expanduser(), printable(text)
     suffix = path.suffix.lower()
     if os.path.isdir(path):

@@ -171,7 +171,7 @@ def check(encoder: Encoder, train: Images, test: Images | Features) -> np.ndarra
     if labels is None:
         raise DataError(f"{train.description} carry no labels to learn from. Give images whose classes are known.")
     if len(np.unique(labels)) < 2:
-        raise DataError(f"{train.description} are all of one class; a classifier needs at least two to learn from.")
+        raise DataError(f"Only one class occurs among {train.description}; expected at least two to learn from.")
     if not finite(encoder):
         raise DataError("The encoder's weights hold NaN or infinity: they are damaged or diverged. Take another checkpoint.")
     return labels

@@ -3,6 +3,7 @@
 One label an image: multinomial. Several: one yes or no a class, all with the same l2.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from byol.errors import DataError
 from byol.evaluation.subsets import held_out
 
 L2 = tuple(10 ** (-6 + 11 * i / 44) for i in range(45))  # paper: 45 values, even in the logarithm, from 1e-6 to 1e5
+logger = logging.getLogger("byol")
 HELD_OUT = 0.1  # of the training images, to choose the l2 on
 BLOCK = 2**24  # logits held at once
 ROWS = 8192  # of features standardised at once
@@ -70,6 +72,9 @@ def fit(
         best = choose(z[count:], y[count:], z[:count], y[:count], classes, l2, variance, measure)
     else:
         count = 0
+        if len(l2) > 1:
+            words = "The classes have fewer than ten images each on average, so no l2 is chosen and the middle of %d is taken."
+            logger.warning(words, len(l2))
     start = torch.zeros(classes, z.shape[1] + 1, device=x.device)
     weight, bias = minimise(z, y, start, best, variance, tolerance=TOLERANCE / 10)
     return Classifier(weight @ axes.T, bias, mean, std, best, count)

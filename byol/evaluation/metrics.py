@@ -93,7 +93,10 @@ def interval(metric: str, answers: Sequence[Array], labels: Array, seed: int = 0
     """
     generator = np.random.default_rng(seed)
     if metric == "map11":
+        # An image drawn twice raises a precision, so the resamples lie higher than the metric: by as much they are put back.
         drawn = _resampled_precisions(answers, labels, generator)
+        value = np.mean([mean_average_precision(scores, labels) for scores in answers])
+        drawn = (drawn + (value - drawn.mean())).clip(0, 1)
     else:
         right = np.mean([place(scores, labels) == 0 for scores in answers], axis=0)
         drawn = resampled_means(right, labels if metric == "mean_per_class" else np.zeros_like(labels), generator)

@@ -55,7 +55,8 @@ def knn(encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig,
     answers = {}
     for k, voted in zip(settings.k, votes, strict=True):
         scores = voted.masked_fill(voted == 0, -torch.inf) if bank.y.ndim == 1 else voted  # no vote, no answer
-        used = {"k": k, "temperature": settings.temperature, "similarity": "cosine"}
+        voters = {"voters": len(bank.x)} if k > len(bank.x) else {}  # all there are
+        used = {"k": k, **voters, "temperature": settings.temperature, "similarity": "cosine"}
         answers["knn" if len(votes) == 1 else f"knn-{k}"] = Answers(scores.cpu().numpy(), queries.y, used, len(bank.x))
     return answers
 
@@ -206,7 +207,7 @@ def check_labels(train: Given, amounts: Sequence[Amount]) -> None:
     A percentage that comes to less than one image of a class is warned of: one is taken.
     """
     if len(np.unique(train.labels)) < 2:
-        raise DataError(f"{train.description} are all of one class; expected at least two to learn from.")
+        raise DataError(f"Only one class occurs among {train.description}; expected at least two to learn from.")
     for amount in amounts:
         rows = few(train.labels, amount, classes=train.source.classes)
         if not amount.per_class and len(rows) > max(1.5 * amount.value / 100 * len(train.labels), 1):

@@ -147,7 +147,9 @@ def comparison(scores: Mapping[str, Mapping[str, Score]]) -> str:
         metric = next(TITLES[score.metric] for score in found if score is not None)
         table.append([row, metric, *map(cell, found)])
     images = counts({row: score for column in scores.values() for row, score in column.items()})
-    legend = "percent, and the 95 % interval over the test images; settings are in scores.jsonl"
+    spread = any(score.spread is not None for column in scores.values() for score in column.values())
+    words = "percent, ± the standard deviation over the seeds," if spread else "percent,"
+    legend = f"{words} and the 95 % interval over the test images; settings are in scores.jsonl"
     return "\n".join([*aligned(table, left=(0, 1)), legend, *images])
 
 
@@ -184,5 +186,12 @@ def counts(scores: Mapping[str, Score]) -> list[str]:
 def in_words(settings: Mapping[str, Any]) -> str:
     """The settings in a few words; those that are not used, and long ones, are left to scores.jsonl."""
     used = {name: value for name, value in settings.items() if value is not None}
-    words = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in used.items()}
+    words = {name: rounded(value) for name, value in used.items()}
     return ", ".join(f"{name} {word}" for name, word in words.items() if len(word) <= 40)
+
+
+def rounded(value: Any) -> str:
+    """A setting for people; of several seeds a list."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(rounded, value))}]"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,6 +1,7 @@
 """An encoder for other tools. Every export is loaded again by the tool it is for, and compared, before it appears."""
 
 import copy
+import errno
 import json
 import os
 from dataclasses import dataclass
@@ -88,7 +89,9 @@ def export(
                 write_text(path.with_name(f"{path.name}.json"), json.dumps(described, indent=1) + "\n")
     except (OSError, SafetensorError) as failure:
         reason = failure.strerror if isinstance(failure, OSError) else failure
-        raise ConfigError(f"{path} cannot be written: {reason}. Choose another place, or make room.") from failure
+        full = not isinstance(failure, OSError) or failure.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        kind = ByolError if full else ConfigError
+        raise kind(f"{path} cannot be written: {reason}. Choose another place, or make room.") from failure
     return Exported(path, format, check)
 
 
@@ -142,7 +145,7 @@ def format_of(path: Path, format: Format | None) -> Format:
     if format in FOLDERS and path.suffix in (".safetensors", ".pth", ".pt2", ".onnx", ".pt", ".bin"):
         raise ConfigError(f"{path} ends in {path.suffix}, but {format} is a folder. Give a name without a suffix.")
     if format not in FOLDERS and path.suffix not in SUFFIXES[format]:
-        raise ConfigError(f"{path} is the name for {format}; expected one that ends in {' or '.join(SUFFIXES[format])}.")
+        raise ConfigError(f"{path} is no name for {format}; expected one that ends in {' or '.join(SUFFIXES[format])}.")
     return format
 
 

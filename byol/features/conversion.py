@@ -1,5 +1,6 @@
 """Encoders out of checkpoints that other programs wrote: the official code's, byol-pytorch's, lightly's, solo-learn's."""
 
+import logging
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from byol.weights.foreign import ForeignEncoder, is_torch, read_foreign
 from byol.weights.official import read_official
 from byol.weights.pickles import is_pickle
 
+logger = logging.getLogger("byol")
 # How files begin that are taken for checkpoints by mistake.
 MISTAKES = {
     b"<": "it begins like a web page: download the file itself",
@@ -118,7 +120,10 @@ def convert(
     if not is_pickle(head):
         reason = next((text for start, text in MISTAKES.items() if head.startswith(start)), "it is neither, or damaged")
         if head[8:9] == b"{":
-            reason = "it is a safetensors file, which needs no converting if byol wrote it (byol embed, byol.load_encoder)"
+            reason = (
+                "it is a safetensors file. An encoder of byol's needs no converting; tensors of torchvision or timm are given "
+                "as --weights beside torchvision:NAME or timm:NAME"
+            )
         raise CheckpointError(
             f"{path} is no official checkpoint (a pickle of protocol 2 or newer) and no torch checkpoint: "
             f"{reason if head else 'it is empty'}."
@@ -133,6 +138,8 @@ def convert(
 def convert_official(path: Path, padding: Padding, preprocessing: Preprocessing) -> Conversion:
     """The online encoder of an official checkpoint; with SAME padding its features are the official ones."""
     checkpoint = read_official(path)
+    if padding == "symmetric":
+        logger.warning("With symmetric padding the features are not the official ones: they differ by half their length.")
     shapes = checkpoint.shapes()
     name, options = recognised(shapes, path, "")
     options |= {"padding": "same"} if padding == "same" else {}
@@ -141,7 +148,7 @@ def convert_official(path: Path, padding: Padding, preprocessing: Preprocessing)
         net: Any = build_encoder(name, channels=channels, **options)
     network = HiddenLayer(net, None, "none", 0, 0)
     info = preprocessing.info(network, name, options, net.num_features, channels, image_size=224, antialias=False)
-    encoder = filled(net, checkpoint.state(), info, path)
+    encoder = filled(net, sound(checkpoint.state(), path), info, path)
     parts = Counter(f"{which} {key.partition('.')[0]}" for which, arrays in checkpoint.networks.items() for key in arrays)
     matched = parts.pop("online encoder")
     return Conversion(encoder, f"official checkpoint after {checkpoint.step:,} steps", matched, dict(parts), ())
@@ -176,9 +183,19 @@ def convert_foreign(
     tensors, classifier = fitting(found, set(net.state_dict()), name, path)
     probed = probe(net, hidden_layer, torch.rand((2, channels, size, size), generator=torch.Generator().manual_seed(0)))
     info = preprocessing.info(probed.encoder, name, options, probed.features, channels, image_size=side, antialias=True)
-    encoder = filled(net, tensors, info, path)
+    encoder = filled(net, sound(tensors, path), info, path)
     source = f"torch checkpoint of {found.library}" + (f", encoder under {found.prefix!r}" if found.prefix else "")
     return Conversion(encoder, source, len(tensors), found.left_out | classifier, tuple(assumed))
+
+
+def sound(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors; raises CheckpointError when one holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(
+                f"{name} in {path} holds NaN or infinity: damaged, or the training diverged. Take another copy."
+            )
+    return tensors
 
 
 def fitting(found: ForeignEncoder, ours: set[str], name: str, path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:

@@ -15,7 +15,7 @@ from byol.method.hidden import HiddenLayer
 from byol.models.build import LIBRARIES, build_encoder
 from byol.weights import files
 from byol.weights.files import Encoder, EncoderInfo
-from byol.weights.foreign import is_torch
+from byol.weights.foreign import NPY, ZIP, is_torch
 from byol.weights.pickles import is_pickle
 from byol.world import pick_device
 
@@ -41,6 +41,8 @@ def load_encoder(
     Raises CheckpointError when the file is missing, damaged, of a newer version or does not fit, and ConfigError when the
     network cannot be built or has no such hidden layer.
     """
+    if not str(path):
+        raise CheckpointError("The path of the encoder is empty; expected a run's folder or an encoder file.")
     if (name := str(path)).startswith(LIBRARIES):
         if net is not None:
             raise ConfigError(f"{name} names its network: leave net (--encoder) out.")
@@ -49,6 +51,9 @@ def load_encoder(
         raise ConfigError(f"{weights} was given as weights of {path}; they go with torchvision:NAME or timm:NAME.")
     file = files.find(Path(path))
     head = first_bytes(file)
+    if file.suffix == ".json" or (head.startswith((NPY, ZIP)) and not is_torch(head)):
+        what = "a description" if file.suffix == ".json" else "an array of numpy's"
+        raise CheckpointError(f"{file} is {what}; expected a run's folder, an encoder.safetensors file or an official .pkl.")
     if is_torch(head):
         raise CheckpointError(f"{file} is a torch checkpoint. Make an encoder of it first: byol convert {file} --out FOLDER.")
     if is_pickle(head):

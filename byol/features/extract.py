@@ -160,13 +160,13 @@ def check_bad(images: Images, bad: list[tuple[int, str]], *, strict: bool = Fals
     """Warn of images that cannot be read; raise DataError when there are no others, or at all when `strict`."""
     told = [f"{printable(images.name(index))} ({reason})" for index, reason in bad[:5]]
     if len(bad) == len(images):
-        raise DataError(f"None of the {len(images)} images can be read: {told[0] if told else 'there are none'}.")
+        raise DataError(f"None of {images.description} can be read: {told[0] if told else 'there are none'}.")
     if not bad:
         return
     listing = ", ".join(told) + (" ..." if len(bad) > len(told) else "")
     if strict:
         raise DataError(f"{len(bad)} of {len(images)} images cannot be read: {listing}. Every one is needed here.")
-    logger.warning("%d unreadable images are left out: %s", len(bad), listing)
+    logger.warning("Left out, because unreadable: %d of %s: %s", len(bad), images.description, listing)
 
 
 def features_of(encoder: Encoder, images: Images, rows: Rows, x: Values) -> Features:

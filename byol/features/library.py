@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from byol.errors import CheckpointError, ConfigError, complaint
 from byol.method.crops import Interpolation
 from byol.method.hidden import probe
-from byol.models.build import check_model, library, remove_head
+from byol.models.build import check_model, classifier_of, library, remove_head
 from byol.weights import foreign
 from byol.weights.files import Encoder, EncoderInfo, ready
 from byol.world import pick_device
@@ -21,8 +21,8 @@ from byol.world import pick_device
 def pretrained_encoder(name: str, *, weights: str | Path | None = None, device: str | None = "cpu") -> Encoder:
     """An encoder "torchvision:NAME" or "timm:NAME" with pretrained weights, in eval mode and without its classifier.
 
-    `weights` is a file of the network's tensors, classifier included (.safetensors, or what torch.save wrote). By default
-    the library's own weights are taken from where it keeps what it downloaded before. Images are fed with the size, mean and
+    `weights` is a file of the network's tensors, with or without the classifier's: .safetensors, or what torch.save wrote. By
+    default the library's own are taken from where it keeps what it downloaded before. Images are fed with the size, mean and
     deviation that the library names for the weights. Raises ConfigError when there are none, CheckpointError for a file
     that is damaged or does not fit.
     """
@@ -84,10 +84,12 @@ def timm_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, Any]]:
         hub = [found for found in map(Path, in_hub_cache(settings.hf_hub_id)) if os.path.isfile(found)]
         file = existing(f"timm:{name}", [*hub, folder / str(settings.url or "none").rpartition("/")[2]])
     tensors = stored(file)
+    if isinstance(settings.classifier, str) and f"{settings.classifier}.weight" not in tensors:
+        tensors = with_classifier(tensors, timm.create_model(name), settings.classifier)
     try:
         net: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": tensors})
     except Exception as failure:  # timm renames the tensors first, which foreign ones end in nearly every exception there is
-        raise CheckpointError(f"{file} does not fit timm:{name}, classifier included: {complaint(failure)}") from failure
+        raise CheckpointError(f"{file} does not fit timm:{name}: {complaint(failure)}") from failure
     net.pretrained_cfg.pop("state_dict")
     net.reset_classifier(0)
     images = timm.data.resolve_model_data_config(net)
@@ -113,6 +115,12 @@ def in_hub_cache(repository: str | None) -> list[str]:
         return []
     found = [try_to_load_from_cache(repository, name) for name in ("model.safetensors", "pytorch_model.bin")]
     return [path for path in found if isinstance(path, str)]
+
+
+def with_classifier(tensors: dict[str, Tensor], net: nn.Module, name: str | None) -> dict[str, Tensor]:
+    """The tensors, and if they lack the classifier's the network's own fresh ones: it is taken off anyway."""
+    own = {key: value for key, value in net.state_dict().items() if name is not None and key.startswith(f"{name}.")}
+    return tensors if own.keys() & tensors.keys() else {**own, **tensors}
 
 
 def existing(name: str, places: list[Path]) -> Path:
@@ -141,8 +149,6 @@ def stored(file: Path) -> dict[str, Tensor]:
 def fill(net: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
     """Load every tensor; raises CheckpointError unless the names and shapes are the network's own."""
     try:
-        net.load_state_dict(tensors)
+        net.load_state_dict(with_classifier(tensors, net, classifier_of(net)))
     except RuntimeError as failure:
-        raise CheckpointError(
-            f"{file} does not fit {type(net).__name__}, classifier included: {complaint(failure)}"
-        ) from failure
+        raise CheckpointError(f"{file} does not fit {type(net).__name__}: {complaint(failure)}") from failure

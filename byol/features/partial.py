@@ -3,6 +3,7 @@
 import fcntl
 import glob
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from byol.data.sources import Images
-from byol.disk import replacing
-from byol.errors import ByolError, CheckpointError, DataError, Stopped
+from byol.disk import check_writable, replacing
+from byol.errors import ByolError, CheckpointError, ConfigError, DataError, Stopped
 from byol.features.extract import BATCH, SHARD, Shard, check_bad, embed, embedded, features_of, images_for, shard_count
-from byol.features.files import Array, Features, check_finite
+from byol.features.files import Array, Features, check_finite, check_format
 from byol.weights.files import Encoder, digest
 from byol.world import World
 
@@ -63,6 +64,21 @@ def embed_to(
             if leftover == folder or not _in_use(leftover):
                 shutil.rmtree(leftover)
     return features
+
+
+def check_out(out: Path) -> None:
+    """Raise ConfigError, before any work, for a file that features cannot go to, or that is there and would be lost."""
+    check_format(out)
+    if os.path.isdir(out):
+        raise ConfigError(f"--out is {out}, which is a folder. Give the name of a file.")
+    if not os.path.isdir(out.parent):
+        raise ConfigError(f"--out is {out}, but there is no folder {out.parent}. Make it first.")
+    if os.path.exists(out):
+        try:
+            Features.load(out, mapped=True)
+        except DataError as failure:
+            raise ConfigError(f"--out is {out}, which is there already and holds no features. Give another name.") from failure
+    check_writable(out.parent)
 
 
 def fingerprint(encoder: Encoder, images: Images, normalize: bool) -> str:

@@ -52,18 +52,21 @@ def pick(features: Features | Array, count: int, *, labelled: Any = None, uncert
 
 def doubt(uncertainty: Any, count: int) -> Values:
     """Uncertainty as float32 (N,), from itself or from class probabilities (N, C). Raises DataError."""
-    values = np.asarray(uncertainty)
-    if values.dtype.kind in "biuf":
-        values = values.astype(np.float32)
-        if values.ndim == 2 and values.shape[1] > 1:
-            second, first = np.sort(values, axis=1)[:, -2:].T
-            values = 1 - (first - second)
-    if values.dtype != np.float32 or values.shape != (count,) or not np.isfinite(values).all() or values.min() < 0:
+    given = np.asarray(uncertainty)
+    if given.dtype.kind not in "biuf" or given.shape[:1] != (count,) or given.ndim > 2 or given.shape[1:] in ((0,), (1,)):
         raise DataError(
-            f"The uncertainty has shape {np.shape(uncertainty)}; expected finite numbers from 0, one for each of the {count:,} "
-            "feature rows, or class probabilities (N, C)."
+            f"The uncertainty has shape {given.shape}; expected a number from 0 for each of the {count:,} feature rows, or "
+            "class probabilities (N, C)."
         )
-    return values
+    values: Values = given.astype(np.float32)
+    if not np.isfinite(values).all() or values.min() < 0:
+        raise DataError("The uncertainty holds NaN, infinity or negative numbers; expected numbers from 0.")
+    if values.ndim == 1:
+        return values
+    if not (np.abs(values.sum(axis=1) - 1) < 1e-2).all():
+        raise DataError("The uncertainty has rows that do not sum to 1; expected class probabilities.")
+    second, first = np.sort(values, axis=1)[:, -2:].T
+    return np.asarray(1 - (first - second))
 
 
 def clusters(features: Features | Array, count: int, *, seed: int = 0) -> Clusters:

@@ -184,13 +184,20 @@ def construct(name: str, builder: Callable[..., Any], given: dict[str, Any], tak
 
 def remove_head(net: nn.Module) -> None:
     """Put Identity in the place of a classifier's last layer, so that the network gives what the classifier was given."""
+    name = classifier_of(net)
+    if name is not None:
+        net.set_submodule(name, nn.Identity())
+
+
+def classifier_of(net: nn.Module) -> str | None:
+    """The name of a classifier's last layer."""
     for name in HEADS:
         head = getattr(net, name, None)
         if isinstance(head, nn.Module):
             # SqueezeNet classifies with a convolution.
             layers = [path for path, part in head.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
-            net.set_submodule(".".join(filter(None, (name, layers[-1]))), nn.Identity())
-            return
+            return ".".join(filter(None, (name, layers[-1])))
+    return None
 
 
 def adapt_channels(name: str, net: nn.Module, channels: int) -> None:

@@ -186,6 +186,10 @@ def find(path: Path) -> Path:
         raise CheckpointError(
             f"The run in {path} has no encoder yet: it is not finished. Run the same `byol train` command again to continue it."
         )
+    if os.path.exists(path / "config.json"):
+        raise CheckpointError(
+            f"{path} is a folder for timm or Hugging Face, without an {FILE}. Name the run or encoder file it was made of."
+        )
     raise CheckpointError(
         f"There is no encoder at {path}; expected a run's folder, an {FILE} file, an official .pkl, or torchvision:NAME or "
         "timm:NAME."

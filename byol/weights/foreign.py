@@ -13,6 +13,7 @@ from torch import Tensor
 from byol.errors import CheckpointError, complaint
 
 ZIP, LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's files begin, since and before 1.6
+NPY = b"\x93NUMPY"
 STATES = ("state_dict", "model_state_dict", "model", "net", "online_backbone")  # where checkpoints keep the tensors
 # Where each library keeps the online encoder, and what stands beside it; the first that is there counts.
 LAYOUTS = (
@@ -39,8 +40,9 @@ class ForeignEncoder:
 
 
 def is_torch(head: bytes) -> bool:
-    """Whether a file's first bytes (15 or more) are those of a torch checkpoint."""
-    return head.startswith((ZIP, LEGACY))
+    """Whether a file's first bytes (64 or so) are those of a torch checkpoint; numpy's .npz are zip archives too."""
+    first = head[30 : 30 + int.from_bytes(head[26:28], "little")]  # the name of the first file in a zip archive
+    return head.startswith(LEGACY) or (head.startswith(ZIP) and not first.endswith(b".npy"))
 
 
 def read_foreign(path: Path, prefix: str | None = None) -> ForeignEncoder:

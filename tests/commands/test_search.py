@@ -49,7 +49,7 @@ def table(out: str) -> list[list[str]]:
 def test_embed_writes_every_kind(here, capsys, caplog, kind):
     out, _ = told(capsys, f"embed run --data photos --out g{kind} --normalize --device cpu")
     assert f"written    g{kind}: 11 images x" in out
-    assert "1 unreadable images are left out: 05.png" in caplog.text
+    assert "Left out, because unreadable: 1 of 12 images in photos/: 05.png" in caplog.text
     loaded = Features.load(f"g{kind}")
     np.testing.assert_allclose(np.linalg.norm(loaded.x, axis=1), 1, rtol=1e-5)
     assert kind == ".npy" or loaded.names == [f"{number:02}.png" for number in range(12) if number != 5]
@@ -108,7 +108,7 @@ def test_no_near_duplicates_is_an_answer_too(here, capsys):
     (here / "photos" / "07.png").unlink()
     told(capsys, "embed run --data photos --out g.npz")
     out, err = told(capsys, "search g.npz --duplicates 1 --sheet s.png --data photos")
-    assert out == "group  row  similarity  name\n"
+    assert out == ""
     assert "no two images are that similar" in err
     assert not (here / "s.png").exists()
     assert json.loads(told(capsys, "search g.npz --duplicates 1 --json")[0]) == []
@@ -176,6 +176,19 @@ def test_more_images_than_there_are_is_told_and_all_are_shown(here, capsys, ques
     assert told(capsys, f"search f.npz {question} 1")[1] == ""
 
 
+@pytest.mark.parametrize("words", ["embed {} --data photos --out g.npz", "embed run --data {} --out g.npz"])
+def test_an_empty_path_is_not_the_folder_one_is_in(here, capsys, words):
+    assert main([word.replace("{}", "") for word in words.split()]) in (2, 3)
+    assert "The path of the" in capsys.readouterr().err
+    assert not (here / "g.npz").exists()
+
+
+def test_features_may_replace_features(here, capsys):
+    before = (here / "f.npz").read_bytes()
+    told(capsys, "embed other --data photos --out f.npz")
+    assert (here / "f.npz").read_bytes() != before
+
+
 def test_a_pick_of_nothing_draws_no_sheet(here, capsys):
     (here / "names.txt").write_text("".join(f"{number:02}.png\n" for number in range(12) if number != 5))
     _, err = told(capsys, "search f.npz --pick 1 --labelled names.txt --sheet s.png --data photos")
@@ -236,9 +249,28 @@ BAD = [
     ("search f.npz --pick 1 --labelled x.txt", 3, "x.txt cannot be read"),
     ("search f.npz --pick 1 --labelled names.txt", 3, "1 of 2 names in names.txt are not among the features, such as 'b'"),
     ("search f.npz --pick 1 --uncertainty f.npz", 3, "expected an array of numbers in a .npy file"),
-    ("search f.npz --pick 1 --uncertainty nan.npy", 3, "one for each of the 11 feature rows"),
+    ("search f.npz --pick 1 --uncertainty nan.npy", 3, "expected a number from 0 for each of the 11 feature rows"),
     ("embed run --data photos --out f.csv", 2, "ends in .npz"),
     ("embed run --data photos --out no/f.npz", 2, "no folder no"),
+    ("embed run --data photos --out run/encoder.safetensors", 2, "is there already and holds no features"),
+    ("embed run --data grays.npy --out grays.npy", 2, "is there already and holds no features"),
+    ("search f.npz --row 1 --sheet photos/02.png --data photos", 2, "is there already among the images"),
+    (
+        "search f.npz --query photos/00.png --run run --sheet photos/00.png --data photos",
+        2,
+        "is there already among the images",
+    ),
+    ("export run/encoder.safetensors --out run/encoder.safetensors", 2, "which the encoder comes from"),
+    ("embed f.npz --data photos --out g.npz", 2, "f.npz is an array of numpy's; expected a run's folder"),
+    ("embed grays.npy --data photos --out g.npz", 2, "grays.npy is an array of numpy's"),
+    (
+        "embed run/encoder.json --data photos --out g.npz",
+        2,
+        "is a description; expected a run's folder, an encoder",
+    ),
+    ("search f.npz --pick 1 --uncertainty sevens.npy", 3, "rows that do not sum to 1; expected class probabilities"),
+    ("search f.npz --pick 1 --uncertainty minus.npy", 3, "holds NaN, infinity or negative numbers"),
+    ("search nameless.npy --pick 1 --labelled names.txt", 3, "These features have no names: give the numbers of rows, from 0"),
     ("embed run --data photos --out photos", 2, "photos"),
     ("embed run --data photos --out /proc/f.npz", 2, "Nothing can be written to /proc"),
     ("search f.npz --row 1 --sheet /proc/s.png --data photos", 2, "Nothing can be written to /proc"),
@@ -251,6 +283,10 @@ BAD = [
 @pytest.mark.parametrize(("words", "code", "says"), BAD, ids=[words for words, _, _ in BAD])
 def test_bad_input_is_one_sentence_and_an_exit_code_and_leaves_nothing(here, capsys, words, code, says):
     np.save("nan.npy", np.array([[1, 2], [3, np.nan], [4, 5]], dtype=np.float32))
+    np.save("grays.npy", np.zeros((3, 9, 9), dtype=np.uint8))
+    np.save("sevens.npy", np.full((11, 3), 7.0))
+    np.save("minus.npy", np.full(11, -1.0))
+    np.save("nameless.npy", Features.load("f.npz").x)
     (here / "names.txt").write_text("00.png\nb\n")
     before = sorted(here.rglob("*"))
     capsys.readouterr()

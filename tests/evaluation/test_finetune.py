@@ -212,7 +212,7 @@ def test_images_without_labels_are_refused_before_any_work(encoder, protocol):
 
 
 def test_one_class_is_refused(encoder, protocol):
-    with pytest.raises(DataError, match="all of one class"):
+    with pytest.raises(DataError, match="Only one class occurs among"):
         protocol(encoder, images(32, classes=1), images(20))
 
 
@@ -253,7 +253,7 @@ def test_unreadable_test_images_are_left_out_of_answers_and_labels_alike(encoder
     answers = linear_sgd(encoder, images(80), open_images(items))
     assert answers.scores.shape == (19, 4)
     assert answers.labels.tolist() == np.delete(y, 4).tolist()
-    assert "1 unreadable images are left out: 4" in caplog.text
+    assert "Left out, because unreadable: 1 of 20 images in the list (4 classes): 4" in caplog.text
 
 
 @pytest.mark.parametrize("side", [128, 15], ids=["kept in memory", "streamed"])

@@ -292,3 +292,12 @@ def test_numbers_of_classes_without_an_image_change_nothing_about_how_the_l2_is_
     x = torch.randn(180, 6, generator=generator) + y[:, None]
     plain, sparse = linear.fit(x, y, 2), linear.fit(x, y * 999, 1000)
     assert plain.held_out == sparse.held_out == 18
+
+
+def test_too_few_images_to_choose_the_l2_on_are_told(caplog):
+    x, y = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+    assert linear.fit(x, y, 3).held_out == 0
+    assert "fewer than ten images each on average, so no l2 is chosen and the middle of 45 is taken" in caplog.text
+    caplog.clear()
+    assert linear.fit(x, y, 3, l2=(0.1,)).l2 == 0.1
+    assert caplog.text == ""

@@ -103,6 +103,14 @@ def test_linear_score_is_that_of_the_classifier_with_its_settings(encoder):
     assert score.seeds == (3,)
 
 
+def test_more_neighbours_than_images_are_told_and_all_vote(encoder):
+    train, test = clusters(30, 2), clusters(20, 2, seed=1)
+    found = evaluate(encoder, train=train, test=test, protocols="knn", k=(30, 31))
+    assert found["knn-30"].value == found["knn-31"].value
+    assert [score.settings.get("voters") for score in found.values()] == [None, 30]
+    assert "knn-31: k 31, voters 30, temperature 0.07" in score_table(found)
+
+
 def test_several_k_give_a_score_each_from_one_search(encoder):
     train, test = clusters(300, 7), clusters(200, 7, seed=1)
     scores = evaluate(encoder, train=train, test=test, protocols="knn", k=(1, 5, 500))
@@ -460,7 +468,7 @@ def test_features_are_matched_by_the_classes_names_too(encoder):
 def test_one_class_to_learn_from_is_refused_by_every_protocol(encoder):
     one, several = clusters(30, 1), clusters(30, 3)
     for protocol in ("knn", "linear"):
-        with pytest.raises(DataError, match="all of one class; expected at least two"):
+        with pytest.raises(DataError, match=r"Only one class occurs among .*; expected at least two"):
             evaluate(encoder, train=one, test=several, protocols=protocol)
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import byol
-from byol.errors import CheckpointError, ConfigError
+from byol.errors import ByolError, CheckpointError, ConfigError
 from byol.method.pixels import normalise_
 
 IMAGES = torch.rand((3, 3, 64, 64), generator=torch.Generator().manual_seed(0))
@@ -242,12 +242,12 @@ def test_torchvision_takes_three_channels_only(encoder_of, tmp_path):
 MISUSE = [
     ("e.pt", {}, r"ends in .pt; expected .safetensors, .pth \(torchvision\), .pt2"),
     ("e.onnx", {"format": "onxx"}, "There is no format 'onxx'. Did you mean 'onnx'"),
-    ("e.pth", {"format": "onnx"}, r"is the name for onnx; expected one that ends in .onnx"),
+    ("e.pth", {"format": "onnx"}, r"is no name for onnx; expected one that ends in .onnx"),
     ("e", {"format": "safetensors"}, r"expected one that ends in .safetensors"),
     ("e.onnx", {"format": "timm"}, "but timm is a folder"),
     ("no/e.onnx", {}, "there is no folder .*no. Make it first"),
     ("full", {}, "no empty folder"),
-    ("full", {"format": "onnx"}, "is the name for onnx"),
+    ("full", {"format": "onnx"}, "is no name for onnx"),
     ("folder.onnx", {"format": "onnx"}, "is a folder. Give the name of a file"),
     ("n" * 300 + ".onnx", {}, "cannot be written: File name too long"),
     ("e.safetensors", {"from_pixels": False}, "from_pixels=False is for onnx and torch.export"),
@@ -333,7 +333,7 @@ def test_the_same_encoder_is_the_same_file_under_any_name_and_a_full_disk_is_one
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # which looks like a full disk
     try:
-        with pytest.raises(ConfigError, match=r"cannot be written: .*Choose another place, or make room"):
+        with pytest.raises(ByolError, match=r"cannot be written: .*Choose another place, or make room"):
             byol.export(encoder, tmp_path / f"third {name}")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -289,7 +289,7 @@ def test_unreadable_images_are_told_of_kept_features_too(encoder, tmp_path, capl
     for _ in range(2):
         caplog.clear()
         cached(encoder, open_images(root), tmp_path / "features")
-        assert "1 unreadable images are left out: a/3.png" in caplog.text
+        assert f"Left out, because unreadable: 1 of 6 images in {root}/ (2 classes): a/3.png" in caplog.text
     assert counted == [6]
 
 

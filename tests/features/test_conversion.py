@@ -469,3 +469,19 @@ def test_a_checkpoint_of_nothing_is_told(tmp_path):
     torch.save({}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="holds no tensors by name, only: nothing"):
         convert(tmp_path / "a.pt")
+
+
+def test_tensors_that_are_no_numbers_are_refused(tmp_path):
+    tensors = models.resnet18().state_dict()
+    tensors["layer1.0.conv1.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(tensors, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"layer1\.0\.conv1\.weight in .*a\.pt holds NaN or infinity"):
+        convert(tmp_path / "a.pt")
+
+
+def test_symmetric_padding_of_an_official_checkpoint_is_warned_of(official_files, caplog):
+    file = next(official_files.glob("*.pkl"))
+    convert(file)
+    assert caplog.text == ""
+    convert(file, padding="symmetric")
+    assert "the features are not the official ones" in caplog.text

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torchvision import models
@@ -205,3 +206,23 @@ def test_weights_for_another_size_get_a_network_of_that_size(hub, tmp_path):
     file = tmp_path / kind.url.rpartition("/")[2]
     torch.save(models.vit_b_16(weights=None, image_size=384).state_dict(), file)
     assert pretrained_encoder("torchvision:vit_b_16", weights=file).info.image_size == (384, 384)
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet18", "timm:test_vit", "torchvision:mobilenet_v3_small"])
+def test_weights_may_lack_the_classifier_that_is_taken_off_anyway_and_nothing_else(tmp_path, name):
+    library, model = name.split(":")
+    torch.manual_seed(0)
+    net = models.get_model(model) if library == "torchvision" else timm.create_model(model)
+    whole = net.state_dict()
+    last = list(whole)[-1].rpartition(".")[0]
+    without = {key: value for key, value in whole.items() if not key.startswith(f"{last}.")}
+    assert len(without) == len(whole) - 2
+    pictures, features = torch.rand(2, 3, 64, 64), []
+    for number, tensors in enumerate((whole, without)):
+        torch.save(tensors, tmp_path / f"{number}.pt")
+        features.append(pretrained_encoder(name, weights=tmp_path / f"{number}.pt")(pictures))
+    assert torch.equal(*features)
+    del without[next(iter(without))]
+    torch.save(without, tmp_path / "2.pt")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        pretrained_encoder(name, weights=tmp_path / "2.pt")

@@ -92,11 +92,20 @@ def test_no_image_is_picked_twice_even_among_copies():
 
 
 @pytest.mark.parametrize(
-    "uncertainty",
-    [np.ones(4), np.ones((5, 1)), np.ones((4, 3)), np.full(5, np.nan), np.full(5, -1.0), np.array(list("abcde")), 1.0],
-)
-def test_uncertainty_that_does_not_fit_is_told(uncertainty):
-    with pytest.raises(DataError, match="expected finite numbers from 0, one for each of the 5 feature rows"):
+    ("uncertainty", "says"),
+    [
+        *((odd, "expected a number from 0 for each of the 5 feature rows") for odd in (
+            np.ones(4), np.ones((5, 1)), np.ones((5, 0)), np.ones((4, 3)), np.ones((5, 2, 2)), np.array(list("abcde")), 1.0,
+        )),
+        (np.full(5, np.nan), "NaN, infinity or negative"),
+        (np.full((5, 2), np.nan), "NaN, infinity or negative"),
+        (np.full(5, -1.0), "NaN, infinity or negative"),
+        (np.tile([1.5, -0.5], (5, 1)), "NaN, infinity or negative"),
+        (np.full((5, 3), 7.0), "rows that do not sum to 1; expected class probabilities"),
+    ],
+)  # fmt: skip
+def test_uncertainty_that_does_not_fit_is_told(uncertainty, says):
+    with pytest.raises(DataError, match=says):
         pick(rows_of(5), 2, uncertainty=uncertainty)
 
 

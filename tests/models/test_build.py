@@ -201,7 +201,7 @@ def test_a_name_that_means_nothing_gets_a_sentence(own_code, no_network, name, s
         ("torchvision:resnet18", {"pretrained": True}, "cannot be built with pretrained=True"),
         ("timm:test_vit", {"drop_path": 0.1}, "Did you mean 'drop_path_rate'"),
         ("timm:resnet10t", {"stem": "small"}, "cannot be built with stem='small'"),
-        ("timm:resnet10t", {"pretrained": True}, "cannot be built with pretrained=True"),
+        ("timm:resnet10t", {"pretrained": True}, "fresh weights, and pretrained would load others"),
         ("own_encoders:small", {"hiden": 3}, "Did you mean 'hidden'?"),
     ],
 )
