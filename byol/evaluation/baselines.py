@@ -49,7 +49,6 @@ def fresh(encoder: Encoder, seed: int, net: str | None) -> Encoder:
 BASELINES = {
     "pixels": Baseline(pixels, lambda protocol: not protocol.on_images),
     "untrained": Baseline(fresh, lambda protocol: not protocol.tunes),
-    "supervised": Baseline(
-        fresh, lambda protocol: protocol.tunes, anew=True
-    ),  # from scratch on the same labels, with the same budget
+    # From scratch on the same labels, with the same budget.
+    "supervised": Baseline(fresh, lambda protocol: protocol.tunes, anew=True),
 }
