@@ -139,7 +139,7 @@ def convert_official(path: Path, padding: Padding, preprocessing: Preprocessing)
     """The online encoder of an official checkpoint; with SAME padding its features are the official ones."""
     checkpoint = read_official(path)
     if padding == "symmetric":
-        logger.warning("With symmetric padding the features are not the official ones: they differ by half their length.")
+        logger.warning("With symmetric padding the features are not the official ones: 61 % of their norm apart in a test.")
     shapes = checkpoint.shapes()
     name, options = recognised(shapes, path, "")
     options |= {"padding": "same"} if padding == "same" else {}
@@ -148,7 +148,7 @@ def convert_official(path: Path, padding: Padding, preprocessing: Preprocessing)
         net: Any = build_encoder(name, channels=channels, **options)
     network = HiddenLayer(net, None, "none", 0, 0)
     info = preprocessing.info(network, name, options, net.num_features, channels, image_size=224, antialias=False)
-    encoder = filled(net, sound(checkpoint.state(), path), info, path)
+    encoder = filled(net, without_nan(checkpoint.state(), path), info, path)
     parts = Counter(f"{which} {key.partition('.')[0]}" for which, arrays in checkpoint.networks.items() for key in arrays)
     matched = parts.pop("online encoder")
     return Conversion(encoder, f"official checkpoint after {checkpoint.step:,} steps", matched, dict(parts), ())
@@ -183,12 +183,12 @@ def convert_foreign(
     tensors, classifier = fitting(found, set(net.state_dict()), name, path)
     probed = probe(net, hidden_layer, torch.rand((2, channels, size, size), generator=torch.Generator().manual_seed(0)))
     info = preprocessing.info(probed.encoder, name, options, probed.features, channels, image_size=side, antialias=True)
-    encoder = filled(net, sound(tensors, path), info, path)
+    encoder = filled(net, without_nan(tensors, path), info, path)
     source = f"torch checkpoint of {found.library}" + (f", encoder under {found.prefix!r}" if found.prefix else "")
     return Conversion(encoder, source, len(tensors), found.left_out | classifier, tuple(assumed))
 
 
-def sound(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+def without_nan(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The tensors; raises CheckpointError when one holds NaN or infinity."""
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
