@@ -60,7 +60,12 @@ class Bench:
     def of(cls, case: Case, precision: Precision | None = None, *, compiled: bool = False) -> "Bench":
         world = World.join(None)
         config = TrainConfig(
-            "unused", encoder=case.encoder, image_size=case.size, batch_size=case.batch, epochs=10_000, precision=precision
+            "unused",
+            encoder=case.encoder,
+            image_size=case.size,
+            batch_size=case.batch,
+            epochs=10_000,
+            precision=precision,
         )
         plan = plan_run(config, ImageFacts(100 * case.batch, (case.size, case.size), 3, False), world)
         torch.manual_seed(0)
@@ -69,7 +74,9 @@ class Bench:
         if compiled:
             learner.compile()
         generator = torch.Generator().manual_seed(0)
-        crops = torch.randint(256, (case.batch, 2, 3, case.size, case.size), dtype=torch.uint8, generator=generator)
+        crops = torch.randint(
+            256, (case.batch, 2, 3, case.size, case.size), dtype=torch.uint8, generator=generator
+        )
         return cls(learner, build_optimizer(learner, plan), plan, crops.to(world.device))
 
     def steps(self) -> Callable[[], StepResult]:
@@ -175,22 +182,33 @@ def learning(train: str | None, test: str | None, budget: str, case: Case) -> No
     """A run with checkpoints on labelled images, and its scores."""
     with tempfile.TemporaryDirectory() as name:
         if train is None or test is None:
-            x, y = torch.randint(256, (200, case.size, case.size, 3), dtype=torch.uint8).numpy(), [n % 2 for n in range(200)]
+            x, y = (
+                torch.randint(256, (200, case.size, case.size, 3), dtype=torch.uint8).numpy(),
+                [n % 2 for n in range(200)],
+            )
             images, held_out = [list(zip(x, y, strict=True))] * 2
             config = TrainConfig(name, encoder=case.encoder, image_size=case.size, batch_size=16, epochs=1)
         else:
             images, held_out = open_images(train), open_images(test)
-            config = TrainConfig(name, encoder=case.encoder, image_size=case.size, batch_size=512, budget=budget)
+            config = TrainConfig(
+                name, encoder=case.encoder, image_size=case.size, batch_size=512, budget=budget
+            )
         started = now()
         run = pretrain(None, images, config)
-        print(f"\nlearning   {run.plan.epochs:.0f} epochs, {run.plan.total_steps:,} steps in {now() - started:.0f} s")
+        print(
+            f"\nlearning   {run.plan.epochs:.0f} epochs, {run.plan.total_steps:,} steps in {now() - started:.0f} s"
+        )
         print(f"checkpoint {sorted(path.name for path in (run.folder / 'checkpoints').iterdir())[-1]}")
         for score in evaluate(run.encoder, train=images, test=held_out).values():
-            print(f"{score.protocol:10} {100 * score.top1:.2f} % (95 %: {100 * score.low:.2f} to {100 * score.high:.2f})")
+            print(
+                f"{score.protocol:10} {100 * score.top1:.2f} % (95 %: {100 * score.low:.2f} to {100 * score.high:.2f})"
+            )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("train", nargs="?")
     parser.add_argument("test", nargs="?")
     parser.add_argument("--budget", default="4m")

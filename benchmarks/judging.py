@@ -16,11 +16,11 @@ import torch
 from measure import alternate, machine, table
 
 from byol import build_encoder, open_images
+from byol.encoders.encoder import Encoder, EncoderInfo
 from byol.evaluation import linear
 from byol.evaluation.knn import knn_predict
-from byol.features.extract import Features, embed
+from byol.features.embed import Features, embed
 from byol.method.hidden import HiddenLayer
-from byol.weights.files import Encoder, EncoderInfo
 
 CLASSES, BLOCK = 10, 256
 
@@ -37,11 +37,16 @@ def knn(rows: int, dimensions: int, queries: int) -> None:
     bank, asked = (torch.randn(count, dimensions, generator=generator) for count in (rows, queries))
     labels = torch.randint(CLASSES, (rows,), generator=generator)
     normal = [torch.nn.functional.normalize(x, dim=1) for x in (bank, asked)]
-    ways = {"bare product and top-k": lambda: floor(*normal), "byol kNN": lambda: knn_predict(bank, labels, asked)}
+    ways = {
+        "bare product and top-k": lambda: floor(*normal),
+        "byol kNN": lambda: knn_predict(bank, labels, asked),
+    }
     seconds = alternate(ways, repeats=3)
     least = seconds["bare product and top-k"]
     lines = [[name, f"{value:.2f}", f"{value / least:.2f}"] for name, value in seconds.items()]
-    table(f"kNN, {queries:,} queries against {rows:,} x {dimensions}", ["", "seconds", "over the floor"], lines)
+    table(
+        f"kNN, {queries:,} queries against {rows:,} x {dimensions}", ["", "seconds", "over the floor"], lines
+    )
 
 
 def streamed_knn(folder: Path, rows: int = 1_280_000, dimensions: int = 2048, queries: int = 1000) -> None:
@@ -50,7 +55,9 @@ def streamed_knn(folder: Path, rows: int = 1_280_000, dimensions: int = 2048, qu
     path = folder / "bank.npy"
     bank = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, dimensions))
     for first in range(0, rows, 10_000):
-        bank[first : first + 10_000] = generator.standard_normal((min(10_000, rows - first), dimensions), dtype=np.float32)
+        bank[first : first + 10_000] = generator.standard_normal(
+            (min(10_000, rows - first), dimensions), dtype=np.float32
+        )
     labels = torch.from_numpy(generator.integers(CLASSES, size=rows))
     asked = torch.from_numpy(generator.standard_normal((queries, dimensions), dtype=np.float32))
     stored = torch.from_numpy(np.load(path, mmap_mode="r+"))
@@ -58,14 +65,20 @@ def streamed_knn(folder: Path, rows: int = 1_280_000, dimensions: int = 2048, qu
     knn_predict(stored, labels, asked)
     seconds = time.perf_counter() - started
     lines = [["byol kNN", f"{seconds:.1f}", f"{queries / seconds:.0f}"]]
-    table(f"kNN, {queries:,} queries against {rows:,} x {dimensions} in a file", ["", "seconds", "queries/s"], lines)
+    table(
+        f"kNN, {queries:,} queries against {rows:,} x {dimensions} in a file",
+        ["", "seconds", "queries/s"],
+        lines,
+    )
 
 
 def made_up(rows: int, dimensions: int, seed: int) -> Features:
     """Features that tell the class a little and repeat one another, as those of networks do; the same classes for all seeds."""
     shared, generator = torch.Generator().manual_seed(99), torch.Generator().manual_seed(seed)
     directions = torch.randn(CLASSES, dimensions, generator=shared)
-    mixing = torch.randn(dimensions, dimensions, generator=shared) * torch.logspace(0, -2, dimensions)[:, None]
+    mixing = (
+        torch.randn(dimensions, dimensions, generator=shared) * torch.logspace(0, -2, dimensions)[:, None]
+    )
     y = torch.randint(CLASSES, (rows,), generator=generator)
     x = (0.15 * directions[y] + torch.randn(rows, dimensions, generator=generator)) @ mixing
     return Features(x.numpy(), y.numpy())
@@ -89,7 +102,9 @@ def logistic_regression(train: Features, test: Features, every: int = 5) -> None
     held_out = int(linear.HELD_OUT * len(x))
     values = linear.L2[::every]
 
-    def sklearn(l2: float, first: int, **options: float) -> LogisticRegression:  # their C is of the sum, our l2 of the mean
+    def sklearn(
+        l2: float, first: int, **options: float
+    ) -> LogisticRegression:  # their C is of the sum, our l2 of the mean
         return LogisticRegression(C=1 / (l2 * (len(x) - first)), **options).fit(standard[first:], y[first:])
 
     started = time.perf_counter()
@@ -100,11 +115,16 @@ def logistic_regression(train: Features, test: Features, every: int = 5) -> None
     seconds[f"scikit-learn, {len(values)} of them"] = measured = time.perf_counter() - started
     seconds["scikit-learn, so all 45"] = measured * len(linear.L2) / len(values)
     lines = [[name, f"{value:.1f}", f"{value / seconds['byol']:.1f}"] for name, value in seconds.items()]
-    table(f"logistic regression, {len(x):,} x {x.shape[1]}, 45 l2 values", ["", "seconds", "ours is faster by"], lines)
+    table(
+        f"logistic regression, {len(x):,} x {x.shape[1]}, 45 l2 values",
+        ["", "seconds", "ours is faster by"],
+        lines,
+    )
     expected = sklearn(classifier.l2, 0, max_iter=5000, tol=1e-6)
     ours, theirs = classifier(asked).numpy(), expected.predict(asked_standard)
     lines = [
-        [name, f"{100 * (answers == test.y).mean():.2f} %"] for name, answers in (("byol", ours), ("scikit-learn", theirs))
+        [name, f"{100 * (answers == test.y).mean():.2f} %"]
+        for name, answers in (("byol", ours), ("scikit-learn", theirs))
     ]
     lines.append(["same answer", f"{100 * (ours == theirs).mean():.2f} %"])
     table(f"accuracy at the chosen l2 {classifier.l2:.3g}", ["", "test images"], lines)
@@ -115,8 +135,12 @@ def votes(train: Features, test: Features, k: int = 20, temperature: float = 0.0
     from sklearn.neighbors import KNeighborsClassifier
 
     assert train.y is not None
-    ours = knn_predict(*map(torch.from_numpy, (train.x, train.y, test.x)), k=k, temperature=temperature).numpy()
-    model = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / temperature))
+    ours = knn_predict(
+        *map(torch.from_numpy, (train.x, train.y, test.x)), k=k, temperature=temperature
+    ).numpy()
+    model = KNeighborsClassifier(
+        k, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / temperature)
+    )
     theirs = model.fit(train.x, train.y).predict(test.x)
     lines = [["same answer", f"{(ours == theirs).sum():,} of {len(ours):,}"]]
     table(f"kNN, k {k}, temperature {temperature}, beside scikit-learn", ["", "test images"], lines)
@@ -126,7 +150,9 @@ def embedding(folder: str) -> None:
     """Images per second from files to features."""
     net = HiddenLayer(build_encoder("resnet18"), None, "none", 0, 1)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    info = EncoderInfo.of(net, "resnet18", {}, image_size=(224, 224), channels=3, mean=mean, std=std, features=512)
+    info = EncoderInfo.of(
+        net, "resnet18", {}, image_size=(224, 224), channels=3, mean=mean, std=std, features=512
+    )
     encoder, images = Encoder(net, info).eval(), open_images(folder)
     batch = torch.rand(len(images), 3, 224, 224)
 
@@ -135,12 +161,19 @@ def embedding(folder: str) -> None:
             net(batch)
 
     seconds = alternate({"bare encoder": bare, "byol embed": lambda: embed(encoder, images)}, repeats=3)
-    lines = [[name, f"{len(images) / value:.1f}", f"{value / seconds['bare encoder']:.2f}"] for name, value in seconds.items()]
-    table(f"embedding {len(images)} photographs, ResNet-18 at 224", ["", "images/s", "over the encoder"], lines)
+    lines = [
+        [name, f"{len(images) / value:.1f}", f"{value / seconds['bare encoder']:.2f}"]
+        for name, value in seconds.items()
+    ]
+    table(
+        f"embedding {len(images)} photographs, ResNet-18 at 224", ["", "images/s", "over the encoder"], lines
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("photos", nargs="?")
     parser.add_argument("--features", nargs=2, metavar=("TRAIN", "TEST"))
     parser.add_argument("--large", action="store_true")
@@ -148,7 +181,11 @@ def main() -> None:
     print(machine("scikit-learn"))
     knn(50_000, 512, 10_000)
     paths = given.features
-    sets = [Features.load(path) for path in paths] if paths else [made_up(50_000, 512, 0), made_up(10_000, 512, 1)]
+    sets = (
+        [Features.load(path) for path in paths]
+        if paths
+        else [made_up(50_000, 512, 0), made_up(10_000, 512, 1)]
+    )
     votes(*sets)
     logistic_regression(*sets)
     if given.photos:

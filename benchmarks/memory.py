@@ -22,8 +22,19 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)  # Linux co
 def peak(images: Path, count: int, out: Path) -> int:
     """Bytes of resident memory a short run needs at most."""
     flags = [*("train", str(images), "--out", str(out), "--encoder", "convnet", "--model.width", "8")]
-    flags += ["--epochs", str(STEPS * BATCH / count), "--batch-size", str(BATCH), "--model.projection-hidden-size", "64"]
-    return int(subprocess.run([sys.executable, "-c", PEAK, *flags], check=True, capture_output=True, text=True).stdout)
+    flags += [
+        "--epochs",
+        str(STEPS * BATCH / count),
+        "--batch-size",
+        str(BATCH),
+        "--model.projection-hidden-size",
+        "64",
+    ]
+    return int(
+        subprocess.run(
+            [sys.executable, "-c", PEAK, *flags], check=True, capture_output=True, text=True
+        ).stdout
+    )
 
 
 def write(folder: Path, given: Path | None) -> dict[str, list[Path]]:
@@ -53,9 +64,14 @@ def main() -> None:
         for kind, files in write(folder, Path(sys.argv[1]) if len(sys.argv) > 1 else None).items():
             if not files:
                 continue
-            few, many = (peak(path, n, folder / f"out-{kind}-{n}") for path, n in zip(files, COUNTS, strict=True))
+            few, many = (
+                peak(path, n, folder / f"out-{kind}-{n}") for path, n in zip(files, COUNTS, strict=True)
+            )
             images = (COUNTS[1] - COUNTS[0]) * 32 * 32 * 3
-            print(f"{kind:8} peak {few / 2**20:.0f} and {many / 2**20:.0f} MiB: grew by {(many - few) / 2**20:.1f}, ", end="")
+            print(
+                f"{kind:8} peak {few / 2**20:.0f} and {many / 2**20:.0f} MiB: grew by {(many - few) / 2**20:.1f}, ",
+                end="",
+            )
             print(f"the images by {images / 2**20:.1f} MiB")
 
 

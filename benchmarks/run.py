@@ -25,11 +25,11 @@ import torch
 from measure import machine, table
 
 from byol import Features, TrainConfig, build_encoder, load_encoder, open_images, prepare_loop, steps
+from byol.encoders.encoder import Encoder, EncoderInfo, save_encoder
 from byol.evaluation.knn import knn_correct
-from byol.features.extract import embed
+from byol.features.embed import embed
 from byol.method.hidden import HiddenLayer
 from byol.settings import parse, preset_flags
-from byol.weights.files import Encoder, EncoderInfo, save_encoder
 
 BATCH, WORKERS, WARM_UP, WINDOW = 256, 2, 20, 10
 # An epoch of the preset, with one look at the representation where the preset has ten in 24 epochs.
@@ -74,7 +74,9 @@ def lightly_steps(path: str) -> Iterator[tuple[torch.nn.Module, int]]:
         view_2_transform=BYOLView2Transform(input_size=32, gaussian_blur=0.0),
     )
     dataset = LightlyDataset.from_torch_dataset(Pictures(path), transform=transform)
-    loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH, shuffle=True, drop_last=True, num_workers=WORKERS)
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=BATCH, shuffle=True, drop_last=True, num_workers=WORKERS
+    )
     criterion = NegativeCosineSimilarity()
     parameters = [*backbone.parameters(), *projector.parameters(), *predictor.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.06)
@@ -85,9 +87,12 @@ def lightly_steps(path: str) -> Iterator[tuple[torch.nn.Module, int]]:
             view1, view2 = batch[0]
             update_momentum(backbone, backbone_momentum, m=momentum)
             update_momentum(projector, projector_momentum, m=momentum)
-            prediction1, prediction2 = (predictor(projector(backbone(view).flatten(start_dim=1))) for view in (view1, view2))
+            prediction1, prediction2 = (
+                predictor(projector(backbone(view).flatten(start_dim=1))) for view in (view1, view2)
+            )
             projection1, projection2 = (
-                projector_momentum(backbone_momentum(view).flatten(start_dim=1)).detach() for view in (view1, view2)
+                projector_momentum(backbone_momentum(view).flatten(start_dim=1)).detach()
+                for view in (view1, view2)
             )
             loss = 0.5 * (criterion(prediction1, projection2) + criterion(prediction2, projection1))
             loss.backward()
@@ -119,7 +124,14 @@ def save(backbone: torch.nn.Module, folder: Path) -> None:
     size = (32, 32)
     network = HiddenLayer(backbone, None, "none", 0, 1)
     info = EncoderInfo.of(
-        network, "convnet", {}, image_size=size, channels=3, mean=mean, std=std, features=backbone.num_features
+        network,
+        "convnet",
+        {},
+        image_size=size,
+        channels=3,
+        mean=mean,
+        std=std,
+        features=backbone.num_features,
     )
     folder.mkdir(parents=True)
     save_encoder(Encoder(network, info), folder)
@@ -127,7 +139,12 @@ def save(backbone: torch.nn.Module, folder: Path) -> None:
 
 def bare_worker(path: str, seconds: float, out: Path) -> None:
     """The run's own steps, in turn on batches as they come and on one that is there; print images per second of both."""
-    config = parse(TrainConfig, ["--out", str(out), *preset_flags("cifar10-cpu"), *FLAGS[2:]], prog="run.py", description="")
+    config = parse(
+        TrainConfig,
+        ["--out", str(out), *preset_flags("cifar10-cpu"), *FLAGS[2:]],
+        prog="run.py",
+        description="",
+    )
     config = replace(config, epochs=1000)
     loop = prepare_loop(None, path, config)
     ready = next(loop.batches)
@@ -151,7 +168,9 @@ def measured(command: list[str]) -> tuple[dict[str, Any], float]:
     """What a process printed last as JSON, and the peak memory in MiB of its largest process."""
     peak = "import resource, subprocess, sys; done = subprocess.run(sys.argv[1:]); "
     peak += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(done.returncode)"
-    done = subprocess.run([sys.executable, "-c", peak, *command], check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", peak, *command], check=True, stdout=subprocess.PIPE, text=True
+    )
     *lines, last = done.stdout.splitlines()
     found = [line for line in lines if line.startswith("{")]
     return (json.loads(found[-1]) if found else {}), int(last) / 1024
@@ -159,7 +178,10 @@ def measured(command: list[str]) -> tuple[dict[str, Any], float]:
 
 def throughput(path: str, repeats: int = 3, seconds: float = 60) -> None:
     """Images per second of the preset, of it with lightly's views and batch, of its bare steps and of lightly, alternating."""
-    recipes = {"byol train, the preset (24 pixels, batch 128)": PRESET, "byol train, 32 pixels, batch 256": FLAGS}
+    recipes = {
+        "byol train, the preset (24 pixels, batch 128)": PRESET,
+        "byol train, 32 pixels, batch 256": FLAGS,
+    }
     names = [*recipes, "  its steps on a batch that is there", "lightly, 32 pixels, batch 256"]
     rates: dict[str, list[float]] = {name: [] for name in names}
     peaks: dict[str, list[float]] = {name: [] for name in names}
@@ -169,7 +191,16 @@ def throughput(path: str, repeats: int = 3, seconds: float = 60) -> None:
         with tempfile.TemporaryDirectory() as name:
             found = [trained(path, flags, Path(name, who)) for who, flags in recipes.items()]
             for kind in ("--bare", "--worker"):
-                worker = [sys.executable, __file__, path, kind, "--seconds", str(seconds), "--out", f"{name}/{kind}"]
+                worker = [
+                    sys.executable,
+                    __file__,
+                    path,
+                    kind,
+                    "--seconds",
+                    str(seconds),
+                    "--out",
+                    f"{name}/{kind}",
+                ]
                 found.append(measured(worker))
         for who, (result, memory) in zip(names, found, strict=True):
             rates[who].append(result["images_per_second"])
@@ -202,10 +233,21 @@ def learning(path: str, test: str, minutes: float, looks: int = 4) -> None:
     bank_images, queries = open_images(path), open_images(test)
     with tempfile.TemporaryDirectory() as name:
         theirs, ours = Path(name, "lightly"), Path(name, "ours")
-        worker = [sys.executable, __file__, path, "--worker", "--seconds", str(60 * minutes), "--looks", str(looks)]
+        worker = [
+            sys.executable,
+            __file__,
+            path,
+            "--worker",
+            "--seconds",
+            str(60 * minutes),
+            "--looks",
+            str(looks),
+        ]
         result, _ = measured([*worker, "--out", str(theirs)])
         curve = [score(theirs / str(n + 1), bank_images, queries) for n in range(looks + 1)]
-        print(f"lightly     {result['images']:,} images; kNN on the test images after each {minutes / (looks + 1):g} minutes:")
+        print(
+            f"lightly     {result['images']:,} images; kNN on the test images after each {minutes / (looks + 1):g} minutes:"
+        )
         print("  " + "  ".join(f"{value:.4f}" for value in curve))
         flags = ["--preset", "cifar10-cpu", "--epochs", "None", "--budget", f"{minutes}m"]
         started = time.perf_counter()
@@ -214,7 +256,9 @@ def learning(path: str, test: str, minutes: float, looks: int = 4) -> None:
         lines = [json.loads(line) for line in (ours / "metrics.jsonl").read_text().splitlines()]
         looked = [f"{line['knn_top1']:.4f} at {line['epoch']:.1f}" for line in lines if "knn_top1" in line]
         final = score(ours, bank_images, queries)
-    print(f"byol train  {took / 60:.1f} minutes; kNN of held-out training images, bank of 5,000, at epoch: {', '.join(looked)}")
+    print(
+        f"byol train  {took / 60:.1f} minutes; kNN of held-out training images, bank of 5,000, at epoch: {', '.join(looked)}"
+    )
     print(f"  kNN on the test images at the end: {final:.4f}, ahead by {final - curve[-1]:.4f}")
 
 
@@ -226,7 +270,9 @@ def score(folder: Path, bank: Any, queries: Any) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("images")
     parser.add_argument("--test")
     parser.add_argument("--minutes", type=float)

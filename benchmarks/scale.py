@@ -59,7 +59,12 @@ def opening(count: int) -> list[str]:
         command = [sys.executable, "-c", OPEN, str(Path(name, "images"))]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         result = json.loads(done.stdout.splitlines()[-1])
-    return [f"{count:,}", f"{result['listing']:.2f}", f"{result['memory'] / 1e6:.0f}", f"{result['first']:.1f}"]
+    return [
+        f"{count:,}",
+        f"{result['listing']:.2f}",
+        f"{result['memory'] / 1e6:.0f}",
+        f"{result['first']:.1f}",
+    ]
 
 
 def resident(pid: int) -> int:
@@ -72,8 +77,26 @@ def memory_over(steps: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         pixels = np.random.default_rng(0).integers(256, size=(4096, 32, 32, 3), dtype=np.uint8)
         np.save(f"{name}/images.npy", pixels)
-        flags = ["--encoder", "convnet", "--model.width", "16", "--batch-size", "64", "--epochs", str(steps * 64 / 4096)]
-        command = [sys.executable, "-m", "byol", "train", f"{name}/images.npy", "--out", f"{name}/run", *flags]
+        flags = [
+            "--encoder",
+            "convnet",
+            "--model.width",
+            "16",
+            "--batch-size",
+            "64",
+            "--epochs",
+            str(steps * 64 / 4096),
+        ]
+        command = [
+            sys.executable,
+            "-m",
+            "byol",
+            "train",
+            f"{name}/images.npy",
+            "--out",
+            f"{name}/run",
+            *flags,
+        ]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         seen: list[tuple[int, int]] = []
         log = Path(name, "run", "metrics.jsonl")
@@ -85,13 +108,16 @@ def memory_over(steps: int) -> None:
         early = max(bytes for step, bytes in seen if step <= steps // 5)
         late = max(bytes for step, bytes in seen if step > steps // 5)
     print(
-        f"\nresident memory over {steps:,} steps: {early / 1e6:.0f} MB in the first fifth, {late / 1e6:.0f} MB after: ", end=""
+        f"\nresident memory over {steps:,} steps: {early / 1e6:.0f} MB in the first fifth, {late / 1e6:.0f} MB after: ",
+        end="",
     )
     print(f"{100 * (late / early - 1):+.1f} %")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--files", type=int, default=1_000_000)
     parser.add_argument("--steps", type=int, default=2000)
     given = parser.parse_args()

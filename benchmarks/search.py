@@ -54,7 +54,11 @@ def in_memory(x: np.ndarray) -> None:
     seconds = alternate(ways, repeats=3)
     least = seconds["bare product and top-k"]
     lines = [[name, f"{value:.2f}", f"{value / least:.2f}"] for name, value in seconds.items()]
-    table(f"{QUERIES} queries, {K} of {len(x):,} x {DIMENSIONS} in memory", ["", "seconds", "over the floor"], lines)
+    table(
+        f"{QUERIES} queries, {K} of {len(x):,} x {DIMENSIONS} in memory",
+        ["", "seconds", "over the floor"],
+        lines,
+    )
 
 
 def from_file(x: np.ndarray, threads: int) -> None:
@@ -65,9 +69,14 @@ def from_file(x: np.ndarray, threads: int) -> None:
         np.save(path, x)
         for how in ("mapped", "loaded"):
             command = [sys.executable, "-c", ALONE, str(path), str(threads), how]
-            runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
+            runs = [
+                subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+                for _ in range(3)
+            ]
             seconds, mebibytes = (sorted(float(run[column]) for run in runs)[1] for column in range(2))
-            lines.append([f"Features.load(mapped={how == 'mapped'})", f"{seconds:.2f}", f"{mebibytes:,.0f} MiB"])
+            lines.append(
+                [f"Features.load(mapped={how == 'mapped'})", f"{seconds:.2f}", f"{mebibytes:,.0f} MiB"]
+            )
     title = f"load and search {len(x):,} x {DIMENSIONS} ({x.nbytes / 2**20:,.0f} MiB) in a file, {QUERIES} queries"
     table(title, ["", "seconds", "peak memory"], lines)
 
@@ -91,7 +100,9 @@ def all_with_all(x: np.ndarray) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()

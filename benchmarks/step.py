@@ -30,10 +30,16 @@ def ours(name: str, precision: Precision | None) -> Callable[[], object]:
     """A step of `byol train`, from uint8 crops on the device to the updated target."""
     size, batch, options = CASES[name]
     world = World.join(None)
-    config = TrainConfig("unused", encoder=name, image_size=size, batch_size=batch, epochs=10_000, precision=precision)
+    config = TrainConfig(
+        "unused", encoder=name, image_size=size, batch_size=batch, epochs=10_000, precision=precision
+    )
     plan = plan_run(config, ImageFacts(100 * batch, (size, size), 3, False), world)
     torch.manual_seed(0)
-    learner = BYOL(build_encoder(name, **options), size, None).to(world.device).to(memory_format=torch.channels_last)
+    learner = (
+        BYOL(build_encoder(name, **options), size, None)
+        .to(world.device)
+        .to(memory_format=torch.channels_last)
+    )
     crops = torch.randint(256, (batch, 2, 3, size, size), dtype=torch.uint8, device=world.device)
     batches = repeat(Batch(crops, torch.arange(batch)))
     running = steps(learner, batches, build_optimizer(learner, plan), plan)
@@ -47,7 +53,10 @@ def floor(name: str, precision: Precision) -> Callable[[], object]:
     torch.manual_seed(0)
     online = build_encoder(name, **options).to(device).to(memory_format=torch.channels_last).train()
     target = copy.deepcopy(online)
-    views = [v.contiguous(memory_format=torch.channels_last) for v in torch.randn(2, batch, 3, size, size, device=device)]
+    views = [
+        v.contiguous(memory_format=torch.channels_last)
+        for v in torch.randn(2, batch, 3, size, size, device=device)
+    ]
 
     def step() -> None:
         with autocast(device, precision):
@@ -90,8 +99,12 @@ def lightly(name: str, precision: Precision) -> Callable[[], object]:
         update_momentum(projector, projector_momentum, m=momentum)
         with autocast(device, precision):
             predictions = [predictor(projector(backbone(view).flatten(start_dim=1))) for view in views]
-            projections = [projector_momentum(backbone_momentum(view).flatten(start_dim=1)).detach() for view in views]
-            loss = 0.5 * (criterion(predictions[0], projections[1]) + criterion(predictions[1], projections[0]))
+            projections = [
+                projector_momentum(backbone_momentum(view).flatten(start_dim=1)).detach() for view in views
+            ]
+            loss = 0.5 * (
+                criterion(predictions[0], projections[1]) + criterion(predictions[1], projections[0])
+            )
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -126,7 +139,11 @@ def compare(name: str, repeats: int) -> None:
     best = World.join(None).default_precision()
     precisions: list[Precision] = ["fp32"] if best == "fp32" else [best, "fp32"]
     for precision in precisions:
-        ways = {"floor": floor(name, precision), "byol": ours(name, precision), "lightly": lightly(name, precision)}
+        ways = {
+            "floor": floor(name, precision),
+            "byol": ours(name, precision),
+            "lightly": lightly(name, precision),
+        }
         show(f"{name} at {size}, batch {batch}, all {precision}", ways, "floor", repeats)
     ways = {"byol": ours(name, None), "lightly": lightly(name, "fp32"), "byol-pytorch": byol_pytorch(name)}
     show(f"{name} at {size}, batch {batch}, each library's defaults", ways, "byol", repeats)
@@ -135,7 +152,10 @@ def compare(name: str, repeats: int) -> None:
 def show(title: str, ways: dict[str, Callable[[], object]], against: str, repeats: int) -> None:
     seconds = alternate(ways, repeats)
     batch = CASES[title.split()[0]][1]
-    rows = [[way, f"{time:.3f}", f"{batch / time:.1f}", f"{time / seconds[against]:.3f}"] for way, time in seconds.items()]
+    rows = [
+        [way, f"{time:.3f}", f"{batch / time:.1f}", f"{time / seconds[against]:.3f}"]
+        for way, time in seconds.items()
+    ]
     table(title, ["", "seconds", "images/s", f"over {against}"], rows)
 
 

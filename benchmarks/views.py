@@ -44,7 +44,9 @@ def torchvision_views(size: int) -> Callable[[Image.Image], Any]:
         return v2.Compose(
             [
                 v2.PILToTensor(),
-                v2.RandomResizedCrop(size, CONFIG.crop_area, CONFIG.crop_ratio, v2.InterpolationMode.BICUBIC, antialias=True),
+                v2.RandomResizedCrop(
+                    size, CONFIG.crop_area, CONFIG.crop_ratio, v2.InterpolationMode.BICUBIC, antialias=True
+                ),
                 v2.RandomHorizontalFlip(CONFIG.flip),
                 v2.RandomApply([jitter], CONFIG.jitter),
                 v2.RandomGrayscale(CONFIG.grayscale),
@@ -67,7 +69,9 @@ def kornia_finish(size: int) -> Callable[[torch.Tensor], Any]:
         return K.AugmentationSequential(
             K.ColorJitter(CONFIG.brightness, CONFIG.contrast, CONFIG.saturation, CONFIG.hue, p=CONFIG.jitter),
             K.RandomGrayscale(p=CONFIG.grayscale),
-            K.RandomGaussianBlur((2 * (size // 20) + 1,) * 2, CONFIG.blur_sigma, p=blur, border_type="constant"),
+            K.RandomGaussianBlur(
+                (2 * (size // 20) + 1,) * 2, CONFIG.blur_sigma, p=blur, border_type="constant"
+            ),
             K.RandomSolarize(0.0, 0.0, p=solarize),
             K.Normalize(CONFIG.mean, CONFIG.std),
         )
@@ -88,7 +92,9 @@ class Ours:
         self.drawn += 1
         epochs, indices = torch.full((len(pictures),), self.drawn), torch.arange(len(pictures))
         draws = torch.stack([crop_draws(0, epochs, indices, view) for view in (0, 1)], dim=1)
-        return torch.stack([cut(picture, self.plan, draw) for picture, draw in zip(pictures, draws, strict=True)])
+        return torch.stack(
+            [cut(picture, self.plan, draw) for picture, draw in zip(pictures, draws, strict=True)]
+        )
 
     def finish(self, crops: torch.Tensor) -> Any:
         self.drawn += 1
@@ -113,9 +119,16 @@ def each(transform: Callable[[Any], Any], images: list[Any]) -> Callable[[], Non
 
 def photographs(folder: Path) -> dict[str, dict[str, Callable[[], object]]]:
     """Ways from decoded photographs, from crops (the photometric part alone) and from JPEG bytes to two 224-pixel views."""
-    files = [path.read_bytes() for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")][: 2 * BATCH]
+    files = [
+        path.read_bytes() for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")
+    ][: 2 * BATCH]
     decoded = [open_picture(data, channels=3, max_pixels=2**26) for data in files]
-    ours, lightly, torchvision, kornia = Ours(224), lightly_views(224), torchvision_views(224), kornia_finish(224)
+    ours, lightly, torchvision, kornia = (
+        Ours(224),
+        lightly_views(224),
+        torchvision_views(224),
+        kornia_finish(224),
+    )
     crops = ours.crops(decoded[:BATCH])
     crops = crops.repeat(len(decoded) // BATCH, 1, 1, 1, 1)
 
@@ -156,7 +169,9 @@ def small_images(pixels: np.ndarray[Any, Any]) -> dict[str, dict[str, Callable[[
         return lightly(Image.fromarray(array))
 
     lightly = lightly_views(size)
-    return {f"{size}-pixel images in memory to two views": {"byol": ours, "lightly": each(picture, list(pixels))}}
+    return {
+        f"{size}-pixel images in memory to two views": {"byol": ours, "lightly": each(picture, list(pixels))}
+    }
 
 
 def main() -> None:

@@ -10,8 +10,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from byol.data.decode import BadImage as BadImage
-    from byol.data.sources import Images as Images
-    from byol.data.sources import open_images as open_images
+    from byol.data.images import Images as Images
+    from byol.data.images import open_images as open_images
+    from byol.encoders.encoder import Encoder as Encoder
+    from byol.encoders.load import load_encoder as load_encoder
+    from byol.encoders.official import official_state as official_state
     from byol.errors import ByolError as ByolError
     from byol.errors import CheckpointError as CheckpointError
     from byol.errors import ConfigError as ConfigError
@@ -20,13 +23,12 @@ if TYPE_CHECKING:
     from byol.errors import TrainingError as TrainingError
     from byol.evaluation.knn import knn_predict as knn_predict
     from byol.evaluation.protocols import evaluate as evaluate
-    from byol.evaluation.scores import Score as Score
+    from byol.evaluation.score import Score as Score
     from byol.exports.export import Exported as Exported
     from byol.exports.export import export as export
+    from byol.features.embed import embed as embed
     from byol.features.embedder import Embedder as Embedder
-    from byol.features.encoders import load_encoder as load_encoder
-    from byol.features.extract import embed as embed
-    from byol.features.files import Features as Features
+    from byol.features.features import Features as Features
     from byol.features.neighbours import near_duplicates as near_duplicates
     from byol.features.neighbours import outliers as outliers
     from byol.features.neighbours import search as search
@@ -51,21 +53,19 @@ if TYPE_CHECKING:
     from byol.train.run import pretrain as pretrain
     from byol.train.step import StepResult as StepResult
     from byol.train.step import steps as steps
-    from byol.weights.files import Encoder as Encoder
-    from byol.weights.official import official_state as official_state
     from byol.world import World as World
 
 _HOMES = {
     "byol.data.decode": ("BadImage",),
-    "byol.data.sources": ("Images", "open_images"),
+    "byol.data.images": ("Images", "open_images"),
     "byol.errors": ("ByolError", "CheckpointError", "ConfigError", "DataError", "Stopped", "TrainingError"),
     "byol.evaluation.knn": ("knn_predict",),
     "byol.evaluation.protocols": ("evaluate",),
-    "byol.evaluation.scores": ("Score",),
+    "byol.evaluation.score": ("Score",),
     "byol.features.embedder": ("Embedder",),
-    "byol.features.encoders": ("load_encoder",),
-    "byol.features.extract": ("embed",),
-    "byol.features.files": ("Features",),
+    "byol.encoders.load": ("load_encoder",),
+    "byol.features.embed": ("embed",),
+    "byol.features.features": ("Features",),
     "byol.features.neighbours": ("near_duplicates", "outliers", "search"),
     "byol.features.select": ("clusters", "pick"),
     "byol.method.byol": ("BYOL",),
@@ -80,8 +80,8 @@ _HOMES = {
     "byol.train.run": ("Run", "pretrain"),
     "byol.train.step": ("StepResult", "steps"),
     "byol.exports.export": ("Exported", "export"),
-    "byol.weights.files": ("Encoder",),
-    "byol.weights.official": ("official_state",),
+    "byol.encoders.encoder": ("Encoder",),
+    "byol.encoders.official": ("official_state",),
     "byol.world": ("World",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -16,7 +16,9 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
         temporary.touch()
-        mode = temporary.stat().st_mode  # as the umask has it: safetensors leaves files that only their owner can read
+        mode = (
+            temporary.stat().st_mode
+        )  # as the umask has it: safetensors leaves files that only their owner can read
         yield temporary
         temporary.chmod(mode)
         sync(temporary)
@@ -46,7 +48,9 @@ def filling(folder: Path) -> Iterator[Path]:
 def check_writable(folder: Path, advice: str = "Choose another place.") -> None:
     """Raise ConfigError, before any work, when no file can be made in a folder, or where it would be made."""
     place = folder
-    while not os.path.exists(place):  # which, unlike Path's own, takes a folder that may not be looked into for none
+    while not os.path.exists(
+        place
+    ):  # which, unlike Path's own, takes a folder that may not be looked into for none
         place = place.parent
     try:
         with tempfile.TemporaryFile(dir=place):

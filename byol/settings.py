@@ -25,7 +25,9 @@ def _listed(value: Any) -> Any:
         return {key: _listed(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_listed(part) for part in value]
-    return value.item() if hasattr(value, "item") else value  # a number of numpy's, which YAML and JSON do not know
+    return (
+        value.item() if hasattr(value, "item") else value
+    )  # a number of numpy's, which YAML and JSON do not know
 
 
 def to_yaml(config: Any) -> str:
@@ -63,7 +65,9 @@ def preset_flags(preset: str) -> list[str]:
         )
     values = read_yaml(path, "preset")
     if not isinstance(values, dict):
-        raise ConfigError(f"The preset {path} holds a {type(values).__name__}; expected names and values, as in config.yaml.")
+        raise ConfigError(
+            f"The preset {path} holds a {type(values).__name__}; expected names and values, as in config.yaml."
+        )
     return flags_of(values)
 
 
@@ -95,7 +99,9 @@ def flags_of(values: dict[str, Any], prefix: str = "") -> list[str]:
     return flags
 
 
-def parse(command: type[T], arguments: Sequence[str], *, prog: str, description: str, switches: bool = False) -> T:
+def parse(
+    command: type[T], arguments: Sequence[str], *, prog: str, description: str, switches: bool = False
+) -> T:
     """Read flags into a dataclass with tyro; a later flag wins over an earlier one. Usage errors exit with code 2.
 
     What is true or false is written `--flag True`, as in presets; with `switches` `--flag` alone says True.
@@ -133,7 +139,12 @@ def _plain_help() -> Any:
 
     What is derived when a flag is left out stands in its own words.
     """
-    from tyro.constructors import ConstructorRegistry, PrimitiveTypeInfo, StructConstructorSpec, StructTypeInfo
+    from tyro.constructors import (
+        ConstructorRegistry,
+        PrimitiveTypeInfo,
+        StructConstructorSpec,
+        StructTypeInfo,
+    )
 
     registry, reading = ConstructorRegistry(), False
 
@@ -156,7 +167,9 @@ def _plain_help() -> Any:
         kinds = [kind for kind in get_args(info.type) if kind is not type(None)]
         if len(kinds) != 1 or type(None) not in get_args(info.type):
             return None
-        return _or_none(ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kinds[0], info.markers)))
+        return _or_none(
+            ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kinds[0], info.markers))
+        )
 
     return registry
 

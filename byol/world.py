@@ -51,7 +51,9 @@ class World:
             try:
                 torch.distributed.barrier()
             except RuntimeError as failure:
-                raise ByolError(f"Another of the {self.size} processes has failed; what it said is the reason.") from failure
+                raise ByolError(
+                    f"Another of the {self.size} processes has failed; what it said is the reason."
+                ) from failure
 
     def default_precision(self) -> Precision:
         """bf16 where the hardware multiplies it natively and, on a CPU, faster than fp32; else fp32."""
@@ -60,7 +62,11 @@ class World:
         if self.device.type == "cpu":
             has = torch.cpu.get_capabilities()
             native = has.get("amx_bf16") or has.get("avx512_bf16") or has.get("bf16")
-            return "bf16" if native and product_seconds(torch.bfloat16) < product_seconds(torch.float32) else "fp32"
+            return (
+                "bf16"
+                if native and product_seconds(torch.bfloat16) < product_seconds(torch.float32)
+                else "fp32"
+            )
         return "fp32"
 
     def free_memory(self) -> int:
@@ -93,7 +99,9 @@ def available_memory() -> int:
             top = CGROUPS / controllers
             place = top / name.lstrip("/")
             rooms += [
-                left for folder in (place, *place.parents) if folder.is_relative_to(top) and (left := room(folder)) is not None
+                left
+                for folder in (place, *place.parents)
+                if folder.is_relative_to(top) and (left := room(folder)) is not None
             ]
     return max(0, min(rooms))
 
@@ -195,5 +203,7 @@ def pick_device(device: str | None) -> torch.device:
             f"device is {device!r}, but torch {torch.__version__} finds none here. Leave --device out to use the CPU."
         )
     if chosen.type == "cuda" and chosen.index is not None and chosen.index >= torch.cuda.device_count():
-        raise ConfigError(f"device is {device!r}, but there are {torch.cuda.device_count()} CUDA devices (counted from 0).")
+        raise ConfigError(
+            f"device is {device!r}, but there are {torch.cuda.device_count()} CUDA devices (counted from 0)."
+        )
     return chosen

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from byol.encoders.encoder import Encoder, EncoderInfo
 from byol.method.hidden import probe
 from byol.method.views import ViewConfig, normalisation
 from byol.models.build import build_encoder
-from byol.weights.files import Encoder, EncoderInfo
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,10 +39,19 @@ def encoder_of() -> Callable[..., Encoder]:
             torch.manual_seed(0)
             options = options or ({"width": 4} if net == "convnet" else {})
             net = build_encoder(net, channels=channels, image_size=size, **options)
-        found = probe(net, hidden_layer, torch.rand((2, channels, *size), generator=torch.Generator().manual_seed(0)))
+        found = probe(
+            net, hidden_layer, torch.rand((2, channels, *size), generator=torch.Generator().manual_seed(0))
+        )
         mean, std = normalisation(ViewConfig(), channels)
         info = EncoderInfo.of(
-            found.encoder, name, options, image_size=size, channels=channels, mean=mean, std=std, features=found.features
+            found.encoder,
+            name,
+            options,
+            image_size=size,
+            channels=channels,
+            mean=mean,
+            std=std,
+            features=found.features,
         )
         return Encoder(found.encoder, info).eval()
 

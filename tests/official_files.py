@@ -36,7 +36,11 @@ def haiku_network(
         parameters[name] = {"scale": array(*shape) + 1, "offset": array(*shape)}
         for statistic in ("mean_ema", "var_ema"):
             value = np.abs(array(*shape)) + (statistic == "var_ema")
-            state[f"{name}/~/{statistic}"] = {"average": value, "hidden": value.copy(), "counter": np.array(7, np.int32)}
+            state[f"{name}/~/{statistic}"] = {
+                "average": value,
+                "hidden": value.copy(),
+                "counter": np.array(7, np.int32),
+            }
 
     channels = round(64 * width)
     parameters[f"{root}/~/{stem}"] = {"w": array(7, 7, 3, channels)}
@@ -45,7 +49,9 @@ def haiku_network(
         middle = round(64 * width) * 2**group
         for block in range(count):
             name = f"{root}/~/block_group_{group}/~/block_{block}/~"
-            for k, shape in enumerate([(1, 1, channels, middle), (3, 3, middle, middle), (1, 1, middle, 4 * middle)]):
+            for k, shape in enumerate(
+                [(1, 1, channels, middle), (3, 3, middle, middle), (1, 1, middle, 4 * middle)]
+            ):
                 parameters[f"{name}/conv_{k}"] = {"w": array(*shape)}
                 batch_norm(f"{name}/batchnorm_{k}", 1, 1, 1, shape[-1])
             if block == 0:
@@ -98,14 +104,18 @@ def write_official(
     """A checkpoint whose state is a named tuple of a class that is only named; its target is the online one by default."""
     home, state_home = "haiku._src.data_structures", "byol.byol_experiment"
     kind = type(mapping or "none", (_Mapping,), {"__module__": home, "__qualname__": mapping or "none"})
-    state = namedtuple("_ByolExperimentState", "online_params target_params online_state target_state opt_state")
+    state = namedtuple(
+        "_ByolExperimentState", "online_params target_params online_state target_state opt_state"
+    )
     state.__module__ = state_home
 
     def wrapped(tree: dict[str, Any]) -> Any:
         return kind({name: kind(leaves) for name, leaves in tree.items()}) if mapping else tree
 
     (parameters, statistics), (others, their_statistics) = online, target or online
-    filled = state(wrapped(parameters), wrapped(others), wrapped(statistics), wrapped(their_statistics), ((), parameters))
+    filled = state(
+        wrapped(parameters), wrapped(others), wrapped(statistics), wrapped(their_statistics), ((), parameters)
+    )
     contents = {"experiment_state": filled, "step": 300_000, "rng": np.zeros(2, np.uint32), **more}
     with importable({home: {kind.__name__: kind}, state_home: {state.__name__: state}}):
         path.write_bytes(pickle.dumps(contents, protocol))

@@ -104,7 +104,9 @@ def test_missing_folder_is_told(tmp_path):
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["with space", "ümläut", "line\nend", os.fsdecode(b"\xff\xfe"), ".hidden", "-x"])
+@pytest.mark.parametrize(
+    "name", ["with space", "ümläut", "line\nend", os.fsdecode(b"\xff\xfe"), ".hidden", "-x"]
+)
 def test_names_of_any_kind_are_kept(tmp_path, name):
     write_text(tmp_path / name, "some")
     assert names(tmp_path) == [name]
@@ -175,7 +177,12 @@ def test_what_a_dead_process_left_is_told_from_what_a_living_one_writes():
     living = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     ended.wait()
     try:
-        assert (running(ended.pid), running(living.pid), running(1), running(10**30)) == (False, True, True, False)
+        assert (running(ended.pid), running(living.pid), running(1), running(10**30)) == (
+            False,
+            True,
+            True,
+            False,
+        )
         assert left_behind(Path(f".tmp-{ended.pid}-a.npz"))
         assert not left_behind(Path(f".tmp-{living.pid}-a.npz"))
         assert left_behind(Path(".tmp-x-a.npz"))

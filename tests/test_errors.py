@@ -8,7 +8,10 @@ from byol.errors import complaint
 @pytest.mark.parametrize(
     ("failure", "words"),
     [
-        (RuntimeError("Error(s) in loading state_dict for Net:\n\tMissing key(s): a. \n\tUnexpected: b"), "Missing key(s): a."),
+        (
+            RuntimeError("Error(s) in loading state_dict for Net:\n\tMissing key(s): a. \n\tUnexpected: b"),
+            "Missing key(s): a.",
+        ),
         (ValueError("one line"), "one line"),
         (ValueError("\n  indented \t words\nmore"), "indented words"),
         (KeyError(105), "KeyError 105"),

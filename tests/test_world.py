@@ -58,7 +58,11 @@ def test_the_world_of_one_knows_its_free_memory_and_its_name():
 def test_free_memory_counts_what_the_system_keeps_of_files_it_has_read(tmp_path, monkeypatch):
     """A machine that has read many files has few empty pages, yet most of its memory is to be had."""
     monkeypatch.setattr("byol.world.CGROUPS", tmp_path)  # `free` knows nothing of a container's limit
-    available = int(subprocess.run(["free", "--bytes"], capture_output=True, check=True).stdout.split(b"Mem:")[1].split()[5])
+    available = int(
+        subprocess.run(["free", "--bytes"], capture_output=True, check=True)
+        .stdout.split(b"Mem:")[1]
+        .split()[5]
+    )
     assert World.join("cpu").free_memory() == pytest.approx(available, rel=0.2)
 
 
@@ -68,7 +72,14 @@ def test_free_memory_counts_what_the_system_keeps_of_files_it_has_read(tmp_path,
         ({}, None),
         ({"memory.max": "max", "memory.current": "5", "memory.stat": ""}, None),
         ({"memory.max": "800", "memory.current": "700", "memory.stat": "anon 600\ninactive_file 50\n"}, 150),
-        ({"memory.limit_in_bytes": "800", "memory.usage_in_bytes": "700", "memory.stat": "total_inactive_file 9\n"}, 109),
+        (
+            {
+                "memory.limit_in_bytes": "800",
+                "memory.usage_in_bytes": "700",
+                "memory.stat": "total_inactive_file 9\n",
+            },
+            109,
+        ),
     ],
 )
 def test_a_control_group_leaves_what_is_not_in_use_of_its_limit(tmp_path, files, left):

@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from byol.data.sources import Images, printable
-from byol.features.files import Features, Rows, Values
+from byol.data.images import Images, printable
+from byol.features.features import Features, Rows, Values
 from byol.features.sheet import Cell, pictures, write_sheet
 
 MOST_PICTURES = 500  # on a sheet
@@ -51,34 +51,50 @@ def as_json(answer: Answer, features: Features) -> str:
     lists = [[image(group, place) for place in range(len(group.rows))] for group in answer.groups]
     if not answer.kind:
         return json.dumps(lists[0], indent=1)
-    heads: list[dict[str, Any]] = [{answer.kind: g.title if answer.kind == "query" else int(g.title)} for g in answer.groups]
-    return json.dumps([{**head, "images": images} for head, images in zip(heads, lists, strict=True)], indent=1)
+    heads: list[dict[str, Any]] = [
+        {answer.kind: g.title if answer.kind == "query" else int(g.title)} for g in answer.groups
+    ]
+    return json.dumps(
+        [{**head, "images": images} for head, images in zip(heads, lists, strict=True)], indent=1
+    )
 
 
 def as_table(answer: Answer, features: Features, k: int) -> str:
     """A line for each image; of a cluster the k nearest to its centre."""
     lines = [[answer.kind, "row", answer.measure, "name"]]
     for group in answer.groups:
-        title = f"{group.title} ({len(group.rows):,} images)" if answer.kind == "cluster" else printable(group.title)
+        title = (
+            f"{group.title} ({len(group.rows):,} images)"
+            if answer.kind == "cluster"
+            else printable(group.title)
+        )
         for place in range(shown(answer, group, k)):
             row = int(group.rows[place])
             value = "" if group.values is None else f"{group.values[place]:.4f}"
             lines.append([title, str(row), value, printable(name_of(features, row))])
-    columns = [column for column in range(4) if any(line[column] for line in lines)]  # not those that this answer lacks
+    columns = [
+        column for column in range(4) if any(line[column] for line in lines)
+    ]  # not those that this answer lacks
     width = {column: max(len(line[column]) for line in lines) for column in columns}
     align = {0: "<", 1: ">", 2: ">", 3: ""}
-    return "\n".join("  ".join(f"{line[c]:{align[c]}{width[c] if c < 3 else ''}}" for c in columns) for line in lines)
+    return "\n".join(
+        "  ".join(f"{line[c]:{align[c]}{width[c] if c < 3 else ''}}" for c in columns) for line in lines
+    )
 
 
 def draw(answer: Answer, features: Features, k: int, images: Images, path: Path) -> None:
     """A line of pictures, or several, for each group; what does not fit on one sheet is left out and told."""
     counts = list(accumulate(shown(answer, group, k) for group in answer.groups))
-    groups = [group for group, count in zip(answer.groups, counts, strict=True) if count <= MOST_PICTURES] or answer.groups[:1]
+    groups = [
+        group for group, count in zip(answer.groups, counts, strict=True) if count <= MOST_PICTURES
+    ] or answer.groups[:1]
     chosen = [(group, group.rows[: min(shown(answer, group, k), MOST_PICTURES)].tolist()) for group in groups]
     drawn = sum(len(members) for _, members in chosen)
     if drawn < counts[-1]:
         print(f"shortened  {path} shows the first {drawn:,} of {counts[-1]:,} images", file=sys.stderr)
-    rows = {row for group, members in chosen for row in members} | {g.query for g in groups if isinstance(g.query, int)}
+    rows = {row for group, members in chosen for row in members} | {
+        g.query for g in groups if isinstance(g.query, int)
+    }
     found = pictures(images, features, rows)
     lines = []
     for group, members in chosen:

@@ -10,12 +10,12 @@ from typing import Annotated
 
 import tyro
 
+from byol.encoders.convert import Conversion, Preprocessing
+from byol.encoders.convert import convert as converted
+from byol.encoders.encoder import FILE, save_encoder
 from byol.errors import ConfigError
-from byol.features.conversion import Conversion, Preprocessing
-from byol.features.conversion import convert as converted
 from byol.models.resnet import Padding
 from byol.settings import parse
-from byol.weights.files import FILE, save_encoder
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class Convert:
 
 def convert(arguments: Sequence[str]) -> int:
     """Write the encoder in another program's checkpoint as an encoder file; nothing in the checkpoint is executed."""
-    description = "Make an encoder file of another program's checkpoint. Nothing in the checkpoint is executed."
+    description = (
+        "Make an encoder file of another program's checkpoint. Nothing in the checkpoint is executed."
+    )
     command = parse(Convert, arguments, prog="byol convert", description=description)
     out = Path(command.out)
     with new_folder(out):
@@ -66,7 +68,9 @@ def new_folder(out: Path) -> Iterator[None]:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as failure:
-            raise ConfigError(f"--out is {out}, which cannot be made: {failure.strerror}. Give another folder.") from failure
+            raise ConfigError(
+                f"--out is {out}, which cannot be made: {failure.strerror}. Give another folder."
+            ) from failure
         yield
     except BaseException:
         for folder in made:
@@ -80,10 +84,14 @@ def report(found: Conversion) -> None:
     info = found.encoder.info
     options = "".join(f", {name} {value}" for name, value in info.options.items())
     height, width = info.image_size
-    resize = f"{info.interpolation} resize ({'' if info.antialias else 'not '}antialiased) to {height} x {width}"
+    resize = (
+        f"{info.interpolation} resize ({'' if info.antialias else 'not '}antialiased) to {height} x {width}"
+    )
     print(f"read       {found.source}")
     print(f"matched    {found.matched} tensors: {info.encoder}{options}, {info.features} features")
-    print(f"left out   {', '.join(f'{name} ({count})' for name, count in found.left_out.items()) or 'nothing'}")
+    print(
+        f"left out   {', '.join(f'{name} ({count})' for name, count in found.left_out.items()) or 'nothing'}"
+    )
     for assumption in found.assumed:
         print(f"assumed    {assumption}; the file does not say")
     print(f"images     central square of {info.crop_ratio} x the shorter side, {resize},")

@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
-from byol.data.generated import photograph_tiles
-from byol.data.sources import open_images
+from byol.data.demo_images import photograph_tiles
+from byol.data.images import open_images
+from byol.encoders.encoder import FILE, Encoder
 from byol.evaluation.knn import knn_correct
-from byol.features.extract import Features, embed
+from byol.features.embed import Features, embed
 from byol.settings import parse, preset_flags
 from byol.train.config import TrainConfig
 from byol.train.log import duration
 from byol.train.run import build_learner, pretrain
-from byol.weights.files import FILE, Encoder
 from byol.world import World
 
 NEIGHBOURS = 1  # that vote: a photograph has tiles of many kinds, and few of each
@@ -31,7 +31,10 @@ class Demo:
 def demo(arguments: Sequence[str]) -> int:
     """Train on tiles of photographs and show kNN accuracy of raw pixels, the untrained and the trained encoder."""
     command = parse(
-        Demo, arguments, prog="byol demo", description="See BYOL learn: about two minutes on two cores, no network."
+        Demo,
+        arguments,
+        prog="byol demo",
+        description="See BYOL learn: about two minutes on two cores, no network.",
     )
     tiles = photograph_tiles()
     train, test = open_images(tiles.train), open_images(tiles.test)
@@ -72,7 +75,11 @@ def demo(arguments: Sequence[str]) -> int:
 
 def free_folder() -> str:
     """runs/demo, or the first runs/demo-N that is not there yet or holds an unfinished run, to continue it."""
-    return next(name for name in (f"runs/demo{'' if n == 1 else f'-{n}'}" for n in count(1)) if not is_finished(Path(name)))
+    return next(
+        name
+        for name in (f"runs/demo{'' if n == 1 else f'-{n}'}" for n in count(1))
+        if not is_finished(Path(name))
+    )
 
 
 def is_finished(folder: Path) -> bool:

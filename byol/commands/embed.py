@@ -9,9 +9,9 @@ from pathlib import Path
 
 import tyro
 
-from byol.data.sources import open_images
-from byol.features.encoders import load_encoder
-from byol.features.partial import check_out, embed_to
+from byol.data.images import open_images
+from byol.encoders.load import load_encoder
+from byol.features.embed import check_out, embed_to
 from byol.settings import parse
 from byol.train.log import duration
 from byol.world import meeting
@@ -49,10 +49,14 @@ def embed(arguments: Sequence[str]) -> int:
     out = Path(command.out)
     check_out(out)
     with meeting(command.device) as world:
-        encoder = load_encoder(command.run, net=command.encoder, weights=command.weights, device=str(world.device))
+        encoder = load_encoder(
+            command.run, net=command.encoder, weights=command.weights, device=str(world.device)
+        )
         images = open_images(command.data, channels=encoder.info.channels)
         progress = Progress() if world.rank == 0 else lambda done, total: None
-        features = embed_to(out, encoder, images, world, workers=command.workers, normalize=command.normalize, report=progress)
+        features = embed_to(
+            out, encoder, images, world, workers=command.workers, normalize=command.normalize, report=progress
+        )
     if features is not None:
         print(f"written    {out}: {features.x.shape[0]:,} images x {features.x.shape[1]:,} features")
         given = {"encoder": command.encoder, "weights": command.weights}
@@ -76,5 +80,8 @@ class Progress:
                 print(f"continued  {done:,} of {total:,} images were done already", file=sys.stderr)
         elif now - self.said >= SECONDS:
             rate = (done - self.before) / (now - self.started)
-            print(f"{done:,}/{total:,} images  {rate:,.0f} images/s  left {duration((total - done) / rate)}", file=sys.stderr)
+            print(
+                f"{done:,}/{total:,} images  {rate:,.0f} images/s  left {duration((total - done) / rate)}",
+                file=sys.stderr,
+            )
             self.said = now

@@ -10,16 +10,16 @@ from pathlib import Path
 import tyro
 
 from byol.disk import check_writable
+from byol.encoders.encoder import Encoder
+from byol.encoders.load import OwnNetwork, folder_of, load_encoder
 from byol.errors import ByolError, ConfigError, did_you_mean
 from byol.evaluation.baselines import BASELINES
+from byol.evaluation.data_sets import DataSet, read_data_sets
+from byol.evaluation.inputs import EvaluationConfig
 from byol.evaluation.protocols import Task, check_protocols, check_settings, judge, prepare
-from byol.evaluation.scores import Score, comparison, score_table, write_scores
-from byol.evaluation.task import EvaluationConfig
-from byol.evaluation.transfer import DataSet, read_data_sets
-from byol.features.encoders import OwnNetwork, folder_of, load_encoder
+from byol.evaluation.score import Score, comparison, score_table, write_scores
 from byol.models.build import LIBRARIES
 from byol.settings import parse
-from byol.weights.files import Encoder
 
 logger = logging.getLogger("byol")
 
@@ -102,7 +102,9 @@ def keep(scores: dict[str, Score], folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         write_scores(scores, path)
     except OSError as failure:
-        raise ByolError(f"The scores could not be written to {path}: {failure}. Give another folder with --out.") from failure
+        raise ByolError(
+            f"The scores could not be written to {path}: {failure}. Give another folder with --out."
+        ) from failure
     return path
 
 
@@ -113,7 +115,9 @@ def data_sets(command: Evaluate) -> list[DataSet]:
             raise ConfigError("--transfer came together with --train or --test. Give one or the other.")
         return read_data_sets(command.transfer)
     if command.train is None or command.test is None:
-        raise ConfigError("--train and --test are needed: labelled images to learn from, others to score. Or --transfer FILE.")
+        raise ConfigError(
+            "--train and --test are needed: labelled images to learn from, others to score. Or --transfer FILE."
+        )
     return [DataSet("", command.train, command.test)]
 
 
@@ -121,8 +125,13 @@ def contestants(command: Evaluate) -> dict[str, Contestant]:
     """The encoder to judge and those beside it, loaded, by the words they were given as."""
     if command.out is not None and os.path.exists(command.out) and not os.path.isdir(command.out):
         raise ConfigError(f"--out is {command.out}, which is a file. Give the name of a folder.")
-    if command.weights is not None and sum(word.startswith(LIBRARIES) for word in (command.run, *command.compare)) != 1:
-        raise ConfigError("--weights is the file of one network; expected one torchvision:NAME or timm:NAME that it goes with.")
+    if (
+        command.weights is not None
+        and sum(word.startswith(LIBRARIES) for word in (command.run, *command.compare)) != 1
+    ):
+        raise ConfigError(
+            "--weights is the file of one network; expected one torchvision:NAME or timm:NAME that it goes with."
+        )
     main = opened(command.run, command)
     folder = folder_of(command.run) if command.out is None else Path(command.out)
     if folder is not None:
@@ -143,11 +152,17 @@ def contestants(command: Evaluate) -> dict[str, Contestant]:
             encoder, kept = baseline.make(main, command.seed, command.encoder), folder
             protocols = baseline.scored_by(command.protocols)
             if not protocols:
-                kind = "trains the encoder, such as semi-1" if word == "supervised" else "leaves it as it is, such as knn"
+                kind = (
+                    "trains the encoder, such as semi-1"
+                    if word == "supervised"
+                    else "leaves it as it is, such as knn"
+                )
                 raise ConfigError(
                     f"The baseline {word} is scored by none of {', '.join(command.protocols)}. Add a protocol that {kind}."
                 )
-        found[word] = Contestant(encoder, protocols, kept, baseline.again(main, command.encoder) if baseline else None)
+        found[word] = Contestant(
+            encoder, protocols, kept, baseline.again(main, command.encoder) if baseline else None
+        )
     return found
 
 

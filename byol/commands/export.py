@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import tyro
 
+from byol.encoders.load import folder_of, load_encoder
 from byol.errors import ConfigError
 from byol.exports.export import Format
 from byol.exports.export import export as write_export
 from byol.exports.verify import BATCHES, TOLERANCE
-from byol.features.encoders import folder_of, load_encoder
 from byol.settings import parse
 
 LOADS = {
@@ -58,8 +58,12 @@ def export(arguments: Sequence[str]) -> int:
     )
     sizes = " and ".join(f"{height}x{width}" for height, width in done.check.sizes)
     print(f"written    {done.path} ({done.format})")
-    print(f"checked    {done.check.tool} gives the same features for {', '.join(map(str, BATCHES))} images of {sizes} pixels:")
-    print(f"           they differ by {done.check.difference:.2g} of the largest at most ({TOLERANCE:g} is allowed)")
+    print(
+        f"checked    {done.check.tool} gives the same features for {', '.join(map(str, BATCHES))} images of {sizes} pixels:"
+    )
+    print(
+        f"           they differ by {done.check.difference:.2g} of the largest at most ({TOLERANCE:g} is allowed)"
+    )
     if done.format in ("onnx", "torch.export"):
         pixels = "in [0, 1]" if command.from_pixels else "normalised"
         size = "H, W" if len(done.check.sizes) > 1 else "{}, {}".format(*encoder.info.image_size)

@@ -11,12 +11,12 @@ import numpy as np
 import tyro
 
 from byol.commands.answer import Answer, Group, as_json, as_table, draw, name_of
-from byol.data.sources import open_images, printable
+from byol.data.images import open_images, printable
+from byol.encoders.load import load_encoder
 from byol.errors import ConfigError, DataError
 from byol.features import neighbours, select
-from byol.features.encoders import load_encoder
-from byol.features.extract import embed
-from byol.features.files import Features
+from byol.features.embed import embed
+from byol.features.features import Features
 from byol.features.sheet import check_sheet, drawable, tile
 from byol.settings import parse
 
@@ -85,7 +85,9 @@ def checked(command: Search) -> str:
     asked = [name for name in QUESTIONS if getattr(command, name) is not None]
     if len(asked) != 1:
         flags = ", ".join(f"--{name}" for name in asked or QUESTIONS)
-        raise ConfigError(f"{'No question' if not asked else 'More than one question'} was asked; expected one of {flags}.")
+        raise ConfigError(
+            f"{'No question' if not asked else 'More than one question'} was asked; expected one of {flags}."
+        )
     if command.query == () or command.row == ():
         raise ConfigError(
             f"--{asked[0]} came alone; expected {'pictures' if asked[0] == 'query' else 'numbers of rows, from 0,'} behind it."
@@ -98,8 +100,12 @@ def checked(command: Search) -> str:
         sheet = Path(command.sheet)
         check_sheet(sheet)
         given = [Path(word) for word in (command.data, *(command.query or ())) if word is not None]
-        if os.path.exists(sheet) and any(place.resolve() in (sheet.resolve(), *sheet.resolve().parents) for place in given):
-            raise ConfigError(f"--sheet is {sheet}, which is there already among the images. Give another name.")
+        if os.path.exists(sheet) and any(
+            place.resolve() in (sheet.resolve(), *sheet.resolve().parents) for place in given
+        ):
+            raise ConfigError(
+                f"--sheet is {sheet}, which is there already among the images. Give another name."
+            )
     return asked[0]
 
 
@@ -144,14 +150,18 @@ def by_row(command: Search, features: Features) -> Answer:
     assert command.row is not None
     found = neighbours.search(features, rows=command.row, k=command.k, device=command.device)
     titles = [name_of(features, row) for row in command.row]
-    return Answer(list(map(Group, titles, found.rows, found.similarities, command.row)), "query", "similarity")
+    return Answer(
+        list(map(Group, titles, found.rows, found.similarities, command.row)), "query", "similarity"
+    )
 
 
 def duplicates(command: Search, features: Features) -> Answer:
     """Near-duplicates; the similarity of each is to the one of its group that is nearest."""
     assert command.duplicates is not None
     groups = []
-    for number, rows in enumerate(neighbours.near_duplicates(features, command.duplicates, device=command.device)):
+    for number, rows in enumerate(
+        neighbours.near_duplicates(features, command.duplicates, device=command.device)
+    ):
         found = neighbours.search(features.x[rows], rows=range(len(rows)), k=1, device=command.device)
         groups.append(Group(str(number), rows, found.similarities[:, 0]))
     return Answer(groups, "group", "similarity")
@@ -169,7 +179,9 @@ def pick(command: Search, features: Features) -> Answer:
     assert command.pick is not None
     labelled = None if command.labelled is None else labelled_rows(Path(command.labelled), features)
     uncertainty = None if command.uncertainty is None else numbers(Path(command.uncertainty))
-    return Answer([Group("", select.pick(features, command.pick, labelled=labelled, uncertainty=uncertainty))])
+    return Answer(
+        [Group("", select.pick(features, command.pick, labelled=labelled, uncertainty=uncertainty))]
+    )
 
 
 def clusters(command: Search, features: Features) -> Answer:
@@ -195,7 +207,9 @@ def labelled_rows(path: Path, features: Features) -> list[int]:
     try:
         lines = [line for line in path.read_text(errors="surrogateescape").split("\n") if line.strip()]
     except OSError as failure:
-        raise DataError(f"{path} cannot be read: {failure.strerror}. Expected names of images, one a line.") from failure
+        raise DataError(
+            f"{path} cannot be read: {failure.strerror}. Expected names of images, one a line."
+        ) from failure
     row_of = {printable(name_of(features, row)): row for row in range(len(features.x))}
     unknown = [line for line in lines if line not in row_of]
     advice = "" if features.names else " These features have no names: give the numbers of rows, from 0."
@@ -211,4 +225,6 @@ def numbers(path: Path) -> Any:
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError) as failure:
-        raise DataError(f"{path} cannot be read ({failure}); expected an array of numbers in a .npy file.") from failure
+        raise DataError(
+            f"{path} cannot be read ({failure}); expected an array of numbers in a .npy file."
+        ) from failure

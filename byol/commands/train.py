@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from byol.features.encoders import from_a_library
+from byol.encoders.load import from_a_library
 from byol.settings import parse, preset_flags, preset_names
 from byol.train.config import TrainConfig
 from byol.train.run import Run, pretrain
@@ -45,7 +45,10 @@ def with_preset(words: list[str]) -> list[str]:
         return words
     flags = preset_flags(name)
     given = {word.partition("=")[0].replace("_", "-") for word in words}
-    for length in {"--budget", "--epochs"} - given:  # a length that is given takes the place of the preset's, of either kind
+    for length in {
+        "--budget",
+        "--epochs",
+    } - given:  # a length that is given takes the place of the preset's, of either kind
         if given & {"--budget", "--epochs"} and length in flags:
             place = flags.index(length)
             del flags[place : place + 2]
@@ -54,10 +57,14 @@ def with_preset(words: list[str]) -> list[str]:
 
 def report(run: Run) -> None:
     """What a person wants to know after a run."""
-    print(f"encoder    {run.folder / 'encoder.safetensors'} ({run.plan.encoder}, {run.encoder.info.features} features)")
+    print(
+        f"encoder    {run.folder / 'encoder.safetensors'} ({run.plan.encoder}, {run.encoder.info.features} features)"
+    )
     if run.score is not None:
         print(f"kNN        {100 * run.score.value:.1f} % of {run.score.test_images:,} held-out images")
     name = run.encoder.info.encoder
-    own = "" if from_a_library(run.encoder.info) else f" --encoder {name}"  # a file alone never makes a program run code
+    own = (
+        "" if from_a_library(run.encoder.info) else f" --encoder {name}"
+    )  # a file alone never makes a program run code
     print(f"next       byol evaluate {run.folder}{own} --train LABELLED_TRAIN --test LABELLED_TEST")
     print(f"           byol embed {run.folder}{own} --data IMAGES --out features.npz")

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from byol.data.decode import BadImage
-from byol.data.sources import Images
+from byol.data.images import Images
 from byol.data.workers import arriving, loader
 from byol.errors import DataError
 from byol.method.crops import Crops, crop_boxes, crop_draws, crop_resize, draw_crops
@@ -86,7 +86,9 @@ def resident_batches(images: Tensor, plan: BatchPlan, start: int = 0) -> Iterato
     for position in range(start * plan.batch_size, 2**62, micro):
         epochs, indices = members(position, micro, plan.seed, plan.images)
         chosen = images[to_device(indices, images.device)].repeat_interleave(plan.crops, dim=0)
-        crops = crop_resize(chosen, _crops(plan, epochs, indices, height, width), plan.size, plan.views.antialias)
+        crops = crop_resize(
+            chosen, _crops(plan, epochs, indices, height, width), plan.size, plan.views.antialias
+        )
         yield Batch(crops.div_(255).clamp_(0, 1).view(micro, plan.crops, *crops.shape[1:]), indices)
 
 
@@ -97,7 +99,15 @@ def _crops(plan: BatchPlan, epochs: Tensor, indices: Tensor, height: int, width:
     heights, widths = torch.full((count,), height), torch.full((count,), width)
     view = torch.arange(count) % plan.crops
     return draw_crops(
-        plan.seed, epochs, indices, view, heights, widths, area=views.crop_area, ratio=views.crop_ratio, flip=views.flip
+        plan.seed,
+        epochs,
+        indices,
+        view,
+        heights,
+        widths,
+        area=views.crop_area,
+        ratio=views.crop_ratio,
+        flip=views.flip,
     )
 
 
@@ -131,7 +141,9 @@ def load_resident(images: Images, report: BadImageReport) -> Tensor:
             )
         result[index] = pixels
     if result is None:
-        raise DataError(f"None of the {len(images)} images can be read. Run on other files, or see bad_files.jsonl.")
+        raise DataError(
+            f"None of the {len(images)} images can be read. Run on other files, or see bad_files.jsonl."
+        )
     unreadable = set(bad)
     for index in bad:
         substitute = next(i for i in substitutes(index, len(images)) if i not in unreadable)
@@ -172,12 +184,16 @@ class _Chunks(torch.utils.data.Dataset[Chunk]):
         epochs, chosen = members(position, count, self.plan.seed, self.plan.images)
         indices = chosen.tolist()
         crops = torch.empty((count, self.plan.crops, self.channels, *self.plan.size), dtype=torch.uint8)
-        drawn = torch.stack([crop_draws(self.plan.seed, epochs, chosen, view) for view in range(self.plan.crops)], dim=1)
+        drawn = torch.stack(
+            [crop_draws(self.plan.seed, epochs, chosen, view) for view in range(self.plan.crops)], dim=1
+        )
         bad: list[tuple[int, str]] = []
         try:
             for row, index in enumerate(indices):
                 crops[row] = cut(self._readable(index, bad), self.plan, drawn[row])
-        except DataError as failure:  # sent as a value: an exception would arrive wrapped in a worker's traceback
+        except (
+            DataError
+        ) as failure:  # sent as a value: an exception would arrive wrapped in a worker's traceback
             return Chunk(crops, indices, bad, str(failure))
         return Chunk(crops, indices, bad)
 
@@ -201,9 +217,13 @@ def cut(picture: Any, plan: BatchPlan, drawn: Tensor) -> Tensor:
         resized = crop_resize(image.expand(len(drawn), -1, -1, -1), crops, plan.size, antialias=False)
         return resized.round_().clamp_(0, 255).to(torch.uint8)
     result = torch.empty((len(drawn), image.shape[1], *plan.size), dtype=torch.uint8)
-    for view, ((top, left, tall, wide), flip) in enumerate(zip(crops.boxes.tolist(), crops.flips.tolist(), strict=True)):
+    for view, ((top, left, tall, wide), flip) in enumerate(
+        zip(crops.boxes.tolist(), crops.flips.tolist(), strict=True)
+    ):
         crop = image[:, :, top : top + tall, left : left + wide]
-        resized = F.interpolate(crop, plan.size, mode="bicubic", antialias=True)[0]  # as Pillow's, in a quarter of its time
+        resized = F.interpolate(crop, plan.size, mode="bicubic", antialias=True)[
+            0
+        ]  # as Pillow's, in a quarter of its time
         result[view] = resized.flip(2) if flip else resized
     return result
 

@@ -96,7 +96,10 @@ def to_array(picture: Image.Image) -> Pixels:
 
 
 def _opened(data: bytes) -> Image.Image:
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # our own limit speaks, lower or higher than Pillow's
+    limit, Image.MAX_IMAGE_PIXELS = (
+        Image.MAX_IMAGE_PIXELS,
+        None,
+    )  # our own limit speaks, lower or higher than Pillow's
     try:
         return Image.open(BytesIO(data), formats=FORMATS)
     finally:

@@ -18,7 +18,9 @@ logger = logging.getLogger("byol")
 class Labels:
     """The class of every image, or its classes."""
 
-    values: np.ndarray[Any, np.dtype[np.int64]]  # (N,); where an image has several labels (N, classes) of 0 and 1
+    values: np.ndarray[
+        Any, np.dtype[np.int64]
+    ]  # (N,); where an image has several labels (N, classes) of 0 and 1
     classes: tuple[str, ...]  # names; a value, or a column, is a place in it
 
     def renumbered(self, classes: tuple[str, ...]) -> "Labels":
@@ -40,15 +42,21 @@ def class_labels(values: Any, count: int, names: Sequence[str] | None = None) ->
     """
     try:
         array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-        if array.dtype == object and all(isinstance(row, np.ndarray) for row in array):  # a parquet file's column of lists
+        if array.dtype == object and all(
+            isinstance(row, np.ndarray) for row in array
+        ):  # a parquet file's column of lists
             array = np.array(array.tolist())
     except ValueError as failure:
-        raise DataError("The labels are lists of several lengths; expected one label for each image.") from failure
+        raise DataError(
+            "The labels are lists of several lengths; expected one label for each image."
+        ) from failure
     if is_matrix(array) and len(array) == count:
         classes = tuple(names or ())[: array.shape[1]]
         return Labels(array.astype(np.int64), classes + tuple(map(str, range(len(classes), array.shape[1]))))
     if array.shape not in ((count,), (count, 1)):
-        raise DataError(f"The labels have the shape {array.shape}; expected one label for each of the {count:,} images.")
+        raise DataError(
+            f"The labels have the shape {array.shape}; expected one label for each of the {count:,} images."
+        )
     array = array.reshape(count)
     if array.dtype.kind == "O" and all(isinstance(value, str) for value in array):
         array = array.astype(str)
@@ -69,7 +77,12 @@ def class_labels(values: Any, count: int, names: Sequence[str] | None = None) ->
 
 def is_matrix(labels: np.ndarray[Any, Any]) -> bool:
     """Whether labels are rows of 0 and 1, one for each class: images with several labels, or with none."""
-    return labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "biuf" and bool(np.isin(labels, (0, 1)).all())
+    return (
+        labels.ndim == 2
+        and labels.shape[1] > 1
+        and labels.dtype.kind in "biuf"
+        and bool(np.isin(labels, (0, 1)).all())
+    )
 
 
 def found_labels(values: Any, count: int, names: Sequence[str] | None = None) -> Labels | None:

@@ -56,7 +56,9 @@ def arriving(samples: "DataLoader[T]") -> Iterator[T]:
                 ) from failure
             yield sample
     finally:
-        if workers:  # now: left to the garbage collector it can take seconds, or wait as long as a traceback lives
+        if (
+            workers
+        ):  # now: left to the garbage collector it can take seconds, or wait as long as a traceback lives
             iterator._shutdown_workers()
             _kill(workers)
         atexit.unregister(at_exit)
@@ -70,7 +72,9 @@ def _started(samples: "DataLoader[T]") -> Any:
     """
     in_main = samples.num_workers > 0 and threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGCHLD) if in_main else None
-    heard = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS if samples.num_workers else ())  # what is forked inherits it
+    heard = signal.pthread_sigmask(
+        signal.SIG_BLOCK, STOP_SIGNALS if samples.num_workers else ()
+    )  # what is forked inherits it
     try:
         with as_many_as_asked():
             iterator = iter(samples)

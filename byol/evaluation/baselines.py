@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from byol.encoders.encoder import Encoder
+from byol.encoders.load import untrained
 from byol.evaluation.protocols import Protocol, protocol_named
-from byol.features.encoders import untrained
 from byol.method.hidden import HiddenLayer
-from byol.weights.files import Encoder
 
 SIDE = 32  # pixels: larger images are shrunk, else their pixels would be too many features
 

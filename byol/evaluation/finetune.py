@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from byol.data.sources import Images
+from byol.data.images import Images
+from byol.encoders.encoder import Encoder, device_of
 from byol.errors import DataError, TrainingError
-from byol.evaluation.labelled import Labelled
+from byol.evaluation.inputs import Answers
 from byol.evaluation.metrics import measure
 from byol.evaluation.sgd import ClassifierConfig, Trial, batch_size_for, fit, logits_of
 from byol.evaluation.subsets import Amount, few, held_out
-from byol.evaluation.task import Answers
-from byol.features.extract import Features, check_channels, check_encoder, device_of, embed
-from byol.weights.files import Encoder
+from byol.evaluation.train_batches import Labelled
+from byol.features.embed import Features, check_channels, check_encoder, embed
 from byol.world import World, keep_freed_memory
 
 logger = logging.getLogger("byol")
@@ -81,13 +81,21 @@ def train_classifier(
     learn, choose = held_out(labels, share, seed)
     choose = images.readable(choose)
     if len(trials) > 1 and len(choose) == 0:
-        logger.warning("There are no images to choose settings on, so the middle ones of %d are taken.", len(trials))
+        logger.warning(
+            "There are no images to choose settings on, so the middle ones of %d are taken.", len(trials)
+        )
     tried: list[_Tried] = []
     part = images.subset(learn)
     if len(choose):
-        groups = [list(group) for _, group in groupby(trials, lambda trial: trial.epochs if frozen else trial)]
+        groups = [
+            list(group) for _, group in groupby(trials, lambda trial: trial.epochs if frozen else trial)
+        ]
         asked = train.subset(choose)
-        tried = [one for group in groups for one in _try(encoder, part, asked, group, config, metric, frozen=frozen, seed=seed)]
+        tried = [
+            one
+            for group in groups
+            for one in _try(encoder, part, asked, group, config, metric, frozen=frozen, seed=seed)
+        ]
     best = max(tried, key=_Tried.rank, default=None)
     if best is not None and best.score is None:
         raise TrainingError(_diverged(config))
@@ -120,7 +128,9 @@ def trials_of(config: ClassifierConfig) -> list[Trial]:
 
 def _diverged(config: ClassifierConfig) -> str:
     rates = ", ".join(f"{rate:g}" for rate in config.base_lrs)
-    return f"The training diverged with every learning rate that was tried (base_lrs {rates}). Try lower ones."
+    return (
+        f"The training diverged with every learning rate that was tried (base_lrs {rates}). Try lower ones."
+    )
 
 
 def _try(
@@ -138,14 +148,19 @@ def _try(
     tuned = encoder if frozen else copy.deepcopy(encoder)
     classifiers = fit(tuned, images, trials, config, frozen=frozen, seed=seed)
     if not sound(tuned, images):
-        return [_Tried(trial, classifier, None, 0.0) for trial, classifier in zip(trials, classifiers, strict=True)]
+        return [
+            _Tried(trial, classifier, None, 0.0)
+            for trial, classifier in zip(trials, classifiers, strict=True)
+        ]
     features = embed(tuned, choose, workers=images.workers)
     assert features.y is not None
     tried = []
     for trial, classifier in zip(trials, classifiers, strict=True):
         logits = logits_of(classifier, features.x, config)
         score = measure(metric, logits.numpy(), features.y) if finite(classifier) else None
-        tried.append(_Tried(trial, classifier, score, F.cross_entropy(logits, torch.from_numpy(features.y)).item()))
+        tried.append(
+            _Tried(trial, classifier, score, F.cross_entropy(logits, torch.from_numpy(features.y)).item())
+        )
         logger.info("epochs %g, base_lr %g, weight_decay %g: %s %s", *asdict(trial).values(), metric, score)
     return tried
 
@@ -169,9 +184,15 @@ def check(encoder: Encoder, train: Images, test: Images | Features) -> np.ndarra
             check_channels(encoder, images, role)
     labels = train.labels
     if labels is None:
-        raise DataError(f"{train.description} carry no labels to learn from. Give images whose classes are known.")
+        raise DataError(
+            f"{train.description} carry no labels to learn from. Give images whose classes are known."
+        )
     if len(np.unique(labels)) < 2:
-        raise DataError(f"Only one class occurs among {train.description}; expected at least two to learn from.")
+        raise DataError(
+            f"Only one class occurs among {train.description}; expected at least two to learn from."
+        )
     if not finite(encoder):
-        raise DataError("The encoder's weights hold NaN or infinity: they are damaged or diverged. Take another checkpoint.")
+        raise DataError(
+            "The encoder's weights hold NaN or infinity: they are damaged or diverged. Take another checkpoint."
+        )
     return labels

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from byol.errors import ConfigError, DataError
-from byol.features.extract import Features
+from byol.features.embed import Features
 from byol.features.neighbours import nearest
 
 BLOCK = 2**26  # votes held at once, in bytes
 
 
-def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, *, k: int = 20, temperature: float = 0.07) -> Tensor:
+def knn_predict(
+    bank: Tensor, labels: Tensor, queries: Tensor, *, k: int = 20, temperature: float = 0.07
+) -> Tensor:
     """The class of each query (Q, D): its k most similar rows of the bank (N, D) vote with weight exp(cosine / temperature).
 
     Labels are int64 (N,) from 0. Fewer than k rows: all of them vote. Works in blocks on the bank's device; returns int64 (Q,).
@@ -24,7 +26,9 @@ def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, *, k: int = 20, t
     return knn_votes(bank, labels, queries, (k,), temperature)[0].argmax(dim=1)
 
 
-def knn_votes(bank: Tensor, labels: Tensor, queries: Tensor, ks: Sequence[int], temperature: float) -> list[Tensor]:
+def knn_votes(
+    bank: Tensor, labels: Tensor, queries: Tensor, ks: Sequence[int], temperature: float
+) -> list[Tensor]:
     """For each k the votes of the k nearest rows for every class, float32 (Q, classes) on the bank's device.
 
     The votes of a query are relative to its nearest row's. Labels are int64 (N,) from 0, or (N, classes) of 0 and 1.
@@ -35,7 +39,9 @@ def knn_votes(bank: Tensor, labels: Tensor, queries: Tensor, ks: Sequence[int], 
             f"kNN got {len(bank)} rows and {len(labels)} labels to vote; expected the same number, at least 1, labels from 0."
         )
     if bank.ndim != 2 or bank.shape[1:] != queries.shape[1:]:
-        raise DataError(f"kNN got rows {tuple(bank.shape)} and queries {tuple(queries.shape)}; expected (N, D) and (Q, D).")
+        raise DataError(
+            f"kNN got rows {tuple(bank.shape)} and queries {tuple(queries.shape)}; expected (N, D) and (Q, D)."
+        )
     cosines, rows = nearest(bank, queries.to(bank.device), max(ks))
     # Relative to the nearest: the votes' ratios stay, and at a small temperature they neither overflow nor all vanish.
     weights = ((cosines - cosines[:, :1]) / temperature).exp()
@@ -66,8 +72,14 @@ def knn_correct(
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Which queries get their own label from the bank's votes: bool (Q,). Labels of both must mean the same classes."""
     if bank.y is None or queries.y is None:
-        raise DataError("kNN needs labels on both sides: of the images that vote and of the images that are scored.")
+        raise DataError(
+            "kNN needs labels on both sides: of the images that vote and of the images that are scored."
+        )
     predicted = knn_predict(
-        torch.from_numpy(bank.x), torch.from_numpy(bank.y), torch.from_numpy(queries.x), k=k, temperature=temperature
+        torch.from_numpy(bank.x),
+        torch.from_numpy(bank.y),
+        torch.from_numpy(queries.x),
+        k=k,
+        temperature=temperature,
     )
     return np.asarray(predicted.numpy() == queries.y)

@@ -14,7 +14,9 @@ from torch import Tensor
 from byol.errors import DataError
 from byol.evaluation.subsets import held_out
 
-L2 = tuple(10 ** (-6 + 11 * i / 44) for i in range(45))  # paper: 45 values, even in the logarithm, from 1e-6 to 1e5
+L2 = tuple(
+    10 ** (-6 + 11 * i / 44) for i in range(45)
+)  # paper: 45 values, even in the logarithm, from 1e-6 to 1e5
 logger = logging.getLogger("byol")
 HELD_OUT = 0.1  # of the training images, to choose the l2 on
 BLOCK = 2**24  # logits held at once
@@ -52,7 +54,13 @@ def accuracy(scores: Tensor, y: Tensor) -> float:
 
 
 def fit(
-    x: Tensor, y: Tensor, classes: int, *, l2: Sequence[float] = L2, seed: int = 0, measure: Measure = accuracy
+    x: Tensor,
+    y: Tensor,
+    classes: int,
+    *,
+    l2: Sequence[float] = L2,
+    seed: int = 0,
+    measure: Measure = accuracy,
 ) -> Classifier:
     """Fit on features (N, D) with labels int64 (N,), or (N, classes) of 0 and 1, on the features' device.
 
@@ -61,7 +69,9 @@ def fit(
     average the middle of the l2 values is taken.
     """
     if len(y.unique(dim=0)) < 2:
-        raise DataError("Logistic regression needs at least two classes among the training images; there is one.")
+        raise DataError(
+            "Logistic regression needs at least two classes among the training images; there is one."
+        )
     mean, std = moments(x)
     order, count = held_out_first(y, seed)
     axes, variance = principal_axes(x, mean, std)
@@ -90,7 +100,9 @@ def held_out_first(y: Tensor, seed: int) -> tuple[Tensor, int]:
         return shuffled.to(y.device), int(HELD_OUT * len(y))
     chosen = torch.zeros(len(y), dtype=torch.bool)
     chosen[torch.from_numpy(held_out(y.cpu().numpy(), HELD_OUT, seed)[1])] = True
-    return torch.cat([shuffled[chosen[shuffled]], shuffled[~chosen[shuffled]]]).to(y.device), int(chosen.sum())
+    return torch.cat([shuffled[chosen[shuffled]], shuffled[~chosen[shuffled]]]).to(y.device), int(
+        chosen.sum()
+    )
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,7 +191,11 @@ def lbfgs(x: Tensor, y: Tensor, start: Tensor, scale: Tensor, l2: float, toleran
     """Where the loss of `parameters * scale` is least, from a start (classes, D + 1) on."""
     parameters = start.clone()
     solver = torch.optim.LBFGS(
-        [parameters], max_iter=300, tolerance_grad=tolerance, tolerance_change=1e-9, line_search_fn="strong_wolfe"
+        [parameters],
+        max_iter=300,
+        tolerance_grad=tolerance,
+        tolerance_change=1e-9,
+        line_search_fn="strong_wolfe",
     )
 
     @torch.no_grad()  # the gradient is given by hand: autograd would keep more copies of the logits
@@ -207,7 +223,9 @@ def loss_and_gradient(x: Tensor, y: Tensor, parameters: Tensor, l2: float) -> tu
             error = log_p.exp_().scatter_add_(1, labels[:, None], z.new_full((len(z), 1), -1.0))
         else:
             truth = labels.to(z.dtype)
-            loss += F.binary_cross_entropy_with_logits(z, truth, reduction="none").sum(dtype=torch.float64) / len(x)
+            loss += F.binary_cross_entropy_with_logits(z, truth, reduction="none").sum(
+                dtype=torch.float64
+            ) / len(x)
             error = z.sigmoid_().sub_(truth)
         by_weight.addmm_(error.T, rows, alpha=1 / len(x))
         by_bias += error.sum(dim=0) / len(x)

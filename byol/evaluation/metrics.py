@@ -12,7 +12,11 @@ import numpy as np
 from byol.errors import ConfigError, did_you_mean
 
 Array = np.ndarray[Any, Any]
-METRICS = ("top1", "mean_per_class", "map11")  # paper Table 10: top-1, mean per class, 11-point mAP of VOC 2007
+METRICS = (
+    "top1",
+    "mean_per_class",
+    "map11",
+)  # paper Table 10: top-1, mean per class, 11-point mAP of VOC 2007
 RESAMPLES = 1000
 
 
@@ -22,7 +26,9 @@ def metric_for(labels: Array, name: str | None) -> str:
     if name is None:
         return "map11" if several else "top1"
     if name not in METRICS:
-        raise ConfigError(f"There is no metric {name!r}.{did_you_mean(name, METRICS)} There are: {', '.join(METRICS)}.")
+        raise ConfigError(
+            f"There is no metric {name!r}.{did_you_mean(name, METRICS)} There are: {', '.join(METRICS)}."
+        )
     if several != (name == "map11"):
         kind, right = ("several labels", "map11") if several else ("one label", "top1 or mean_per_class")
         raise ConfigError(f"The metric is {name}, but these images have {kind} each; expected {right}.")
@@ -59,7 +65,9 @@ def mean_per_class(right: Array, labels: Array) -> float:
 
 def mean_average_precision(scores: Array, labels: Array) -> float:
     """The 11-point average precision of VOC 2007, averaged over the classes with an image; 0 when there is none."""
-    columns = [_Ranking(scores[:, c], labels[:, c]).precision() for c in range(labels.shape[1]) if labels[:, c].any()]
+    columns = [
+        _Ranking(scores[:, c], labels[:, c]).precision() for c in range(labels.shape[1]) if labels[:, c].any()
+    ]
     return float(np.mean(columns)) if columns else 0.0
 
 
@@ -69,7 +77,9 @@ class _Ranking:
     def __init__(self, scores: Array, truth: Array) -> None:
         self.order = np.argsort(-scores, kind="stable")
         ranked = scores[self.order]
-        self.ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))  # equal scores are taken all at once
+        self.ends = np.flatnonzero(
+            np.append(ranked[1:] != ranked[:-1], True)
+        )  # equal scores are taken all at once
         self.truth = truth[self.order].astype(np.int64)
 
     def precision(self, weights: Array | None = None) -> float:
@@ -99,7 +109,9 @@ def interval(metric: str, answers: Sequence[Array], labels: Array, seed: int = 0
         drawn = (drawn + (value - drawn.mean())).clip(0, 1)
     else:
         right = np.mean([place(scores, labels) == 0 for scores in answers], axis=0)
-        drawn = resampled_means(right, labels if metric == "mean_per_class" else np.zeros_like(labels), generator)
+        drawn = resampled_means(
+            right, labels if metric == "mean_per_class" else np.zeros_like(labels), generator
+        )
     return bounds(drawn)
 
 

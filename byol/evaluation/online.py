@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from byol.data.sources import Images
+from byol.data.images import Images
 from byol.errors import DataError
-from byol.evaluation.labelled import UNREADABLE, cross_entropy
 from byol.evaluation.sgd import new_classifier
-from byol.features.extract import Features
+from byol.evaluation.train_batches import UNREADABLE, cross_entropy
+from byol.features.embed import Features
 from byol.method.byol import BYOL
 from byol.method.transfer import to_device
 
@@ -31,12 +31,16 @@ class OnlineProbe(nn.Module):
     def __init__(self, learner: BYOL, images: Images, seed: int) -> None:
         super().__init__()
         if images.labels is None or images.classes is None:
-            raise DataError(f"{images.description} carry no labels, which the online probe learns from. Leave it off.")
+            raise DataError(
+                f"{images.description} carry no labels, which the online probe learns from. Leave it off."
+            )
         device = next(learner.parameters()).device
         self.classifier = new_classifier(learner.representation_size, len(images.classes), seed).to(device)
         self._labels = torch.tensor(images.labels, device=device)  # int64 (N,)
         self._correct, self._seen = torch.zeros(2, dtype=torch.int64, device=device)
-        self.representation: Tensor | None = None  # of view 1, and perhaps of view 2 behind it, in the pass just made
+        self.representation: Tensor | None = (
+            None  # of view 1, and perhaps of view 2 behind it, in the pass just made
+        )
 
     def forward(self, representation: Tensor) -> Tensor:
         """The logits (B, classes), float32."""

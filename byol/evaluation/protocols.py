@@ -11,18 +11,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from byol.encoders.encoder import Encoder, device_of
 from byol.errors import ConfigError, DataError, did_you_mean
 from byol.evaluation import linear
 from byol.evaluation.finetune import FINETUNE, LINEAR_SGD, SEMI, train_classifier
+from byol.evaluation.inputs import (
+    TRAINING,
+    Answers,
+    EvaluationConfig,
+    Given,
+    labelled,
+    same_classes,
+    same_images,
+)
 from byol.evaluation.knn import knn_votes
 from byol.evaluation.metrics import measure, metric_for
-from byol.evaluation.scores import Score, score_of
+from byol.evaluation.score import Score, score_of
 from byol.evaluation.sgd import ClassifierConfig
 from byol.evaluation.subsets import Amount, few
-from byol.evaluation.task import TRAINING, Answers, EvaluationConfig, Given, labelled, same_classes, same_images
-from byol.features.extract import Features, check_encoder, device_of
+from byol.features.embed import Features, check_encoder
 from byol.method.draws import check_seed
-from byol.weights.files import Encoder
 
 logger = logging.getLogger("byol")
 
@@ -31,7 +39,9 @@ logger = logging.getLogger("byol")
 class Protocol:
     """A way to judge an encoder."""
 
-    run: Callable[[Encoder, Given, Given, EvaluationConfig, int], dict[str, Answers]]  # train, test, settings, seed
+    run: Callable[
+        [Encoder, Given, Given, EvaluationConfig, int], dict[str, Answers]
+    ]  # train, test, settings, seed
     random: bool  # whether another seed may give another score
     on_images: bool = False  # whether it works on the images, which it augments, and not on features
     tunes: bool = False  # whether it trains the encoder too
@@ -39,7 +49,9 @@ class Protocol:
     settings: tuple[str, ...] = ()  # of `EvaluationConfig`, that it uses besides the metric
 
 
-def knn(encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig, seed: int) -> dict[str, Answers]:
+def knn(
+    encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig, seed: int
+) -> dict[str, Answers]:
     """Answers by the votes of the nearest training images; one for each k, named knn-K if there are several."""
     bank, queries = train.features, test.features
     assert bank.y is not None
@@ -54,14 +66,20 @@ def knn(encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig,
     )
     answers = {}
     for k, voted in zip(settings.k, votes, strict=True):
-        scores = voted.masked_fill(voted == 0, -torch.inf) if bank.y.ndim == 1 else voted  # no vote, no answer
+        scores = (
+            voted.masked_fill(voted == 0, -torch.inf) if bank.y.ndim == 1 else voted
+        )  # no vote, no answer
         voters = {"voters": len(bank.x)} if k > len(bank.x) else {}  # all there are
         used = {"k": k, **voters, "temperature": settings.temperature, "similarity": "cosine"}
-        answers["knn" if len(votes) == 1 else f"knn-{k}"] = Answers(scores.cpu().numpy(), queries.y, used, len(bank.x))
+        answers["knn" if len(votes) == 1 else f"knn-{k}"] = Answers(
+            scores.cpu().numpy(), queries.y, used, len(bank.x)
+        )
     return answers
 
 
-def logistic(encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig, seed: int) -> dict[str, Answers]:
+def logistic(
+    encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig, seed: int
+) -> dict[str, Answers]:
     """Answers by logistic regression; the l2 is chosen on a tenth of every class."""
     known, asked = train.features, test.features
     assert known.y is not None
@@ -75,17 +93,28 @@ def logistic(encoder: Encoder, train: Given, test: Given, settings: EvaluationCo
     device = roomy(device_of(encoder), 3 * known.x.size)
     x, y = (torch.from_numpy(part).to(device) for part in (known.x, known.y))
     classifier = linear.fit(x, y, classes, seed=seed, measure=held_out)
-    used = {"solver": "L-BFGS", "l2": classifier.l2, "l2_values": len(linear.L2), "held_out": classifier.held_out}
+    used = {
+        "solver": "L-BFGS",
+        "l2": classifier.l2,
+        "l2_values": len(linear.L2),
+        "held_out": classifier.held_out,
+    }
     scores = classifier.logits(torch.from_numpy(asked.x).to(device)).cpu().numpy()
     return {"linear": Answers(scores, asked.y, used, len(known.x))}
 
 
-def training(name: str, usual: ClassifierConfig, *, frozen: bool = False, amount: Amount | None = None) -> Protocol:
+def training(
+    name: str, usual: ClassifierConfig, *, frozen: bool = False, amount: Amount | None = None
+) -> Protocol:
     """The protocol that trains a classifier on images, by default with the encoder and on all labels."""
 
-    def run(encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig, seed: int) -> dict[str, Answers]:
+    def run(
+        encoder: Encoder, train: Given, test: Given, settings: EvaluationConfig, seed: int
+    ) -> dict[str, Answers]:
         config = settings.classifier(usual)
-        asked = test.features if frozen else test.images  # a frozen encoder's features are there for other protocols too
+        asked = (
+            test.features if frozen else test.images
+        )  # a frozen encoder's features are there for other protocols too
         answers = train_classifier(
             encoder,
             train.images,
@@ -150,12 +179,20 @@ def evaluate(
     names = tuple(field.name for field in fields(EvaluationConfig))
     for name in settings:
         if name not in names:
-            raise ConfigError(f"There is no setting {name!r}.{did_you_mean(name, names)} There are: {', '.join(names)}.")
+            raise ConfigError(
+                f"There is no setting {name!r}.{did_you_mean(name, names)} There are: {', '.join(names)}."
+            )
     config = EvaluationConfig(**settings)
     asked = (protocols,) if isinstance(protocols, str) else tuple(protocols)
     check_protocols(asked)
     check_settings(asked, config)
-    return dict(judge(prepare(encoder, train, test, protocols, config, seed=seed, seeds=seeds, workers=workers, cache=cache)))
+    return dict(
+        judge(
+            prepare(
+                encoder, train, test, protocols, config, seed=seed, seeds=seeds, workers=workers, cache=cache
+            )
+        )
+    )
 
 
 def prepare(
@@ -186,14 +223,20 @@ def prepare(
     opened = same_classes(learned, labelled(test, "test", channels, learned.classes))
     for role, source in zip(("train", "test"), opened, strict=True):
         if isinstance(source, Features) and source.encoder not in (None, encoder.checksum()):
-            raise ConfigError(f"The features given as {role} are of another encoder. Give those of this one, or the images.")
+            raise ConfigError(
+                f"The features given as {role} are of another encoder. Give those of this one, or the images."
+            )
     picky = [one for one in protocols if protocol_named(one).on_images]
     if picky and any(isinstance(source, Features) for source in opened):
-        raise ConfigError(f"The protocol {picky[0]} works on images, and features were given. Give the images.")
+        raise ConfigError(
+            f"The protocol {picky[0]} works on images, and features were given. Give the images."
+        )
     train, test = (Given(source, encoder, workers, folder) for source in opened)
     metric = metric_for(train.labels, settings.metric)
     if picky and metric == "map11":
-        raise ConfigError(f"The protocol {picky[0]} learns one label an image, and these have several. Use knn and linear.")
+        raise ConfigError(
+            f"The protocol {picky[0]} learns one label an image, and these have several. Use knn and linear."
+        )
     if train.labels.ndim == 1:
         check_labels(train, [amount for one in picky if (amount := protocol_named(one).amount) is not None])
     same = same_images(*opened)
@@ -207,7 +250,9 @@ def check_labels(train: Given, amounts: Sequence[Amount]) -> None:
     A percentage that comes to less than one image of a class is warned of: one is taken.
     """
     if len(np.unique(train.labels)) < 2:
-        raise DataError(f"Only one class occurs among {train.description}; expected at least two to learn from.")
+        raise DataError(
+            f"Only one class occurs among {train.description}; expected at least two to learn from."
+        )
     for amount in amounts:
         rows = few(train.labels, amount, classes=train.source.classes)
         if not amount.per_class and len(rows) > max(1.5 * amount.value / 100 * len(train.labels), 1):
@@ -223,7 +268,10 @@ def check_settings(protocols: Sequence[str], settings: EvaluationConfig) -> None
     usual = EvaluationConfig()
     for name in (field.name for field in fields(EvaluationConfig)):
         if name not in used and getattr(settings, name) != getattr(usual, name):
-            takers = [*(known for known in PROTOCOLS if name in PROTOCOLS[known].settings), *([f"{FEW}N"] * (name in TRAINING))]
+            takers = [
+                *(known for known in PROTOCOLS if name in PROTOCOLS[known].settings),
+                *([f"{FEW}N"] * (name in TRAINING)),
+            ]
             raise ConfigError(
                 f"{name} was given, which {' and '.join(protocols)} {'does' if len(protocols) == 1 else 'do'} not use. "
                 f"Leave it out, or add a protocol that does: {', '.join(takers)}."
@@ -243,7 +291,9 @@ def protocol_named(name: str) -> Protocol:
     if name.startswith(FEW):
         return training(name, SEMI, amount=Amount.parse(name.removeprefix(FEW)))
     if name not in PROTOCOLS:
-        raise ConfigError(f"There is no protocol {name!r}.{did_you_mean(name, known())} There are: {', '.join(known())}.")
+        raise ConfigError(
+            f"There is no protocol {name!r}.{did_you_mean(name, known())} There are: {', '.join(known())}."
+        )
     return PROTOCOLS[name]
 
 

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from byol.encoders.encoder import Encoder
 from byol.errors import ConfigError
-from byol.evaluation.labelled import Labelled, cross_entropy
+from byol.evaluation.train_batches import Labelled, cross_entropy
 from byol.method.draws import seed_of
 from byol.method.heads import init_truncated
 from byol.method.lars import parameter_groups
 from byol.method.pixels import normalise_, to_float
 from byol.method.schedules import learning_rate
-from byol.weights.files import Encoder
 from byol.world import Precision, World, autocast
 
 
@@ -55,8 +55,18 @@ class ClassifierConfig:
             _check(len(values) > 0 and good, name, values, f"at least one number, all {least} and below 1e30")
         _check(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
         _check(0 <= self.held_out < 1, "held_out", self.held_out, "a share from 0 to less than 1")
-        _check(0 < self.crop_area[0] <= self.crop_area[1] <= 1, "crop_area", self.crop_area, "two shares, the smaller first")
-        _check(self.logit_cap is None or 0 < self.logit_cap < 1e30, "logit_cap", self.logit_cap, "a positive number below 1e30")
+        _check(
+            0 < self.crop_area[0] <= self.crop_area[1] <= 1,
+            "crop_area",
+            self.crop_area,
+            "two shares, the smaller first",
+        )
+        _check(
+            self.logit_cap is None or 0 < self.logit_cap < 1e30,
+            "logit_cap",
+            self.logit_cap,
+            "a positive number below 1e30",
+        )
         _check(0 <= self.logit_penalty < 1e30, "logit_penalty", self.logit_penalty, "0 or more, below 1e30")
 
 
@@ -70,7 +80,13 @@ class Trial:
 
 
 def fit(
-    encoder: Encoder, images: Labelled, trials: Sequence[Trial], config: ClassifierConfig, *, frozen: bool, seed: int
+    encoder: Encoder,
+    images: Labelled,
+    trials: Sequence[Trial],
+    config: ClassifierConfig,
+    *,
+    frozen: bool,
+    seed: int,
 ) -> list[nn.Linear]:
     """Train a linear classifier for each trial, side by side; unless frozen, the encoder with it, in place.
 
@@ -83,7 +99,9 @@ def fit(
     batch_size = batch_size_for(len(images), config.batch_size)
     total_steps = max(1, int(trials[0].epochs * len(images)) // batch_size)
     classifiers = [new_classifier(encoder.info.features, images.classes, seed).to(device) for _ in trials]
-    generators = [torch.default_generator]  # torch.manual_seed reseeds all GPUs, and only one's state is put back
+    generators = [
+        torch.default_generator
+    ]  # torch.manual_seed reseeds all GPUs, and only one's state is put back
     if device.type == "cuda":
         generators.append(torch.cuda.default_generators[device.index or 0])
     with torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -95,7 +113,11 @@ def fit(
         for step, (crops, y) in enumerate(batches):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(
-                    step, base_lr=group["base_lr"], batch_size=batch_size, total_steps=total_steps, warmup_steps=0
+                    step,
+                    base_lr=group["base_lr"],
+                    batch_size=batch_size,
+                    total_steps=total_steps,
+                    warmup_steps=0,
                 )
             for generator in generators:  # for dropout and the like
                 generator.manual_seed(seed_of(seed, step))
@@ -128,7 +150,9 @@ def sgd(
     for classifier, trial in zip(classifiers, trials, strict=True):
         decay = trial.weight_decay / (trial.base_lr * batch_size / 256)
         for part in (classifier,) if network is None else (classifier, network):
-            groups += [{**group, "base_lr": trial.base_lr} for group in parameter_groups(part, weight_decay=decay)]
+            groups += [
+                {**group, "base_lr": trial.base_lr} for group in parameter_groups(part, weight_decay=decay)
+            ]
     return torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True, foreach=True)
 
 
@@ -152,10 +176,14 @@ def capped(logits: Tensor, cap: float | None) -> Tensor:
 
 
 @torch.no_grad()
-def logits_of(classifier: nn.Linear, x: np.ndarray[Any, np.dtype[np.float32]], config: ClassifierConfig) -> Tensor:
+def logits_of(
+    classifier: nn.Linear, x: np.ndarray[Any, np.dtype[np.float32]], config: ClassifierConfig
+) -> Tensor:
     """The logits (N, classes), on the host, of representations (N, D)."""
     parts = torch.from_numpy(x).split(4096)
-    return torch.cat([capped(classifier(part.to(classifier.weight.device)), config.logit_cap).cpu() for part in parts])
+    return torch.cat(
+        [capped(classifier(part.to(classifier.weight.device)), config.logit_cap).cpu() for part in parts]
+    )
 
 
 def batch_size_for(images: int, most: int) -> int:

@@ -28,9 +28,13 @@ class Amount:
 
     def __post_init__(self) -> None:
         if self.per_class and not (self.value >= 1 and float(self.value).is_integer()):
-            raise ConfigError(f"{self.value:g} images per class were asked for; expected a whole number of at least 1.")
+            raise ConfigError(
+                f"{self.value:g} images per class were asked for; expected a whole number of at least 1."
+            )
         if not self.per_class and not 0 < self.value <= 100:
-            raise ConfigError(f"{self.value:g} % of the labels were asked for; expected more than 0 and at most 100.")
+            raise ConfigError(
+                f"{self.value:g} % of the labels were asked for; expected more than 0 and at most 100."
+            )
 
     @classmethod
     def parse(cls, text: str) -> "Amount":

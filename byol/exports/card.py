@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from byol.encoders.encoder import Encoder, EncoderInfo
 from byol.errors import CheckpointError
-from byol.evaluation.scores import TITLES, in_words, read_scores
-from byol.weights.files import Encoder, EncoderInfo
+from byol.evaluation.score import TITLES, in_words, read_scores
 
 TIMM = """```python
 import timm
@@ -79,7 +79,9 @@ def training_section(run: Path) -> str:
     try:
         plan = json.loads(path.read_text())["plan"]
         rows = {
-            "encoder": " ".join([plan["encoder"], *(f"{name}={value}" for name, value in plan["encoder_options"].items())]),
+            "encoder": " ".join(
+                [plan["encoder"], *(f"{name}={value}" for name, value in plan["encoder_options"].items())]
+            ),
             "images": f"{plan['images']:,}, without labels",
             "views": " x ".join(str(side) for side in plan["image_size"]) + " pixels",
             "epochs": f"{plan['epochs']:g} ({plan['total_steps']:,} steps of {plan['batch_size']:,} images)",
@@ -118,7 +120,16 @@ def score_section(encoder: Encoder, run: Path) -> str:
         )
         for score in found.values()
     ]
-    head = ("protocol", "metric", "%", "95 % interval", "classes", "labelled images", "test images", "settings")
+    head = (
+        "protocol",
+        "metric",
+        "%",
+        "95 % interval",
+        "classes",
+        "labelled images",
+        "test images",
+        "settings",
+    )
     return f"## Scores\n\n{table(('data set', *head) if named else head, rows)}" if rows else ""
 
 

@@ -12,15 +12,15 @@ import torch
 from safetensors import SafetensorError
 
 from byol.disk import filling, replacing, write_text
+from byol.encoders import encoder as files
+from byol.encoders.encoder import Encoder
+from byol.encoders.load import from_a_library, load_encoder
 from byol.errors import ByolError, ConfigError, did_you_mean
 from byol.exports.card import card
 from byol.exports.graphs import write_graph
 from byol.exports.layouts import DoesNotFit, fitted, write_timm, write_torchvision
 from byol.exports.verify import Check, agrees, difference, in_words
-from byol.features.encoders import from_a_library, load_encoder
-from byol.features.extract import check_encoder
-from byol.weights import files
-from byol.weights.files import Encoder
+from byol.features.embed import check_encoder
 
 Format = Literal["safetensors", "torchvision", "timm", "huggingface", "torch.export", "onnx"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -78,7 +78,9 @@ def export(
         format = format_of(path, format)
         check_options(format, from_pixels, model)
         check_place(path, format)
-        encoder = copy.deepcopy(encoder).to(torch.device("cpu")).to(memory_format=torch.contiguous_format).eval()
+        encoder = (
+            copy.deepcopy(encoder).to(torch.device("cpu")).to(memory_format=torch.contiguous_format).eval()
+        )
         place = filling if format in FOLDERS else replacing
         with torch.random.fork_rng([]), place(path) as temporary:  # the caller's random state stays as it was
             check = write(encoder, temporary, format, from_pixels, None if run is None else Path(run), model)
@@ -95,7 +97,9 @@ def export(
     return Exported(path, format, check)
 
 
-def write(encoder: Encoder, path: Path, format: Format, from_pixels: bool, run: Path | None, model: str | None) -> Check:
+def write(
+    encoder: Encoder, path: Path, format: Format, from_pixels: bool, run: Path | None, model: str | None
+) -> Check:
     """Write an encoder on the CPU to a file, or into an empty folder, and load and compare it."""
     if format == "onnx" or format == "torch.export":
         return write_graph(encoder, path, format, from_pixels)
@@ -141,11 +145,17 @@ def format_of(path: Path, format: Format | None) -> Format:
             )
         return meant
     if format not in FORMATS:
-        raise ConfigError(f"There is no format {format!r}.{did_you_mean(format, FORMATS)} There are: {', '.join(FORMATS)}.")
+        raise ConfigError(
+            f"There is no format {format!r}.{did_you_mean(format, FORMATS)} There are: {', '.join(FORMATS)}."
+        )
     if format in FOLDERS and path.suffix in (".safetensors", ".pth", ".pt2", ".onnx", ".pt", ".bin"):
-        raise ConfigError(f"{path} ends in {path.suffix}, but {format} is a folder. Give a name without a suffix.")
+        raise ConfigError(
+            f"{path} ends in {path.suffix}, but {format} is a folder. Give a name without a suffix."
+        )
     if format not in FOLDERS and path.suffix not in SUFFIXES[format]:
-        raise ConfigError(f"{path} is no name for {format}; expected one that ends in {' or '.join(SUFFIXES[format])}.")
+        raise ConfigError(
+            f"{path} is no name for {format}; expected one that ends in {' or '.join(SUFFIXES[format])}."
+        )
     return format
 
 
@@ -156,7 +166,9 @@ def check_options(format: Format, from_pixels: bool, model: str | None) -> None:
             f"from_pixels=False is for onnx and torch.export; {format} never holds the normalisation in the network."
         )
     if model is not None and format not in ("torchvision", "timm", "huggingface"):
-        raise ConfigError(f"model={model!r} is for torchvision, timm and huggingface; {format} takes any network as it is.")
+        raise ConfigError(
+            f"model={model!r} is for torchvision, timm and huggingface; {format} takes any network as it is."
+        )
 
 
 def check_place(path: Path, format: Format) -> None:
@@ -165,7 +177,9 @@ def check_place(path: Path, format: Format) -> None:
         raise ConfigError(f"{path} cannot be written: there is no folder {path.parent}. Make it first.")
     if format in FOLDERS:
         if os.path.exists(path) and (not os.path.isdir(path) or any(path.iterdir())):
-            raise ConfigError(f"{path} is there already and is no empty folder. Give the name of a new one for {format}.")
+            raise ConfigError(
+                f"{path} is there already and is no empty folder. Give the name of a new one for {format}."
+            )
     elif os.path.isdir(path):
         raise ConfigError(f"{path} is a folder. Give the name of a file for {format}.")
     elif format == "torchvision" and path.name == files.FILE and os.path.exists(path):

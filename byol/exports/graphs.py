@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from byol.encoders.encoder import Encoder
 from byol.errors import ByolError, ConfigError
 from byol.exports.verify import Check, Size, agrees, allowed_sizes, difference
 from byol.method.hidden import pool, run, single_tensor
-from byol.weights.files import Encoder
 
 INPUT, OUTPUT = "images", "representation"
 PROTOBUF_LIMIT = 2**31  # bytes in one ONNX file
@@ -58,7 +58,9 @@ class Graph(nn.Module):
             outputs: list[Tensor] = []
 
             def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-                outputs.append(single_tensor(output, read.layer).clone())  # what runs behind may write into it
+                outputs.append(
+                    single_tensor(output, read.layer).clone()
+                )  # what runs behind may write into it
 
             handle = read.net.get_submodule(read.layer).register_forward_hook(keep)
             run(read.net, x)
@@ -80,7 +82,9 @@ class GridAverage(nn.Module):
         # Round up by adding, not by negating: ONNX divides towards zero.
         rows_of = [x[..., i * height // rows : ((i + 1) * height + rows - 1) // rows, :] for i in range(rows)]
         x = torch.cat([part.mean(-2, keepdim=True) for part in rows_of], -2)
-        columns_of = [x[..., i * width // columns : ((i + 1) * width + columns - 1) // columns] for i in range(columns)]
+        columns_of = [
+            x[..., i * width // columns : ((i + 1) * width + columns - 1) // columns] for i in range(columns)
+        ]
         return torch.cat([part.mean(-1, keepdim=True) for part in columns_of], -1)
 
 
@@ -111,16 +115,24 @@ def write_graph(encoder: Encoder, file: Path, format: str, from_pixels: bool) ->
 def attempt(encoder: Encoder, file: Path, format: str, from_pixels: bool, sizes: tuple[Size, ...]) -> Check:
     """Write a graph for one size, or any when there are two; raises NoGraph when torch or ONNX cannot express it."""
     any_size = len(sizes) > 1
-    described = {**encoder.info.preprocessing(), "normalised_by_graph": from_pixels, "any_image_size": any_size}
+    described = {
+        **encoder.info.preprocessing(),
+        "normalised_by_graph": from_pixels,
+        "any_image_size": any_size,
+    }
     save, load, tool = (
-        (save_onnx, load_onnx, "onnxruntime") if format == "onnx" else (save_program, load_program, "torch.export")
+        (save_onnx, load_onnx, "onnxruntime")
+        if format == "onnx"
+        else (save_program, load_program, "torch.export")
     )
     try:
         save(trace(Graph(encoder, from_pixels), encoder, any_size), file, described)
         return Check(tool, difference(encoder, load(file), sizes, normalised=not from_pixels), sizes)
     except (ByolError, OSError):
         raise
-    except Exception as failure:  # a foreign network: torch and ONNX raise nearly everything for what they lack
+    except (
+        Exception
+    ) as failure:  # a foreign network: torch and ONNX raise nearly everything for what they lack
         reason = (str(failure) or type(failure).__name__).strip().splitlines()[0]
         raise NoGraph(
             f"{type(encoder.net).__name__} cannot be expressed as {format}: {reason}. "
@@ -165,7 +177,12 @@ def save_onnx(program: torch.export.ExportedProgram, file: Path, described: dict
     """Write a .onnx file, weights and all."""
     axes = {0: "batch", **({2: "height", 3: "width"} if described["any_image_size"] else {})}
     converted = torch.onnx.export(
-        program, input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes={INPUT: axes}, dynamo=True, verbose=False
+        program,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes={INPUT: axes},
+        dynamo=True,
+        verbose=False,
     )
     assert converted is not None
     for node in converted.model.graph.all_nodes():
@@ -192,7 +209,9 @@ def check_onnx(encoder: Encoder) -> None:
         except ModuleNotFoundError as missing:
             if missing.name != name:
                 raise
-            raise ConfigError(f"ONNX needs {name}, which is not installed: pip install 'byol[export]'") from missing
+            raise ConfigError(
+                f"ONNX needs {name}, which is not installed: pip install 'byol[export]'"
+            ) from missing
     size = sum(value.numel() * value.element_size() for value in encoder.net.state_dict().values())
     if size >= PROTOBUF_LIMIT:
         raise ConfigError(

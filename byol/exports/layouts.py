@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from byol.disk import replacing, write_text
+from byol.encoders.encoder import Encoder
+from byol.encoders.load import from_a_library
 from byol.errors import ByolError, ConfigError
 from byol.exports.verify import Check, agrees, difference, in_words
-from byol.features.encoders import from_a_library
 from byol.models.build import build_encoder, library, model_names
-from byol.weights.files import Encoder
 
 OTHERWISE = "Export it as safetensors, huggingface, onnx or torch.export, which take any encoder."
 
@@ -51,7 +51,9 @@ def fitted(encoder: Encoder, source: str, model: str | None = None) -> Fitted:
     if model is None and name not in model_names(source):
         raise DoesNotFit(f"{source} has no {name}{f' with {how}' if how else ''}. {OTHERWISE}")
     if source == "torchvision" and info.channels != 3:
-        raise DoesNotFit(f"torchvision's models take 3 channels, this encoder takes {info.channels}. {OTHERWISE}")
+        raise DoesNotFit(
+            f"torchvision's models take 3 channels, this encoder takes {info.channels}. {OTHERWISE}"
+        )
     options = info.options if home == source and model is None else {}
     found = Fitted(source, model or name, options, {})
     net = fresh(found, encoder)
@@ -119,7 +121,9 @@ def write_timm(found: Fitted, encoder: Encoder, folder: Path) -> Check:
             "mean": list(info.mean),
             "std": list(info.std),
             "num_classes": 0,
-            "first_conv": theirs.first_conv if theirs and info.channels == 3 else None,  # else older timm draws it anew
+            "first_conv": theirs.first_conv
+            if theirs and info.channels == 3
+            else None,  # else older timm draws it anew
             "classifier": theirs.classifier if theirs else None,
         },
     }

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from byol.encoders.encoder import Encoder
 from byol.errors import CheckpointError
 from byol.method.pixels import normalise_
-from byol.weights.files import Encoder
 
 TOLERANCE = 1e-4  # of the largest feature
 BATCHES = (1, 2, 5)

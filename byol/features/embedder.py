@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from byol.encoders.encoder import Encoder
+from byol.encoders.load import load_encoder
 from byol.errors import ConfigError
-from byol.features.encoders import load_encoder
-from byol.features.extract import check_encoder, embed
-from byol.features.files import Values
-from byol.weights.files import Encoder
+from byol.features.embed import check_encoder, embed
+from byol.features.features import Values
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from byol.errors import ConfigError, DataError
-from byol.features.files import BLOCK, Array, Features, Rows, Values, block_rows, blocks, check_finite
+from byol.features.features import BLOCK, Array, Features, Rows, Values, block_rows, blocks, check_finite
 from byol.world import pick_device
 
 logger = logging.getLogger("byol")
@@ -56,7 +56,9 @@ def search(
     x = matrix(features)
     check_at_least_one("k", k)
     if (query is None) == (rows is None):
-        raise ConfigError("A search needs either query=, vectors (Q, D), or rows=, numbers of rows of the features.")
+        raise ConfigError(
+            "A search needs either query=, vectors (Q, D), or rows=, numbers of rows of the features."
+        )
     if query is None:
         numbers = row_numbers(rows, len(x))
         warn_of_zeros(x[numbers])
@@ -68,14 +70,18 @@ def search(
     return Neighbours(found.cpu().numpy(), cosines.cpu().numpy())
 
 
-def near_duplicates(features: Features | Array, similarity: float = 0.97, *, device: str | None = "cpu") -> list[Rows]:
+def near_duplicates(
+    features: Features | Array, similarity: float = 0.97, *, device: str | None = "cpu"
+) -> list[Rows]:
     """Groups of at least two rows whose cosine is at least `similarity`, the largest group first, rows rising.
 
     A group is a chain: each row is that similar to some other row of it, not to all. N x N comparisons. Raises ConfigError
     for a similarity that is not above 0 and at most 1.
     """
     if not 0 < similarity <= 1:
-        raise ConfigError(f"The similarity of near-duplicates is {similarity}; expected above 0 and at most 1, such as 0.97.")
+        raise ConfigError(
+            f"The similarity of near-duplicates is {similarity}; expected above 0 and at most 1, such as 0.97."
+        )
     x = matrix(features)
     group = np.arange(len(x))  # of each row: the lowest row it is known to be linked to
     for first, rows in unit_blocks(x, pick_device(device)):
@@ -89,7 +95,9 @@ def near_duplicates(features: Features | Array, similarity: float = 0.97, *, dev
     return sorted(groups, key=lambda part: (-len(part), part[0]))
 
 
-def outliers(features: Features | Array, count: int = 10, *, k: int = 10, device: str | None = "cpu") -> Outliers:
+def outliers(
+    features: Features | Array, count: int = 10, *, k: int = 10, device: str | None = "cpu"
+) -> Outliers:
     """The `count` rows least like their k nearest other rows by mean cosine (Angiulli and Pizzuti 2002). N x N comparisons."""
     x = matrix(features)
     check_at_least_one("The number of outliers", count)
@@ -118,7 +126,9 @@ def nearest(bank: Tensor | Array, queries: Tensor, k: int) -> tuple[Tensor, Tens
             if first == 0:
                 best.append((cosines, indices))
                 continue
-            cosines, indices = (torch.cat(pair, dim=1) for pair in zip(best[place], (cosines, indices), strict=True))
+            cosines, indices = (
+                torch.cat(pair, dim=1) for pair in zip(best[place], (cosines, indices), strict=True)
+            )
             cosines, order = highest(cosines, k)
             best[place] = cosines, indices.gather(1, order)
     return torch.cat([cosines for cosines, _ in best]), torch.cat([indices for _, indices in best])
@@ -170,7 +180,9 @@ def queries_of(query: Features | Array, width: int) -> Values:
     """The vectors (Q, D) of queries. Raises DataError for those that cannot be compared with rows of `width`."""
     asked = np.asarray(query.x if isinstance(query, Features) else query, dtype=np.float32)
     if asked.ndim != 2 or len(asked) == 0 or asked.shape[1] != width:
-        raise DataError(f"The query has shape {asked.shape}; expected (Q, {width}) of at least one query, by the same encoder.")
+        raise DataError(
+            f"The query has shape {asked.shape}; expected (Q, {width}) of at least one query, by the same encoder."
+        )
     check_finite(asked, "A query must be finite.")
     return asked
 
@@ -187,7 +199,9 @@ def row_numbers(rows: Any, count: int) -> Rows:
     """Numbers of rows as int64 (n,). Raises ConfigError for those that are not there."""
     chosen = np.atleast_1d(np.asarray(rows))
     if chosen.ndim != 1 or len(chosen) == 0 or chosen.dtype.kind not in "iu":
-        raise ConfigError(f"The rows are {chosen.dtype} of shape {chosen.shape}; expected at least one whole number.")
+        raise ConfigError(
+            f"The rows are {chosen.dtype} of shape {chosen.shape}; expected at least one whole number."
+        )
     if not 0 <= chosen.min() <= chosen.max() < count:
         wrong = chosen[(chosen < 0) | (chosen >= count)][0]
         raise ConfigError(f"There is no row {wrong}: the features have {count:,} rows, counted from 0.")

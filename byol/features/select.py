@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from byol.errors import ConfigError, DataError
-from byol.features.files import Array, Features, Rows, Values, blocks
+from byol.features.features import Array, Features, Rows, Values, blocks
 from byol.features.neighbours import check_at_least_one, matrix, row_numbers, unit_blocks
 
 SAMPLE, PER_CLUSTER = 100_000, 256  # rows that cluster centres are fitted to: the larger of both
@@ -36,13 +36,17 @@ def pick(features: Features | Array, count: int, *, labelled: Any = None, uncert
     check_at_least_one("The number of images to pick", count)
     weight = np.ones(len(x), dtype=np.float32) if uncertainty is None else doubt(uncertainty, len(x))
     lengths = np.concatenate([np.linalg.norm(block, axis=1) for _, block in blocks(x)]).clip(1e-12)
-    distance = np.full(len(x), np.inf, dtype=np.float32)  # of each row to the nearest chosen one; -1 when chosen itself
+    distance = np.full(
+        len(x), np.inf, dtype=np.float32
+    )  # of each row to the nearest chosen one; -1 when chosen itself
     for row in [] if labelled is None or len(labelled) == 0 else row_numbers(labelled, len(x)):
         _choose(x, lengths, row, distance)
     chosen: list[int] = []
     for _ in range(min(count, int((distance >= 0).sum()))):
         if np.isfinite(distance).any():
-            row = int(np.where(distance < 0, -1, distance * weight).argmax())  # a chosen row stays behind a weight of 0
+            row = int(
+                np.where(distance < 0, -1, distance * weight).argmax()
+            )  # a chosen row stays behind a weight of 0
         else:
             row = int(weight.argmax() if uncertainty is not None else _central(x, lengths))
         chosen.append(row)
@@ -53,7 +57,12 @@ def pick(features: Features | Array, count: int, *, labelled: Any = None, uncert
 def doubt(uncertainty: Any, count: int) -> Values:
     """Uncertainty as float32 (N,), from itself or from class probabilities (N, C). Raises DataError."""
     given = np.asarray(uncertainty)
-    if given.dtype.kind not in "biuf" or given.shape[:1] != (count,) or given.ndim > 2 or given.shape[1:] in ((0,), (1,)):
+    if (
+        given.dtype.kind not in "biuf"
+        or given.shape[:1] != (count,)
+        or given.ndim > 2
+        or given.shape[1:] in ((0,), (1,))
+    ):
         raise DataError(
             f"The uncertainty has shape {given.shape}; expected a number from 0 for each of the {count:,} feature rows, or "
             "class probabilities (N, C)."
@@ -81,9 +90,13 @@ def clusters(features: Features | Array, count: int, *, seed: int = 0) -> Cluste
         raise ConfigError("Clusters need scikit-learn. Run: pip install 'byol[search]'") from failure
     x = matrix(features)
     if not 1 <= count <= len(x):
-        raise ConfigError(f"{count} clusters of {len(x):,} rows; expected from 1 to as many as there are rows.")
+        raise ConfigError(
+            f"{count} clusters of {len(x):,} rows; expected from 1 to as many as there are rows."
+        )
     size = max(SAMPLE, PER_CLUSTER * count)
-    some = x if len(x) <= size else x[np.sort(np.random.default_rng(seed).choice(len(x), size, replace=False))]
+    some = (
+        x if len(x) <= size else x[np.sort(np.random.default_rng(seed).choice(len(x), size, replace=False))]
+    )
     fitted = np.concatenate([rows.numpy() for _, rows in unit_blocks(some, torch.device("cpu"))])
     with warnings.catch_warnings(action="ignore"):  # fewer different rows than clusters: some stay empty
         model = KMeans(count, n_init=4, random_state=seed).fit(fitted)

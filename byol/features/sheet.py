@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from byol.data.decode import BadImage
-from byol.data.sources import Images, printable
+from byol.data.images import Images, printable
 from byol.disk import check_writable, replacing
 from byol.errors import ByolError, ConfigError, DataError
-from byol.features.files import Features
+from byol.features.features import Features
 
 SIDE, GAP, LINE = 128, 10, 15  # pixels: of a picture, between pictures, of a line of text
 COLUMNS = 10
@@ -34,7 +34,9 @@ def check_sheet(path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"The sheet is {path.name}; expected a name that ends in {', '.join(SUFFIXES)}.")
     if os.path.isdir(path) or not os.path.isdir(path.parent):
-        raise ConfigError(f"The sheet is {path}, which is a folder or in a folder that is not there. Give the name of a file.")
+        raise ConfigError(
+            f"The sheet is {path}, which is a folder or in a folder that is not there. Give the name of a file."
+        )
     check_writable(path.parent)
 
 
@@ -57,10 +59,14 @@ def write_sheet(groups: Sequence[Sequence[Cell]], path: Path) -> None:
             page.paste(tile(cell.picture), corner)
             if cell.framed:
                 draw.rectangle(
-                    [corner[0] - 3, corner[1] - 3, corner[0] + SIDE + 2, corner[1] + SIDE + 2], outline="black", width=2
+                    [corner[0] - 3, corner[1] - 3, corner[0] + SIDE + 2, corner[1] + SIDE + 2],
+                    outline="black",
+                    width=2,
                 )
             for number, text in enumerate(cell.words):
-                draw.text((corner[0], corner[1] + SIDE + 1 + number * LINE), shortened(text, font), "black", font)
+                draw.text(
+                    (corner[0], corner[1] + SIDE + 1 + number * LINE), shortened(text, font), "black", font
+                )
         top += -(-len(group) // COLUMNS) * tall
     try:
         with replacing(path) as temporary:
@@ -122,4 +128,6 @@ def drawable(picture: Image.Image | np.ndarray[Any, Any]) -> Image.Image:
     """An image of any number of channels as a Pillow image: the first three, or the first as gray."""
     if isinstance(picture, Image.Image):
         return picture
-    return Image.fromarray(np.ascontiguousarray(picture[:, :, :3] if picture.shape[2] >= 3 else picture[:, :, 0]))
+    return Image.fromarray(
+        np.ascontiguousarray(picture[:, :, :3] if picture.shape[2] >= 3 else picture[:, :, 0])
+    )

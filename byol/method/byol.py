@@ -83,9 +83,13 @@ class BYOL(nn.Module):
                 f"projection_size={projection_size} and projection_hidden_size={projection_hidden_size}; both start at 1."
             )
         if image_size is None and example is None:
-            raise ConfigError("Give image_size, or example=: a small batch of the network's inputs when they are not images.")
+            raise ConfigError(
+                "Give image_size, or example=: a small batch of the network's inputs when they are not images."
+            )
         if augment_fn is None and augment_fn2 is not None:
-            raise ConfigError("augment_fn2 came without augment_fn. Give both, or augment_fn alone for both views.")
+            raise ConfigError(
+                "augment_fn2 came without augment_fn. Give both, or augment_fn alone for both views."
+            )
         _check_trainable(net)
         first = next(p for p in net.parameters() if p.requires_grad)
         if first.dtype != torch.float32:
@@ -114,7 +118,9 @@ class BYOL(nn.Module):
             _check_same_architecture(net, target_net)
             read = found.encoder
             other = HiddenLayer(target_net, read.layer, read.pooling, read.skip, read.calls, read.eval_calls)
-            self.target = Network(other, mlp(found.features, projection_hidden_size, projection_size).to(first.device))
+            self.target = Network(
+                other, mlp(found.features, projection_hidden_size, projection_size).to(first.device)
+            )
         self.target.train()
         if not net.training:
             logger.warning("%s is in eval mode; call learner.train() before training it.", type(net).__name__)
@@ -129,18 +135,26 @@ class BYOL(nn.Module):
         """The network you gave: the online encoder, the only part that is kept after training."""
         return self.online.encoder.net
 
-    def forward(self, view1: Any, view2: Any = None, *, return_embedding: bool = False, return_projection: bool = True) -> Any:
+    def forward(
+        self, view1: Any, view2: Any = None, *, return_embedding: bool = False, return_projection: bool = True
+    ) -> Any:
         """The loss, a float32 scalar; or, with return_embedding, (projection, representation) of unaugmented images."""
         if return_embedding:
             if self.training and return_projection:
                 _check_batch(batch_of(view1))
             representation = self.online.encoder(self.prepare(view1))
-            return (self.online.projector(representation), representation) if return_projection else representation
+            return (
+                (self.online.projector(representation), representation)
+                if return_projection
+                else representation
+            )
         if view2 is None:
             view1, view2 = self.draw_views(view1)
         count = batch_of(view1)
         if batch_of(view2) != count:
-            raise ConfigError(f"The views hold {count} and {batch_of(view2)} samples; expected two views of the same samples.")
+            raise ConfigError(
+                f"The views hold {count} and {batch_of(view2)} samples; expected two views of the same samples."
+            )
         if self.training:
             _check_batch(count)
 
@@ -172,7 +186,9 @@ class BYOL(nn.Module):
         """
         _check_tau(tau, "tau")
         pairs = [
-            pair for pair in zip(self.target.parameters(), self.online.parameters(), strict=True) if pair[0].is_floating_point()
+            pair
+            for pair in zip(self.target.parameters(), self.online.parameters(), strict=True)
+            if pair[0].is_floating_point()
         ]
         torch._foreach_lerp_([target for target, _ in pairs], [online for _, online in pairs], 1.0 - tau)
 
@@ -205,7 +221,9 @@ class BYOL(nn.Module):
         if not self.joint_batchnorm:
             return network(view1), network(view2)
         if not (isinstance(view1, Tensor) and isinstance(view2, Tensor)):
-            raise ConfigError("joint_batchnorm joins two tensors; these views are not tensors. Leave it False for them.")
+            raise ConfigError(
+                "joint_batchnorm joins two tensors; these views are not tensors. Leave it False for them."
+            )
         first, second = network(torch.cat([view1, view2])).chunk(2)
         return first, second
 
@@ -294,4 +312,6 @@ def _check_batch(count: int) -> None:
 
 def _check_tau(value: float, name: str) -> None:
     if not 0.0 <= value <= 1.0:
-        raise ConfigError(f"{name} is {value}; expected a number from 0 (the target follows at once) to 1 (it never moves).")
+        raise ConfigError(
+            f"{name} is {value}; expected a number from 0 (the target follows at once) to 1 (it never moves)."
+        )

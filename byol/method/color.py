@@ -124,7 +124,10 @@ def blur_band(sigma: Tensor, taps: int, size: int) -> Tensor:
     offsets = torch.arange(taps, device=sigma.device) - taps // 2
     kernel = torch.exp(-offsets.square() / (2 * sigma[:, None].square()))  # (N, taps)
     kernel = kernel / kernel.sum(dim=1, keepdim=True)
-    rows, columns = torch.arange(size + taps - 1, device=sigma.device), torch.arange(size, device=sigma.device)
+    rows, columns = (
+        torch.arange(size + taps - 1, device=sigma.device),
+        torch.arange(size, device=sigma.device),
+    )
     tap = rows[:, None] - columns[None, :]
     inside = (tap >= 0) & (tap < taps)
     return kernel[:, tap.clamp(0, taps - 1)] * inside

@@ -43,7 +43,9 @@ def draw_crops(
     flip: float,
 ) -> Crops:
     """The crop of each image for a view: a function of (seed, epoch, index, view) and the image's size alone."""
-    return crop_boxes(crop_draws(seed, epochs, indices, view), heights, widths, area=area, ratio=ratio, flip=flip)
+    return crop_boxes(
+        crop_draws(seed, epochs, indices, view), heights, widths, area=area, ratio=ratio, flip=flip
+    )
 
 
 def crop_draws(seed: int, epochs: Tensor, indices: Tensor, view: int | Tensor) -> Tensor:
@@ -71,7 +73,11 @@ def crop_boxes(
 
 
 def crop_resize(
-    images: Tensor, crops: Crops, size: tuple[int, int], antialias: bool = True, interpolation: Interpolation = "bicubic"
+    images: Tensor,
+    crops: Crops,
+    size: tuple[int, int],
+    antialias: bool = True,
+    interpolation: Interpolation = "bicubic",
 ) -> Tensor:
     """Cut, resize and flip each image: (N, C, H, W) uint8 or float to float32 (N, C, h, w), unclipped, in its own scale.
 
@@ -89,13 +95,21 @@ def crop_resize(
     columns = resampling_matrices(lefts, box_widths, width, size[1], antialias, flips, kernel)
     count, channels = images.shape[:2]
     tall = images.float().reshape(count, channels * height, width)
-    with torch.autocast(images.device.type, enabled=False):  # bf16 cannot tell neighbouring bright pixels apart
+    with torch.autocast(
+        images.device.type, enabled=False
+    ):  # bf16 cannot tell neighbouring bright pixels apart
         narrow = torch.bmm(tall, columns.transpose(1, 2))  # (N, C*H, w)
         return torch.matmul(rows[:, None], narrow.view(count, channels, height, size[1]))
 
 
 def resampling_matrices(
-    starts: Tensor, lengths: Tensor, in_size: int, out_size: int, antialias: bool, flips: Tensor | None, kernel: Kernel
+    starts: Tensor,
+    lengths: Tensor,
+    in_size: int,
+    out_size: int,
+    antialias: bool,
+    flips: Tensor | None,
+    kernel: Kernel,
 ) -> Tensor:
     """As `resampling_matrix`, for small images out of a table of all matrices there are."""
     if in_size**3 * out_size > TABLE:
@@ -108,12 +122,16 @@ def resampling_matrices(
 
 
 @lru_cache(maxsize=4)  # rows and columns, of two sizes
-def every_matrix(in_size: int, out_size: int, antialias: bool, flipped: bool, kernel: Kernel, device: torch.device) -> Tensor:
+def every_matrix(
+    in_size: int, out_size: int, antialias: bool, flipped: bool, kernel: Kernel, device: torch.device
+) -> Tensor:
     """The matrices of all starts and lengths, then all mirrored if `flipped`: row (flip, start, length - 1)."""
     stretches = torch.arange(in_size**2, device=device).repeat(1 + flipped)
     flips = torch.arange(len(stretches), device=device) >= in_size**2
     starts, lengths = stretches // in_size, stretches % in_size + 1
-    return resampling_matrix(starts, lengths, in_size, out_size, antialias, flips if flipped else None, kernel)
+    return resampling_matrix(
+        starts, lengths, in_size, out_size, antialias, flips if flipped else None, kernel
+    )
 
 
 def resampling_matrix(
@@ -128,11 +146,15 @@ def resampling_matrix(
     """Weights float32 (N, out_size, in_size) that resize the stretch [start, start + length) to out_size samples."""
     scale = lengths.float() / out_size  # (N,) input pixels per output pixel
     device = starts.device
-    centres = (torch.arange(out_size, device=device) + 0.5) * scale[:, None]  # (N, out) from the start of the stretch
+    centres = (torch.arange(out_size, device=device) + 0.5) * scale[
+        :, None
+    ]  # (N, out) from the start of the stretch
     if flips is not None:
         centres = torch.where(flips[:, None], lengths[:, None] - centres, centres)
     stretch = scale.clamp_min(1.0) if antialias else torch.ones_like(scale)
-    taps = torch.arange(in_size, device=device) - starts[:, None]  # (N, in) position of each input pixel in the stretch
+    taps = (
+        torch.arange(in_size, device=device) - starts[:, None]
+    )  # (N, in) position of each input pixel in the stretch
     distance = (taps[:, None, :] + 0.5 - centres[:, :, None]) / stretch[:, None, None]  # (N, out, in)
     weights = (kernel or cubic)(distance)
     weights *= ((taps >= 0) & (taps < lengths[:, None]))[:, None, :]

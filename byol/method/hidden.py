@@ -28,14 +28,22 @@ class HiddenLayer(nn.Module):
     """
 
     def __init__(
-        self, net: nn.Module, layer: str | None, pooling: Pooling, skip: int, calls: int, eval_calls: int | None = None
+        self,
+        net: nn.Module,
+        layer: str | None,
+        pooling: Pooling,
+        skip: int,
+        calls: int,
+        eval_calls: int | None = None,
     ) -> None:
         super().__init__()
         self.net = net
         self.layer = layer
         self.pooling = pooling
         self.skip = skip  # class and register tokens in front of the ones that are averaged
-        self.calls = calls  # how often the network runs the layer in one pass of training; the last output counts
+        self.calls = (
+            calls  # how often the network runs the layer in one pass of training; the last output counts
+        )
         self.eval_calls = calls if eval_calls is None else eval_calls  # and in eval mode
 
     def forward(self, view: Any) -> Tensor:
@@ -88,7 +96,9 @@ def batch_of(view: Any) -> int:
     """The number of samples in a view: the first dimension of its first tensor."""
     if isinstance(view, Tensor):
         if view.ndim == 0:
-            raise ConfigError("A view is a scalar; expected a batch whose first dimension counts the samples.")
+            raise ConfigError(
+                "A view is a scalar; expected a batch whose first dimension counts the samples."
+            )
         return view.shape[0]
     parts = view.values() if isinstance(view, Mapping) else view if isinstance(view, list | tuple) else ()
     for part in parts:
@@ -106,7 +116,9 @@ def probe(net: nn.Module, hidden_layer: str | int | None, example: Any) -> Probe
     """
     layer = layer_name(net, hidden_layer)
     try:
-        with torch.random.fork_rng([]):  # a copy that the network's own __deepcopy__ makes may draw fresh weights
+        with torch.random.fork_rng(
+            []
+        ):  # a copy that the network's own __deepcopy__ makes may draw fresh weights
             trial = copy.deepcopy(net).train()
     except (RuntimeError, TypeError, NotImplementedError) as failure:
         raise ConfigError(
@@ -116,7 +128,10 @@ def probe(net: nn.Module, hidden_layer: str | int | None, example: Any) -> Probe
     devices = sorted({p.device.index for p in trial.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices), torch.enable_grad():
         # torch.manual_seed would reseed every GPU, even one that is not in use yet, and only these are put back.
-        for generator in (torch.default_generator, *(torch.cuda.default_generators[index] for index in devices)):
+        for generator in (
+            torch.default_generator,
+            *(torch.cuda.default_generators[index] for index in devices),
+        ):
             generator.manual_seed(0)
         try:
             return _tried(net, trial, layer, example)
@@ -145,7 +160,9 @@ def _tried(net: nn.Module, trial: nn.Module, layer: str | None, example: Any) ->
             f"The representation of {type(net).__name__} depends on no trainable parameter, so there is nothing to learn. "
             "Choose a layer behind a trainable one, or unfreeze the network (requires_grad_(True))."
         )
-    return Probe(HiddenLayer(net, layer, pooling, skip, calls, eval_calls), representation.shape[1], unreached)
+    return Probe(
+        HiddenLayer(net, layer, pooling, skip, calls, eval_calls), representation.shape[1], unreached
+    )
 
 
 def _calls(trial: nn.Module, layer: str | None, example: Any) -> tuple[int, set[Tensor]]:
@@ -204,7 +221,9 @@ def layer_name(net: nn.Module, hidden_layer: str | int | None) -> str | None:
     children = [name for name, _ in net.named_children()]
     if isinstance(hidden_layer, str):
         names = [name for name, _ in net.named_modules() if name]
-        if hidden_layer not in names and hidden_layer.removeprefix("-").isdecimal():  # an index, as a command line gives it
+        if (
+            hidden_layer not in names and hidden_layer.removeprefix("-").isdecimal()
+        ):  # an index, as a command line gives it
             return layer_name(net, int(hidden_layer))
         if hidden_layer not in names:
             shown = ", ".join(children) or "none"
@@ -255,7 +274,8 @@ def pooling_of(net: nn.Module, output: Tensor) -> tuple[Pooling, int]:
     if isinstance(named, str) and named.startswith("avg"):
         return "mean of tokens", int(getattr(net, "num_prefix_tokens", 0))
     if any(
-        name.rpartition(".")[2] in ("cls_token", "class_token") and p.shape[-1] == width for name, p in net.named_parameters()
+        name.rpartition(".")[2] in ("cls_token", "class_token") and p.shape[-1] == width
+        for name, p in net.named_parameters()
     ):
         return "first token", 0
     if any(isinstance(m, nn.Conv1d) for m in net.modules()) and width not in normalised:
@@ -279,7 +299,9 @@ def single_tensor(output: Any, layer: str | None) -> Tensor:
     if len(parts) == 1:
         return next(iter(parts.values()))
     what = "the network" if layer is None else f"layer {layer!r}"
-    shapes = ", ".join(f"{key}: {tuple(value.shape)}" for key, value in parts.items()) or type(output).__name__
+    shapes = (
+        ", ".join(f"{key}: {tuple(value.shape)}" for key, value in parts.items()) or type(output).__name__
+    )
     raise ConfigError(
         f"The output of {what} holds {len(parts)} tensors ({shapes}); expected one. "
         "Name the layer that gives the representation with hidden_layer, or wrap the network so that it returns one tensor."
@@ -297,4 +319,6 @@ def _check_representation(representation: Tensor, output: Tensor, batch: int, la
 
 
 def _not_reached(layer: str | None) -> str:
-    return f"Layer {layer!r} exists, but the network's forward pass never runs it. Choose a layer that it runs."
+    return (
+        f"Layer {layer!r} exists, but the network's forward pass never runs it. Choose a layer that it runs."
+    )

@@ -23,7 +23,9 @@ class LARS(torch.optim.Optimizer):
     stay on the device: a step never waits for it. Raises ConfigError for values outside their range.
     """
 
-    def __init__(self, params: ParamsT, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, eta: float = 1e-3) -> None:
+    def __init__(
+        self, params: ParamsT, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, eta: float = 1e-3
+    ) -> None:
         for name, value in (("lr", lr), ("weight_decay", weight_decay), ("eta", eta)):
             if not 0 <= value < math.inf:
                 raise ConfigError(f"LARS got {name}={value}; expected a number of 0 or more.")

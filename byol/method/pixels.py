@@ -50,7 +50,9 @@ def to_float(images: Tensor) -> Tensor:
 
 def normalise_(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Subtract the channel means and divide by the channel deviations, in place."""
-    means, deviations = (to_device(torch.tensor(values, dtype=x.dtype), x.device).view(1, -1, 1, 1) for values in (mean, std))
+    means, deviations = (
+        to_device(torch.tensor(values, dtype=x.dtype), x.device).view(1, -1, 1, 1) for values in (mean, std)
+    )
     return x.sub_(means).div_(deviations)
 
 
@@ -60,6 +62,8 @@ def check_images(images: Tensor, channels: int) -> None:
         came = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ConfigError(f"The images came as {came}; expected a tensor (B, {channels}, H, W).")
     if 0 in images.shape:
-        raise ConfigError(f"The images came with shape {tuple(images.shape)}; expected at least one image and one pixel.")
+        raise ConfigError(
+            f"The images came with shape {tuple(images.shape)}; expected at least one image and one pixel."
+        )
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ConfigError(f"The images came as {images.dtype}; expected uint8, or floating point in [0, 1].")

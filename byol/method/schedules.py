@@ -5,14 +5,18 @@ from math import cos, pi
 from byol.errors import ConfigError
 
 
-def learning_rate(step: int, *, base_lr: float, batch_size: int, total_steps: int, warmup_steps: int) -> float:
+def learning_rate(
+    step: int, *, base_lr: float, batch_size: int, total_steps: int, warmup_steps: int
+) -> float:
     """Linear warm-up from 0 to base_lr x batch_size / 256, then a cosine to 0 at `total_steps` (paper §3.3).
 
     Raises ConfigError when the run has no steps or the warm-up is not shorter than the run.
     """
     _check(step, total_steps)
     if not 0 <= warmup_steps < total_steps:
-        raise ConfigError(f"warmup_steps is {warmup_steps}; expected 0 or more and less than total_steps={total_steps}.")
+        raise ConfigError(
+            f"warmup_steps is {warmup_steps}; expected 0 or more and less than total_steps={total_steps}."
+        )
     peak = base_lr * batch_size / 256
     if step < warmup_steps:
         return peak * step / warmup_steps

@@ -22,7 +22,10 @@ from byol.method.pixels import IMAGENET_MEAN, IMAGENET_STD, check_images, prepar
 from byol.method.transfer import to_device
 
 logger = logging.getLogger("byol")
-_LENGTHS = dict.fromkeys(("crop_area", "crop_ratio", "blur", "blur_sigma", "solarize"), 2) | {"mean": 3, "std": 3}
+_LENGTHS = dict.fromkeys(("crop_area", "crop_ratio", "blur", "blur_sigma", "solarize"), 2) | {
+    "mean": 3,
+    "std": 3,
+}
 CACHE = 2**18  # numbers that are worked on at once on a CPU, so that they stay in its cache
 _SALT = 2  # keeps these draws apart from the crops' draws
 
@@ -70,14 +73,33 @@ class ViewConfig:
 
     def __post_init__(self) -> None:
         for name, length in _LENGTHS.items():
-            _check(_are_numbers(getattr(self, name), length), name, getattr(self, name), f"{length} finite numbers")
-        shares = ("flip", "jitter", "brightness", "contrast", "saturation", "grayscale", "blur_size", "solarize_threshold")
+            _check(
+                _are_numbers(getattr(self, name), length),
+                name,
+                getattr(self, name),
+                f"{length} finite numbers",
+            )
+        shares = (
+            "flip",
+            "jitter",
+            "brightness",
+            "contrast",
+            "saturation",
+            "grayscale",
+            "blur_size",
+            "solarize_threshold",
+        )
         for name in (*shares, "hue"):
             _check(_are_numbers([getattr(self, name)], 1), name, getattr(self, name), "a number")
         for name in shares:
             _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number from 0 to 1")
         for name in ("blur", "solarize", "crop_area"):
-            _check(all(0 <= value <= 1 for value in getattr(self, name)), name, getattr(self, name), "numbers from 0 to 1")
+            _check(
+                all(0 <= value <= 1 for value in getattr(self, name)),
+                name,
+                getattr(self, name),
+                "numbers from 0 to 1",
+            )
         _check(0 <= self.hue <= 0.5, "hue", self.hue, "a number from 0 to 0.5 turns")
         for name in ("crop_area", "crop_ratio", "blur_sigma"):
             low, high = getattr(self, name)
@@ -93,7 +115,9 @@ class Views:
     get the operations that make sense for them: crop, flip, brightness, contrast, blur, solarize.
     """
 
-    def __init__(self, image_size: int | tuple[int, int], config: ViewConfig | None = None, channels: int = 3) -> None:
+    def __init__(
+        self, image_size: int | tuple[int, int], config: ViewConfig | None = None, channels: int = 3
+    ) -> None:
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
         is_pair = isinstance(size, Sequence) and len(size) == 2
         if not is_pair or not all(isinstance(number, int) and number > 0 for number in (*size, channels)):
@@ -119,10 +143,14 @@ class Views:
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         count, _, height, width = images.shape
         rows, steps = torch.arange(count), torch.full((count,), step)
-        crops = [self.crop(images, self.draw_crops(seed, steps, rows, view, height, width)) for view in (0, 1)]
+        crops = [
+            self.crop(images, self.draw_crops(seed, steps, rows, view, height, width)) for view in (0, 1)
+        ]
         return self.finish(torch.stack(crops, dim=1), seed=seed, step=step)
 
-    def draw_crops(self, seed: int, epochs: Tensor, indices: Tensor, view: int, height: int, width: int) -> Crops:
+    def draw_crops(
+        self, seed: int, epochs: Tensor, indices: Tensor, view: int, height: int, width: int
+    ) -> Crops:
         """The crops of images of one size; see `byol.method.crops.draw_crops`."""
         heights, widths = torch.full_like(indices, height), torch.full_like(indices, width)
         config = self.config
@@ -188,7 +216,9 @@ class Views:
             x = to_float(crops[part])
             for operation in operations:
                 x = operation(x, part, on_device[part])
-            torch.mul(x.clamp_(0, 1), scale, out=result[part]).add_(shift)  # addcmul is slow where it broadcasts
+            torch.mul(x.clamp_(0, 1), scale, out=result[part]).add_(
+                shift
+            )  # addcmul is slow where it broadcasts
         return result
 
     def _operations(self, drawn: Tensor, view: int, height: int) -> list["_Operation"]:
@@ -207,9 +237,15 @@ class Views:
         taps = color.blur_taps(height, config.blur_size)
         if taps > 1:
             low, high = config.blur_sigma
-            found.append(_Operation(lambda x, s: color.blur(x, s, taps), drawn[:, 10] < config.blur[view], 11, low, high))
+            found.append(
+                _Operation(
+                    lambda x, s: color.blur(x, s, taps), drawn[:, 10] < config.blur[view], 11, low, high
+                )
+            )
         threshold = config.solarize_threshold
-        found.append(_Operation(lambda x, _: color.solarize(x, threshold), drawn[:, 12] < config.solarize[view]))
+        found.append(
+            _Operation(lambda x, _: color.solarize(x, threshold), drawn[:, 12] < config.solarize[view])
+        )
         return found
 
     def _normalising(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -217,7 +253,9 @@ class Views:
         if device not in self._affine:
             factors = torch.tensor([1 / std for std in self.std], dtype=torch.float64)
             terms = -torch.tensor(self.mean, dtype=torch.float64) * factors
-            scale, shift = (to_device(values.float().view(1, -1, 1, 1), device) for values in (factors, terms))
+            scale, shift = (
+                to_device(values.float().view(1, -1, 1, 1), device) for values in (factors, terms)
+            )
             self._affine[device] = scale, shift
         return self._affine[device]
 
@@ -225,7 +263,8 @@ class Views:
         """The colour operations that make sense for these images, each with its parameter's range."""
         config = self.config
         factor = {
-            name: (1 - getattr(config, name), 1 + getattr(config, name)) for name in ("brightness", "contrast", "saturation")
+            name: (1 - getattr(config, name), 1 + getattr(config, name))
+            for name in ("brightness", "contrast", "saturation")
         }
         if config.color == "official":
             operations: list[tuple[Callable[[Tensor, Tensor], Tensor], float, float]] = [
@@ -250,7 +289,12 @@ class _Operation:
     """
 
     def __init__(
-        self, apply: Callable[[Tensor, Tensor], Tensor], chosen: Tensor, column: int = 0, low: float = 0.0, high: float = 1.0
+        self,
+        apply: Callable[[Tensor, Tensor], Tensor],
+        chosen: Tensor,
+        column: int = 0,
+        low: float = 0.0,
+        high: float = 1.0,
     ) -> None:
         self.apply, self.column, self.low, self.high = apply, column, low, high
         self.places: list[int] = chosen.nonzero().flatten().tolist()  # of bool (B,), on the host

@@ -15,7 +15,13 @@ from byol.models.resnet import BLOCKS, DEPTHS, ResNet, resnet
 
 WIDTHS = (1, 2, 3, 4)  # of the paper, Table 1
 LIBRARIES = ("torchvision:", "timm:")  # how the names of other libraries' networks begin
-LOADING = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")  # timm's; may run a pickle
+LOADING = (
+    "checkpoint_path",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "cache_dir",
+)  # timm's; may run a pickle
 HEADS = ("fc", "classifier", "heads", "head")  # what torchvision calls the classifier at a network's end
 
 
@@ -41,7 +47,9 @@ def build_encoder(
     library, colon, model = name.partition(":")
     if not colon:
         return own_encoder(name, channels, options)
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size) if image_size else None
+    size = (
+        (image_size, image_size) if isinstance(image_size, int) else tuple(image_size) if image_size else None
+    )
     if library == "torchvision":
         return torchvision_encoder(model, channels, size, options)
     if library == "timm":
@@ -87,14 +95,18 @@ def unnamed_resnet(channels: int, options: dict[str, Any]) -> nn.Module:
     return ResNet(block, given.pop("blocks"), channels=channels, **given)
 
 
-def torchvision_encoder(name: str, channels: int, size: tuple[int, ...] | None, options: dict[str, Any]) -> nn.Module:
+def torchvision_encoder(
+    name: str, channels: int, size: tuple[int, ...] | None, options: dict[str, Any]
+) -> nn.Module:
     """A classification model of torchvision without the last layer of its classifier."""
     models = library("torchvision").models
     check_model("torchvision", name)
     builder = models.get_model_builder(name)
     takes = inspect.signature(get_type_hints(builder)["return"]).parameters
     # GoogLeNet and Inception: one output instead of three, and no warning about how the weights start
-    given: dict[str, Any] = {key: value for key, value in (("aux_logits", False), ("init_weights", True)) if key in takes}
+    given: dict[str, Any] = {
+        key: value for key, value in (("aux_logits", False), ("init_weights", True)) if key in takes
+    }
     if size is not None and "input_size" in takes:
         given["input_size"] = size
     if size is not None and "image_size" in takes:
@@ -108,13 +120,17 @@ def torchvision_encoder(name: str, channels: int, size: tuple[int, ...] | None, 
     return net
 
 
-def timm_encoder(name: str, channels: int, size: tuple[int, ...] | None, options: dict[str, Any]) -> nn.Module:
+def timm_encoder(
+    name: str, channels: int, size: tuple[int, ...] | None, options: dict[str, Any]
+) -> nn.Module:
     """A model of timm without its classifier."""
     timm = library("timm")
     check_model("timm", name)
     for option in LOADING:
         if option in options:
-            raise ConfigError(f"timm:{name} is built with fresh weights, and {option} would load others. Leave it out.")
+            raise ConfigError(
+                f"timm:{name} is built with fresh weights, and {option} would load others. Leave it out."
+            )
     settings = timm.get_pretrained_cfg(name)
     # timm's sign that a model takes img_size
     fixed = settings is not None and settings.fixed_input_size
@@ -141,7 +157,9 @@ def imported_encoder(name: str, offered: dict[str, Any], options: dict[str, Any]
             f"Install it, or put the folder that holds {module.partition('.')[0]} on PYTHONPATH."
         ) from failure
     except Exception as failure:  # code of the user's own, which is run by the import
-        raise ConfigError(f"{module} failed while it was imported: {type(failure).__name__}: {failure}.") from failure
+        raise ConfigError(
+            f"{module} failed while it was imported: {type(failure).__name__}: {failure}."
+        ) from failure
     function = getattr(home, attribute, None)
     if not callable(function):
         raise ConfigError(f"{module} has no function {attribute!r}.{did_you_mean(attribute, vars(home))}")
@@ -159,7 +177,9 @@ def imported_encoder(name: str, offered: dict[str, Any], options: dict[str, Any]
         raise ConfigError(f"{name} cannot be called with the options {options}: {failure}.") from failure
     try:
         net = function(**given, **options)
-    except Exception as failure:  # code of the user's own: whatever it raises, the chained traceback shows where
+    except (
+        Exception
+    ) as failure:  # code of the user's own: whatever it raises, the chained traceback shows where
         last = traceback.extract_tb(failure.__traceback__)[-1]
         raise ConfigError(
             f"The encoder function {name} failed: {type(failure).__name__}: {failure} ({last.filename}:{last.lineno})."
@@ -169,7 +189,9 @@ def imported_encoder(name: str, offered: dict[str, Any], options: dict[str, Any]
     return net
 
 
-def construct(name: str, builder: Callable[..., Any], given: dict[str, Any], takes: Iterable[str], **fixed: Any) -> nn.Module:
+def construct(
+    name: str, builder: Callable[..., Any], given: dict[str, Any], takes: Iterable[str], **fixed: Any
+) -> nn.Module:
     """Call a library's builder; what it says about an argument that cannot be becomes a ConfigError."""
     try:
         net: nn.Module = builder(**given, **fixed)
@@ -204,7 +226,9 @@ def adapt_channels(name: str, net: nn.Module, channels: int) -> None:
     """Give a network's first convolution another number of input channels, with fresh weights."""
     first = next((part for part in net.modules() if isinstance(part, nn.Conv2d)), None)
     if first is None or first.in_channels != 3 or first.groups != 1:
-        raise ConfigError(f"{name} has no input convolution of 3 channels, so it cannot be built for {channels} channels.")
+        raise ConfigError(
+            f"{name} has no input convolution of 3 channels, so it cannot be built for {channels} channels."
+        )
     first.in_channels = channels
     first.weight = nn.Parameter(first.weight.new_empty(first.out_channels, channels, *first.kernel_size))
     first.reset_parameters()
@@ -217,13 +241,17 @@ def library(name: str) -> Any:
     except ModuleNotFoundError as missing:
         if missing.name != name:
             raise
-        raise ConfigError(f"{name}: encoders need {name}, which is not installed: pip install 'byol[models]'") from missing
+        raise ConfigError(
+            f"{name}: encoders need {name}, which is not installed: pip install 'byol[models]'"
+        ) from missing
 
 
 def model_names(source: str) -> list[str]:
     """The names of the image classification models of torchvision or timm."""
     found = library(source)
-    names: list[str] = found.list_models() if source == "timm" else found.models.list_models(module=found.models)
+    names: list[str] = (
+        found.list_models() if source == "timm" else found.models.list_models(module=found.models)
+    )
     return names
 
 

@@ -29,7 +29,9 @@ class ConvNet(nn.Module):
         layers: list[nn.Module] = []
         in_channels = channels
         for out_channels, kernel, stride in stages:
-            convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=(kernel - 1) // 2, bias=False)
+            convolution = nn.Conv2d(
+                in_channels, out_channels, kernel, stride, padding=(kernel - 1) // 2, bias=False
+            )
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
             layers += [convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
             in_channels = out_channels

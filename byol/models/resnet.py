@@ -58,7 +58,9 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, channels: int, stride: int, padding: Padding, last_gamma: float) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, padding: Padding, last_gamma: float
+    ) -> None:
         super().__init__()
         self.conv1 = conv(in_channels, channels, 3, stride, padding)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -80,7 +82,9 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, channels: int, stride: int, padding: Padding, last_gamma: float) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, padding: Padding, last_gamma: float
+    ) -> None:
         super().__init__()
         out_channels = channels * self.expansion
         self.conv1 = conv(in_channels, channels, 1, 1, padding)
@@ -142,9 +146,13 @@ class ResNet(nn.Module):
         super().__init__()
         _check_choice("stem", stem, get_args(Stem))
         _check_choice("padding", padding, get_args(Padding))
-        _check_counts(blocks=blocks, stage_channels=stage_channels, stem_channels=(stem_channels,), channels=(channels,))
+        _check_counts(
+            blocks=blocks, stage_channels=stage_channels, stem_channels=(stem_channels,), channels=(channels,)
+        )
         if len(blocks) != 4 or len(stage_channels) != 4:
-            raise ConfigError(f"A ResNet has four stages; got blocks={blocks} and stage_channels={stage_channels}.")
+            raise ConfigError(
+                f"A ResNet has four stages; got blocks={blocks} and stage_channels={stage_channels}."
+            )
 
         small = stem != "imagenet"
         self.conv1 = conv(channels, stem_channels, 3 if small else 7, 1 if small else 2, padding)
@@ -152,7 +160,13 @@ class ResNet(nn.Module):
             self.conv1.padding = (2, 2)
         self.bn1 = nn.BatchNorm2d(stem_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.Identity() if small else SameMaxPool2d() if padding == "same" else nn.MaxPool2d(3, 2, padding=1)
+        self.maxpool = (
+            nn.Identity()
+            if small
+            else SameMaxPool2d()
+            if padding == "same"
+            else nn.MaxPool2d(3, 2, padding=1)
+        )
 
         def stage(index: int, in_channels: int, stride: int) -> nn.Sequential:
             width = stage_channels[index]

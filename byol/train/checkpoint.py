@@ -36,7 +36,10 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[str, 
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        _write_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / "state.safetensors")
+        _write_tensors(
+            {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+            temporary / "state.safetensors",
+        )
         (temporary / "state.json").write_text(json.dumps(values))
         files = {
             name: {"bytes": (temporary / name).stat().st_size, "blake2b": _digest(temporary / name)}
@@ -70,7 +73,9 @@ def latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None
         try:
             return step, *_load(path)
         except (OSError, ValueError, KeyError, SafetensorError) as damage:
-            logger.warning("Checkpoint %s is damaged (%s): falling back to the one before.", path.name, damage)
+            logger.warning(
+                "Checkpoint %s is damaged (%s): falling back to the one before.", path.name, damage
+            )
     if found:
         raise CheckpointError(
             f"None of the {len(found)} checkpoints in {folder} can be read. Restore one of them, or start in another folder."

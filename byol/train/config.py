@@ -31,7 +31,10 @@ def conform(config: Any) -> None:
             value = os.fspath(value)
         if isinstance(value, np.generic):
             value = value.item()
-        check(any(_is_a(value, kind) for kind in kinds), f"{name} is {value!r}; expected {' or '.join(map(_in_words, kinds))}.")
+        check(
+            any(_is_a(value, kind) for kind in kinds),
+            f"{name} is {value!r}; expected {' or '.join(map(_in_words, kinds))}.",
+        )
         object.__setattr__(config, name, value)
 
 
@@ -46,7 +49,13 @@ def _is_a(value: Any, kind: Any) -> bool:
 def _in_words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(map(str, get_args(kind)))
-    words = {int: "a whole number", float: "a finite number", str: "text", bool: "True or False", type(None): "nothing"}
+    words = {
+        int: "a whole number",
+        float: "a finite number",
+        str: "text",
+        bool: "True or False",
+        type(None): "nothing",
+    }
     return words.get(kind, f"a {kind.__name__}")
 
 
@@ -105,13 +114,20 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         conform(self)
-        check(self.base_lr is None or self.base_lr > 0, f"optim.base_lr is {self.base_lr}; expected a positive number.")
+        check(
+            self.base_lr is None or self.base_lr > 0,
+            f"optim.base_lr is {self.base_lr}; expected a positive number.",
+        )
         check(
             self.weight_decay is None or self.weight_decay >= 0,
             f"optim.weight_decay is {self.weight_decay}; expected 0 or more.",
         )
-        check(self.predictor_lr > 0, f"optim.predictor_lr is {self.predictor_lr}; expected a positive number.")
-        check(0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; expected 0 or more and less than 1.")
+        check(
+            self.predictor_lr > 0, f"optim.predictor_lr is {self.predictor_lr}; expected a positive number."
+        )
+        check(
+            0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; expected 0 or more and less than 1."
+        )
         check(
             self.warmup_epochs is None or self.warmup_epochs >= 0,
             f"optim.warmup_epochs is {self.warmup_epochs}; expected 0 or more.",
@@ -138,7 +154,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         conform(self)
-        check(self.channels in (None, 1, 3), f"data.channels is {self.channels}; expected 1 (gray) or 3 (colour).")
+        check(
+            self.channels in (None, 1, 3),
+            f"data.channels is {self.channels}; expected 1 (gray) or 3 (colour).",
+        )
         check(0 <= self.max_bad <= 1, f"data.max_bad is {self.max_bad}; expected a share from 0 to 1.")
         check(self.max_pixels >= 1, f"data.max_pixels is {self.max_pixels}; expected at least 1.")
 
@@ -158,7 +177,10 @@ class KnnConfig:
 
     def __post_init__(self) -> None:
         conform(self)
-        check(0 <= self.held_out < 1, f"knn.held_out is {self.held_out}; expected a share from 0 to less than 1.")
+        check(
+            0 <= self.held_out < 1,
+            f"knn.held_out is {self.held_out}; expected a share from 0 to less than 1.",
+        )
         check(self.times >= 1, f"knn.times is {self.times}; expected at least 1.")
         check(self.k >= 1, f"knn.k is {self.k}; expected at least 1.")
         check(self.temperature > 0, f"knn.temperature is {self.temperature}; expected a positive number.")
@@ -226,10 +248,18 @@ class TrainConfig:
         )
         if self.budget is not None:
             seconds_of(self.budget)
-        for name, least in (("image_size", 8), ("eval_size", 8), ("batch_size", 2), ("workers", 0), ("save_every_steps", 1)):
+        for name, least in (
+            ("image_size", 8),
+            ("eval_size", 8),
+            ("batch_size", 2),
+            ("workers", 0),
+            ("save_every_steps", 1),
+        ):
             value = getattr(self, name)
             check(value is None or value >= least, f"{name} is {value}; expected at least {least}.")
-        check(self.keep_checkpoints >= 2, f"keep_checkpoints is {self.keep_checkpoints}; expected at least 2.")
+        check(
+            self.keep_checkpoints >= 2, f"keep_checkpoints is {self.keep_checkpoints}; expected at least 2."
+        )
         check(self.log_every_steps >= 1, f"log_every_steps is {self.log_every_steps}; expected at least 1.")
         check_seed(self.seed)
 
@@ -242,5 +272,7 @@ def seconds_of(duration: str) -> float:
     except ValueError:
         number = -1.0
     if unit is None or not 0 < number < float("inf"):
-        raise ConfigError(f"budget is {duration!r}; expected a number and a unit, such as 90s, 20m, 8h or 2d.")
+        raise ConfigError(
+            f"budget is {duration!r}; expected a number and a unit, such as 90s, 20m, 8h or 2d."
+        )
     return number * unit

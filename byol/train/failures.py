@@ -38,4 +38,6 @@ def explained(folder: Path) -> Iterator[None]:
 
 def is_out_of_memory(failure: BaseException) -> bool:
     """Whether an error says that memory is full: torch has a type for a GPU's, and a plain RuntimeError for a CPU's."""
-    return isinstance(failure, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(failure)
+    return isinstance(failure, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(
+        failure
+    )

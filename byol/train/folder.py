@@ -25,14 +25,18 @@ def claim(folder: Path) -> Iterator[Path]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]  # nor .DS_Store or .tmp-...
+        others = [
+            path.name for path in folder.iterdir() if not path.name.startswith(".")
+        ]  # nor .DS_Store or .tmp-...
         if others and not (folder / "plan.json").exists() and not any(name in _OF_A_RUN for name in others):
             raise CheckpointError(
                 f"{folder} is not empty and holds no run (it has {others[0]!r}). Choose a new folder with --out."
             )
         lock = (folder / ".lock").open("a+")
     except OSError as failure:
-        raise ConfigError(f"The run's folder {folder} cannot be used: {failure.strerror}. Choose another --out.") from failure
+        raise ConfigError(
+            f"The run's folder {folder} cannot be used: {failure.strerror}. Choose another --out."
+        ) from failure
     with lock:
         _wait_for(lock, folder)
         _sign(lock)
@@ -71,7 +75,9 @@ def _wait_for(lock: TextIO, folder: Path) -> None:
             if not _has_ended(holder):
                 break
             time.sleep(0.1)
-    raise CheckpointError(f"{folder} is in use by {holder or 'another process'}. Wait for it, or choose another --out.")
+    raise CheckpointError(
+        f"{folder} is in use by {holder or 'another process'}. Wait for it, or choose another --out."
+    )
 
 
 def _has_ended(holder: str) -> bool:
@@ -103,7 +109,9 @@ class StopSignals:
             self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -118,7 +126,9 @@ class StopSignals:
     def ended(self, step: int, total: int, saved: bool, last_good: str) -> ByolError:
         """What to raise at the end of the step after which a signal asked to stop."""
         if not saved:
-            return ByolError(f"Stopped by {self.name}, but step {step:,} of {total:,} could not be saved. {last_good}")
+            return ByolError(
+                f"Stopped by {self.name}, but step {step:,} of {total:,} could not be saved. {last_good}"
+            )
         return Stopped(
             f"Stopped by {self.name} and saved at step {step:,} of {total:,}. The same command continues from there.",
             exit_code=self.exit_code,
@@ -130,7 +140,8 @@ class StopSignals:
         self.asked = signal.Signals(number)
         if not self._steps_done:
             raise Stopped(
-                f"Stopped by {self.name} before a step was done. The same command takes it up again.", exit_code=self.exit_code
+                f"Stopped by {self.name} before a step was done. The same command takes it up again.",
+                exit_code=self.exit_code,
             )
         if number == signal.SIGINT:
             with suppress(OSError):

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("byol")
 PLAIN_SECONDS = 10.0  # at least, between lines of metrics where there is no terminal
-FIRST_SECONDS, QUIET_SECONDS = 3.0, 60.0  # without a line, first and later, until one tells of the steps alone
+FIRST_SECONDS, QUIET_SECONDS = (
+    3.0,
+    60.0,
+)  # without a line, first and later, until one tells of the steps alone
 
 
 class RunLog:
@@ -51,7 +54,9 @@ class RunLog:
             self._bar.add_task("starting", total=self.total_steps, completed=self.start)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             with suppress(OSError):  # of a terminal that was closed
                 self._bar.stop()
@@ -65,7 +70,9 @@ class RunLog:
                 file.write(json.dumps(values) + "\n")
         except OSError as failure:
             if not self._warned:
-                logger.warning("Metrics cannot be written to %s (%s); training goes on.", self.path, failure.strerror)
+                logger.warning(
+                    "Metrics cannot be written to %s (%s); training goes on.", self.path, failure.strerror
+                )
             self._warned = True
         self._show(values)
 
@@ -82,12 +89,16 @@ class RunLog:
             return
         now = time.monotonic()
         first, first_at = self._first = self._first or (step, now)
-        since, seconds = (self._began, FIRST_SECONDS) if self._told_at is None else (self._told_at, QUIET_SECONDS)
+        since, seconds = (
+            (self._began, FIRST_SECONDS) if self._told_at is None else (self._told_at, QUIET_SECONDS)
+        )
         if now - since >= seconds:
             self._told_at = now
             left = ""
             if step > first:  # the first took the reading of the images too
-                left = f"  left about {duration((self.total_steps - step) * (now - first_at) / (step - first))}"
+                left = (
+                    f"  left about {duration((self.total_steps - step) * (now - first_at) / (step - first))}"
+                )
             self.say(f"step {step:,}/{self.total_steps:,}{left}")
 
     def say(self, line: str) -> None:
@@ -109,8 +120,14 @@ class RunLog:
         if "knn_top1" in values:
             self.say(text)
         elif self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=values["step"], description=beside_the_bar(values))
-        elif self._said_at is None or time.monotonic() - self._said_at >= PLAIN_SECONDS or values["step"] == self.total_steps:
+            self._bar.update(
+                self._bar.task_ids[0], completed=values["step"], description=beside_the_bar(values)
+            )
+        elif (
+            self._said_at is None
+            or time.monotonic() - self._said_at >= PLAIN_SECONDS
+            or values["step"] == self.total_steps
+        ):
             self._said_at = self._told_at = time.monotonic()
             self.say(text)
 

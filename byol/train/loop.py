@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from byol.data.batches import Batch
-from byol.data.sources import Images, open_images
+from byol.data.images import Images, open_images
 from byol.method.byol import BYOL
 from byol.train.config import TrainConfig
 from byol.train.log import BadImages

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from byol.data.sources import Images
+from byol.data.images import Images
+from byol.encoders.encoder import Encoder
 from byol.errors import TrainingError
 from byol.evaluation.knn import knn_correct
 from byol.evaluation.online import OnlineProbe
-from byol.evaluation.scores import Score, scored
-from byol.features.extract import Features, prepared_batches
+from byol.evaluation.score import Score, scored
+from byol.features.embed import Features, prepared_batches
 from byol.method.health import health
 from byol.train.config import KnnConfig
 from byol.train.plan import Plan
-from byol.weights.files import Encoder
 from byol.world import autocast
 
 BANK = 5_000  # training images that vote: enough to rank runs, cheap enough to ask often and to keep
@@ -47,7 +47,9 @@ class Monitor:
         queries = _spread(held_out_rows, room // 4)
         bank = _spread(train_rows, min(BANK, room - len(queries)) if len(queries) else 512)
         self.images, self.rows = images, (bank, queries)
-        self.pictures: tuple[Pictures, Pictures] | None = None  # of the bank and the queries, once they are read
+        self.pictures: tuple[Pictures, Pictures] | None = (
+            None  # of the bank and the queries, once they are read
+        )
 
     def due(self, step: int) -> bool:
         """Whether this step is an occasion: `knn.times` in a run, the last step included."""
@@ -77,7 +79,11 @@ class Monitor:
             votes = Features(bank.numpy(), bank_labels, classes=self.images.classes)
             held_out = Features(self._embed(query_pixels).numpy(), query_labels, classes=self.images.classes)
             correct = knn_correct(votes, held_out, k=self.knn.k, temperature=self.knn.temperature)
-            settings = {"k": self.knn.k, "temperature": self.knn.temperature, "images": "held out of training"}
+            settings = {
+                "k": self.knn.k,
+                "temperature": self.knn.temperature,
+                "images": "held out of training",
+            }
             seconds = time.perf_counter() - started
             self.scores["knn"] = scored("knn", correct, votes, settings, self.plan.seed, seconds)
             if self.probe is not None:

@@ -13,7 +13,11 @@ def build_optimizer(learner: BYOL, plan: Plan, probe: OnlineProbe | None = None)
 
     `steps` sets the rate: each group's is the schedule's times its `lr_factor`.
     """
-    parts = [(learner.online, 1.0), (learner.predictor, plan.predictor_lr), *([] if probe is None else [(probe, 1.0)])]
+    parts = [
+        (learner.online, 1.0),
+        (learner.predictor, plan.predictor_lr),
+        *([] if probe is None else [(probe, 1.0)]),
+    ]
     groups = [
         {**group, "lr_factor": factor}
         for part, factor in parts

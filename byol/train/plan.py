@@ -80,10 +80,14 @@ class Plan:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Plan":
         """The inverse of `to_json`."""
-        return cls(**{**values, "image_size": tuple(values["image_size"]), "eval_size": tuple(values["eval_size"])})
+        return cls(
+            **{**values, "image_size": tuple(values["image_size"]), "eval_size": tuple(values["eval_size"])}
+        )
 
 
-def plan_run(config: TrainConfig, facts: ImageFacts, world: World, step_seconds: Callable[[Plan], float] | None = None) -> Plan:
+def plan_run(
+    config: TrainConfig, facts: ImageFacts, world: World, step_seconds: Callable[[Plan], float] | None = None
+) -> Plan:
     """Derive every number of a run from its config, its images and the hardware.
 
     `step_seconds` measures one step of a draft plan; it is called only when the config has a time budget. Raises
@@ -98,13 +102,18 @@ def plan_run(config: TrainConfig, facts: ImageFacts, world: World, step_seconds:
         options.setdefault("stem", "small")
 
     if config.probe.online and not facts.labelled:
-        raise DataError("probe.online is on, but the images carry no labels, which the probe learns from. Leave it out.")
+        raise DataError(
+            "probe.online is on, but the images carry no labels, which the probe learns from. Leave it out."
+        )
     held_out = min(2000, round(config.knn.held_out * facts.count)) if facts.labelled else 0
     images = facts.count - held_out
     batch_size = checked_batch_size(config, images)
     optimizer: OptimizerName = config.optim.name or ("adamw" if cpu else "lars")
     epochs = config.epochs or derived_epochs(images, cpu)
-    base_lr = config.optim.base_lr or {"lars": 0.3 if batch_size >= 1024 else 1.0, "sgd": 0.1, "adamw": 2e-3}[optimizer]
+    base_lr = (
+        config.optim.base_lr
+        or {"lars": 0.3 if batch_size >= 1024 else 1.0, "sgd": 0.1, "adamw": 2e-3}[optimizer]
+    )
     decay = {"lars": 1e-6, "sgd": 5e-4, "adamw": 0.05}[optimizer]
     plan = Plan(
         encoder=encoder,
@@ -114,7 +123,9 @@ def plan_run(config: TrainConfig, facts: ImageFacts, world: World, step_seconds:
         channels=facts.channels,
         images=images,
         held_out=held_out,
-        in_memory=bool(config.data.in_memory) if config.data.in_memory is not None else fits_in_memory(facts, world),
+        in_memory=bool(config.data.in_memory)
+        if config.data.in_memory is not None
+        else fits_in_memory(facts, world),
         batch_size=batch_size,
         accumulation=config.optim.accumulation,
         micro_batch_size=batch_size // config.optim.accumulation,
@@ -127,7 +138,9 @@ def plan_run(config: TrainConfig, facts: ImageFacts, world: World, step_seconds:
         predictor_lr=config.optim.predictor_lr,
         weight_decay=decay if config.optim.weight_decay is None else config.optim.weight_decay,
         momentum=config.optim.momentum,
-        base_tau=config.optim.base_tau if config.optim.base_tau is not None else (0.99 if epochs < 500 else 0.996),
+        base_tau=config.optim.base_tau
+        if config.optim.base_tau is not None
+        else (0.99 if epochs < 500 else 0.996),
         precision=config.precision or world.default_precision(),
         device=str(world.device),
         workers=0,
@@ -139,7 +152,9 @@ def plan_run(config: TrainConfig, facts: ImageFacts, world: World, step_seconds:
     plan = replace(plan, workers=0 if plan.in_memory else derived_workers(config))
     if config.budget is not None and step_seconds is not None:
         # 4 % of the time is set aside for scoring, saving and the noise of the measurement.
-        draft = replace(config, optim=replace(config.optim, warmup_epochs=0.0))  # its one epoch may be shorter than the warm-up
+        draft = replace(
+            config, optim=replace(config.optim, warmup_epochs=0.0)
+        )  # its one epoch may be shorter than the warm-up
         updates = 0.96 * seconds_of(config.budget) / step_seconds(with_length(plan, draft, epochs=1.0))
         if updates < 10:
             raise ConfigError(
@@ -195,7 +210,9 @@ def derived_workers(config: TrainConfig) -> int:
 def checked_batch_size(config: TrainConfig, images: int) -> int:
     """The batch size: the one asked for if the images suffice, else 256 or what a small set allows."""
     if images < 2:
-        raise DataError(f"There {'is 1 image' if images == 1 else f'are {images} images'} to train on; at least 2 are needed.")
+        raise DataError(
+            f"There {'is 1 image' if images == 1 else f'are {images} images'} to train on; at least 2 are needed."
+        )
     parts = config.optim.accumulation
     if config.batch_size is None:
         # At least four batches an epoch, so that a small set still gives steps.

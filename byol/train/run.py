@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from byol.data.batches import Batch, BatchPlan, load_resident, resident_batches, streamed_batches
-from byol.data.sources import Images, open_images
+from byol.data.images import Images, open_images
+from byol.encoders.encoder import FILE, Encoder, EncoderInfo, check_savable, save_encoder
 from byol.errors import ConfigError
 from byol.evaluation.online import OnlineProbe, watching
-from byol.evaluation.scores import Score, write_scores
+from byol.evaluation.score import Score, write_scores
 from byol.method.byol import BYOL
 from byol.method.draws import seed_of, uniforms
 from byol.models.build import build_encoder
@@ -30,7 +31,6 @@ from byol.train.plan import Plan
 from byol.train.saving import Saver
 from byol.train.start import planned, record
 from byol.train.step import steps
-from byol.weights.files import FILE, Encoder, EncoderInfo, check_savable, save_encoder
 from byol.world import World
 
 BadNames = Callable[[str, str], None]  # is told the name of an unreadable image, and why
@@ -63,14 +63,27 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
 
     with claim(Path(config.out)) as folder, StopSignals() as stop, explained(folder):
         checkpoint.sweep(folder, folder / "checkpoints")
-        plan = planned(folder, config, own, source, world, lambda draft: seconds_per_step(draft, config, own, source, world))
+        plan = planned(
+            folder,
+            config,
+            own,
+            source,
+            world,
+            lambda draft: seconds_per_step(draft, config, own, source, world),
+        )
         learner = build_learner(plan, config, own, world)
         encoder = encoder_of(learner, plan, own)
         check_eval_size(encoder, plan)
         record(folder, plan, config, source, world)
         train_rows, held_out_rows = split(len(source), plan)
-        probe = OnlineProbe(learner, source.subset(train_rows), seed_of(plan.seed, 3)) if config.probe.online else None
-        trained = nn.ModuleDict({"learner": learner} if probe is None else {"learner": learner, "probe": probe})
+        probe = (
+            OnlineProbe(learner, source.subset(train_rows), seed_of(plan.seed, 3))
+            if config.probe.online
+            else None
+        )
+        trained = nn.ModuleDict(
+            {"learner": learner} if probe is None else {"learner": learner, "probe": probe}
+        )
         optimizer = build_optimizer(learner, plan, probe)
         saver = Saver(folder, trained, optimizer, plan, config)
         start = saver.restore()
@@ -93,14 +106,19 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
                 stopping = stop.wanted() and not last
                 saved = (saver.due(result.step) or last or stopping) and saver.save(result.step)
                 if stopping:
-                    raise stop.ended(result.step, plan.total_steps, saved, checkpoint.last_good(folder / "checkpoints"))
+                    raise stop.ended(
+                        result.step, plan.total_steps, saved, checkpoint.last_good(folder / "checkpoints")
+                    )
             log.say(f"finished   {plan.total_steps - start:,} steps in {duration(pace.elapsed())}")
         return finish(folder, encoder, plan, monitor)
 
 
 def check_own(config: TrainConfig) -> None:
     """Raise ConfigError for settings that build an encoder where there is one already."""
-    unused = [*config.model.encoder_options(), *(["target_init"] if config.model.target_init == "independent" else [])]
+    unused = [
+        *config.model.encoder_options(),
+        *(["target_init"] if config.model.target_init == "independent" else []),
+    ]
     if unused:
         raise ConfigError(
             f"The encoder is a module of your own, so model.{' and model.'.join(unused)} cannot apply. Leave them out, or give "
@@ -118,7 +136,9 @@ def build_learner(plan: Plan, config: TrainConfig, own: nn.Module | None, world:
 
     def network(part: int) -> nn.Module:
         torch.manual_seed(seed_of(plan.seed, part))
-        return build_encoder(plan.encoder, channels=plan.channels, image_size=plan.image_size, **plan.encoder_options)
+        return build_encoder(
+            plan.encoder, channels=plan.channels, image_size=plan.image_size, **plan.encoder_options
+        )
 
     other = network(1) if config.model.target_init == "independent" else None
     net = own if own is not None else network(0)
@@ -144,10 +164,18 @@ def split(count: int, plan: Plan) -> tuple[Tensor, Tensor]:
 
 
 def open_batches(
-    images: Images, plan: Plan, config: TrainConfig, world: World, start: int, bad: BadNames, probe: OnlineProbe | None = None
+    images: Images,
+    plan: Plan,
+    config: TrainConfig,
+    world: World,
+    start: int,
+    bad: BadNames,
+    probe: OnlineProbe | None = None,
 ) -> Generator[Batch]:
     """The run's micro-batches from step `start` on, by the plan's route. Nothing is read before the first is asked for."""
-    what = BatchPlan(plan.seed, len(images), plan.batch_size, plan.accumulation, plan.image_size, config.views)
+    what = BatchPlan(
+        plan.seed, len(images), plan.batch_size, plan.accumulation, plan.image_size, config.views
+    )
 
     def report(index: int, reason: str) -> None:
         bad(images.name(index), reason)
@@ -170,7 +198,9 @@ def open_batches(
         )
 
 
-def seconds_per_step(draft: Plan, config: TrainConfig, own: nn.Module | None, source: Images, world: World) -> float:
+def seconds_per_step(
+    draft: Plan, config: TrainConfig, own: nn.Module | None, source: Images, world: World
+) -> float:
     """Time a few real steps of a draft plan on throw-away networks, for a run that is given a time instead of a length."""
     import copy
 
@@ -178,7 +208,9 @@ def seconds_per_step(draft: Plan, config: TrainConfig, own: nn.Module | None, so
     learner = build_learner(draft, config, copy.deepcopy(own), world)
     rows, _ = split(len(source), draft)
     sample = source.subset(rows[: max(4096, draft.batch_size)])
-    batches = open_batches(sample, draft, config, world, 0, lambda name, reason: None)  # the run itself will report them
+    batches = open_batches(
+        sample, draft, config, world, 0, lambda name, reason: None
+    )  # the run itself will report them
     times = []
     for _ in steps(learner, batches, build_optimizer(learner, draft), draft):
         if world.device.type == "cuda":
@@ -213,7 +245,13 @@ def check_eval_size(encoder: Encoder, plan: Plan) -> None:
     if plan.eval_size == plan.image_size:
         return
     try:
-        encoder(torch.zeros((2, plan.channels, *plan.eval_size), dtype=torch.uint8, device=next(encoder.parameters()).device))
+        encoder(
+            torch.zeros(
+                (2, plan.channels, *plan.eval_size),
+                dtype=torch.uint8,
+                device=next(encoder.parameters()).device,
+            )
+        )
     except (RuntimeError, ValueError, AssertionError) as failure:
         raise ConfigError(
             f"{plan.encoder} takes images of {plan.image_size[0]} pixels and none of {plan.eval_size[0]} ({failure}). Leave "

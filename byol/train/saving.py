@@ -20,7 +20,14 @@ SHARE = 0.02  # of a run's time that checkpoints by default may take, half of wh
 class Saver:
     """Writes and reads the checkpoints of what is trained. A run computes the same whenever it is saved."""
 
-    def __init__(self, folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, config: TrainConfig):
+    def __init__(
+        self,
+        folder: Path,
+        trained: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        plan: Plan,
+        config: TrainConfig,
+    ):
         self.folder, self.trained, self.optimizer, self.keep = (
             folder / "checkpoints",
             trained,
@@ -45,7 +52,9 @@ class Saver:
             return 0
         step, tensors, values = found
         try:
-            self.trained.load_state_dict({name: t for name, t in tensors.items() if not name.startswith("optimizer.")})
+            self.trained.load_state_dict(
+                {name: t for name, t in tensors.items() if not name.startswith("optimizer.")}
+            )
             checkpoint.restore_optimizer(self.optimizer, checkpoint.unflatten(values["optimizer"], tensors))
         except (RuntimeError, ValueError, KeyError) as failure:
             raise CheckpointError(
@@ -62,14 +71,22 @@ class Saver:
         tensors, rest = checkpoint.flatten(self.optimizer.state_dict(), "optimizer")
         tensors |= self.trained.state_dict()
         names = [name for name, _ in self.trained.named_parameters()]
-        damaged = [n for n in [*names, *(n for n in tensors if n.startswith("optimizer."))] if not tensors[n].isfinite().all()]
+        damaged = [
+            n
+            for n in [*names, *(n for n in tensors if n.startswith("optimizer."))]
+            if not tensors[n].isfinite().all()
+        ]
         if damaged:  # of a finite loss whose gradient was not: the next loss would tell, but after this save
-            raise TrainingError(f"After step {step} the state is not finite ({', '.join(damaged[:3])}), so it was not saved.")
+            raise TrainingError(
+                f"After step {step} the state is not finite ({', '.join(damaged[:3])}), so it was not saved."
+            )
         before = time.monotonic()
         try:
             checkpoint.save(self.folder, step, tensors, {"optimizer": rest}, self.keep)
         except OSError as failure:
-            logger.warning("The checkpoint of step %d could not be written (%s); training goes on.", step, failure)
+            logger.warning(
+                "The checkpoint of step %d could not be written (%s); training goes on.", step, failure
+            )
             return False
         finally:
             self.saved_at = time.monotonic()

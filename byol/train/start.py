@@ -10,18 +10,26 @@ import torch
 from torch import nn
 
 from byol import __version__
-from byol.data.sources import Images
+from byol.data.images import Images
 from byol.disk import write_text
+from byol.encoders.encoder import FILE
 from byol.errors import CheckpointError
 from byol.settings import differences, to_plain, to_yaml
 from byol.train import checkpoint
 from byol.train.config import TrainConfig
 from byol.train.plan import ImageFacts, Plan, plan_run
-from byol.weights.files import FILE
 from byol.world import World
 
 # What may differ when a run is continued: where it runs and what it tells, not what it computes.
-FREE_TO_CHANGE = {"out", "workers", "device", "save_every_steps", "keep_checkpoints", "log_every_steps", "data.max_bad"}
+FREE_TO_CHANGE = {
+    "out",
+    "workers",
+    "device",
+    "save_every_steps",
+    "keep_checkpoints",
+    "log_every_steps",
+    "data.max_bad",
+}
 
 
 def planned(
@@ -58,7 +66,12 @@ def stored_plan(folder: Path, config: TrainConfig, source: Images, begun: bool) 
     """
     try:
         stored = json.loads((folder / "plan.json").read_text())
-        plan, before, data, images = Plan.from_json(stored["plan"]), stored["config"], stored["data"], stored["images"]
+        plan, before, data, images = (
+            Plan.from_json(stored["plan"]),
+            stored["config"],
+            stored["data"],
+            stored["images"],
+        )
         changed = differences(before, to_plain(config))
     except (ValueError, KeyError, TypeError, AttributeError) as damage:
         if not begun:

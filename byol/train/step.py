@@ -58,8 +58,12 @@ def steps(
         loss = torch.zeros((), device=device)
         for micro in range(plan.accumulation):
             batch = next(batches)
-            torch.manual_seed(seed_of(plan.seed, step, micro))  # for dropout and the like; behind what may draw itself
-            view1, view2 = learner.views.finish(batch.crops, seed=plan.seed, step=step, first_row=micro * plan.micro_batch_size)
+            torch.manual_seed(
+                seed_of(plan.seed, step, micro)
+            )  # for dropout and the like; behind what may draw itself
+            view1, view2 = learner.views.finish(
+                batch.crops, seed=plan.seed, step=step, first_row=micro * plan.micro_batch_size
+            )
             with autocast(device, plan.precision):
                 part = learner(view1, view2) / plan.accumulation
             # The loop's one wait for a GPU, once a micro-batch. Here it costs next to nothing: the backward pass is launched

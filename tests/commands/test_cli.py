@@ -53,7 +53,8 @@ def test_the_help_of_a_command_lists_its_flags(command, flags, capsys):
 
 
 @pytest.mark.parametrize(
-    ("command", "positional"), [("train", "IMAGES"), ("evaluate", "RUN"), ("embed", "RUN"), ("convert", "FILE")]
+    ("command", "positional"),
+    [("train", "IMAGES"), ("evaluate", "RUN"), ("embed", "RUN"), ("convert", "FILE")],
 )
 def test_the_help_names_positional_words_and_shows_no_none(command, positional, monkeypatch, capsys):
     for columns in (80, 120):
@@ -85,7 +86,10 @@ def test_what_to_type_next_names_an_encoder_of_ones_own(labelled, tmp_path, monk
     said = capsys.readouterr().out
     assert f"evaluate {out} --encoder own_net:net --train LABELLED_TRAIN" in said
     embed = next(line for line in said.splitlines() if "byol embed" in line).split()[1:]
-    embed = [{"IMAGES": str(labelled), "features.npz": str(tmp_path / "features.npz")}.get(word, word) for word in embed]
+    embed = [
+        {"IMAGES": str(labelled), "features.npz": str(tmp_path / "features.npz")}.get(word, word)
+        for word in embed
+    ]
     assert main(embed) == 0
 
 
@@ -106,7 +110,9 @@ def test_a_preset_and_flags_go_together(labelled, tmp_path, capsys):
 def test_a_run_s_config_is_a_preset(run, labelled, tmp_path):
     words = ["train", str(labelled), "--preset", str(run / "config.yaml"), "--out", str(tmp_path / "again")]
     assert main(words) == 0
-    assert (tmp_path / "again" / "encoder.safetensors").read_bytes() == (run / "encoder.safetensors").read_bytes()
+    assert (tmp_path / "again" / "encoder.safetensors").read_bytes() == (
+        run / "encoder.safetensors"
+    ).read_bytes()
 
 
 BAD = [
@@ -144,8 +150,12 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("words", "code", "says"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
-def test_bad_input_is_one_sentence_and_an_exit_code_and_leaves_nothing(words, code, says, labelled, run, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("words", "code", "says"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_bad_input_is_one_sentence_and_an_exit_code_and_leaves_nothing(
+    words, code, says, labelled, run, tmp_path, capsys
+):
     (tmp_path / "empty").mkdir()
     (tmp_path / "one").mkdir()
     Image.new("RGB", (20, 20)).save(tmp_path / "one" / "a.png")
@@ -172,7 +182,10 @@ def test_a_value_out_of_range_in_a_group_is_named_in_a_sentence(flag, labelled, 
     ("words", "says"),
     [
         ("search f.npz --row x", "Could not find valid parse for arguments: ['x']"),
-        ("export run --out a --format onx", "invalid choice: 'onx' (choose from 'safetensors', 'torchvision', 'timm',"),
+        (
+            "export run --out a --format onx",
+            "invalid choice: 'onx' (choose from 'safetensors', 'torchvision', 'timm',",
+        ),
         ("train photos --out a --epochs many", "'many'"),
     ],
 )
@@ -193,9 +206,23 @@ def test_an_unknown_flag_is_named_with_a_near_one(labelled, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)])
-def test_a_signal_to_all_processes_saves_says_so_and_the_same_command_continues(number, code, labelled, tmp_path):
-    words = ["train", str(labelled), "--out", str(tmp_path / "a"), *TINY.split(), "--epochs", "60", "--workers", "1"]
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)]
+)
+def test_a_signal_to_all_processes_saves_says_so_and_the_same_command_continues(
+    number, code, labelled, tmp_path
+):
+    words = [
+        "train",
+        str(labelled),
+        "--out",
+        str(tmp_path / "a"),
+        *TINY.split(),
+        "--epochs",
+        "60",
+        "--workers",
+        "1",
+    ]
     started = subprocess.Popen(
         [sys.executable, "-m", "byol", *words], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -220,7 +247,9 @@ def test_the_help_describes_its_groups(capsys):
 
 
 def test_a_closed_pipe_is_no_error():
-    done = subprocess.run(f"{sys.executable} -m byol --help | head -1", shell=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        f"{sys.executable} -m byol --help | head -1", shell=True, capture_output=True, text=True, timeout=60
+    )
     assert done.stderr == ""
 
 
@@ -253,6 +282,14 @@ def test_a_number_that_is_not_finite_is_refused(flags, labelled, tmp_path, capsy
 
 def test_a_run_s_config_with_a_budget_takes_epochs_beside_it(labelled, tmp_path):
     (tmp_path / "config.yaml").write_text("budget: 1h\n")
-    words = ["train", str(labelled), "--out", str(tmp_path / "a"), "--preset", str(tmp_path / "config.yaml"), *TINY.split()]
+    words = [
+        "train",
+        str(labelled),
+        "--out",
+        str(tmp_path / "a"),
+        "--preset",
+        str(tmp_path / "config.yaml"),
+        *TINY.split(),
+    ]
     assert main(words) == 0
     assert "budget: null" in (tmp_path / "a" / "config.yaml").read_text()

@@ -16,11 +16,17 @@ from byol.cli import main
 
 def test_official_checkpoint_becomes_an_encoder_file(official_files, official, eval_images, tmp_path, capsys):
     out = tmp_path / "encoders" / "tiny"
-    assert main(["convert", str(official_files / "official_tiny.pkl"), "--out", str(out), "--image-size", "48"]) == 0
+    assert (
+        main(["convert", str(official_files / "official_tiny.pkl"), "--out", str(out), "--image-size", "48"])
+        == 0
+    )
     said = capsys.readouterr().out
     assert "read       official checkpoint after 6 steps" in said
     assert "matched    120 tensors: resnet, " in said
-    assert "left out   online classifier (2), online predictor (8), online projector (8), target classifier (2)" in said
+    assert (
+        "left out   online classifier (2), online predictor (8), online projector (8), target classifier (2)"
+        in said
+    )
     assert "central square of 0.875 x the shorter side, bicubic resize (not antialiased) to 48 x 48" in said
     assert f"byol embed {out} --data photos/" in said
     assert sorted(path.name for path in out.iterdir()) == ["encoder.json", "encoder.safetensors"]
@@ -87,7 +93,9 @@ def files(tmp_path_factory, official_files) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("words", "says"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    ("words", "says"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
 def test_bad_input_is_one_sentence_and_exit_code_2_and_leaves_nothing(words, says, files, capsys):
     words = [word.format(tmp=files) for word in words]
     before = {path: path.read_bytes() for path in files.rglob("*") if path.is_file()}
@@ -113,14 +121,25 @@ sys.exit(main(["convert", {str(official_files / "official_tiny.pkl")!r}, "--out"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 70
-    assert done.stderr.startswith(f"byol convert: The encoder could not be written to {tmp_path / 'new' / 'o'}: ")
+    assert done.stderr.startswith(
+        f"byol convert: The encoder could not be written to {tmp_path / 'new' / 'o'}: "
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("padding", ["valid", "SAME"])
 def test_unknown_padding_names_the_known_ones(official_files, tmp_path, padding, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["convert", str(official_files / "official_tiny.pkl"), "--out", str(tmp_path / "o"), "--padding", padding])
+        main(
+            [
+                "convert",
+                str(official_files / "official_tiny.pkl"),
+                "--out",
+                str(tmp_path / "o"),
+                "--padding",
+                padding,
+            ]
+        )
     assert ended.value.code == 2
     assert "symmetric" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()

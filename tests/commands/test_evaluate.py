@@ -12,7 +12,17 @@ from byol.cli import main
 
 def test_evaluate_prints_and_keeps_scores(run, labelled, capsys):
     before = (run / "scores.jsonl").read_text() if (run / "scores.jsonl").exists() else ""
-    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--protocols", "knn", "linear"]
+    words = [
+        "evaluate",
+        str(run),
+        "--train",
+        str(labelled),
+        "--test",
+        str(labelled),
+        "--protocols",
+        "knn",
+        "linear",
+    ]
     assert main(words) == 0
     out = capsys.readouterr().out
     assert "knn" in out
@@ -23,14 +33,25 @@ def test_evaluate_prints_and_keeps_scores(run, labelled, capsys):
 
 
 def test_evaluate_computes_features_once_and_repeats_what_is_random(run, labelled, tmp_path, capsys):
-    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--out", str(tmp_path / "o")]
+    words = [
+        "evaluate",
+        str(run),
+        "--train",
+        str(labelled),
+        "--test",
+        str(labelled),
+        "--out",
+        str(tmp_path / "o"),
+    ]
     assert main([*words, "--k", "1", "5", "--seeds", "2"]) == 0
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "o" / "features").iterdir()}
     assert len(kept) == 1  # the same images on both sides
     assert main([*words, "--protocols", "knn", "--metric", "mean_per_class"]) == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "o" / "features").iterdir()} == kept
     lines = [json.loads(line) for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
-    assert [(line["protocol"], line["metric"], line["seeds"], line["settings"].get("k")) for line in lines] == [
+    assert [
+        (line["protocol"], line["metric"], line["seeds"], line["settings"].get("k")) for line in lines
+    ] == [
         ("knn", "top1", [], 1),
         ("knn", "top1", [], 5),
         ("linear", "top1", [0, 1], None),
@@ -45,39 +66,81 @@ def test_evaluate_puts_runs_and_baselines_side_by_side(run, labelled, tmp_path, 
     other = tmp_path / "other"
     shutil.copytree(run, other)
     (other / "scores.jsonl").unlink(missing_ok=True)
-    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--out", str(tmp_path / "o")]
+    words = [
+        "evaluate",
+        str(run),
+        "--train",
+        str(labelled),
+        "--test",
+        str(labelled),
+        "--out",
+        str(tmp_path / "o"),
+    ]
     assert main([*words, "--no-cache", "--compare", str(other), "pixels", "untrained"]) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].split() == ["protocol", "metric", str(run), str(other), "pixels", "untrained"]
     assert [line.split()[0] for line in table[1:3]] == ["knn", "linear"]
     assert table[1].split()[2] == table[1].split()[4]  # the same encoder twice
-    kept = [json.loads(line)["encoder"] for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
+    kept = [
+        json.loads(line)["encoder"] for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()
+    ]
     assert kept == [str(run)] * 2 + ["pixels"] * 2 + ["untrained"] * 2
     assert len((other / "scores.jsonl").read_text().splitlines()) == 2
     assert not (tmp_path / "o" / "features").exists()
 
 
 def test_evaluate_puts_few_labels_beside_training_from_scratch_on_them(run, labelled, tmp_path, capsys):
-    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--out", str(tmp_path / "o")]
-    assert main([*words, "--epochs", "1", "--protocols", "knn", "semi-50", "--compare", "untrained", "supervised"]) == 0
+    words = [
+        "evaluate",
+        str(run),
+        "--train",
+        str(labelled),
+        "--test",
+        str(labelled),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert (
+        main(
+            [*words, "--epochs", "1", "--protocols", "knn", "semi-50", "--compare", "untrained", "supervised"]
+        )
+        == 0
+    )
     table = capsys.readouterr().out.splitlines()
     assert table[0].split() == ["protocol", "metric", str(run), "untrained", "supervised"]
     lines = [json.loads(line) for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
     kept = [(line["encoder"], line["protocol"], line["train_images"]) for line in lines]
-    assert kept == [(str(run), "knn", 24), (str(run), "semi-50", 12), ("untrained", "knn", 24), ("supervised", "semi-50", 12)]
+    assert kept == [
+        (str(run), "knn", 24),
+        (str(run), "semi-50", 12),
+        ("untrained", "knn", 24),
+        ("supervised", "semi-50", 12),
+    ]
     assert main([*words, "--protocols", "knn", "--compare", "supervised"]) == 2
     assert "supervised is scored by none of knn" in capsys.readouterr().err
 
 
 def test_scores_that_cannot_be_written_are_told_in_a_sentence(run, labelled, tmp_path, capsys):
     (tmp_path / "scores.jsonl").mkdir()
-    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--protocols", "knn", "--no-cache"]
+    words = [
+        "evaluate",
+        str(run),
+        "--train",
+        str(labelled),
+        "--test",
+        str(labelled),
+        "--protocols",
+        "knn",
+        "--no-cache",
+    ]
     assert main([*words, "--out", str(tmp_path)]) == 70
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("byol evaluate: ")]
     assert line.startswith(f"byol evaluate: The scores could not be written to {tmp_path}/scores.jsonl: ")
 
 
-def test_a_run_that_cannot_be_written_to_can_be_compared_with(run, labelled, tmp_path, capsys, caplog, monkeypatch):
+def test_a_run_that_cannot_be_written_to_can_be_compared_with(
+    run, labelled, tmp_path, capsys, caplog, monkeypatch
+):
     other = shutil.copytree(run, tmp_path / "other")
     places = {str(run): run, str(other): Path("/proc/nowhere")}  # where not even root can write
     monkeypatch.setattr("byol.commands.evaluate.folder_of", places.get)
@@ -86,7 +149,9 @@ def test_a_run_that_cannot_be_written_to_can_be_compared_with(run, labelled, tmp
     assert "Its scores are shown and not kept." in caplog.text
     shown = capsys.readouterr().out
     assert str(other) in shown.splitlines()[0]
-    assert [line for line in shown.splitlines() if line.startswith("written")] == [f"written    {run}/scores.jsonl"]
+    assert [line for line in shown.splitlines() if line.startswith("written")] == [
+        f"written    {run}/scores.jsonl"
+    ]
     assert main(["evaluate", str(other), *words]) == 2
     assert "Name another folder with --out." in capsys.readouterr().err
 
@@ -104,7 +169,10 @@ def test_evaluate_scores_a_list_of_data_sets_each_by_its_metric(run, labelled, t
     assert table[1].startswith("colours linear   mean per class")
     assert table[2].startswith("tags linear      11-point mAP")
     lines = [json.loads(line) for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
-    assert [(line["data_set"], line["metric"]) for line in lines] == [("colours", "mean_per_class"), ("tags", "map11")]
+    assert [(line["data_set"], line["metric"]) for line in lines] == [
+        ("colours", "mean_per_class"),
+        ("tags", "map11"),
+    ]
 
 
 def test_metric_holds_for_the_data_sets_of_a_list_that_name_none(run, labelled, tmp_path, capsys):
@@ -115,7 +183,16 @@ def test_metric_holds_for_the_data_sets_of_a_list_that_name_none(run, labelled, 
 
 
 def test_what_is_finished_before_a_protocol_fails_is_kept(run, labelled, tmp_path, capsys):
-    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--out", str(tmp_path / "o")]
+    words = [
+        "evaluate",
+        str(run),
+        "--train",
+        str(labelled),
+        "--test",
+        str(labelled),
+        "--out",
+        str(tmp_path / "o"),
+    ]
     assert main([*words, "--protocols", "knn", "finetune", "--base-lrs", "1e25", "--epochs", "1"]) == 4
     assert "diverged" in capsys.readouterr().err
     [line] = (tmp_path / "o" / "scores.jsonl").read_text().splitlines()
@@ -124,17 +201,33 @@ def test_what_is_finished_before_a_protocol_fails_is_kept(run, labelled, tmp_pat
     assert len((tmp_path / "o" / "scores.jsonl").read_text().splitlines()) == 1
 
 
-def test_evaluate_takes_a_network_of_torchvision_with_weights_of_ones_own(run, labelled, tmp_path, capsys, monkeypatch):
+def test_evaluate_takes_a_network_of_torchvision_with_weights_of_ones_own(
+    run, labelled, tmp_path, capsys, monkeypatch
+):
     from torchvision.models import squeezenet1_1
 
     torch.save(squeezenet1_1(weights=None).state_dict(), tmp_path / "own.pth")
     monkeypatch.chdir(tmp_path)
-    words = ["evaluate", "torchvision:squeezenet1_1", "--weights", "own.pth", "--train", str(labelled), "--test", str(labelled)]
+    words = [
+        "evaluate",
+        "torchvision:squeezenet1_1",
+        "--weights",
+        "own.pth",
+        "--train",
+        str(labelled),
+        "--test",
+        str(labelled),
+    ]
     assert main([*words, "--protocols", "knn"]) == 0
     assert "--out FOLDER keeps the scores" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["own.pth"]
     assert main([*words, "--protocols", "knn", "--out", "deep/er"]) == 0
-    compared = ["--compare", "torchvision:squeezenet1_1", "--encoder", "no.module:here"]  # which is for one's own networks
+    compared = [
+        "--compare",
+        "torchvision:squeezenet1_1",
+        "--encoder",
+        "no.module:here",
+    ]  # which is for one's own networks
     assert main(["evaluate", str(run), *words[2:], "--protocols", "knn", *compared, "--out", "o"]) == 0
     assert (tmp_path / "deep" / "er" / "scores.jsonl").exists()
 
@@ -147,7 +240,10 @@ def test_embed_search_and_export_take_a_network_of_torchvision_too(labelled, tmp
     network = ["torchvision:squeezenet1_1", "--weights", "own.pth"]
     picture = next(labelled.rglob("*.png"))
     assert main(["embed", *network, "--data", str(labelled), "--out", "f.npz"]) == 0
-    assert "byol search f.npz --query PICTURE --run torchvision:squeezenet1_1 --weights own.pth" in capsys.readouterr().out
+    assert (
+        "byol search f.npz --query PICTURE --run torchvision:squeezenet1_1 --weights own.pth"
+        in capsys.readouterr().out
+    )
     assert main(["search", "f.npz", "--query", str(picture), "--run", *network, "--k", "1", "--json"]) == 0
     [found] = json.loads(capsys.readouterr().out)
     assert found["images"][0]["name"] == str(picture.relative_to(labelled))
@@ -164,7 +260,9 @@ def test_evaluate_takes_test_images_of_one_class(run, labelled, tmp_path, capsys
     words = ["evaluate", str(run), "--out", str(tmp_path / "o"), "--protocols", "linear"]
     assert main([*words, "--train", str(labelled), "--test", str(one)]) == 0
     assert "8 test images of 3 classes, learned from 24" in capsys.readouterr().out
-    assert main([*words, "--train", str(one), "--test", str(one), "--protocols", "knn"]) == 3  # to train on it is none
+    assert (
+        main([*words, "--train", str(one), "--test", str(one), "--protocols", "knn"]) == 3
+    )  # to train on it is none
     assert "given as train carry no labels" in capsys.readouterr().err
     (one / "red").rename(one / "images")  # which names none of the classes
     assert main([*words, "--train", str(labelled), "--test", str(one)]) == 3

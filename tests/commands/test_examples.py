@@ -18,7 +18,15 @@ def test_the_resnet50_example_trains_and_saves_a_network_that_torchvision_loads(
     for number in range(4):
         pixels = np.random.default_rng(number).integers(0, 256, (70 + number, 90, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.jpg")
-    command = [sys.executable, str(EXAMPLES / "resnet50.py"), str(tmp_path), "--steps", "2", "--batch-size", "2"]
+    command = [
+        sys.executable,
+        str(EXAMPLES / "resnet50.py"),
+        str(tmp_path),
+        "--steps",
+        "2",
+        "--batch-size",
+        "2",
+    ]
     command += ["--image-size", "64", "--out", str(tmp_path / "improved.pth")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
@@ -33,9 +41,17 @@ def test_the_resnet50_example_trains_and_saves_a_network_that_torchvision_loads(
 @pytest.mark.slow
 def test_the_gpu_script_runs_small_on_a_cpu():
     script = EXAMPLES.parent / "benchmarks" / "gpu.py"
-    done = subprocess.run([sys.executable, str(script), "--small"], capture_output=True, text=True, timeout=290)
+    done = subprocess.run(
+        [sys.executable, str(script), "--small"], capture_output=True, text=True, timeout=290
+    )
     assert done.returncode == 0, done.stderr
-    for part in ("correctness, convnet", "fp32, compiled", "speed, convnet", "checkpoint step-00000012", "linear"):
+    for part in (
+        "correctness, convnet",
+        "fp32, compiled",
+        "speed, convnet",
+        "checkpoint step-00000012",
+        "linear",
+    ):
         assert part in done.stdout
 
 

@@ -42,7 +42,16 @@ def test_the_overview_and_the_help_tell_of_it(capsys):
         main(["export", "--help"])
     assert ended.value.code == 0
     out = capsys.readouterr().out
-    for flag in ("--out", "--format", "--from-pixels", "--model", "--encoder", "torchvision", "huggingface", "torch.export"):
+    for flag in (
+        "--out",
+        "--format",
+        "--from-pixels",
+        "--model",
+        "--encoder",
+        "torchvision",
+        "huggingface",
+        "torch.export",
+    ):
         assert flag in out
 
 
@@ -50,12 +59,17 @@ def test_it_says_what_was_written_and_how_near_the_tool_comes(run, tmp_path, cap
     assert main(["export", str(run), "--out", str(tmp_path / "e.pt2")]) == 0
     out = capsys.readouterr().out
     assert f"written    {tmp_path / 'e.pt2'} (torch.export)" in out
-    assert "checked    torch.export gives the same features for 1, 2, 5 images of 16x16 and 49x70 pixels" in out
+    assert (
+        "checked    torch.export gives the same features for 1, 2, 5 images of 16x16 and 49x70 pixels" in out
+    )
     assert "takes      images float32 (B, 3, H, W) in [0, 1]" in out
     assert f'load       torch.export.load("{tmp_path / "e.pt2"}").module()(images)' in out
     images = torch.rand(3, 3, 16, 16)
     torch.testing.assert_close(
-        torch.export.load(tmp_path / "e.pt2").module()(images), byol.load_encoder(run)(images), rtol=0, atol=1e-4
+        torch.export.load(tmp_path / "e.pt2").module()(images),
+        byol.load_encoder(run)(images),
+        rtol=0,
+        atol=1e-4,
     )
 
 
@@ -71,10 +85,24 @@ def test_a_network_of_your_own_is_named_again(tmp_path, run, monkeypatch):
         "import torchvision\n\ndef build():\n    return torchvision.models.shufflenet_v2_x0_5()\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    words = ["train", str(run.parent / "train"), "--out", str(tmp_path / "a"), "--encoder", "code_of_mine:build"]
+    words = [
+        "train",
+        str(run.parent / "train"),
+        "--out",
+        str(tmp_path / "a"),
+        "--encoder",
+        "code_of_mine:build",
+    ]
     words += ["--hidden-layer", "conv5", "--precision", "fp32", *TINY.split()[4:]]
     assert main(words) == 0
-    words = ["export", str(tmp_path / "a"), "--encoder", "code_of_mine:build", "--model", "shufflenet_v2_x0_5"]
+    words = [
+        "export",
+        str(tmp_path / "a"),
+        "--encoder",
+        "code_of_mine:build",
+        "--model",
+        "shufflenet_v2_x0_5",
+    ]
     assert main([*words, "--out", str(tmp_path / "r.pth")]) == 0
     assert "fc.weight" not in torch.load(tmp_path / "r.pth", weights_only=True)
 
@@ -91,7 +119,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("words", "says"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    ("words", "says"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
 def test_bad_input_is_one_sentence_and_an_exit_code_and_leaves_nothing(words, says, run, tmp_path, capsys):
     before = [sorted(folder.rglob("*")) for folder in (tmp_path, run)]
     assert main(["export", *(word.format(tmp=tmp_path, run=run) for word in words)]) == 2
@@ -117,7 +147,9 @@ def test_a_disk_that_is_full_gets_a_sentence_and_leaves_nothing(run, tmp_path):
         f"sys.exit(main(['export', {str(run)!r}, '--out', sys.argv[1]]))"
     )
     for name in ("e.safetensors", "e"):
-        done = subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / name)], capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == 70  # as of every full disk
         assert f"{tmp_path / name} cannot be written: " in done.stderr
         assert done.stderr.count("\n") == 1
@@ -126,7 +158,7 @@ def test_a_disk_that_is_full_gets_a_sentence_and_leaves_nothing(run, tmp_path):
 
 @pytest.mark.slow
 def test_the_guide_s_commands_and_code_run_in_order(encoder_of, tmp_path, monkeypatch):
-    from byol.weights.files import save_encoder
+    from byol.encoders.encoder import save_encoder
 
     encoder = encoder_of("torchvision:resnet18", size=(64, 64))
     (tmp_path / "runs" / "a").mkdir(parents=True)
@@ -143,9 +175,9 @@ def test_the_guide_s_commands_and_code_run_in_order(encoder_of, tmp_path, monkey
         if expected is None:
             expected = encoder(torch.from_numpy(known["images"]))
         torch.testing.assert_close(torch.as_tensor(known["features"]), expected, rtol=0, atol=1e-4)
-    images = (torch.from_numpy(known["images"]) - torch.tensor(encoder.info.mean).view(-1, 1, 1)) / torch.tensor(
-        encoder.info.std
-    ).view(-1, 1, 1)
+    images = (
+        torch.from_numpy(known["images"]) - torch.tensor(encoder.info.mean).view(-1, 1, 1)
+    ) / torch.tensor(encoder.info.std).view(-1, 1, 1)
     with torch.no_grad():
         torch.testing.assert_close(known["encoder"].eval()(images), expected, rtol=0, atol=1e-4)
         known["net"].fc = torch.nn.Identity()

@@ -11,8 +11,8 @@ from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from byol.cli import main
-from byol.features.files import Features
-from byol.weights.files import save_encoder
+from byol.encoders.encoder import save_encoder
+from byol.features.features import Features
 
 
 @pytest.fixture
@@ -53,7 +53,9 @@ def test_embed_writes_every_kind(here, capsys, caplog, kind):
     loaded = Features.load(f"g{kind}")
     np.testing.assert_allclose(np.linalg.norm(loaded.x, axis=1), 1, rtol=1e-5)
     assert kind == ".npy" or loaded.names == [f"{number:02}.png" for number in range(12) if number != 5]
-    assert sorted(path.name for path in here.iterdir()) == sorted(["f.npz", f"g{kind}", "other", "photos", "run"])
+    assert sorted(path.name for path in here.iterdir()) == sorted(
+        ["f.npz", f"g{kind}", "other", "photos", "run"]
+    )
 
 
 @pytest.mark.parametrize("kind", [".npz", ".parquet", ".safetensors"])
@@ -87,7 +89,9 @@ def test_json_is_all_there_is_on_stdout_and_agrees_with_scikit_learn(here, capsy
         assert answer["query"] == features.names[row]
         assert [image["row"] for image in answer["images"]] == near[1:].tolist()
         assert [image["name"] for image in answer["images"]] == [features.names[place] for place in near[1:]]
-        np.testing.assert_allclose([image["similarity"] for image in answer["images"]], 1 - far[1:], atol=2e-6)
+        np.testing.assert_allclose(
+            [image["similarity"] for image in answer["images"]], 1 - far[1:], atol=2e-6
+        )
     assert err == "written    s.png\n"
     with Image.open("s.png") as page:
         assert page.height > 2 * 128
@@ -101,7 +105,9 @@ def test_near_duplicates_are_listed_in_groups(here, capsys):
         ["0", "6", "1.0000", "07.png"],
     ]
     answer = json.loads(told(capsys, "search f.npz --duplicates 0.9999 --json")[0])
-    assert [(group["group"], [image["name"] for image in group["images"]]) for group in answer] == [(0, ["02.png", "07.png"])]
+    assert [(group["group"], [image["name"] for image in group["images"]]) for group in answer] == [
+        (0, ["02.png", "07.png"])
+    ]
 
 
 def test_no_near_duplicates_is_an_answer_too(here, capsys):
@@ -117,7 +123,9 @@ def test_no_near_duplicates_is_an_answer_too(here, capsys):
 def test_outliers_picks_and_clusters_are_listed(here, capsys):
     lines = table(told(capsys, "search f.npz --outliers 3 --k 2")[0])
     assert lines[0] == ["row", "distance", "name"]
-    assert [float(line[1]) for line in lines[1:]] == sorted((float(line[1]) for line in lines[1:]), reverse=True)
+    assert [float(line[1]) for line in lines[1:]] == sorted(
+        (float(line[1]) for line in lines[1:]), reverse=True
+    )
     lines = table(told(capsys, "search f.npz --pick 11")[0])
     assert lines[0] == ["row", "name"]
     assert sorted(line[1] for line in lines[1:]) == Features.load("f.npz").names
@@ -132,7 +140,9 @@ def test_outliers_picks_and_clusters_are_listed(here, capsys):
 def test_a_second_pick_goes_on_from_the_first(here, capsys):
     both = [line[1] for line in table(told(capsys, "search f.npz --pick 6")[0])[1:]]
     (here / "done.txt").write_text("\n".join(both[:3]) + "\n")
-    assert [line[1] for line in table(told(capsys, "search f.npz --pick 3 --labelled done.txt")[0])[1:]] == both[3:]
+    assert [
+        line[1] for line in table(told(capsys, "search f.npz --pick 3 --labelled done.txt")[0])[1:]
+    ] == both[3:]
     uncertainty = np.zeros(11)
     uncertainty[9] = 1
     np.save("u.npy", uncertainty)
@@ -146,7 +156,9 @@ def test_hostile_names_cannot_break_a_line(here, capsys):
     assert len(out.splitlines()) == 12
     assert {"a\\nb", "\\udcff", "\\x1b[31mred"} <= {line[2] for line in table(out)}
     out.encode()
-    assert {image["name"] for image in json.loads(told(capsys, "search odd.safetensors --outliers 11 --json")[0])} == set(names)
+    assert {
+        image["name"] for image in json.loads(told(capsys, "search odd.safetensors --outliers 11 --json")[0])
+    } == set(names)
 
 
 def test_features_without_names_are_told_by_row(here, capsys):
@@ -155,7 +167,8 @@ def test_features_without_names_are_told_by_row(here, capsys):
 
 
 @pytest.mark.parametrize(
-    "flags", ["--clusters 2", "--outliers 3", "--pick 4", "--duplicates 0.5", "--query photos/00.png --run run"]
+    "flags",
+    ["--clusters 2", "--outliers 3", "--pick 4", "--duplicates 0.5", "--query photos/00.png --run run"],
 )
 def test_every_answer_can_be_a_sheet(here, capsys, flags):
     _, err = told(capsys, f"search f.npz {flags} --sheet s.jpg --data photos")
@@ -165,7 +178,8 @@ def test_every_answer_can_be_a_sheet(here, capsys, flags):
 
 
 @pytest.mark.parametrize(
-    ("question", "most"), [("--row 1 --k", 10), ("--outliers", 11), ("--pick", 11), ("--labelled names.txt --pick", 10)]
+    ("question", "most"),
+    [("--row 1 --k", 10), ("--outliers", 11), ("--pick", 11), ("--labelled names.txt --pick", 10)],
 )
 def test_more_images_than_there_are_is_told_and_all_are_shown(here, capsys, question, most):
     (here / "names.txt").write_text("00.png\n")
@@ -247,9 +261,17 @@ BAD = [
     ("search f.npz --row 1 --sheet s.png --data run", 3, "holds no pictures"),
     ("search f.npz --row 1 --labelled x.txt", 2, "--labelled was given without --pick"),
     ("search f.npz --pick 1 --labelled x.txt", 3, "x.txt cannot be read"),
-    ("search f.npz --pick 1 --labelled names.txt", 3, "1 of 2 names in names.txt are not among the features, such as 'b'"),
+    (
+        "search f.npz --pick 1 --labelled names.txt",
+        3,
+        "1 of 2 names in names.txt are not among the features, such as 'b'",
+    ),
     ("search f.npz --pick 1 --uncertainty f.npz", 3, "expected an array of numbers in a .npy file"),
-    ("search f.npz --pick 1 --uncertainty nan.npy", 3, "expected a number from 0 for each of the 11 feature rows"),
+    (
+        "search f.npz --pick 1 --uncertainty nan.npy",
+        3,
+        "expected a number from 0 for each of the 11 feature rows",
+    ),
     ("embed run --data photos --out f.csv", 2, "ends in .npz"),
     ("embed run --data photos --out no/f.npz", 2, "no folder no"),
     ("embed run --data photos --out run/encoder.safetensors", 2, "is there already and holds no features"),
@@ -268,9 +290,17 @@ BAD = [
         2,
         "is a description; expected a run's folder, an encoder",
     ),
-    ("search f.npz --pick 1 --uncertainty sevens.npy", 3, "rows that do not sum to 1; expected class probabilities"),
+    (
+        "search f.npz --pick 1 --uncertainty sevens.npy",
+        3,
+        "rows that do not sum to 1; expected class probabilities",
+    ),
     ("search f.npz --pick 1 --uncertainty minus.npy", 3, "holds NaN, infinity or negative numbers"),
-    ("search nameless.npy --pick 1 --labelled names.txt", 3, "These features have no names: give the numbers of rows, from 0"),
+    (
+        "search nameless.npy --pick 1 --labelled names.txt",
+        3,
+        "These features have no names: give the numbers of rows, from 0",
+    ),
     ("embed run --data photos --out photos", 2, "photos"),
     ("embed run --data photos --out /proc/f.npz", 2, "Nothing can be written to /proc"),
     ("search f.npz --row 1 --sheet /proc/s.png --data photos", 2, "Nothing can be written to /proc"),

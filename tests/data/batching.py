@@ -8,7 +8,7 @@ import torch
 from pictures import photo
 
 from byol.data.batches import Batch, BatchPlan, streamed_batches
-from byol.data.sources import Images
+from byol.data.images import Images
 from byol.method.views import ViewConfig
 
 CPU = torch.device("cpu")
@@ -17,7 +17,14 @@ PHOTOS = np.stack([photo(24, 36, seed) for seed in range(COUNT)])
 
 
 def plan_for(images: int = COUNT, **changes: Any) -> BatchPlan:
-    given = {"seed": 3, "images": images, "batch_size": 10, "accumulation": 1, "size": (16, 16), "views": ViewConfig()}
+    given = {
+        "seed": 3,
+        "images": images,
+        "batch_size": 10,
+        "accumulation": 1,
+        "size": (16, 16),
+        "views": ViewConfig(),
+    }
     return BatchPlan(**(given | changes))
 
 
@@ -27,7 +34,11 @@ class Reports(list[tuple[int, str]]):
 
 
 def streamed(
-    images: Images, plan: BatchPlan, steps: range, workers: int = 0, report: Callable[[int, str], None] | None = None
+    images: Images,
+    plan: BatchPlan,
+    steps: range,
+    workers: int = 0,
+    report: Callable[[int, str], None] | None = None,
 ) -> Iterator[Batch]:
     return streamed_batches(
         images,

@@ -12,7 +12,9 @@ def folder_of(tmp_path: Path) -> Callable[..., Path]:
 
     def write(*names: str | bytes, height: int = 20, width: int = 30, root: str = "photos") -> Path:
         for seed, name in enumerate(names):
-            path = Path(tmp_path / root / (name if isinstance(name, str) else name.decode("utf-8", "surrogateescape")))
+            path = Path(
+                tmp_path / root / (name if isinstance(name, str) else name.decode("utf-8", "surrogateescape"))
+            )
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encoded(photo(height, width, seed)))
         return tmp_path / root

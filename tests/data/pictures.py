@@ -6,14 +6,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from byol.data.sources import Images
+from byol.data.images import Images
 
 
 def photo(height: int = 40, width: int = 60, seed: int = 0, channels: int = 3) -> np.ndarray:
     """A smooth coloured picture, uint8 (H, W, C): survives JPEG, and every corner of it is different."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 256, size=(4, 4, channels), dtype=np.uint8)
-    layers = [Image.fromarray(coarse[..., c]).resize((width, height), Image.Resampling.BICUBIC) for c in range(channels)]
+    layers = [
+        Image.fromarray(coarse[..., c]).resize((width, height), Image.Resampling.BICUBIC)
+        for c in range(channels)
+    ]
     return np.stack([np.asarray(layer) for layer in layers], axis=2)
 
 

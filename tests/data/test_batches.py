@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from byol.data.batches import CHUNK, Batch, BatchPlan, Chunk, load_resident, members, order, resident_batches
-from byol.data.sources import open_images
+from byol.data.images import open_images
 from byol.errors import DataError
 from byol.method.crops import draw_crops
 from byol.method.views import ViewConfig
@@ -30,7 +30,9 @@ def test_each_epoch_is_a_permutation_that_follows_from_seed_and_epoch() -> None:
 def test_the_order_is_uniform() -> None:
     firsts = torch.stack([order(0, epoch, 10) for epoch in range(3000)])
     counts = torch.stack([(firsts == image).sum(dim=0) for image in range(10)])  # (image, place)
-    assert ((counts - 300).float() ** 2 / 300).sum() < 135  # chi-squared, 81 degrees of freedom: 1 in 6,000 is larger
+    assert (
+        (counts - 300).float() ** 2 / 300
+    ).sum() < 135  # chi-squared, 81 degrees of freedom: 1 in 6,000 is larger
 
 
 def test_batches_straddle_epochs_and_visit_every_image_once_an_epoch() -> None:
@@ -87,7 +89,9 @@ def test_a_streamed_crop_is_pillows_to_one_grey_level(files: Path) -> None:
                 flip=0.5,
             )
             top, left, height, width = drawn.boxes[0].tolist()
-            crop = picture.crop((left, top, left + width, top + height)).resize((16, 16), Image.Resampling.BICUBIC)
+            crop = picture.crop((left, top, left + width, top + height)).resize(
+                (16, 16), Image.Resampling.BICUBIC
+            )
             if drawn.flips[0]:
                 crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             difference = batch.crops[row, view].int() - torch.tensor(np.array(crop)).permute(2, 0, 1).int()
@@ -97,9 +101,14 @@ def test_a_streamed_crop_is_pillows_to_one_grey_level(files: Path) -> None:
 def test_the_crop_settings_are_obeyed() -> None:
     images = open_images(PHOTOS)
     whole = plan_for(views=ViewConfig(crop_area=(1.0, 1.0), crop_ratio=(1.5, 1.5), flip=0.0), size=(24, 36))
-    for batches in (streamed(images, whole, range(1)), resident_batches(load_resident(images, Reports()), whole)):
+    for batches in (
+        streamed(images, whole, range(1)),
+        resident_batches(load_resident(images, Reports()), whole),
+    ):
         batch = next(iter(batches))
-        crops = batch.crops if batch.crops.dtype == torch.uint8 else (batch.crops * 255).round().to(torch.uint8)
+        crops = (
+            batch.crops if batch.crops.dtype == torch.uint8 else (batch.crops * 255).round().to(torch.uint8)
+        )
         for view in (0, 1):
             assert np.array_equal(crops[:, view].permute(0, 2, 3, 1).numpy(), PHOTOS[batch.indices])
     flipped = plan_for(views=ViewConfig(crop_area=(1.0, 1.0), crop_ratio=(1.5, 1.5), flip=1.0), size=(24, 36))
@@ -139,7 +148,11 @@ def test_extreme_shapes_are_cropped(size: tuple[int, int]) -> None:
     pictures = open_images([Image.new("RGB", size[::-1], (200, 200, 200))] * 3)
     plan = plan_for(3)
     routes = [streamed(images, plan, range(3)), streamed(pictures, plan, range(3))]
-    for batch in [*routes[0], *routes[1], *islice(resident_batches(load_resident(images, Reports()), plan), 3)]:
+    for batch in [
+        *routes[0],
+        *routes[1],
+        *islice(resident_batches(load_resident(images, Reports()), plan), 3),
+    ]:
         scale = 1 if batch.crops.dtype == torch.uint8 else 255
         assert torch.allclose(batch.crops.float() * scale, torch.tensor(200.0), atol=1)
 
@@ -164,7 +177,9 @@ def test_both_routes_give_the_same_crops(source: str) -> None:
     images = open_images(PHOTOS if source == "arrays" else [Image.fromarray(pixels) for pixels in PHOTOS])
     plan = plan_for()
     for theirs, ours in zip(
-        streamed(images, plan, range(5)), resident_batches(load_resident(images, Reports()), plan), strict=False
+        streamed(images, plan, range(5)),
+        resident_batches(load_resident(images, Reports()), plan),
+        strict=False,
     ):
         assert torch.equal(theirs.indices, ours.indices)
         assert (ours.crops.dtype, ours.crops.min() >= 0, ours.crops.max() <= 1) == (torch.float32, True, True)
@@ -174,7 +189,9 @@ def test_both_routes_give_the_same_crops(source: str) -> None:
 
 
 def test_images_of_several_sizes_cannot_be_resident(files: Path) -> None:
-    with pytest.raises(DataError, match=r"01\.png is 21x49 pixels, the first image 20x50: .* Give --data\.in-memory False"):
+    with pytest.raises(
+        DataError, match=r"01\.png is 21x49 pixels, the first image 20x50: .* Give --data\.in-memory False"
+    ):
         load_resident(open_images(files), Reports())
 
 
@@ -191,7 +208,9 @@ def test_accumulation_gives_the_images_of_one_large_batch(accumulation: int, fil
         assert [len(part.indices) for part in parts] == [10 // accumulation] * (2 * accumulation)
         assert torch.equal(torch.cat([b.indices for b in parts]), torch.cat([b.indices for b in whole]))
         assert torch.allclose(
-            torch.cat([b.crops for b in parts]).float(), torch.cat([b.crops for b in whole]).float(), atol=1e-6
+            torch.cat([b.crops for b in parts]).float(),
+            torch.cat([b.crops for b in whole]).float(),
+            atol=1e-6,
         )
 
 

@@ -175,7 +175,9 @@ for path in sys.argv[1:]:
 assert peak() - before < 20, peak() - before
 """
     paths = [str(tmp_path / name) for name in ("a.jpg", "b.jpg", "c.png")]
-    done = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *paths], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -207,7 +209,10 @@ def test_a_truncated_picture_is_a_bad_image(kind: str) -> None:
         (b"\n  <svg xmlns='http://www.w3.org/2000/svg'/>", "a web page or XML"),
         (b"These are no pixels.", "none of JPEG, PNG, WEBP, BMP, TIFF, GIF"),
         (b"\xff\xd8\xff\xe0" + b"\0" * 100, "none of JPEG"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "none of JPEG"),  # Pillow alone would start Ghostscript
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
+            "none of JPEG",
+        ),  # Pillow alone would start Ghostscript
     ],
 )
 def test_what_is_no_picture_says_what_it_is(data: bytes, reason: str) -> None:

@@ -13,7 +13,7 @@ from pictures import PHOTOS, arrays, encoded, photo
 from PIL import Image
 from torchvision.datasets import FakeData
 
-from byol.data.sources import open_images
+from byol.data.images import open_images
 from byol.errors import DataError
 
 FolderOf = Callable[..., Path]
@@ -75,7 +75,12 @@ def test_several_labels_come_with_files_and_items(tmp_path: Path) -> None:
     rows = [{"bytes": encoded(Image.fromarray(pixels)), "path": None} for pixels in PHOTOS]
     pq.write_table(pa.table({"image": rows, "labels": TAGS.tolist()}), tmp_path / "i.parquet")
     pairs = list(zip(PHOTOS, map(torch.from_numpy, TAGS.astype(np.float32)), strict=True))
-    for source in (tmp_path / "i.npz", tmp_path / "i.parquet", pairs, list(zip(PHOTOS, TAGS.tolist(), strict=True))):
+    for source in (
+        tmp_path / "i.npz",
+        tmp_path / "i.parquet",
+        pairs,
+        list(zip(PHOTOS, TAGS.tolist(), strict=True)),
+    ):
         found = open_images(source).label_matrix
         assert found is not None
         assert found.tolist() == TAGS.tolist()
@@ -106,7 +111,9 @@ def test_subsets_are_views(folder_of: FolderOf) -> None:
         assert np.array_equal(arrays(part), PHOTOS[[3, 1]])
         assert part.labels is not None
         assert part.labels.tolist() == [1, 1]
-    assert np.array_equal(arrays(images.subset(np.array([False, True, False, True, True]))), PHOTOS[[1, 3, 4]])
+    assert np.array_equal(
+        arrays(images.subset(np.array([False, True, False, True, True]))), PHOTOS[[1, 3, 4]]
+    )
     again = images.subset([4, 3, 2]).subset([2, 0])
     assert np.array_equal(arrays(again), PHOTOS[[2, 4]])
     assert again.description == "2 of 5 images in the array (2 classes)"
@@ -143,7 +150,15 @@ def test_fingerprints_follow_the_images(folder_of: FolderOf, tmp_path: Path) -> 
     changed[2, 3, 4, 1] ^= 1
     np.save(tmp_path / "a.npy", PHOTOS)
     theirs = [list(PHOTOS), list(changed), list(PHOTOS[:4])]
-    sources = [PHOTOS, changed, PHOTOS[:4], PHOTOS[..., 0], (PHOTOS / 255), *theirs, folder_of("1.png", "2.png")]
+    sources = [
+        PHOTOS,
+        changed,
+        PHOTOS[:4],
+        PHOTOS[..., 0],
+        (PHOTOS / 255),
+        *theirs,
+        folder_of("1.png", "2.png"),
+    ]
     prints = [open_images(source).fingerprint() for source in sources]
     assert len(set(prints)) == len(prints)
     assert prints == [open_images(source).fingerprint() for source in sources]

@@ -15,7 +15,7 @@ from batching import COUNT, CPU, Reports, plan_for, same, streamed
 from pictures import encoded, photo
 
 from byol.data.batches import load_resident, resident_batches, streamed_batches, substitutes
-from byol.data.sources import open_images
+from byol.data.images import open_images
 from byol.errors import ByolError, DataError
 
 
@@ -150,10 +150,14 @@ sys.stdout.flush()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ending", ["", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"], ids=["exit", "kill -9"])
+@pytest.mark.parametrize(
+    "ending", ["", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"], ids=["exit", "kill -9"]
+)
 def test_no_worker_outlives_a_program_that_left_its_batches_open(ending: str) -> None:
     code = LEFT_OPEN.format(ending=ending)
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=120, check=False
+    )
     deadline = time.monotonic() + 30
     while Path(f"/proc/{done.stdout}").exists():
         assert time.monotonic() < deadline
@@ -174,5 +178,9 @@ class Broken:
 def test_a_fault_in_the_code_keeps_its_own_name(workers: int) -> None:
     images = open_images(Broken())
     with pytest.raises(RuntimeError) as caught:  # crops of 3 channels do not fit a tensor of 5
-        list(streamed_batches(images, plan_for(8), channels=5, device=CPU, workers=workers, steps=range(1), report=Reports()))
+        list(
+            streamed_batches(
+                images, plan_for(8), channels=5, device=CPU, workers=workers, steps=range(1), report=Reports()
+            )
+        )
     assert not isinstance(caught.value, ByolError)

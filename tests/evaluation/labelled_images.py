@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from byol.data.sources import Images, open_images
-from byol.evaluation.labelled import Labelled
+from byol.data.images import Images, open_images
+from byol.encoders.encoder import Encoder
+from byol.evaluation.train_batches import Labelled
 from byol.method.draws import seed_of
-from byol.weights.files import Encoder
 
 HUES = ((200, 60, 60), (60, 190, 70), (70, 80, 200), (180, 170, 60))
 
@@ -88,7 +88,9 @@ def plain_torch(
     ]
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-    for step, (crops, y) in enumerate(part.batches(encoder.info.image_size, batch_size, steps, (0.08, 1.0), seed)):
+    for step, (crops, y) in enumerate(
+        part.batches(encoder.info.image_size, batch_size, steps, (0.08, 1.0), seed)
+    ):
         torch.manual_seed(seed_of(seed, step))
         view = (crops.float() - mean) / std
         representation = network(view).detach() if frozen else network(view)

@@ -4,12 +4,12 @@ import torch
 from labelled_images import images
 from torch import nn
 
+from byol.encoders.load import untrained
 from byol.errors import ConfigError
 from byol.evaluation.baselines import BASELINES, fresh, pixels
+from byol.evaluation.inputs import EvaluationConfig
 from byol.evaluation.protocols import evaluate, judge, prepare
-from byol.evaluation.task import EvaluationConfig
-from byol.features.encoders import untrained
-from byol.features.extract import embed
+from byol.features.embed import embed
 
 ARRAYS = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
 
@@ -63,7 +63,9 @@ def test_a_baseline_is_scored_by_what_it_can_be_scored_by():
 def test_baselines_can_be_scored_as_any_encoder(encoder_of):
     """Pictures that are dark or bright: the pixels tell, and so do random features."""
     y = np.arange(60) % 2
-    images = (np.random.default_rng(0).integers(0, 100, (60, 16, 16, 3)) + 100 * y[:, None, None, None]).astype(np.uint8)
+    images = (
+        np.random.default_rng(0).integers(0, 100, (60, 16, 16, 3)) + 100 * y[:, None, None, None]
+    ).astype(np.uint8)
     pairs = list(zip(images, y.tolist(), strict=True))
     encoder = encoder_of("convnet")
     for baseline in BASELINES.values():
@@ -74,7 +76,9 @@ def test_baselines_can_be_scored_as_any_encoder(encoder_of):
 def test_training_from_scratch_starts_from_other_weights_with_each_seed(encoder_of):
     encoder = encoder_of("convnet", width=4)
     again = BASELINES["supervised"].again(encoder, None)
-    assert [again(seed).checksum() for seed in (0, 1)] == [untrained(encoder, seed=seed).checksum() for seed in (0, 1)]
+    assert [again(seed).checksum() for seed in (0, 1)] == [
+        untrained(encoder, seed=seed).checksum() for seed in (0, 1)
+    ]
     assert again(0).checksum() != again(1).checksum()
     assert BASELINES["untrained"].again(encoder, None) is None  # its features are computed once
     made = []

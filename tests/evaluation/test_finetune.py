@@ -12,16 +12,16 @@ from labelled_images import Net, images, net, pixels, same, state
 from PIL import Image
 from sklearn.metrics import accuracy_score
 
-from byol.data.sources import Images, open_images
+from byol.data.images import Images, open_images
+from byol.encoders.load import untrained
 from byol.errors import ConfigError, DataError, TrainingError
 from byol.evaluation.baselines import BASELINES
 from byol.evaluation.finetune import FINETUNE, LINEAR_SGD, SEMI, train_classifier
-from byol.evaluation.labelled import Labelled
+from byol.evaluation.inputs import Answers
 from byol.evaluation.sgd import ClassifierConfig, Trial, fit, logits_of
 from byol.evaluation.subsets import Amount, few, held_out
-from byol.evaluation.task import Answers
-from byol.features.encoders import untrained
-from byol.features.extract import embed
+from byol.evaluation.train_batches import Labelled
+from byol.features.embed import embed
 
 SHORT = ClassifierConfig(base_lrs=(0.01, 0.4, 3.0), epochs=(2.0,), held_out=0.25, precision="fp32")
 TEN = Amount(10, per_class=True)  # of 20
@@ -93,7 +93,10 @@ def test_linear_sgd_answers_with_the_classifier_that_is_best_on_held_out_trainin
     train, test = images(80), images(40, seed=1)
     answers = linear_sgd(encoder, train, test, seed=2)
     learn, choose = held_out(train.labels, 0.25, 2)
-    part, trials = Labelled.open(train.subset(learn), torch.device("cpu")), [Trial(2.0, lr, 0.0) for lr in SHORT.base_lrs]
+    part, trials = (
+        Labelled.open(train.subset(learn), torch.device("cpu")),
+        [Trial(2.0, lr, 0.0) for lr in SHORT.base_lrs],
+    )
     classifiers = [fit(encoder, part, [trial], SHORT, frozen=True, seed=2)[0] for trial in trials]
     expected = [accuracy_of(encoder, classifier, train.subset(choose), SHORT) for classifier in classifiers]
     assert [tried["top1"] for tried in answers.settings["tried"]] == pytest.approx(expected)
@@ -118,7 +121,9 @@ def test_fine_tuning_chooses_on_held_out_labels_and_then_learns_from_all_of_them
     assert expected[SHORT.base_lrs.index(answers.settings["base_lr"])] == max(expected)
 
     again = Trial(2.0, answers.settings["base_lr"], 0.0)
-    [classifier] = fit(encoder, Labelled.open(train, torch.device("cpu")), [again], SHORT, frozen=False, seed=2)
+    [classifier] = fit(
+        encoder, Labelled.open(train, torch.device("cpu")), [again], SHORT, frozen=False, seed=2
+    )
     assert np.array_equal(answers.scores, logits_of(classifier, embed(encoder, test).x, SHORT).numpy())
     assert answers.train_images == 80
 
@@ -136,14 +141,22 @@ def test_semi_sees_the_few_images_and_nothing_else(encoder):
 
 def test_one_image_per_class_is_learned_from_with_the_middle_settings(encoder, caplog):
     answers = semi(encoder, images(40), images(20, seed=1), amount=Amount(1, per_class=True))
-    assert (answers.settings["base_lr"], answers.settings["tried"], answers.settings["held_out"]) == (0.4, None, None)
+    assert (answers.settings["base_lr"], answers.settings["tried"], answers.settings["held_out"]) == (
+        0.4,
+        None,
+        None,
+    )
     assert answers.train_images == 4
     assert "no images to choose settings on, so the middle ones of 3 are taken" in caplog.text
 
 
 def test_one_setting_needs_nothing_to_choose_on(encoder, protocol, caplog):
     answers = protocol(encoder, images(80), images(20, seed=1), config=replace(SHORT, base_lrs=(0.2,)))
-    assert (answers.settings["base_lr"], answers.settings["tried"], answers.settings["held_out"]) == (0.2, None, None)
+    assert (answers.settings["base_lr"], answers.settings["tried"], answers.settings["held_out"]) == (
+        0.2,
+        None,
+        None,
+    )
     assert caplog.text == ""
 
 
@@ -158,7 +171,9 @@ def test_all_combinations_are_tried_and_the_loss_decides_between_equals(encoder)
 
 
 def test_a_rate_that_is_named_twice_is_tried_once(encoder, protocol):
-    answers = protocol(encoder, images(80), images(20, seed=1), config=replace(SHORT, base_lrs=(0.4, 0.01, 0.4)))
+    answers = protocol(
+        encoder, images(80), images(20, seed=1), config=replace(SHORT, base_lrs=(0.4, 0.01, 0.4))
+    )
     assert [tried["base_lr"] for tried in answers.settings["tried"]] == [0.01, 0.4]
 
 
@@ -238,7 +253,9 @@ def test_an_encoder_with_damaged_weights_is_refused(encoder):
 
 def test_rates_that_all_diverge_are_told_and_one_that_does_not_is_taken(encoder):
     wild = replace(SHORT, base_lrs=(1e20, 1e25))
-    with pytest.raises(TrainingError, match=r"diverged with every learning rate that was tried \(base_lrs 1e\+20, 1e\+25\)"):
+    with pytest.raises(
+        TrainingError, match=r"diverged with every learning rate that was tried \(base_lrs 1e\+20, 1e\+25\)"
+    ):
         finetune(encoder, images(80), images(20), config=wild)
     with pytest.raises(TrainingError, match="diverged"):  # with nothing to choose on
         finetune(encoder, images(4), images(20), config=wild)
@@ -259,12 +276,16 @@ def test_unreadable_test_images_are_left_out_of_answers_and_labels_alike(encoder
 @pytest.mark.parametrize("side", [128, 15], ids=["kept in memory", "streamed"])
 def test_unreadable_held_out_images_are_not_chosen_on_even_if_all_are(encoder, monkeypatch, caplog, side):
     """What is held out of 40 images is known from the seed; here some of it, or all, cannot be read."""
-    monkeypatch.setattr("byol.evaluation.labelled.SIDE", side)  # pixels; larger images are read when they are needed
+    monkeypatch.setattr(
+        "byol.evaluation.train_batches.SIDE", side
+    )  # pixels; larger images are read when they are needed
     x, y = pixels(40)
     out = held_out(y, 0.25, seed=0)[1].tolist()
 
     def without(bad: list[int]) -> Images:
-        return open_images([(x[n], int(y[n])) if n not in bad else (b"no picture", int(y[n])) for n in range(40)])
+        return open_images(
+            [(x[n], int(y[n])) if n not in bad else (b"no picture", int(y[n])) for n in range(40)]
+        )
 
     assert linear_sgd(encoder, without(out[:3]), images(20, seed=1)).settings["held_out"] == len(out) - 3
     assert caplog.text.count("An unreadable image is left out") == 3
@@ -289,11 +310,13 @@ def test_a_folder_whose_sizes_turn_out_to_differ_is_streamed(encoder, tmp_path):
 @pytest.mark.parametrize("side", [128, 15], ids=["kept in memory", "streamed"])
 @pytest.mark.parametrize("run", [linear_sgd, finetune], ids=["linear-sgd", "finetune"])
 def test_only_images_that_could_be_read_count_as_learned_from(encoder, monkeypatch, side, run):
-    monkeypatch.setattr("byol.evaluation.labelled.SIDE", side)
+    monkeypatch.setattr("byol.evaluation.train_batches.SIDE", side)
     x, y = pixels(40)
 
     def without(bad) -> Images:
-        return open_images([(x[n], int(y[n])) if n not in bad else (b"no picture", int(y[n])) for n in range(40)])
+        return open_images(
+            [(x[n], int(y[n])) if n not in bad else (b"no picture", int(y[n])) for n in range(40)]
+        )
 
     assert run(encoder, without({7, 20, 33}), images(20, seed=1)).train_images == 37
     with pytest.raises(DataError, match="those of one class alone can be read"):

@@ -6,8 +6,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from byol.errors import ConfigError, DataError
 from byol.evaluation import knn
 from byol.evaluation.knn import knn_correct, knn_predict
-from byol.features import files, neighbours
-from byol.features.extract import Features
+from byol.features import features as files
+from byol.features import neighbours
+from byol.features.embed import Features
 
 
 def clusters(
@@ -43,7 +44,9 @@ def test_votes_are_those_of_scikit_learn(k, temperature):
 def test_defaults_are_twenty_votes_at_temperature_0_07():
     bank, labels = clusters(400, 7)
     queries, _ = clusters(300, 7, seed=1)
-    assert torch.equal(knn_predict(bank, labels, queries), votes_of_scikit_learn(bank, labels, queries, 20, 0.07))
+    assert torch.equal(
+        knn_predict(bank, labels, queries), votes_of_scikit_learn(bank, labels, queries, 20, 0.07)
+    )
 
 
 def test_weights_decide_and_not_the_mere_number_of_votes():
@@ -88,7 +91,9 @@ def test_queries_of_classes_missing_from_the_bank_count_as_wrong():
     bank, labels = clusters(400, 7, spread=0.1)
     queries, y = clusters(300, 7, seed=1, spread=0.1)
     kept = labels != 6
-    correct = knn_correct(Features(bank[kept].numpy(), labels[kept].numpy()), Features(queries.numpy(), y.numpy()))
+    correct = knn_correct(
+        Features(bank[kept].numpy(), labels[kept].numpy()), Features(queries.numpy(), y.numpy())
+    )
     assert correct.dtype == bool
     assert not correct[y == 6].any()
     assert correct[y != 6].all()
@@ -119,7 +124,9 @@ def test_a_row_of_zeros_is_similar_to_nothing_and_harms_nothing():
     bank, labels = clusters(400, 7)
     queries, _ = clusters(300, 7, seed=1)
     expected = knn_predict(bank, labels, queries)
-    with_zero = knn_predict(torch.cat([bank, torch.zeros(1, 12)]), torch.cat([labels, torch.tensor([0])]), queries)
+    with_zero = knn_predict(
+        torch.cat([bank, torch.zeros(1, 12)]), torch.cat([labels, torch.tensor([0])]), queries
+    )
     assert torch.equal(with_zero, expected)
     assert knn_predict(bank, labels, torch.zeros(1, 12)).shape == (1,)
 
@@ -139,7 +146,9 @@ def test_no_query_gives_no_answer():
     assert found.dtype == torch.int64
 
 
-@pytest.mark.parametrize("options", [{"k": 0}, {"k": -1}, {"k": 2.5}, {"temperature": 0.0}, {"temperature": -0.07}])
+@pytest.mark.parametrize(
+    "options", [{"k": 0}, {"k": -1}, {"k": 2.5}, {"temperature": 0.0}, {"temperature": -0.07}]
+)
 def test_refuses_settings_that_cannot_vote(options):
     bank, labels = clusters(10, 3)
     with pytest.raises(ConfigError, match="expected a whole k of at least 1 and a positive temperature"):

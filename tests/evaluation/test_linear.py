@@ -13,7 +13,11 @@ def clusters(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Overlapping clouds of features (N, D), each feature with a mean and a scale of its own, and the class of each."""
     shared = np.random.default_rng(99)
-    centres, offset, scale = shared.normal(size=(classes, width)), shared.normal(size=width), shared.uniform(0.1, 10, width)
+    centres, offset, scale = (
+        shared.normal(size=(classes, width)),
+        shared.normal(size=width),
+        shared.uniform(0.1, 10, width),
+    )
     generator = np.random.default_rng(seed)
     y = generator.integers(0, classes, count)
     x = (centres[y] + spread * generator.normal(size=(count, width)) + offset) * scale
@@ -27,7 +31,9 @@ def scikit_learn(x: torch.Tensor, y: torch.Tensor, l2: float) -> tuple[StandardS
     """
     scaler = StandardScaler().fit(x.double().numpy())
     c = (2 if len(y.unique()) == 2 else 1) / (l2 * len(x))
-    return scaler, LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(scaler.transform(x.double().numpy()), y.numpy())
+    return scaler, LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(
+        scaler.transform(x.double().numpy()), y.numpy()
+    )
 
 
 def accuracy(predicted: torch.Tensor, y: torch.Tensor) -> float:
@@ -73,7 +79,9 @@ def test_several_labels_are_one_yes_or_no_each_as_in_scikit_learn(l2):
     standard, test_standard = (scaler.transform(part.double().numpy()) for part in (x, test_x))
     assert 0 < y[:, 3].sum() < 30
     for c in range(4):
-        model = LogisticRegression(C=1 / (l2 * len(x)), tol=1e-8, max_iter=5000).fit(standard, y[:, c].numpy())
+        model = LogisticRegression(C=1 / (l2 * len(x)), tol=1e-8, max_iter=5000).fit(
+            standard, y[:, c].numpy()
+        )
         np.testing.assert_allclose(found.weight[c], model.coef_[0], rtol=0, atol=5e-3)
         logits = model.decision_function(test_standard)
         np.testing.assert_allclose(found.logits(test_x)[:, c], logits, rtol=0, atol=2e-2)
@@ -86,7 +94,9 @@ def test_fewer_images_than_features_and_features_that_repeat_are_solved_as_by_sc
     x = torch.cat([x, x[:, :5], x[:, :10] + x[:, 10:], 2 * x + 1, torch.zeros(80, 40)], dim=1)
     assert x.shape == (80, 95)
     test_x, test_y = clusters(2000, 3, seed=1, width=20, spread=3.0)
-    test_x = torch.cat([test_x, test_x[:, :5], test_x[:, :10] + test_x[:, 10:], 2 * test_x + 1, torch.zeros(2000, 40)], dim=1)
+    test_x = torch.cat(
+        [test_x, test_x[:, :5], test_x[:, :10] + test_x[:, 10:], 2 * test_x + 1, torch.zeros(2000, 40)], dim=1
+    )
     scaler, expected = scikit_learn(x, y, l2)
     found = linear.fit(x, y, 3, l2=[l2])
     answers = torch.from_numpy(expected.predict(scaler.transform(test_x.double().numpy())))
@@ -176,7 +186,9 @@ def test_chosen_l2_is_the_best_one_on_the_held_out_tenth():
     for value in values:
         weight, bias = linear.minimise(standard[rest], y[rest], torch.zeros(4, 61), value, torch.ones(60))
         scores[value] = accuracy(linear.logits(standard[held_out], weight, bias).argmax(dim=1), y[held_out])
-    assert scores[found.l2] >= max(scores.values()) - 1 / 40  # one answer of forty may hang on where a fit started
+    assert (
+        scores[found.l2] >= max(scores.values()) - 1 / 40
+    )  # one answer of forty may hang on where a fit started
     assert found.l2 > 1e-6
 
 
@@ -191,7 +203,9 @@ def test_a_tenth_of_every_class_is_held_out_whatever_the_order_of_the_images():
 
 
 def test_the_larger_of_equally_good_l2_values_is_taken():
-    x, y = clusters(400, 3, spread=0.01)  # every value gets everything right, up to those that let nothing be learned
+    x, y = clusters(
+        400, 3, spread=0.01
+    )  # every value gets everything right, up to those that let nothing be learned
     assert linear.fit(x, y, 3, l2=[1e-6, 1e-3, 1e-1]).l2 == 1e-1
 
 
@@ -297,7 +311,10 @@ def test_numbers_of_classes_without_an_image_change_nothing_about_how_the_l2_is_
 def test_too_few_images_to_choose_the_l2_on_are_told(caplog):
     x, y = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
     assert linear.fit(x, y, 3).held_out == 0
-    assert "fewer than ten images each on average, so no l2 is chosen and the middle of 45 is taken" in caplog.text
+    assert (
+        "fewer than ten images each on average, so no l2 is chosen and the middle of 45 is taken"
+        in caplog.text
+    )
     caplog.clear()
     assert linear.fit(x, y, 3, l2=(0.1,)).l2 == 0.1
     assert caplog.text == ""

@@ -4,7 +4,15 @@ from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, precision_recall_curve, top_k_accuracy_score
 
 from byol.errors import ConfigError
-from byol.evaluation.metrics import RESAMPLES, interval, mean_average_precision, mean_per_class, measure, metric_for, place
+from byol.evaluation.metrics import (
+    RESAMPLES,
+    interval,
+    mean_average_precision,
+    mean_per_class,
+    measure,
+    metric_for,
+    place,
+)
 
 
 def judged(count: int, classes: int, seed: int = 0, help: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +70,10 @@ def test_mean_per_class_is_the_balanced_accuracy_of_scikit_learn():
 def eleven_points(scores: np.ndarray, truth: np.ndarray) -> float:
     """VOC 2007's definition from scikit-learn's curve: the mean over 11 recalls of the best precision at each or beyond."""
     precision, recall, _ = precision_recall_curve(truth, scores)
-    precision, right = precision[:-1], np.round(recall[:-1] * truth.sum())  # the last is a point that nobody measured
+    precision, right = (
+        precision[:-1],
+        np.round(recall[:-1] * truth.sum()),
+    )  # the last is a point that nobody measured
     return float(np.mean([precision[10 * right >= tenth * truth.sum()].max() for tenth in range(11)]))
 
 
@@ -101,9 +112,13 @@ def test_a_metric_that_the_labels_do_not_allow_is_refused():
     assert (metric_for(one, None), metric_for(several, None)) == ("top1", "map11")
     with pytest.raises(ConfigError, match=r"no metric 'top-1'\. Did you mean 'top1'"):
         metric_for(one, "top-1")
-    with pytest.raises(ConfigError, match="The metric is map11, but these images have one label each; expected top1"):
+    with pytest.raises(
+        ConfigError, match="The metric is map11, but these images have one label each; expected top1"
+    ):
         metric_for(one, "map11")
-    with pytest.raises(ConfigError, match="The metric is top1, but these images have several labels each; expected map11"):
+    with pytest.raises(
+        ConfigError, match="The metric is top1, but these images have several labels each; expected map11"
+    ):
         metric_for(several, "top1")
 
 
@@ -124,7 +139,9 @@ def test_interval_of_top1_is_that_of_a_bootstrap_over_the_images(right, count):
     expected = stats.bootstrap(
         (correct,), np.mean, n_resamples=4000, method="percentile", batch=500, rng=np.random.default_rng(1)
     ).confidence_interval
-    noise = 6 * correct.std() / np.sqrt(count) / np.sqrt(RESAMPLES) + 1 / count  # of percentiles of 1,000 resamples
+    noise = (
+        6 * correct.std() / np.sqrt(count) / np.sqrt(RESAMPLES) + 1 / count
+    )  # of percentiles of 1,000 resamples
     assert low == pytest.approx(expected.low, abs=noise)
     assert high == pytest.approx(expected.high, abs=noise)
     assert low < right / count < high
@@ -141,13 +158,18 @@ def test_interval_of_other_metrics_is_that_of_resampled_images(metric):
         drawn.append(measure(metric, scores[rows], labels[rows]))
     noise = 0.2 * np.std(drawn)
     bias = np.mean(drawn) - measure(metric, scores, labels) if metric == "map11" else 0.0
-    assert interval(metric, [scores], labels) == pytest.approx(np.percentile(drawn, (2.5, 97.5)) - bias, abs=noise)
+    assert interval(metric, [scores], labels) == pytest.approx(
+        np.percentile(drawn, (2.5, 97.5)) - bias, abs=noise
+    )
 
 
 def test_interval_of_several_seeds_is_of_their_mean_over_the_same_images():
     """Two classifiers that err on other images: their mean is surer than each alone."""
     labels = np.ones(400, dtype=np.int64)
-    halves = [np.stack([half, ~half], axis=1).astype(float) for half in (np.arange(400) < 200, np.arange(400) >= 200)]
+    halves = [
+        np.stack([half, ~half], axis=1).astype(float)
+        for half in (np.arange(400) < 200, np.arange(400) >= 200)
+    ]
     low, high = interval("top1", halves, labels)
     assert low == high == 0.5
     assert interval("top1", [halves[0], halves[0]], labels) == interval("top1", halves[:1], labels)
@@ -159,7 +181,9 @@ def test_interval_covers_the_truth_in_about_95_of_100_samples():
     for _ in range(500):
         correct = generator.random(400) < 0.7
         scores = np.stack([~correct, correct], axis=1).astype(float)
-        low, high = interval("top1", [scores], np.ones(400, dtype=np.int64), seed=int(generator.integers(2**31)))
+        low, high = interval(
+            "top1", [scores], np.ones(400, dtype=np.int64), seed=int(generator.integers(2**31))
+        )
         covered.append(low <= 0.7 <= high)
     assert 0.92 < np.mean(covered) < 0.98
 

@@ -11,16 +11,22 @@ from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from torch import nn
 
-from byol.data.sources import open_images
+from byol.data.images import open_images
 from byol.errors import ConfigError, DataError, TrainingError
 from byol.evaluation import linear
+from byol.evaluation.inputs import Answers, EvaluationConfig
 from byol.evaluation.metrics import mean_average_precision
 from byol.evaluation.protocols import PROTOCOLS, Protocol, evaluate
-from byol.evaluation.scores import read_scores, score_table, write_scores
-from byol.evaluation.task import Answers, EvaluationConfig
-from byol.features.extract import Features, embed
+from byol.evaluation.score import read_scores, score_table, write_scores
+from byol.features.embed import Features, embed
 
-COLOURS = {"blue": (30, 40, 220), "green": (40, 210, 50), "red": (220, 40, 30), "white": (240,) * 3, "yellow": (230, 220, 20)}
+COLOURS = {
+    "blue": (30, 40, 220),
+    "green": (40, 210, 50),
+    "red": (220, 40, 30),
+    "white": (240,) * 3,
+    "yellow": (230, 220, 20),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +46,9 @@ def encoder(encoder_of):
     return encoder_of(net, size=(8, 8))
 
 
-def clusters(count: int, classes: int, seed: int = 0, spread: float = 1.5, names: tuple[str, ...] | None = None) -> Features:
+def clusters(
+    count: int, classes: int, seed: int = 0, spread: float = 1.5, names: tuple[str, ...] | None = None
+) -> Features:
     """Overlapping clouds of features with their classes; the same classes for every seed."""
     centres = np.random.default_rng(99).normal(size=(classes, 8))
     generator = np.random.default_rng(seed)
@@ -77,7 +85,10 @@ def test_scores_on_the_images_that_were_learned_from_come_with_a_warning(encoder
     found = evaluate(encoder, train=one, test=str(one), protocols="knn")
     assert "the same images, so these scores are meaningless" in caplog.text
     assert found["knn"].same_images
-    assert "8 test images of 2 classes, learned from 8 (the very same, so these scores are meaningless)" in score_table(found)
+    assert (
+        "8 test images of 2 classes, learned from 8 (the very same, so these scores are meaningless)"
+        in score_table(found)
+    )
     caplog.clear()
     evaluate(encoder, train=features, test=features, protocols="knn")
     assert "meaningless" in caplog.text
@@ -86,7 +97,9 @@ def test_scores_on_the_images_that_were_learned_from_come_with_a_warning(encoder
 def test_knn_score_is_the_accuracy_of_scikit_learn(encoder):
     train, test = clusters(300, 5), clusters(500, 5, seed=1)
     score = evaluate(encoder, train=train, test=test, protocols=["knn"], k=7, temperature=0.2)["knn"]
-    model = KNeighborsClassifier(7, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.2))
+    model = KNeighborsClassifier(
+        7, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.2)
+    )
     assert score.top1 == pytest.approx(model.fit(train.x, train.y).score(test.x, test.y))
     assert score.low < score.top1 < score.high
     assert (score.train_images, score.test_images, score.classes) == (300, 500, 5)
@@ -99,7 +112,12 @@ def test_linear_score_is_that_of_the_classifier_with_its_settings(encoder):
     classifier = linear.fit(torch.from_numpy(train.x), torch.from_numpy(train.y), 5, seed=3)
     expected = (classifier(torch.from_numpy(test.x)).numpy() == test.y).mean()
     assert score.top1 == pytest.approx(expected)
-    assert score.settings == {"solver": "L-BFGS", "l2": classifier.l2, "l2_values": 45, "held_out": classifier.held_out}
+    assert score.settings == {
+        "solver": "L-BFGS",
+        "l2": classifier.l2,
+        "l2_values": 45,
+        "held_out": classifier.held_out,
+    }
     assert score.seeds == (3,)
 
 
@@ -127,7 +145,9 @@ def test_top5_stands_beside_top1_where_there_are_more_than_five_classes(encoder)
     classifier = linear.fit(torch.from_numpy(train.x), torch.from_numpy(train.y), 8)
     logits = classifier.logits(torch.from_numpy(test.x)).numpy()
     scores = evaluate(encoder, train=train, test=test, k=(1, 20))
-    assert scores["linear"].top5 == pytest.approx(top_k_accuracy_score(test.y, logits, k=5, labels=np.arange(8)))
+    assert scores["linear"].top5 == pytest.approx(
+        top_k_accuracy_score(test.y, logits, k=5, labels=np.arange(8))
+    )
     assert scores["knn-1"].top5 == scores["knn-1"].top1  # one vote is one answer, and not four more
     assert scores["knn-20"].top1 < scores["knn-20"].top5 < 1
     assert evaluate(encoder, train=clusters(99, 5), test=clusters(99, 5), protocols="knn")["knn"].top5 is None
@@ -156,7 +176,10 @@ def balanced(logits: torch.Tensor, y: torch.Tensor) -> float:
 def test_what_is_random_is_repeated_with_other_seeds_and_the_spread_is_told(encoder):
     train, test = clusters(150, 4), clusters(200, 4, seed=1)
     scores = evaluate(encoder, train=train, test=test, seed=5, seeds=3)
-    alone = [evaluate(encoder, train=train, test=test, protocols="linear", seed=seed)["linear"] for seed in (5, 6, 7)]
+    alone = [
+        evaluate(encoder, train=train, test=test, protocols="linear", seed=seed)["linear"]
+        for seed in (5, 6, 7)
+    ]
     found = scores["linear"]
     assert found.seeds == (5, 6, 7)
     assert [found.value, found.top1] == pytest.approx([np.mean([score.value for score in alone])] * 2)
@@ -179,7 +202,10 @@ def test_a_protocol_is_one_line_in_the_table(encoder, monkeypatch):
     monkeypatch.setitem(PROTOCOLS, "first", Protocol(first_class, random=True, on_images=True))
     encoder.net[2].weight.data.fill_(float("nan"))  # which the first image embedded would show
     pictures = np.zeros((4, 8, 8, 3), dtype=np.uint8)
-    train, test = open_images(pictures, labels=["b", "a", "b", "c"]), open_images(pictures, labels=["c", "b", "b", "a"])
+    train, test = (
+        open_images(pictures, labels=["b", "a", "b", "c"]),
+        open_images(pictures, labels=["c", "b", "b", "a"]),
+    )
     score = evaluate(encoder, train=train, test=test.subset([0, 1, 3]), protocols="first", seeds=2)["first"]
     assert seen == [([1, 0, 1, 2], [2, 1, 0], ("a", "b", "c"), seed) for seed in (0, 1)]
     assert (score.top1, score.train_images, score.test_images) == (pytest.approx(1 / 3), 4, 3)
@@ -198,7 +224,9 @@ def test_the_protocols_that_train_are_asked_by_name_and_their_settings_given(enc
         assert score.value > 0.4  # 0.25 by chance
         assert [trial["base_lr"] for trial in score.settings["tried"]] == [0.1, 0.4]
         assert {trial["epochs"] for trial in score.settings["tried"]} == {16.0}
-    capped = evaluate(encoder, protocols="linear-sgd", logit_cap=20.0, logit_penalty=0.01, **sets)["linear-sgd"]
+    capped = evaluate(encoder, protocols="linear-sgd", logit_cap=20.0, logit_penalty=0.01, **sets)[
+        "linear-sgd"
+    ]
     assert (capped.settings["logit_cap"], capped.settings["logit_penalty"]) == (20.0, 0.01)
 
 
@@ -210,8 +238,14 @@ def test_the_protocols_that_train_are_asked_by_name_and_their_settings_given(enc
         ({"protocols": "finetun"}, "Did you mean 'finetune'"),
         ({"protocols": "finetune", "base_lrs": (-1.0,)}, "base_lrs"),
         ({"protocols": "finetune", "epochs": (0.0,)}, "epochs"),
-        ({"protocols": "knn", "epochs": 5.0}, "epochs was given, which knn does not use.*: linear-sgd, finetune, semi-N"),
-        ({"protocols": ("knn", "linear"), "base_lrs": 0.1}, "base_lrs was given, which knn and linear do not use"),
+        (
+            {"protocols": "knn", "epochs": 5.0},
+            "epochs was given, which knn does not use.*: linear-sgd, finetune, semi-N",
+        ),
+        (
+            {"protocols": ("knn", "linear"), "base_lrs": 0.1},
+            "base_lrs was given, which knn and linear do not use",
+        ),
         ({"protocols": "semi-50", "k": (5,)}, "k was given, which semi-50 does not use.*: knn"),
         ({"protocols": "linear", "temperature": 0.1}, "temperature was given, which linear does not use"),
         ({"seed": -1}, "seed is -1; expected a whole number from 0"),
@@ -231,7 +265,10 @@ def test_a_percentage_of_less_than_an_image_a_class_is_told(encoder_of, caplog):
     assert [score.train_images for score in scores.values()] == [8, 4]
     assert caplog.text == ""
     assert evaluate(encoder, protocols="semi-1", **sets)["semi-1"].train_images == 4
-    assert "1 % is less than one image of most classes, so one of each is learned from: 4 of 80 images, 5 %" in caplog.text
+    assert (
+        "1 % is less than one image of most classes, so one of each is learned from: 4 of 80 images, 5 %"
+        in caplog.text
+    )
 
 
 def test_features_of_another_encoder_are_refused(encoder, encoder_of):
@@ -246,7 +283,12 @@ def test_numbers_of_numpy_are_settings_and_words_are_not(encoder, tmp_path):
     train, test = clusters(40, 3), clusters(30, 3, seed=1)
     plain = evaluate(encoder, train=train, test=test, protocols="knn", k=(5, 10), temperature=0.5)
     numpy = evaluate(
-        encoder, train=train, test=test, protocols=("knn", "knn"), k=np.array([5, 10]), temperature=np.float32(0.5)
+        encoder,
+        train=train,
+        test=test,
+        protocols=("knn", "knn"),
+        k=np.array([5, 10]),
+        temperature=np.float32(0.5),
     )
     assert [score.value for score in numpy.values()] == [score.value for score in plain.values()]
     write_scores(numpy, tmp_path / "scores.jsonl")
@@ -263,9 +305,16 @@ def test_settings_are_chosen_by_the_metric_that_is_asked_for(encoder_of):
     encoder = encoder_of("convnet", width=4)
     x, _ = pixels(200)
     y = (np.arange(200) % 10 == 0).astype(int)
-    sets = {"train": open_images(x, labels=y), "test": images(8, classes=2, seed=1), "base_lrs": (0.01, 3.0), "epochs": 2.0}
+    sets = {
+        "train": open_images(x, labels=y),
+        "test": images(8, classes=2, seed=1),
+        "base_lrs": (0.01, 3.0),
+        "epochs": 2.0,
+    }
     for metric in ("top1", "mean_per_class"):
-        tried = evaluate(encoder, protocols="linear-sgd", metric=metric, **sets)["linear-sgd"].settings["tried"]
+        tried = evaluate(encoder, protocols="linear-sgd", metric=metric, **sets)["linear-sgd"].settings[
+            "tried"
+        ]
         assert all(set(trial) == {"epochs", "base_lr", "weight_decay", metric} for trial in tried)
         if metric == "top1":
             assert max(trial[metric] for trial in tried) >= 0.9
@@ -276,7 +325,9 @@ def test_settings_are_chosen_by_the_metric_that_is_asked_for(encoder_of):
 def test_a_dataset_that_draws_at_random_is_not_taken_for_another_one(encoder):
     class Noise(list):
         def __getitem__(self, index):
-            return Image.fromarray(np.random.default_rng().integers(0, 256, (16, 16, 3), dtype=np.uint8)), index % 2
+            return Image.fromarray(
+                np.random.default_rng().integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            ), index % 2
 
     scores = evaluate(encoder, train=Noise(range(12)), test=Noise(range(12)), protocols="knn")
     assert not scores["knn"].same_images
@@ -373,7 +424,9 @@ def test_nothing_is_learned_or_chosen_on_test_images(encoder):
     """Whatever the other test images and their labels are, the choice and the answer for an image stay the same."""
     train, test = clusters(150, 3), clusters(60, 3, seed=1)
     first = evaluate(encoder, train=train, test=test)
-    shuffled = evaluate(encoder, train=train, test=Features(test.x * 7 + 1, np.random.default_rng(0).permutation(test.y)))
+    shuffled = evaluate(
+        encoder, train=train, test=Features(test.x * 7 + 1, np.random.default_rng(0).permutation(test.y))
+    )
     thirds = [evaluate(encoder, train=train, test=Features(test.x[i::3], test.y[i::3])) for i in range(3)]
     assert all(scores["linear"].settings == first["linear"].settings for scores in (shuffled, *thirds))
     for protocol, score in first.items():
@@ -393,7 +446,11 @@ def test_same_seed_gives_the_same_scores_and_leaves_the_random_state(encoder):
     first, second = (evaluate(encoder, train=train, test=test, seed=1) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     for name in first:
-        assert (first[name].top1, first[name].low, first[name].high) == (second[name].top1, second[name].low, second[name].high)
+        assert (first[name].top1, first[name].low, first[name].high) == (
+            second[name].top1,
+            second[name].low,
+            second[name].high,
+        )
 
 
 # What may be given
@@ -408,21 +465,28 @@ def test_folders_arrays_images_and_features_score_the_same(encoder, tmp_path):
     labelled = open_images(arrays, labels=[name for name in names for _ in range(6)])
     for given in (str(train), open_images(train), embed(encoder, train), labelled):
         scores = evaluate(encoder, train=given, test=test)
-        assert {name: score.top1 for name, score in scores.items()} == {name: score.top1 for name, score in expected.items()}
+        assert {name: score.top1 for name, score in scores.items()} == {
+            name: score.top1 for name, score in expected.items()
+        }
         assert scores["knn"].train_images == 24
 
 
 def test_worker_processes_change_no_score(encoder, tmp_path):
     names = ["blue", "red"]
     train, test = folder(tmp_path / "train", names, 6, 0), folder(tmp_path / "test", names, 4, 100)
-    here, there = (evaluate(encoder, train=train, test=test, protocols=["knn"], workers=workers)["knn"] for workers in (0, 2))
+    here, there = (
+        evaluate(encoder, train=train, test=test, protocols=["knn"], workers=workers)["knn"]
+        for workers in (0, 2)
+    )
     assert (here.top1, here.low, here.high) == (there.top1, there.low, there.high)
 
 
 def test_gray_encoder_scores_coloured_folders(encoder_of, tmp_path):
     names = ["blue", "white"]
     train, test = folder(tmp_path / "train", names, 6, 0), folder(tmp_path / "test", names, 4, 100)
-    scores = evaluate(encoder_of("convnet", channels=1, size=(8, 8)), train=train, test=test, protocols=["knn"])
+    scores = evaluate(
+        encoder_of("convnet", channels=1, size=(8, 8)), train=train, test=test, protocols=["knn"]
+    )
     assert scores["knn"].top1 == 1.0
 
 
@@ -474,7 +538,9 @@ def test_one_class_to_learn_from_is_refused_by_every_protocol(encoder):
 
 def test_a_single_value_stands_for_a_list_of_one(encoder):
     train, test = clusters(300, 3), clusters(60, 3, seed=1)
-    first, second = (evaluate(encoder, train=train, test=test, protocols="knn", k=k)["knn"] for k in (np.int64(5), (5,)))
+    first, second = (
+        evaluate(encoder, train=train, test=test, protocols="knn", k=k)["knn"] for k in (np.int64(5), (5,))
+    )
     assert first.value == second.value
     config = EvaluationConfig(base_lrs=0.1, epochs=2, weight_decays=0)
     assert (config.base_lrs, config.epochs, config.weight_decays) == ((0.1,), (2,), (0,))
@@ -496,7 +562,10 @@ def test_matching_leaves_the_given_features_as_they_were(encoder):
 
 
 def test_no_class_in_common_is_refused_with_both_sides_names(encoder, tmp_path):
-    train, test = folder(tmp_path / "train", ["blue", "yellow"], 3, 0), folder(tmp_path / "test", ["green", "red"], 3, 0)
+    train, test = (
+        folder(tmp_path / "train", ["blue", "yellow"], 3, 0),
+        folder(tmp_path / "test", ["green", "red"], 3, 0),
+    )
     with pytest.raises(DataError, match=r"share no class: train has blue, yellow \.\.\., test green, red"):
         evaluate(encoder, train=train, test=test)
 
@@ -510,7 +579,9 @@ def test_missing_labels_are_told_with_the_role_before_any_work(encoder, tmp_path
     flat = labelled / "red"
     given = {"train": labelled, "test": labelled, role: flat}
     encoder.net[2].weight.data.fill_(float("nan"))  # which the first image embedded would show
-    with pytest.raises(DataError, match=f"3 images in {flat}/ given as {role} carry no labels. Expected a folder with one"):
+    with pytest.raises(
+        DataError, match=f"3 images in {flat}/ given as {role} carry no labels. Expected a folder with one"
+    ):
         evaluate(encoder, **given)
     features = clusters(10, 2)
     given = {"train": features, "test": features, role: Features(features.x)}
@@ -521,7 +592,8 @@ def test_missing_labels_are_told_with_the_role_before_any_work(encoder, tmp_path
 def test_unknown_protocol_is_refused_with_the_nearest_one(encoder):
     features = clusters(10, 2)
     with pytest.raises(
-        ConfigError, match=r"no protocol 'linaer'\. Did you mean 'linear' or 'linear-sgd'\? There are: knn, linear, "
+        ConfigError,
+        match=r"no protocol 'linaer'\. Did you mean 'linear' or 'linear-sgd'\? There are: knn, linear, ",
     ):
         evaluate(encoder, train=features, test=features, protocols=["knn", "linaer"])
     with pytest.raises(ConfigError, match=r"no protocol 'accuracy'"):
@@ -530,7 +602,9 @@ def test_unknown_protocol_is_refused_with_the_nearest_one(encoder):
 
 def test_features_of_two_encoders_are_refused(encoder):
     train, test = clusters(30, 2), clusters(30, 2)
-    with pytest.raises(DataError, match="8 numbers an image in train and 5 in test; expected both from the same encoder"):
+    with pytest.raises(
+        DataError, match="8 numbers an image in train and 5 in test; expected both from the same encoder"
+    ):
         evaluate(encoder, train=train, test=Features(test.x[:, :5], test.y))
 
 

@@ -11,10 +11,19 @@ from labelled_images import images, labelled, net, pixels, plain_torch, same, st
 from PIL import Image
 from torch import nn
 
-from byol.data.sources import open_images
+from byol.data.images import open_images
 from byol.errors import ConfigError
-from byol.evaluation.labelled import Labelled
-from byol.evaluation.sgd import ClassifierConfig, Trial, batch_size_for, capped, fit, follow_faster, new_classifier, objective
+from byol.evaluation.sgd import (
+    ClassifierConfig,
+    Trial,
+    batch_size_for,
+    capped,
+    fit,
+    follow_faster,
+    new_classifier,
+    objective,
+)
+from byol.evaluation.train_batches import Labelled
 
 CPU = torch.device("cpu")
 PLAIN = ClassifierConfig(base_lrs=(0.4,), epochs=(3.0,), precision="fp32")
@@ -32,10 +41,14 @@ def test_one_rate_is_torch_optim_sgd_with_torchs_own_cosine(encoder, frozen, dec
     lr = 0.4 * 16 / 256
     part = labelled(100)
     expected, classifier = copy.deepcopy(encoder), new_classifier(24, 4, seed=5)
-    plain_torch(expected, classifier, part, lr=lr, decay=decay / lr, batch_size=16, steps=STEPS, frozen=frozen, seed=5)
+    plain_torch(
+        expected, classifier, part, lr=lr, decay=decay / lr, batch_size=16, steps=STEPS, frozen=frozen, seed=5
+    )
     [found] = fit(encoder, part, [Trial(3.0, 0.4, decay)], PLAIN, frozen=frozen, seed=5)
     for ours, theirs in zip(
-        (*found.parameters(), *encoder.parameters()), (*classifier.parameters(), *expected.parameters()), strict=True
+        (*found.parameters(), *encoder.parameters()),
+        (*classifier.parameters(), *expected.parameters()),
+        strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(encoder.net.layers[1].running_mean, expected.net.layers[1].running_mean)
@@ -72,7 +85,9 @@ def test_fine_tuning_changes_weights_and_statistics(encoder):
 
 def test_rates_side_by_side_learn_what_each_learns_alone_bit_for_bit(encoder):
     part = labelled(100)
-    trials = [Trial(2.0, lr, decay) for lr in (0.05, 0.3, 1e25, 1.0) for decay in (0.0, 1e-3)]  # one goes astray
+    trials = [
+        Trial(2.0, lr, decay) for lr in (0.05, 0.3, 1e25, 1.0) for decay in (0.0, 1e-3)
+    ]  # one goes astray
     together = fit(encoder, part, trials, PLAIN, frozen=True, seed=1)
     for trial, classifier in zip(trials, together, strict=True):
         [alone] = fit(encoder, part, [trial], PLAIN, frozen=True, seed=1)
@@ -90,7 +105,10 @@ def test_everything_follows_from_the_seed_and_leaves_the_random_state(encoder_of
         [classifier] = fit(encoder, labelled(60), [Trial(2.0, 0.4, 0.0)], PLAIN, frozen=frozen, seed=seed)
         assert torch.equal(torch.get_rng_state(), before)
         return torch.cat(
-            [value.flatten().double() for value in (*classifier.state_dict().values(), *encoder.state_dict().values())]
+            [
+                value.flatten().double()
+                for value in (*classifier.state_dict().values(), *encoder.state_dict().values())
+            ]
         )
 
     first = trained(0, 1)
@@ -113,10 +131,14 @@ def test_objective_is_the_papers_table_7():
     config = ClassifierConfig((0.1,), (1.0,), logit_cap=20.0, logit_penalty=0.01)
     x = 20 * np.tanh(logits.double().numpy() / 20)
     entropy = np.log(np.exp(x).sum(axis=1)) - x[np.arange(8), y.numpy()]
-    assert objective(logits, y, config).item() == pytest.approx(entropy.mean() + 0.01 * (x**2).mean(), rel=1e-5)
+    assert objective(logits, y, config).item() == pytest.approx(
+        entropy.mean() + 0.01 * (x**2).mean(), rel=1e-5
+    )
     assert capped(logits, 20.0).abs().max() < 20
     assert torch.equal(capped(logits, None), logits)
-    assert objective(logits, y, PLAIN).item() == pytest.approx(nn.functional.cross_entropy(logits, y).item(), rel=1e-5)
+    assert objective(logits, y, PLAIN).item() == pytest.approx(
+        nn.functional.cross_entropy(logits, y).item(), rel=1e-5
+    )
 
 
 def test_regularised_training_is_plain_torch_with_the_regularised_loss(encoder):
@@ -126,7 +148,16 @@ def test_regularised_training_is_plain_torch_with_the_regularised_loss(encoder):
 
     part, classifier = labelled(100), new_classifier(24, 4, seed=0)
     plain_torch(
-        copy.deepcopy(encoder), classifier, part, lr=0.025, decay=0, batch_size=16, steps=STEPS, frozen=True, seed=0, loss=loss
+        copy.deepcopy(encoder),
+        classifier,
+        part,
+        lr=0.025,
+        decay=0,
+        batch_size=16,
+        steps=STEPS,
+        frozen=True,
+        seed=0,
+        loss=loss,
     )
     config = ClassifierConfig((0.4,), (3.0,), logit_cap=2.0, logit_penalty=0.1, precision="fp32")
     [found] = fit(encoder, part, [Trial(3.0, 0.4, 0.0)], config, frozen=True, seed=0)
@@ -148,7 +179,9 @@ def test_classifier_starts_as_the_official_one():
     assert classifier.weight.std().item() == pytest.approx(0.88 / 1000**0.5, rel=0.01)
 
 
-@pytest.mark.parametrize(("count", "most", "size"), [(10, 256, 16), (500, 256, 62), (5000, 256, 256), (50_000, 1024, 1024)])
+@pytest.mark.parametrize(
+    ("count", "most", "size"), [(10, 256, 16), (500, 256, 62), (5000, 256, 256), (50_000, 1024, 1024)]
+)
 def test_small_sets_get_small_batches(count, most, size):
     assert batch_size_for(count, most) == size
 
@@ -181,15 +214,19 @@ def encoded(count: int, broken: int, label: int, tmp_path: Path) -> Labelled | N
 
 
 @pytest.mark.parametrize("side", [16, 15], ids=["kept in memory", "decoded on the way"])
-def test_nothing_is_learned_from_the_label_of_an_unreadable_image(encoder, tmp_path, caplog, monkeypatch, side):
-    monkeypatch.setattr("byol.evaluation.labelled.SIDE", side)
+def test_nothing_is_learned_from_the_label_of_an_unreadable_image(
+    encoder, tmp_path, caplog, monkeypatch, side
+):
+    monkeypatch.setattr("byol.evaluation.train_batches.SIDE", side)
     weights = []
     for label in (1, 3):
         part = Labelled.open(encoded(48, 5, label, tmp_path), CPU)
         [classifier] = fit(encoder, part, [Trial(2.0, 0.4, 0.0)], PLAIN, frozen=True, seed=0)
         weights.append(classifier.weight)
     assert torch.equal(*weights)
-    assert [record.message.split(" (")[0] for record in caplog.records] == ["An unreadable image is left out: 5"] * 2
+    assert [record.message.split(" (")[0] for record in caplog.records] == [
+        "An unreadable image is left out: 5"
+    ] * 2
 
 
 def test_small_images_are_kept_in_memory_and_larger_or_mixed_ones_are_not(tmp_path):
@@ -210,7 +247,9 @@ def test_a_subset_learns_what_its_images_alone_would(encoder):
 
 @pytest.mark.slow
 def test_worker_processes_change_nothing(encoder, monkeypatch):
-    monkeypatch.setattr("byol.evaluation.labelled.SIDE", 15)  # so that 16 pixels are too large to be kept in memory
+    monkeypatch.setattr(
+        "byol.evaluation.train_batches.SIDE", 15
+    )  # so that 16 pixels are too large to be kept in memory
     weights = []
     for workers in (0, 2):
         part = Labelled.open(images(60), CPU, workers=workers)

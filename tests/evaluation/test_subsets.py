@@ -44,7 +44,14 @@ def test_a_number_per_class_is_that_number_of_every_class_that_occurs():
 
 
 def test_smaller_subsets_lie_within_larger_ones():
-    amounts = [Amount(1, per_class=True), Amount(1), Amount(5, per_class=True), Amount(10), Amount(37.5), Amount(100)]
+    amounts = [
+        Amount(1, per_class=True),
+        Amount(1),
+        Amount(5, per_class=True),
+        Amount(10),
+        Amount(37.5),
+        Amount(100),
+    ]
     subsets = [set(few(BALANCED, amount, seed=3).tolist()) for amount in amounts]
     for smaller, larger in pairwise(subsets):
         assert smaller < larger
@@ -73,7 +80,9 @@ def test_every_image_is_as_likely_as_every_other():
 
 
 def test_fewer_images_than_asked_for_are_told_with_the_class_and_what_is_possible():
-    with pytest.raises(DataError, match=r"Class heron has 4 labelled images, and 10 per class were asked for.*at most 1 per"):
+    with pytest.raises(
+        DataError, match=r"Class heron has 4 labelled images, and 10 per class were asked for.*at most 1 per"
+    ):
         few(LONG_TAIL, Amount(10, per_class=True), classes=["a", "b", "c", "d", "heron", "ibis"])
 
 
@@ -93,7 +102,9 @@ def test_amounts_are_read_and_said_in_words(text, amount, words):
     assert str(amount) == words == str(Amount.parse(words))
 
 
-@pytest.mark.parametrize("text", ["", "ten", "-1", "0", "101", "1e3", "2.5-per-class", "0-per-class", "5 per cent", "nan"])
+@pytest.mark.parametrize(
+    "text", ["", "ten", "-1", "0", "101", "1e3", "2.5-per-class", "0-per-class", "5 per cent", "nan"]
+)
 def test_no_amount_is_refused_in_a_sentence(text):
     with pytest.raises(ConfigError, match="expected"):
         Amount.parse(text)

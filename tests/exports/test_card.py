@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 
 import byol
 from byol.errors import CheckpointError
-from byol.evaluation.scores import Score, write_scores
+from byol.evaluation.score import Score, write_scores
 from byol.exports.card import plain
 
 HOSTILE = "<script>alert(1)</script> [click](http://x.y) | **bold** `code` ![i](j) \\| &amp; www.x.y\n# title"
@@ -31,7 +31,9 @@ PLAN = {
 def finished(tmp_path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "plan.json").write_text(json.dumps({"plan": PLAN, "images": "49,000 images in /home/secret/photos"}))
+    (folder / "plan.json").write_text(
+        json.dumps({"plan": PLAN, "images": "49,000 images in /home/secret/photos"})
+    )
     for score in (SCORE, SCORE, replace(SCORE, protocol=HOSTILE)):
         write_scores({"": score}, folder / "scores.jsonl")
     return folder
@@ -45,21 +47,51 @@ def rendered(text: str) -> str:
 def test_the_card_tells_how_the_encoder_was_trained_and_how_good_it_is(encoder_of, tmp_path, finished):
     byol.export(encoder_of("convnet"), tmp_path / "e", run=finished)
     html = rendered((tmp_path / "e" / "README.md").read_text())
-    for words in ("49,000, without labels", "200 (38,281 steps of 256 images)", "lars", "1e-06", "0.99", "stem=small"):
+    for words in (
+        "49,000, without labels",
+        "200 (38,281 steps of 256 images)",
+        "lars",
+        "1e-06",
+        "0.99",
+        "stem=small",
+    ):
         assert f"{words}</td>" in html
     row = ("knn", "top-1", "93.1", "92.0 to 94.0", "10", "50,000", "10,000", "k 20, temperature 0.07")
     assert html.count("\n".join(f"<td>{cell}</td>" for cell in row)) == 1  # the same score twice is one row
-    for words in ("16 x 16 pixels", "0.875 of the shorter side", "bicubic", "0.485, 0.456, 0.406", "0.229, 0.224, 0.225"):
+    for words in (
+        "16 x 16 pixels",
+        "0.875 of the shorter side",
+        "bicubic",
+        "0.485, 0.456, 0.406",
+        "0.229, 0.224, 0.225",
+    ):
         assert words in html
     assert "secret" not in html
 
 
-def test_the_card_tells_each_score_by_its_metric_and_data_set_and_leaves_other_encoders_out(encoder_of, tmp_path, finished):
+def test_the_card_tells_each_score_by_its_metric_and_data_set_and_leaves_other_encoders_out(
+    encoder_of, tmp_path, finished
+):
     encoder = encoder_of("convnet")
     pets = replace(
-        SCORE, blake2b=encoder.checksum(), protocol="linear", metric="mean_per_class", value=0.7, top1=0.8, data_set="pets"
+        SCORE,
+        blake2b=encoder.checksum(),
+        protocol="linear",
+        metric="mean_per_class",
+        value=0.7,
+        top1=0.8,
+        data_set="pets",
     )
-    tags = replace(SCORE, protocol="linear", metric="map11", value=0.6, top1=None, top5=None, data_set="tags", settings={})
+    tags = replace(
+        SCORE,
+        protocol="linear",
+        metric="map11",
+        value=0.6,
+        top1=None,
+        top5=None,
+        data_set="tags",
+        settings={},
+    )
     again = replace(pets, test="other pets", value=0.65)
     untrained = replace(SCORE, blake2b="0" * 32, value=0.123)
     meaningless = replace(pets, value=0.999, same_images=True)
@@ -88,7 +120,9 @@ def test_names_that_someone_chose_stay_text(encoder_of, tmp_path, finished):
     assert html.count("<h1>") == 1
 
 
-@pytest.mark.parametrize("text", [HOSTILE, "a_b_c *d* ~~e~~ <f> {g} $h$ #i 0.5 j.k é 日本", "---", "1. list", "[x]: y", "a\\b"])
+@pytest.mark.parametrize(
+    "text", [HOSTILE, "a_b_c *d* ~~e~~ <f> {g} $h$ #i 0.5 j.k é 日本", "---", "1. list", "[x]: y", "a\\b"]
+)
 def test_plain_text_renders_as_itself(text):
     shown = MarkdownIt("commonmark").enable("strikethrough").renderInline(f"x {plain(text)} x")
     plain_html = text.replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -103,7 +137,9 @@ def test_the_hub_s_library_reads_the_card_s_header(encoder_of, tmp_path, finishe
         assert "byol" in data.tags
 
 
-def test_only_an_encoder_beside_the_plan_of_its_run_is_said_to_be_trained_with_byol(encoder_of, tmp_path, finished):
+def test_only_an_encoder_beside_the_plan_of_its_run_is_said_to_be_trained_with_byol(
+    encoder_of, tmp_path, finished
+):
     encoder = encoder_of("torchvision:resnet18", size=(32, 32))
     byol.export(encoder, tmp_path / "trained", run=finished)
     byol.export(encoder, tmp_path / "pretrained")

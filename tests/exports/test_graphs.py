@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import byol
+from byol.encoders.encoder import Encoder
 from byol.errors import ByolError, ConfigError
 from byol.exports import graphs
 from byol.exports.graphs import GridAverage
-from byol.weights.files import Encoder
 
 BATCHES = (1, 3, 8)  # none of them the two that the graph was traced with
 
@@ -44,7 +44,9 @@ def by_torch(file: Path) -> Callable[[Tensor], Tensor]:
     return torch.export.load(file).module()
 
 
-def assert_same_features(answer: Callable[[Tensor], Tensor], encoder: Encoder, sizes: list[tuple[int, int]]) -> None:
+def assert_same_features(
+    answer: Callable[[Tensor], Tensor], encoder: Encoder, sizes: list[tuple[int, int]]
+) -> None:
     for size in sizes:
         for batch in BATCHES:
             images = pixels(batch, size, encoder.info.channels)
@@ -56,8 +58,8 @@ def assert_same_features(answer: Callable[[Tensor], Tensor], encoder: Encoder, s
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """The small encoder and its two graphs, written once."""
+    from byol.encoders.encoder import EncoderInfo
     from byol.method.hidden import probe
-    from byol.weights.files import EncoderInfo
 
     folder = tmp_path_factory.mktemp("graphs")
     torch.manual_seed(0)
@@ -73,7 +75,9 @@ def exported(tmp_path_factory):
 
 def test_export_leaves_the_encoder_as_it_was(exported):
     encoder, before = exported[0], exported[3]
-    assert [(type(part), part.training) for part in encoder.modules()] == [(type(part), True) for part in before.modules()]
+    assert [(type(part), part.training) for part in encoder.modules()] == [
+        (type(part), True) for part in before.modules()
+    ]
     assert all(torch.equal(value, before.state_dict()[name]) for name, value in encoder.state_dict().items())
 
 
@@ -101,7 +105,10 @@ def test_a_graph_file_tells_what_it_takes_and_gives_and_how_images_are_prepared(
         (value.name, [part.dim_param or part.dim_value for part in value.type.tensor_type.shape.dim])
         for value in (*model.graph.input, *model.graph.output)
     ]
-    assert shapes == [("images", ["batch", 3, "height", "width"]), ("representation", ["batch", encoder.info.features])]
+    assert shapes == [
+        ("images", ["batch", 3, "height", "width"]),
+        ("representation", ["batch", encoder.info.features]),
+    ]
     told = json.loads({entry.key: entry.value for entry in model.metadata_props}["preprocessing"])
     assert told == {
         "image_size": [32, 32], "channels": 3, "crop_ratio": 0.875, "interpolation": "bicubic", "antialias": True,
@@ -115,7 +122,12 @@ def test_a_graph_file_tells_what_it_takes_and_gives_and_how_images_are_prepared(
 def test_a_graph_file_tells_nothing_of_the_machine_it_was_made_on(exported):
     for done in exported[1:3]:
         held = done.path.read_bytes()
-        for word in (os.getcwd(), str(Path(byol.__file__).parent), str(Path(torch.__file__).parent), "graphs.py"):
+        for word in (
+            os.getcwd(),
+            str(Path(byol.__file__).parent),
+            str(Path(torch.__file__).parent),
+            "graphs.py",
+        ):
             assert word.encode() not in held
 
 
@@ -185,7 +197,9 @@ class Random(nn.Module):
 
 def test_a_failed_comparison_says_by_how_much_and_leaves_what_was_there(encoder_of, tmp_path):
     (tmp_path / "e.pt2").write_bytes(b"an earlier export")
-    with pytest.raises(ByolError, match=r"torch.export gives features that differ by up to .*e[+-]\d+ of the largest") as told:
+    with pytest.raises(
+        ByolError, match=r"torch.export gives features that differ by up to .*e[+-]\d+ of the largest"
+    ) as told:
         byol.export(encoder_of(Random()), tmp_path / "e.pt2")
     assert told.value.exit_code == 70
     assert [path.name for path in tmp_path.iterdir()] == ["e.pt2"]
@@ -205,7 +219,9 @@ class Branching(nn.Module):
 
 
 def test_a_network_that_is_no_graph_gets_a_sentence(encoder_of, tmp_path):
-    with pytest.raises(ConfigError, match=r"Branching cannot be expressed as torch\.export: .* Export it as safetensors"):
+    with pytest.raises(
+        ConfigError, match=r"Branching cannot be expressed as torch\.export: .* Export it as safetensors"
+    ):
         byol.export(encoder_of(Branching()), tmp_path / "e.pt2")
     assert not list(tmp_path.iterdir())
 
@@ -213,7 +229,9 @@ def test_a_network_that_is_no_graph_gets_a_sentence(encoder_of, tmp_path):
 @pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_library_is_named_with_its_extra(exported, tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ConfigError, match=rf"ONNX needs {name}, which is not installed: pip install 'byol\[export\]'"):
+    with pytest.raises(
+        ConfigError, match=rf"ONNX needs {name}, which is not installed: pip install 'byol\[export\]'"
+    ):
         byol.export(exported[0], tmp_path / "e.onnx")
     assert not list(tmp_path.iterdir())
 

@@ -53,9 +53,12 @@ def tensors_of(path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("source", "name"), [("resnet18", "r.pth"), ("torchvision:resnet18", "r.safetensors"), ("timm:resnet18", "r.pth")]
+    ("source", "name"),
+    [("resnet18", "r.pth"), ("torchvision:resnet18", "r.safetensors"), ("timm:resnet18", "r.pth")],
 )
-def test_torchvision_loads_all_but_the_classifier_and_gives_the_same_features(encoder_of, tmp_path, name, source):
+def test_torchvision_loads_all_but_the_classifier_and_gives_the_same_features(
+    encoder_of, tmp_path, name, source
+):
     encoder = trained(encoder_of(source, size=(64, 64)))
     done = byol.export(encoder, tmp_path / name, format="torchvision")
     assert done.check.tool == "torchvision"
@@ -100,12 +103,18 @@ def test_timm_loads_the_folder_with_its_preprocessing(encoder_of, tmp_path, sour
     torch.testing.assert_close(features(net, normalised(encoder, images)), encoder(images), rtol=0, atol=1e-5)
     data = timm.data.resolve_data_config(model=net)
     info = encoder.info
-    assert (tuple(data["input_size"]), data["crop_pct"], data["interpolation"]) == ((channels, *size), 0.875, "bicubic")
+    assert (tuple(data["input_size"]), data["crop_pct"], data["interpolation"]) == (
+        (channels, *size),
+        0.875,
+        "bicubic",
+    )
     assert (tuple(data["mean"]), tuple(data["std"])) == (info.mean, info.std)
 
 
 def test_other_preprocessing_travels_to_timm_too(resnet, tmp_path):
-    resnet.info = replace(resnet.info, interpolation="bilinear", crop_ratio=0.9, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    resnet.info = replace(
+        resnet.info, interpolation="bilinear", crop_ratio=0.9, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)
+    )
     byol.export(resnet, tmp_path / "e", format="timm")
     net = timm.create_model(f"local-dir:{tmp_path / 'e'}", pretrained=True, num_classes=0)
     data = timm.data.resolve_data_config(model=net)
@@ -146,14 +155,20 @@ def test_timm_s_transform_prepares_a_photograph_as_the_encoder_does(encoder_of, 
     theirs = transform(Image.fromarray(photograph))
     ours = normalised(resnet, resnet.prepare(torch.from_numpy(photograph).permute(2, 0, 1)[None]))[0]
     assert theirs.shape == ours.shape
-    assert (theirs - ours).abs().mean() < 0.05  # of deviations: 8-bit rounding, and timm resizes before it crops
+    assert (
+        theirs - ours
+    ).abs().mean() < 0.05  # of deviations: 8-bit rounding, and timm resizes before it crops
     assert (theirs - theirs.roll(1, -1)).abs().mean() > 0.2  # a pixel beside is another matter
 
 
 def test_huggingface_folder_is_timm_s_where_timm_has_the_network(resnet, tmp_path):
     done = byol.export(resnet, tmp_path / "e")
     assert (done.format, done.check.tool) == ("huggingface", "timm")
-    assert sorted(path.name for path in (tmp_path / "e").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "e").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     net = timm.create_model(f"local-dir:{tmp_path / 'e'}", pretrained=True, num_classes=0)
     torch.testing.assert_close(features(net, normalised(resnet)), resnet(IMAGES), rtol=0, atol=1e-5)
 
@@ -170,8 +185,14 @@ def test_huggingface_folder_is_our_own_where_timm_has_no_such_network(encoder_of
     encoder = trained(encoder_of(source, size=(32, 32), **options))
     done = byol.export(encoder, tmp_path / "e")
     assert done.check.tool == "byol"
-    assert sorted(path.name for path in (tmp_path / "e").iterdir()) == ["README.md", "encoder.json", "encoder.safetensors"]
-    torch.testing.assert_close(byol.load_encoder(tmp_path / "e")(IMAGES), encoder(IMAGES), rtol=1e-4, atol=1e-5)
+    assert sorted(path.name for path in (tmp_path / "e").iterdir()) == [
+        "README.md",
+        "encoder.json",
+        "encoder.safetensors",
+    ]
+    torch.testing.assert_close(
+        byol.load_encoder(tmp_path / "e")(IMAGES), encoder(IMAGES), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_our_own_file_under_any_name_is_the_whole_encoder(encoder_of, tmp_path):
@@ -212,24 +233,46 @@ def test_a_network_of_your_own_goes_into_our_own_file(encoder_of, tmp_path):
 UNFIT = [
     ("convnet", {"width": 4}, "torchvision", "torchvision has no convnet"),
     pytest.param("resnet18x2", {}, "torchvision", "torchvision has no resnet18x2", marks=pytest.mark.slow),
-    ("resnet18", {"stem": "small"}, "torchvision", r"conv1.weight of shape \(64, 3, 7, 7\), this encoder has \(64, 3, 3, 3\)"),
-    ("resnet18", {"padding": "same"}, "timm", "differ by up to .* it computes otherwise than an encoder with padding same"),
+    (
+        "resnet18",
+        {"stem": "small"},
+        "torchvision",
+        r"conv1.weight of shape \(64, 3, 7, 7\), this encoder has \(64, 3, 3, 3\)",
+    ),
+    (
+        "resnet18",
+        {"padding": "same"},
+        "timm",
+        "differ by up to .* it computes otherwise than an encoder with padding same",
+    ),
     ("timm:test_vit", {}, "torchvision", "torchvision has no test_vit"),
-    ("torchvision:efficientnet_b0", {}, "timm", r"timm's efficientnet_b0 has conv_stem.weight of shape .* has none"),
+    (
+        "torchvision:efficientnet_b0",
+        {},
+        "timm",
+        r"timm's efficientnet_b0 has conv_stem.weight of shape .* has none",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("source", "options", "format", "says"), UNFIT)
-def test_an_encoder_that_a_library_has_no_model_for_gets_a_sentence(encoder_of, tmp_path, source, options, format, says):
+def test_an_encoder_that_a_library_has_no_model_for_gets_a_sentence(
+    encoder_of, tmp_path, source, options, format, says
+):
     encoder = encoder_of(source, size=(32, 32), **options)
-    with pytest.raises(ConfigError, match=f"{says}.*Export it as safetensors, huggingface, onnx or torch.export"):
+    with pytest.raises(
+        ConfigError, match=f"{says}.*Export it as safetensors, huggingface, onnx or torch.export"
+    ):
         byol.export(encoder, tmp_path / ("e" if format == "timm" else "e.pth"), format=format)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_hidden_layer_is_not_what_a_library_s_model_gives(encoder_of, tmp_path):
     encoder = encoder_of("torchvision:resnet18", "layer3", size=(32, 32))
-    with pytest.raises(ConfigError, match="torchvision's resnet18 with this encoder's weights gives features of another shape"):
+    with pytest.raises(
+        ConfigError,
+        match="torchvision's resnet18 with this encoder's weights gives features of another shape",
+    ):
         byol.export(encoder, tmp_path / "e.pth")
     assert not list(tmp_path.iterdir())
 
@@ -253,7 +296,11 @@ MISUSE = [
     ("e.safetensors", {"from_pixels": False}, "from_pixels=False is for onnx and torch.export"),
     ("e.onnx", {"model": "resnet18"}, "model='resnet18' is for torchvision, timm and huggingface"),
     ("e.pth", {"model": "resnet19"}, "no image classification model 'resnet19'. Did you mean"),
-    ("e", {"model": "resnet34"}, r"timm's resnet34 has layer1.2.conv1.weight of shape \(64, 64, 3, 3\), this encoder has none"),
+    (
+        "e",
+        {"model": "resnet34"},
+        r"timm's resnet34 has layer1.2.conv1.weight of shape \(64, 64, 3, 3\), this encoder has none",
+    ),
 ]
 
 
@@ -271,7 +318,9 @@ def test_what_cannot_be_is_one_sentence_and_leaves_nothing(resnet, tmp_path, nam
 
 
 def test_a_network_of_your_own_is_asked_for_its_model(encoder_of, tmp_path):
-    with pytest.raises(ConfigError, match=r"a network of your own\. If it is one of torchvision, say which with model"):
+    with pytest.raises(
+        ConfigError, match=r"a network of your own\. If it is one of torchvision, say which with model"
+    ):
         byol.export(encoder_of(own_resnet(), "avgpool", size=(32, 32)), tmp_path / "e.pth")
 
 
@@ -294,7 +343,9 @@ def test_an_earlier_export_is_replaced_as_a_whole(encoder_of, tmp_path):
         if seed:
             trained(encoder)
         byol.export(encoder, tmp_path / "e.safetensors")
-    torch.testing.assert_close(byol.load_encoder(tmp_path / "e.safetensors")(IMAGES), encoder(IMAGES), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        byol.load_encoder(tmp_path / "e.safetensors")(IMAGES), encoder(IMAGES), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_an_encoder_of_nan_is_not_exported(resnet, tmp_path):
@@ -309,7 +360,9 @@ def test_an_encoder_of_nan_is_not_exported(resnet, tmp_path):
 def test_a_missing_library_is_named(resnet, tmp_path, monkeypatch):
     for name, path in (("timm", "e"), ("torchvision", "e.pth")):
         monkeypatch.setitem(sys.modules, name, None)
-        with pytest.raises(ConfigError, match=rf"need {name}, which is not installed: pip install 'byol\[models\]'"):
+        with pytest.raises(
+            ConfigError, match=rf"need {name}, which is not installed: pip install 'byol\[models\]'"
+        ):
             byol.export(resnet, tmp_path / path)
     assert not list(tmp_path.iterdir())
 
@@ -324,7 +377,9 @@ def test_files_can_be_read_by_others(resnet, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["e.pth", "e.pt2", "e.safetensors", "e.onnx", "e"])
-def test_the_same_encoder_is_the_same_file_under_any_name_and_a_full_disk_is_one_sentence(encoder_of, tmp_path, name):
+def test_the_same_encoder_is_the_same_file_under_any_name_and_a_full_disk_is_one_sentence(
+    encoder_of, tmp_path, name
+):
     encoder = encoder_of("torchvision:resnet18" if name == "e.pth" else "convnet", size=(32, 32))
     files = [byol.export(encoder, tmp_path / f"{way}{name}").path for way in ("first", "second, longer ")]
     if name != "e":

@@ -7,11 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from byol.data.sources import open_images
+from byol.data.images import open_images
 from byol.errors import DataError
-from byol.features import cache
-from byol.features.cache import cached
-from byol.features.extract import embed
+from byol.features import embed as cache
+from byol.features.embed import cached, embed
 
 
 @pytest.fixture
@@ -39,7 +38,9 @@ def pictures(root: Path, count: int = 6) -> Path:
     for number in range(count):
         folder = root / ("a" if number % 2 else "b")
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        Image.fromarray(generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(
+            folder / f"{number}.png"
+        )
     return root
 
 
@@ -60,7 +61,9 @@ def test_labels_are_not_kept_with_the_features(encoder, tmp_path, counted):
     for labels in ([0, 1, 2, 1, 0], ["x", "y", "x", "y", "x"], np.eye(5, dtype=int)):
         images = open_images(arrays, labels=labels)
         found = cached(encoder, images, tmp_path / "features")
-        np.testing.assert_array_equal(found.y, images.label_matrix if images.labels is None else images.labels)
+        np.testing.assert_array_equal(
+            found.y, images.label_matrix if images.labels is None else images.labels
+        )
         assert found.classes == images.classes
     assert counted == [5]
 
@@ -96,7 +99,15 @@ def another_name(encoder, root: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [another_weight, another_buffer, another_normalisation, other_code, another_picture, one_picture_less, another_name],
+    [
+        another_weight,
+        another_buffer,
+        another_normalisation,
+        other_code,
+        another_picture,
+        one_picture_less,
+        another_name,
+    ],
 )
 def test_whatever_changes_the_features_makes_them_be_computed_again(encoder, tmp_path, counted, change):
     root = pictures(tmp_path / "p")
@@ -169,7 +180,11 @@ def test_every_kind_of_file_is_kept_and_noticed_when_it_changes(encoder, tmp_pat
         return open_images(arrays if kind == "arrays" else tmp_path / f"i.{kind}")
 
     for _ in range(2):
-        cached(encoder, written(arrays) if not counted else open_again(kind, tmp_path, arrays), tmp_path / "features")
+        cached(
+            encoder,
+            written(arrays) if not counted else open_again(kind, tmp_path, arrays),
+            tmp_path / "features",
+        )
     assert counted == [5]
     cached(encoder, written(255 - arrays), tmp_path / "features")
     assert counted == [5, 5]
@@ -211,7 +226,11 @@ def test_a_damaged_file_is_told_and_written_again(encoder, tmp_path, counted, ca
     else:
         flipped = bytearray(whole)
         flipped[-len(whole) // 3] ^= 1
-        file.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"text", "flipped": bytes(flipped)}[damage])
+        file.write_bytes(
+            {"cut": whole[: len(whole) // 2], "empty": b"", "text": b"text", "flipped": bytes(flipped)}[
+                damage
+            ]
+        )
     found = cached(encoder, images, tmp_path / "features")
     np.testing.assert_array_equal(found.x, expected.x)
     assert counted == [6, 6]
@@ -229,7 +248,9 @@ def test_an_unreadable_image_is_left_out_the_second_time_too(encoder, tmp_path, 
     np.testing.assert_array_equal(first.y, second.y)
 
 
-def test_an_interrupted_write_leaves_no_file_and_what_a_killed_process_left_goes(encoder, tmp_path, monkeypatch):
+def test_an_interrupted_write_leaves_no_file_and_what_a_killed_process_left_goes(
+    encoder, tmp_path, monkeypatch
+):
     images = open_images(pictures(tmp_path / "p"))
     folder = tmp_path / "features"
 
@@ -278,7 +299,8 @@ def test_how_images_are_read_is_part_of_their_name(encoder, tmp_path, counted):
         assert len(cached(encoder, open_images(root, max_pixels=limit), tmp_path / "features").x) == count
     square = np.random.default_rng(0).integers(0, 256, (4, 3, 9, 3), dtype=np.uint8)
     first, last = (
-        cached(encoder, open_images(source), tmp_path / "features").x for source in (torch.from_numpy(square), square)
+        cached(encoder, open_images(source), tmp_path / "features").x
+        for source in (torch.from_numpy(square), square)
     )
     assert not np.allclose(first, last)
 

@@ -11,11 +11,11 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import byol
-from byol.data.sources import open_images
+from byol.data.images import open_images
+from byol.encoders.encoder import save_encoder
 from byol.errors import CheckpointError, ConfigError, DataError
+from byol.features.embed import embed
 from byol.features.embedder import Embedder
-from byol.features.extract import embed
-from byol.weights.files import save_encoder
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,9 @@ def test_a_pipeline_takes_paths_and_settings_are_searched(encoder_of, coloured, 
         Image.fromarray(image).save(path)
     save_encoder(encoder_of("convnet", width=4), tmp_path)
     pipeline = Pipeline([("embed", Embedder(tmp_path)), ("classify", LogisticRegression())])
-    grid = GridSearchCV(pipeline, {"embed__normalize": [False, True], "classify__C": [1.0, 10.0]}, cv=2, error_score="raise")
+    grid = GridSearchCV(
+        pipeline, {"embed__normalize": [False, True], "classify__C": [1.0, 10.0]}, cv=2, error_score="raise"
+    )
     assert grid.fit(paths, y).best_score_ > 0.9
     assert grid.fit(np.array(paths), y).best_score_ > 0.9
 
@@ -68,13 +70,17 @@ def test_it_is_cloned_pickled_and_named_as_scikit_learn_does(encoder_of, coloure
     assert np.array_equal(again.transform(coloured[0]), fitted.transform(coloured[0]))
     assert fitted.get_feature_names_out()[:2].tolist() == ["embedder0", "embedder1"]
     assert len(fitted.get_feature_names_out()) == fitted.transform(coloured[0][:2]).shape[1]
-    assert np.array_equal(clone(Embedder(encoder_of("convnet", width=4))).transform(coloured[0][:3]).shape, (3, 64))
+    assert np.array_equal(
+        clone(Embedder(encoder_of("convnet", width=4))).transform(coloured[0][:3]).shape, (3, 64)
+    )
 
 
 def test_unreadable_images_are_an_error_and_not_a_missing_row(encoder_of, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     byol_images = open_images([np.zeros((16, 16, 3), dtype=np.uint8), tmp_path / "a.png"])
-    with pytest.raises(DataError, match=r"1 of 2 images cannot be read: 1 \(the file is empty\)\. Every one is needed here"):
+    with pytest.raises(
+        DataError, match=r"1 of 2 images cannot be read: 1 \(the file is empty\)\. Every one is needed here"
+    ):
         Embedder(encoder_of("convnet")).transform(byol_images)
 
 

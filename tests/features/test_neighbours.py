@@ -7,8 +7,9 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 
 from byol.errors import ConfigError, DataError
-from byol.features import files, neighbours
-from byol.features.files import Features
+from byol.features import features as files
+from byol.features import neighbours
+from byol.features.features import Features
 from byol.features.neighbours import near_duplicates, nearest, outliers, search
 
 
@@ -99,7 +100,9 @@ def test_the_length_of_rows_does_not_matter(scale):
     x, queries = rows_of(100), rows_of(5, seed=1)
     expected = search(x, queries, k=7)
     lengths = np.random.default_rng(2).uniform(0.5, 2, (100, 1)).astype(np.float32)
-    assert np.array_equal(search(x * lengths * np.float32(scale), queries * np.float32(scale), k=7).rows, expected.rows)
+    assert np.array_equal(
+        search(x * lengths * np.float32(scale), queries * np.float32(scale), k=7).rows, expected.rows
+    )
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
@@ -107,7 +110,9 @@ def test_mapped_features_give_the_same_answers(tmp_path, block, suffix):
     features = Features(np.concatenate([rows_of(90), rows_of(20)]))
     features.save(tmp_path / f"a{suffix}")
     mapped = Features.load(tmp_path / f"a{suffix}", mapped=True)
-    assert np.array_equal(search(mapped, rows_of(4, seed=1), k=3).rows, search(features, rows_of(4, seed=1), k=3).rows)
+    assert np.array_equal(
+        search(mapped, rows_of(4, seed=1), k=3).rows, search(features, rows_of(4, seed=1), k=3).rows
+    )
     for one, other in zip(near_duplicates(mapped, 0.99), near_duplicates(features, 0.99), strict=True):
         assert np.array_equal(one, other)
     assert np.array_equal(outliers(mapped, 5).rows, outliers(features, 5).rows)
@@ -146,7 +151,10 @@ def test_queries_without_a_direction_are_answered_and_told(caplog):
     x = rows_of(5)
     x[3] = 0
     assert (search(x, rows=[0, 3], k=2).similarities[1] == 0).all()
-    assert "1 of 2 queries are all zeros, the first is number 1: their similarity to everything is 0" in caplog.text
+    assert (
+        "1 of 2 queries are all zeros, the first is number 1: their similarity to everything is 0"
+        in caplog.text
+    )
     caplog.clear()
     search(x, np.zeros((2, 9)))
     assert "2 of 2 queries are all zeros, the first is number 0" in caplog.text

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from byol.encoders.encoder import save_encoder
 from byol.errors import CheckpointError, ConfigError, DataError, Stopped
-from byol.features import extract, partial
-from byol.features.extract import embed
-from byol.features.files import Features
-from byol.features.partial import embed_to
-from byol.weights.files import save_encoder
+from byol.features import embed as extract
+from byol.features import embed as partial
+from byol.features.embed import embed, embed_to
+from byol.features.features import Features
 from byol.world import World, meeting
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -60,7 +60,9 @@ def test_in_parts_is_the_same_as_at_once(encoder_of, photos, tmp_path, kind, nor
     encoder, out = encoder_of("convnet", width=4), tmp_path / f"f{kind}"
     heard: list[tuple[int, int]] = []
     whole = embed(encoder, photos, normalize=normalize)
-    found = embed_to(out, encoder, photos, ALONE, normalize=normalize, report=lambda *told: heard.append(told))
+    found = embed_to(
+        out, encoder, photos, ALONE, normalize=normalize, report=lambda *told: heard.append(told)
+    )
     loaded = Features.load(out)
     for some in (found, loaded):
         assert np.array_equal(some.x, whole.x)
@@ -93,9 +95,14 @@ def test_the_same_call_continues_and_gives_the_same_bytes(encoder_of, photos, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.npz", "photos", "whole.npz"]
 
 
-def test_what_belongs_to_other_images_encoders_or_settings_is_not_used_and_goes_in_the_end(encoder_of, photos, tmp_path):
+def test_what_belongs_to_other_images_encoders_or_settings_is_not_used_and_goes_in_the_end(
+    encoder_of, photos, tmp_path
+):
     out = tmp_path / "f[1].npz"
-    for encoder, normalize in ((encoder_of("convnet", width=4), False), (encoder_of("convnet", width=8), True)):
+    for encoder, normalize in (
+        (encoder_of("convnet", width=4), False),
+        (encoder_of("convnet", width=8), True),
+    ):
         with pytest.raises(Stopped):
             embed_to(out, encoder, photos, ALONE, normalize=normalize, report=stop_after(1))
     (photos / "class 0" / "new.png").write_bytes((photos / "class 0" / "00.png").read_bytes())
@@ -115,7 +122,9 @@ def test_a_damaged_part_is_removed_and_computed_again(encoder_of, photos, tmp_pa
     content[-300] ^= 1
     content[400] ^= 1
     part.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"shard-000001\.npz was damaged and is removed; the same command"):
+    with pytest.raises(
+        CheckpointError, match=r"shard-000001\.npz was damaged and is removed; the same command"
+    ):
         embed_to(out, encoder, photos, ALONE)
     assert np.array_equal(embed_to(out, encoder, photos, ALONE).x, embed(encoder, photos).x)
 
@@ -151,7 +160,13 @@ def test_a_second_process_at_the_same_work_is_refused(encoder_of, photos, tmp_pa
 def test_a_small_set_is_never_kept_in_parts(encoder_of, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
     heard: list[int] = []
-    embed_to(tmp_path / "f.npz", encoder_of("convnet"), images, ALONE, report=lambda done, total: heard.append(done))
+    embed_to(
+        tmp_path / "f.npz",
+        encoder_of("convnet"),
+        images,
+        ALONE,
+        report=lambda done, total: heard.append(done),
+    )
     assert heard == []
     assert [path.name for path in tmp_path.iterdir()] == ["f.npz"]
 
@@ -159,9 +174,10 @@ def test_a_small_set_is_never_kept_in_parts(encoder_of, tmp_path):
 RUN = """
 import os, resource, sys
 import torch
-from byol.features import extract, partial
-from byol.features.encoders import load_encoder
-from byol.features.partial import embed_to
+from byol.features import embed as extract
+from byol.features import embed as partial
+from byol.encoders.load import load_encoder
+from byol.features.embed import embed_to
 from byol.world import meeting
 torch.set_num_threads(1)
 for module in (extract, partial):
@@ -179,7 +195,14 @@ with meeting("cpu") as world:
 
 
 def torchrun(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        *arguments,
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=200)
 
 
@@ -189,7 +212,9 @@ def words(encoder_of, photos, tmp_path) -> list[str]:
     save_encoder(encoder_of("convnet", width=16), tmp_path)
     (tmp_path / "run.py").write_text(RUN)
     words = [str(tmp_path / "run.py"), str(tmp_path / "encoder.safetensors"), str(photos)]
-    subprocess.run([sys.executable, *words, str(tmp_path / "one.npz")], check=True, timeout=100, capture_output=True)
+    subprocess.run(
+        [sys.executable, *words, str(tmp_path / "one.npz")], check=True, timeout=100, capture_output=True
+    )
     return words
 
 
@@ -220,7 +245,9 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(words, tmp_pa
     command = [sys.executable, *words, str(tmp_path / "f.npz"), "full"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("byol.errors.ByolError: The features could not be written to ")
+    assert done.stderr.splitlines()[-1].startswith(
+        "byol.errors.ByolError: The features could not be written to "
+    )
     assert not list(tmp_path.glob("f.npz*"))
 
 

@@ -7,8 +7,9 @@ from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
 from byol.errors import ConfigError, DataError
-from byol.features import files, select
-from byol.features.files import Features
+from byol.features import features as files
+from byol.features import select
+from byol.features.features import Features
 from byol.features.select import clusters, pick
 
 
@@ -80,7 +81,9 @@ def test_the_radius_is_at_most_twice_that_of_k_means_centres():
     x = unit(rows_of(2000, 6))
     chosen = pick(x, 20)
     radius = np.linalg.norm(x[:, None] - x[chosen][None], axis=2).min(axis=1).max()
-    other = np.linalg.norm(x[:, None] - KMeans(20, n_init=2, random_state=0).fit(x).cluster_centers_[None], axis=2)
+    other = np.linalg.norm(
+        x[:, None] - KMeans(20, n_init=2, random_state=0).fit(x).cluster_centers_[None], axis=2
+    )
     assert radius <= 2 * other.min(axis=1).max()
 
 
@@ -109,7 +112,9 @@ def test_uncertainty_that_does_not_fit_is_told(uncertainty, says):
         pick(rows_of(5), 2, uncertainty=uncertainty)
 
 
-@pytest.mark.parametrize(("options", "message"), [({"count": 0}, "is 0"), ({"count": 1, "labelled": [5]}, "no row 5")])
+@pytest.mark.parametrize(
+    ("options", "message"), [({"count": 0}, "is 0"), ({"count": 1, "labelled": [5]}, "no row 5")]
+)
 def test_picks_that_cannot_be_made_are_told(options, message):
     with pytest.raises(ConfigError, match=message):
         pick(rows_of(5), **options)
@@ -125,7 +130,9 @@ def test_clusters_are_as_tight_as_those_of_scikit_learn(block):
     assert (found.distances**2).sum() <= 1.02 * best.inertia_
     centres = np.stack([unit(x)[found.labels == number].mean(axis=0) for number in range(12)])
     np.testing.assert_allclose(found.centres, centres, atol=0.02)
-    np.testing.assert_allclose(found.distances, np.linalg.norm(unit(x) - found.centres[found.labels], axis=1), atol=1e-5)
+    np.testing.assert_allclose(
+        found.distances, np.linalg.norm(unit(x) - found.centres[found.labels], axis=1), atol=1e-5
+    )
 
 
 def test_clusters_of_a_sample_reach_all_rows(monkeypatch):

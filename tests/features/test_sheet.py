@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from byol.data.sources import open_images
+from byol.data.images import open_images
 from byol.errors import ByolError, ConfigError, DataError
-from byol.features.files import Features
+from byol.features.features import Features
 from byol.features.sheet import COLUMNS, GAP, LINE, SIDE, Cell, pictures, shortened, write_sheet
 
 WIDE, TALL = SIDE + GAP, SIDE + GAP + 2 * LINE
@@ -54,7 +54,9 @@ def test_pictures_are_shown_whole_and_unstretched(tmp_path):
 
 
 def test_words_are_drawn_under_their_picture_and_stay_there(tmp_path):
-    page = np.asarray(drawn([[Cell(plain("red"), ("0.9", "W" * 500)), Cell(plain("red"), ("", ""))]], tmp_path))
+    page = np.asarray(
+        drawn([[Cell(plain("red"), ("0.9", "W" * 500)), Cell(plain("red"), ("", ""))]], tmp_path)
+    )
     below = page[GAP + SIDE + 1 :, :, :].min(axis=2) < 128
     assert below[:, GAP : GAP + SIDE].any()
     assert not below[:, GAP + SIDE :].any()
@@ -64,7 +66,16 @@ def test_hostile_names_are_drawn_as_text(tmp_path):
     from PIL import ImageFont
 
     font = ImageFont.load_default(12)
-    for name in ("line\nend", os.fsdecode(b"\xff\xfe.png"), "猫🐈.png", "\x1b[31m", "‮gnp.exe", "", "\x00", "x" * 5000):
+    for name in (
+        "line\nend",
+        os.fsdecode(b"\xff\xfe.png"),
+        "猫🐈.png",
+        "\x1b[31m",
+        "‮gnp.exe",
+        "",
+        "\x00",
+        "x" * 5000,
+    ):
         assert font.getlength(shortened(name, font)) <= SIDE
         assert "\n" not in shortened(name, font)
         drawn([[Cell(plain("red"), (name, name))]], tmp_path)
@@ -123,5 +134,7 @@ def test_images_of_any_number_of_channels_are_shown(channels):
 
 def test_other_images_than_those_embedded_are_told(tmp_path):
     plain("red").save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r"None of the 2 images to show is in 1 image in .*as they were given to `byol embed`"):
+    with pytest.raises(
+        DataError, match=r"None of the 2 images to show is in 1 image in .*as they were given to `byol embed`"
+    ):
         pictures(open_images(tmp_path), Features(np.eye(2), names=["b.png", "c.png"]), {0, 1})

@@ -16,7 +16,8 @@ LAYERS = [
     {"disk"},
     {"settings", "world"},
     {"method"},
-    {"models", "data", "weights"},
+    {"models", "data"},
+    {"encoders"},
     {"features"},
     {"evaluation"},
     {"train", "exports"},
@@ -46,7 +47,8 @@ def imports(path: Path) -> list[tuple[str, int]]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "byol":
             found += [
-                (f"{node.module}.{alias.name}" if node.module == "byol" else node.module, node.lineno) for alias in node.names
+                (f"{node.module}.{alias.name}" if node.module == "byol" else node.module, node.lineno)
+                for alias in node.names
             ]
         elif isinstance(node, ast.Import):
             found += [(alias.name, node.lineno) for alias in node.names if alias.name.split(".")[0] == "byol"]
@@ -76,7 +78,9 @@ def test_the_method_knows_torch_and_nothing_else():
                 names = [node.module]
             for name in names:
                 assert name.split(".")[0] in allowed, f"{path.name} imports {name}"
-                assert not name.startswith("byol.") or name.startswith(("byol.method", "byol.errors")), f"{path.name}: {name}"
+                assert not name.startswith("byol.") or name.startswith(("byol.method", "byol.errors")), (
+                    f"{path.name}: {name}"
+                )
 
 
 def test_files_and_functions_stay_short():
@@ -88,17 +92,33 @@ def test_files_and_functions_stay_short():
                 assert node.end_lineno - node.lineno < 70, f"{path.name}: {node.name}"
 
 
-HEAVY = ("torchvision", "timm", "sklearn", "skimage", "matplotlib", "tyro", "rich", "pyarrow", "PIL", "yaml", "safetensors")
+HEAVY = (
+    "torchvision",
+    "timm",
+    "sklearn",
+    "skimage",
+    "matplotlib",
+    "tyro",
+    "rich",
+    "pyarrow",
+    "PIL",
+    "yaml",
+    "safetensors",
+)
 
 
 def fresh(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
     return done.stdout.strip()
 
 
 def loaded(code: str, names: tuple[str, ...]) -> list[str]:
     """Which of these libraries a fresh process has loaded after some code."""
-    return ast.literal_eval(fresh(f"{code}\nimport sys\nprint([name for name in {names!r} if name in sys.modules])"))
+    return ast.literal_eval(
+        fresh(f"{code}\nimport sys\nprint([name for name in {names!r} if name in sys.modules])")
+    )
 
 
 def test_import_byol_loads_nothing_heavy():
@@ -115,7 +135,18 @@ def test_training_loads_no_library_that_it_does_not_use():
 
 
 def test_using_features_loads_no_library_before_it_is_needed():
-    optional = ("torchvision", "timm", "sklearn", "skimage", "matplotlib", "tyro", "rich", "pyarrow", "PIL", "safetensors")
+    optional = (
+        "torchvision",
+        "timm",
+        "sklearn",
+        "skimage",
+        "matplotlib",
+        "tyro",
+        "rich",
+        "pyarrow",
+        "PIL",
+        "safetensors",
+    )
     assert loaded("import byol; byol.search, byol.pick, byol.clusters, byol.Features", optional) == []
 
 
@@ -136,7 +167,9 @@ def test_public_functions_stay_functions_whatever_was_imported_before():
 def test_type_checkers_see_the_same_names_as_the_program():
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     guarded = next(node for node in tree.body if isinstance(node, ast.If))
-    names = sorted(alias.asname for node in guarded.body if isinstance(node, ast.ImportFrom) for alias in node.names)
+    names = sorted(
+        alias.asname for node in guarded.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    )
     assert names == byol.__all__
 
 
@@ -147,7 +180,9 @@ def test_help_is_instant():
         return float(fresh(code + "print(time.perf_counter() - t)"))
 
     assert statistics.median(seconds(sys.executable, "-m", "byol", "--help") for _ in range(5)) <= 0.4
-    code = "import time, torch; t = time.perf_counter(); import byol; byol.BYOL; print(time.perf_counter() - t)"
+    code = (
+        "import time, torch; t = time.perf_counter(); import byol; byol.BYOL; print(time.perf_counter() - t)"
+    )
     assert statistics.median(float(fresh(code)) for _ in range(3)) <= 0.2
 
 
@@ -155,7 +190,11 @@ def test_nothing_executes_pickles_or_calls_home():
     for path in modules():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):
-                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+                names = (
+                    [alias.name for alias in node.names]
+                    if isinstance(node, ast.Import)
+                    else [node.module or ""]
+                )
                 assert not {name.split(".")[0] for name in names} & {
                     "pickle",
                     "dill",
@@ -165,8 +204,12 @@ def test_nothing_executes_pickles_or_calls_home():
                     "socket",
                 }, path
             if isinstance(node, ast.Call):
-                assert ast.unparse(node.func) not in ("eval", "exec", "torch.hub.load"), f"{path}:{node.lineno}"
-                if ast.unparse(node.func) == "torch.load":  # its restricted reader, and asked for in so many words
+                assert ast.unparse(node.func) not in ("eval", "exec", "torch.hub.load"), (
+                    f"{path}:{node.lineno}"
+                )
+                if (
+                    ast.unparse(node.func) == "torch.load"
+                ):  # its restricted reader, and asked for in so many words
                     given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                     assert given.get("weights_only") == "True", f"{path}:{node.lineno}"
                 for keyword in node.keywords:
@@ -174,4 +217,6 @@ def test_nothing_executes_pickles_or_calls_home():
                         f"{path}:{node.lineno}"
                     )
                 if ast.unparse(node.func) == "np.load":
-                    assert any(keyword.arg == "allow_pickle" for keyword in node.keywords), f"{path}:{node.lineno}"
+                    assert any(keyword.arg == "allow_pickle" for keyword in node.keywords), (
+                        f"{path}:{node.lineno}"
+                    )

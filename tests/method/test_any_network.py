@@ -49,7 +49,9 @@ class Experts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         features = self.stem(x).mean((2, 3))
         chosen = (features[:, 0] * 1e4).long() % 3
-        return torch.stack([self.experts[int(expert)](row) for expert, row in zip(chosen, features, strict=True)])
+        return torch.stack(
+            [self.experts[int(expert)](row) for expert, row in zip(chosen, features, strict=True)]
+        )
 
 
 class Auxiliary(nn.Module):
@@ -91,7 +93,9 @@ def test_a_layer_that_runs_more_often_in_training_is_read_right_in_evaluation():
     torch.testing.assert_close(learner.embed(images()), expected)
 
 
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # torch's word on passes without gradient
+@pytest.mark.filterwarnings(
+    "ignore:None of the inputs have requires_grad"
+)  # torch's word on passes without gradient
 def test_networks_that_recompute_their_activations_serve():
     learner = BYOL(Recomputed(), hidden_layer=None, **SMALL)
     learner(images()).backward()
@@ -146,7 +150,9 @@ def test_integer_parameters_are_left_where_they_are():
 
 def test_convnext_maps_are_pooled_over_space_also_where_channels_equal_the_height():
     net = torchvision.models.convnext_tiny()
-    learner = BYOL(net, image_size=(384, 64), hidden_layer="features.1", projection_size=8, projection_hidden_size=16)
+    learner = BYOL(
+        net, image_size=(384, 64), hidden_layer="features.1", projection_size=8, projection_hidden_size=16
+    )
     assert learner.representation_size == 96
 
 

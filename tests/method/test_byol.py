@@ -264,8 +264,12 @@ def test_sync_batchnorm_converts_encoder_projector_predictor_and_target_alike():
     torch.testing.assert_close(learner(noise(), noise(seed=1)), small_learner()(noise(), noise(seed=1)))
 
 
-@pytest.mark.parametrize(("backend", "shared"), [("cuda:nccl", True), ("cpu:gloo,cuda:nccl", True), ("cpu:gloo", False)])
-def test_processes_on_gpus_share_their_statistics_wherever_the_network_lies_yet(monkeypatch, caplog, backend, shared):
+@pytest.mark.parametrize(
+    ("backend", "shared"), [("cuda:nccl", True), ("cpu:gloo,cuda:nccl", True), ("cpu:gloo", False)]
+)
+def test_processes_on_gpus_share_their_statistics_wherever_the_network_lies_yet(
+    monkeypatch, caplog, backend, shared
+):
     """The usual script is DDP(BYOL(net, ...).cuda()): on a CPU when it is built, on a GPU in its first pass."""
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
@@ -341,7 +345,9 @@ def test_target_follows_parameters_and_not_buffers():
     before = {name: buffer.clone() for name, buffer in learner.target.named_buffers()}
     learner.update_target(0.0)
     assert equal(dict(learner.target.named_buffers()), before)
-    assert equal({n: p.data for n, p in learner.target.named_parameters()}, dict(learner.online.named_parameters()))
+    assert equal(
+        {n: p.data for n, p in learner.target.named_parameters()}, dict(learner.online.named_parameters())
+    )
 
 
 def test_target_moves_in_update_target_alone_towards_what_the_optimizer_left():
@@ -591,7 +597,9 @@ def test_whole_learner_survives_a_file():
     torch.save(learner, saved)
     saved.seek(0)
     loaded = torch.load(saved, weights_only=False)
-    torch.testing.assert_close(loaded(noise(), noise(seed=1)), learner(noise(), noise(seed=1)), rtol=0, atol=0)
+    torch.testing.assert_close(
+        loaded(noise(), noise(seed=1)), learner(noise(), noise(seed=1)), rtol=0, atol=0
+    )
 
 
 # Refusals

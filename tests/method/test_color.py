@@ -15,8 +15,25 @@ OFFICIAL = [
     ("blur", lambda x, sigma: color.blur(x, sigma, color.blur_taps(x.shape[2])), (0.1, 0.7, 2.0)),
 ]
 # Where HSV has its corners: grays, black, white, pure colours, two equal channels.
-CORNERS = [(0, 0, 0), (1, 1, 1), (0.5, 0.5, 0.5), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1), (1, 0, 1)]
-CORNERS += [(0.2, 0.6, 0.4), (0.7, 0.7, 0.1), (0.1, 0.7, 0.7), (0.7, 0.1, 0.7), (1e-6, 0, 0), (0.3, 0.3, 0.3 + 1e-6)]
+CORNERS = [
+    (0, 0, 0),
+    (1, 1, 1),
+    (0.5, 0.5, 0.5),
+    (1, 0, 0),
+    (0, 1, 0),
+    (0, 0, 1),
+    (1, 1, 0),
+    (0, 1, 1),
+    (1, 0, 1),
+]
+CORNERS += [
+    (0.2, 0.6, 0.4),
+    (0.7, 0.7, 0.1),
+    (0.1, 0.7, 0.7),
+    (0.7, 0.1, 0.7),
+    (1e-6, 0, 0),
+    (0.3, 0.3, 0.3 + 1e-6),
+]
 
 
 def channels_first(image: torch.Tensor) -> torch.Tensor:
@@ -36,10 +53,14 @@ def test_operation_equals_official_with_a_parameter_per_image(golden, name, oper
     torch.testing.assert_close(operation(images, torch.tensor(parameters)), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "operation"), [("grayscale", color.grayscale), ("solarize", color.solarize)])
+@pytest.mark.parametrize(
+    ("name", "operation"), [("grayscale", color.grayscale), ("solarize", color.solarize)]
+)
 def test_operation_without_parameter_equals_official(golden, name, operation):
     values = golden("views_32")
-    torch.testing.assert_close(operation(channels_first(values["image"])), channels_first(values[name]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        operation(channels_first(values["image"])), channels_first(values[name]), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("sigma", [0.7, 2.0])
@@ -53,7 +74,9 @@ def test_blur_of_64_pixels_equals_official(golden, sigma):
 def test_blur_of_224_pixels_equals_official_at_its_corner(golden, sigma):
     values = golden("blur")
     blurred = color.blur(channels_first(values["image_224"]), torch.tensor([sigma]), color.blur_taps(224))
-    torch.testing.assert_close(blurred[:, :, :36, :36], channels_first(values[f"blur_224_{sigma}"]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        blurred[:, :, :36, :36], channels_first(values[f"blur_224_{sigma}"]), rtol=0, atol=1e-5
+    )
 
 
 def test_blur_kernel_grows_with_the_image_as_in_the_official_code():
@@ -73,7 +96,9 @@ def test_blur_of_any_shape_and_channels_is_a_zero_padded_convolution(shape):
     x, sigma, taps = torch.rand(2, 5, *shape, generator=torch.Generator().manual_seed(0)), 1.3, 7
     weights = np.exp(-(np.arange(-3, 4) ** 2) / (2 * sigma**2))
     weights = torch.from_numpy(np.outer(weights, weights) / weights.sum() ** 2).float()
-    expected = torch.nn.functional.conv2d(x, weights.expand(5, 1, taps, taps).contiguous(), padding=3, groups=5)
+    expected = torch.nn.functional.conv2d(
+        x, weights.expand(5, 1, taps, taps).contiguous(), padding=3, groups=5
+    )
     torch.testing.assert_close(color.blur(x, torch.full((2,), sigma), taps), expected, rtol=0, atol=1e-6)
 
 
@@ -83,7 +108,9 @@ def test_hue_turns_as_in_the_standard_library(delta):
     hsv = [colorsys.rgb_to_hsv(*pixel) for pixel in rgb]
     expected = torch.tensor([colorsys.hsv_to_rgb((h + delta) % 1, s, v) for h, s, v in hsv])
     x = torch.tensor(rgb, dtype=torch.float32).T.reshape(1, 3, -1, 1)
-    torch.testing.assert_close(color.adjust_hue(x, torch.tensor([delta]))[0, :, :, 0].T, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        color.adjust_hue(x, torch.tensor([delta]))[0, :, :, 0].T, expected, rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.8, 1.0, 1.2, 2.0])
@@ -92,7 +119,9 @@ def test_saturation_scales_as_in_the_standard_library(factor):
     hsv = [colorsys.rgb_to_hsv(*pixel) for pixel in rgb]
     expected = torch.tensor([colorsys.hsv_to_rgb(h, min(1.0, s * factor), v) for h, s, v in hsv])
     x = torch.tensor(rgb, dtype=torch.float32).T.reshape(1, 3, -1, 1)
-    torch.testing.assert_close(color.adjust_saturation(x, torch.tensor([factor]))[0, :, :, 0].T, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        color.adjust_saturation(x, torch.tensor([factor]))[0, :, :, 0].T, expected, rtol=0, atol=1e-5
+    )
 
 
 TORCHVISION = [
@@ -103,7 +132,9 @@ TORCHVISION = [
 ]
 
 
-@pytest.mark.parametrize(("ours", "theirs", "parameters"), TORCHVISION, ids=[row[0].__name__ for row in TORCHVISION])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "parameters"), TORCHVISION, ids=[row[0].__name__ for row in TORCHVISION]
+)
 def test_torchvision_operation_is_that_of_torchvision_with_a_parameter_per_image(ours, theirs, parameters):
     x = noise()
     expected = torch.stack([theirs(image, parameter) for image, parameter in zip(x, parameters, strict=True)])
@@ -113,7 +144,9 @@ def test_torchvision_operation_is_that_of_torchvision_with_a_parameter_per_image
 def test_torchvision_contrast_of_one_channel_is_that_of_torchvision():
     x = noise(channels=1)
     expected = tv.adjust_contrast(x[:1], 1.3)
-    torch.testing.assert_close(color.torchvision_contrast(x[:1], torch.tensor([1.3])), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        color.torchvision_contrast(x[:1], torch.tensor([1.3])), expected, rtol=0, atol=1e-5
+    )
 
 
 def test_grayscale_and_solarize_are_those_of_torchvision():

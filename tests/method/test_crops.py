@@ -25,15 +25,22 @@ def crops(*boxes: tuple[int, int, int, int], flip: bool = False) -> Crops:
 def pillow(image: torch.Tensor, box: tuple[int, int, int, int], size: tuple[int, int]) -> torch.Tensor:
     """Crop, then antialiased bicubic resize, by Pillow in float: (C, H, W) to (C, h, w)."""
     top, left, height, width = box
-    channels = [Image.fromarray(channel.float().numpy()).crop((left, top, left + width, top + height)) for channel in image]
-    return torch.stack([torch.from_numpy(np.array(c.resize(size[::-1], Image.Resampling.BICUBIC))) for c in channels])
+    channels = [
+        Image.fromarray(channel.float().numpy()).crop((left, top, left + width, top + height))
+        for channel in image
+    ]
+    return torch.stack(
+        [torch.from_numpy(np.array(c.resize(size[::-1], Image.Resampling.BICUBIC))) for c in channels]
+    )
 
 
 def official_box(drawn: list[float], height: int, width: int) -> tuple[int, int, int, int]:
     """One image at a time, in plain Python: official dataset.py, _decode_and_random_crop."""
     area = (0.08 + (1 - 0.08) * drawn[0]) * height * width
     aspect = exp(log(3 / 4) + (log(4 / 3) - log(3 / 4)) * drawn[1])
-    w = min(max(1, round(sqrt(area * aspect))), width)  # the official code does not meet images whose crop rounds to 0
+    w = min(
+        max(1, round(sqrt(area * aspect))), width
+    )  # the official code does not meet images whose crop rounds to 0
     h = min(max(1, round(sqrt(area / aspect))), height)
     return floor(drawn[2] * (height - h + 1)), floor(drawn[3] * (width - w + 1)), h, w
 
@@ -96,7 +103,9 @@ def test_crop_follows_from_seed_epoch_index_and_view_alone():
     sides = torch.full((3,), 100)
     together = draw_crops(7, torch.tensor([1, 1, 2]), indices, 1, sides, sides, **TABLE_6)
     for row, (epoch, index) in enumerate([(1, 5), (1, 9), (2, 2)]):
-        alone = draw_crops(7, torch.tensor([epoch]), torch.tensor([index]), 1, sides[:1], sides[:1], **TABLE_6)
+        alone = draw_crops(
+            7, torch.tensor([epoch]), torch.tensor([index]), 1, sides[:1], sides[:1], **TABLE_6
+        )
         assert alone.boxes[0].tolist() == together.boxes[row].tolist()
         assert alone.flips[0] == together.flips[row]
 
@@ -105,7 +114,9 @@ def test_crop_follows_from_seed_epoch_index_and_view_alone():
 def test_crop_changes_with_each_part_of_its_key(change):
     def box(seed: int = 0, epoch: int = 0, index: int = 0, view: int = 0) -> list[list[int]]:
         side = torch.tensor([1000])
-        return draw_crops(seed, torch.tensor([epoch]), torch.tensor([index]), view, side, side, **TABLE_6).boxes.tolist()
+        return draw_crops(
+            seed, torch.tensor([epoch]), torch.tensor([index]), view, side, side, **TABLE_6
+        ).boxes.tolist()
 
     assert box() != box(**change)
 
@@ -122,7 +133,11 @@ def test_rounded_resize_is_within_one_step_of_pillow_on_uint8():
     image, box = noise(3, 375, 500), (31, 60, 200, 260)
     ours = crop_resize(image[None], crops(box), (32, 32))[0].round().clamp(0, 255)
     picture = Image.fromarray(image.permute(1, 2, 0).numpy()).crop((60, 31, 320, 231))
-    theirs = torch.from_numpy(np.array(picture.resize((32, 32), Image.Resampling.BICUBIC))).permute(2, 0, 1).float()
+    theirs = (
+        torch.from_numpy(np.array(picture.resize((32, 32), Image.Resampling.BICUBIC)))
+        .permute(2, 0, 1)
+        .float()
+    )
     assert (ours - theirs).abs().max() <= 1
 
 
@@ -186,7 +201,9 @@ def test_pixels_outside_the_box_have_no_say():
 
 def test_a_plain_area_stays_plain():
     image = torch.full((1, 1, 50, 60), 77.0)
-    for box, size, antialias in product([(0, 0, 50, 60), (20, 20, 2, 2), (49, 59, 1, 1)], [(7, 7), (64, 64)], (True, False)):
+    for box, size, antialias in product(
+        [(0, 0, 50, 60), (20, 20, 2, 2), (49, 59, 1, 1)], [(7, 7), (64, 64)], (True, False)
+    ):
         found = crop_resize(image, crops(box), size, antialias)
         torch.testing.assert_close(found, torch.full((1, 1, *size), 77.0), rtol=0, atol=1e-3)
 
@@ -196,14 +213,19 @@ def test_each_image_of_a_batch_gets_its_own_box():
     boxes = [(0, 0, 10, 10), (5, 6, 30, 40), (20, 30, 20, 20)]
     together = crop_resize(images, crops(*boxes), (16, 16))
     for image, box, found in zip(images, boxes, together, strict=True):
-        torch.testing.assert_close(found, crop_resize(image[None], crops(box), (16, 16))[0], rtol=0, atol=1e-3)
+        torch.testing.assert_close(
+            found, crop_resize(image[None], crops(box), (16, 16))[0], rtol=0, atol=1e-3
+        )
 
 
 def test_images_in_any_memory_layout_give_the_same():
     images = noise(2, 3, 40, 50)
     boxes = crops((0, 0, 10, 10), (5, 6, 30, 40))
     expected = crop_resize(images, boxes, (16, 16))
-    for same in (images.to(memory_format=torch.channels_last), images.transpose(2, 3).contiguous().transpose(2, 3)):
+    for same in (
+        images.to(memory_format=torch.channels_last),
+        images.transpose(2, 3).contiguous().transpose(2, 3),
+    ):
         torch.testing.assert_close(crop_resize(same, boxes, (16, 16)), expected, rtol=0, atol=1e-3)
 
 

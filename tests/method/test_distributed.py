@@ -47,4 +47,6 @@ def test_ranks_train_as_one_although_nothing_reaches_the_classifier(tmp_path: Pa
     assert one["moved"] == other["moved"] >= 7
     assert one["parameters"].keys() == other["parameters"].keys()
     for name, value in one["parameters"].items():
-        torch.testing.assert_close(other["parameters"][name], value, rtol=0, atol=0, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            other["parameters"][name], value, rtol=0, atol=0, msg=lambda m, n=name: f"{n}: {m}"
+        )

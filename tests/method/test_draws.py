@@ -4,7 +4,13 @@ import torch
 
 from byol.method.draws import seed_of, uniforms
 
-SPLITMIX64_FROM_0 = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC, 0x1B39896A51A8749B]
+SPLITMIX64_FROM_0 = [
+    0xE220A8397B1DCDAF,
+    0x6E789E6AA1B965F4,
+    0x06C45D188009454F,
+    0xF88BB8A8724C81EC,
+    0x1B39896A51A8749B,
+]
 MANY = torch.arange(20_000)
 
 
@@ -27,7 +33,9 @@ def test_row_depends_on_its_own_key_and_not_on_its_batch():
 
 
 def test_asking_for_more_numbers_keeps_the_first_ones():
-    torch.testing.assert_close(uniforms((1, MANY[:50]), 9)[:, :4], uniforms((1, MANY[:50]), 4), rtol=0, atol=0)
+    torch.testing.assert_close(
+        uniforms((1, MANY[:50]), 9)[:, :4], uniforms((1, MANY[:50]), 4), rtol=0, atol=0
+    )
 
 
 def test_torch_random_state_is_neither_read_nor_moved():
@@ -47,7 +55,9 @@ def test_numbers_are_float64_in_the_half_open_unit_interval():
     assert numbers.max() < 1
 
 
-@pytest.mark.parametrize("key", [(0, MANY), (MANY, 0), (0, 0, MANY, 1, 2), (-1, MANY), (2**62, MANY), (MANY * 4096, 3)])
+@pytest.mark.parametrize(
+    "key", [(0, MANY), (MANY, 0), (0, 0, MANY, 1, 2), (-1, MANY), (2**62, MANY), (MANY * 4096, 3)]
+)
 def test_numbers_are_uniform(key):
     numbers = uniforms(key, 4)
     assert numbers.mean(dim=0).tolist() == pytest.approx([1 / 2] * 4, abs=0.008)  # 4 standard errors

@@ -15,7 +15,9 @@ def by_numpy(x: torch.Tensor) -> dict[str, float]:
     share = np.linalg.svd(unit, compute_uv=False)
     share = share / share.sum()
     count = len(unit)
-    potentials = [np.exp(-2 * np.sum((unit[i] - unit[j]) ** 2)) for i in range(count) for j in range(count) if i != j]
+    potentials = [
+        np.exp(-2 * np.sum((unit[i] - unit[j]) ** 2)) for i in range(count) for j in range(count) if i != j
+    ]
     return {
         "std": unit.std(axis=0).mean() * unit.shape[1] ** 0.5,
         "effective_rank": np.exp(-np.sum(share * np.log(share))),
@@ -32,13 +34,17 @@ def test_values_equal_numpy(shape):
 
 def test_values_do_not_depend_on_the_scale_of_the_rows():
     small, large = health(rows(scale=1) * 1e-3), health(rows(scale=1) * 1e3)
-    assert {k: v.item() for k, v in small.items()} == pytest.approx({k: v.item() for k, v in large.items()}, rel=1e-4)
+    assert {k: v.item() for k, v in small.items()} == pytest.approx(
+        {k: v.item() for k, v in large.items()}, rel=1e-4
+    )
 
 
 def test_alignment_is_the_squared_distance_of_partners():
     x, y = rows(), rows().flip(0)
     unit = [z / z.norm(dim=1, keepdim=True) for z in (x, y)]
-    assert health(x, y)["alignment"].item() == pytest.approx((unit[0] - unit[1]).square().sum(dim=1).mean().item(), rel=1e-5)
+    assert health(x, y)["alignment"].item() == pytest.approx(
+        (unit[0] - unit[1]).square().sum(dim=1).mean().item(), rel=1e-5
+    )
     assert health(x, 2 * x)["alignment"].item() == pytest.approx(0, abs=1e-6)
     assert "alignment" not in health(x)
 
@@ -50,7 +56,9 @@ def test_rows_that_fill_the_sphere_look_healthy():
     assert found["uniformity"].item() < -3.5
 
 
-@pytest.mark.parametrize("collapsed", [torch.full((64, 16), 3.0), torch.ones(64, 1) * torch.arange(16.0), torch.zeros(64, 16)])
+@pytest.mark.parametrize(
+    "collapsed", [torch.full((64, 16), 3.0), torch.ones(64, 1) * torch.arange(16.0), torch.zeros(64, 16)]
+)
 def test_equal_rows_look_collapsed(collapsed):
     found = health(collapsed)
     assert found["std"].item() == pytest.approx(0, abs=1e-3)

@@ -58,7 +58,9 @@ def before_its_head(net: nn.Module, head: str) -> torch.Tensor:
     return fed[0]
 
 
-@pytest.mark.parametrize(("given", "name"), [("pool", "pool"), (0, "conv"), (-2, "flat"), (-1, "fc"), (5, "fc"), (None, None)])
+@pytest.mark.parametrize(
+    ("given", "name"), [("pool", "pool"), (0, "conv"), (-2, "flat"), (-1, "fc"), (5, "fc"), (None, None)]
+)
 def test_layer_is_found_by_name_index_or_none(given, name):
     assert layer_name(small_net(), given) == name
 
@@ -98,11 +100,16 @@ def test_layers_inside_a_swin_network_give_their_channels(layer, channels):
 @pytest.mark.parametrize("shape", [(8, 8), (8, 13), (13, 8), (1, 1)], ids=str)
 def test_map_with_as_many_channels_as_rows_is_still_a_map(shape):
     net, images = nn.Conv2d(3, 8, 3, padding=1), torch.rand(2, 3, *shape)
-    torch.testing.assert_close(representation(net, None, images), net(images).mean(dim=(2, 3)).detach(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        representation(net, None, images), net(images).mean(dim=(2, 3)).detach(), rtol=0, atol=1e-6
+    )
 
 
 def test_oblong_map_of_a_swin_network_is_pooled_as_its_own_head_would():
-    net, images = swin_of_torchvision(), torch.rand((2, 3, 32, 64), generator=torch.Generator().manual_seed(0))
+    net, images = (
+        swin_of_torchvision(),
+        torch.rand((2, 3, 32, 64), generator=torch.Generator().manual_seed(0)),
+    )
     found = representation(net, "norm", images)
     net.head = nn.Identity()
     torch.testing.assert_close(found, net.eval()(images).detach(), rtol=0, atol=1e-5)
@@ -113,11 +120,15 @@ def test_maps_of_videos_and_signals_are_averaged_over_their_places():
     assert representation(video, None, torch.rand(2, 3, 5, 8, 8)).shape == (2, 6)
     signal = nn.Sequential(nn.Conv1d(2, 6, 3), nn.ReLU())
     x = torch.rand(2, 2, 20)
-    torch.testing.assert_close(representation(signal, None, x), signal(x).mean(dim=2).detach(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        representation(signal, None, x), signal(x).mean(dim=2).detach(), rtol=0, atol=1e-6
+    )
 
 
 def vit_of_torchvision() -> nn.Module:
-    net = torchvision.models.VisionTransformer(32, 8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16, num_classes=5)
+    net = torchvision.models.VisionTransformer(
+        32, 8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16, num_classes=5
+    )
     nn.init.normal_(net.class_token)
     return net
 
@@ -133,7 +144,13 @@ def swin_of_torchvision() -> nn.Module:
         (vit_of_torchvision, "encoder", "heads"),
         (swin_of_torchvision, "norm", "head"),
         (lambda: timm.create_model("test_vit", img_size=32, num_classes=5), "norm", "head"),
-        (lambda: timm.create_model("test_vit", img_size=32, num_classes=5, global_pool="avg", fc_norm=False), "norm", "head"),
+        (
+            lambda: timm.create_model(
+                "test_vit", img_size=32, num_classes=5, global_pool="avg", fc_norm=False
+            ),
+            "norm",
+            "head",
+        ),
         (lambda: timm.create_model("test_vit2", img_size=32, num_classes=5, fc_norm=False), "norm", "head"),
         (lambda: timm.create_model("test_resnet", num_classes=5), "layer4", "fc"),
     ],
@@ -142,13 +159,17 @@ def swin_of_torchvision() -> nn.Module:
 def test_maps_and_tokens_are_pooled_as_the_networks_own_head_would(build, layer, head):
     torch.manual_seed(0)
     net = build()
-    torch.testing.assert_close(representation(net, layer), before_its_head(net, head).flatten(1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        representation(net, layer), before_its_head(net, head).flatten(1), rtol=0, atol=1e-5
+    )
 
 
 def test_tokens_without_class_token_are_averaged():
     net = nn.Sequential(nn.Embedding(11, 6), nn.LayerNorm(6))
     words = torch.arange(10).view(2, 5)
-    torch.testing.assert_close(representation(net, None, words), net(words).mean(dim=1).detach(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        representation(net, None, words), net(words).mean(dim=1).detach(), rtol=0, atol=1e-6
+    )
 
 
 def test_network_is_left_bit_for_bit_as_it_was():
@@ -182,7 +203,9 @@ def test_random_state_is_left_by_a_network_with_dropout():
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
-@pytest.mark.parametrize("layer", ["conv1", "layer1.0.bn2", "layer2.0.bn2", "layer2.0.conv1", "layer3", "avgpool", "fc", None])
+@pytest.mark.parametrize(
+    "layer", ["conv1", "layer1.0.bn2", "layer2.0.bn2", "layer2.0.conv1", "layer3", "avgpool", "fc", None]
+)
 def test_unreached_parameters_are_exactly_those_that_training_gives_no_gradient(layer):
     """Also where a later layer writes into the hidden layer's output: a residual block adds its shortcut in place."""
     net = torchvision.models.resnet18()

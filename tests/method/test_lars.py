@@ -44,7 +44,11 @@ def test_six_steps_equal_official(golden):
         optimizer.step()
         for name, p in parameters.items():
             torch.testing.assert_close(
-                p.detach(), values[f"after{step}/{name}"], rtol=1e-5, atol=1e-5, msg=lambda m, n=name, s=step: f"{s} {n}: {m}"
+                p.detach(),
+                values[f"after{step}/{name}"],
+                rtol=1e-5,
+                atol=1e-5,
+                msg=lambda m, n=name, s=step: f"{s} {n}: {m}",
             )
 
 
@@ -56,7 +60,9 @@ def test_two_updates_equal_those_the_official_code_printed():
         w.grad, bias.grad = torch.full_like(w, 0.1), torch.full_like(bias, 0.1)
         optimizer.step()
         torch.testing.assert_close((w - before_w).detach(), torch.tensor([expected_w]), rtol=0, atol=1e-6)
-        torch.testing.assert_close((bias - before_bias).detach(), torch.tensor([expected_bias]), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            (bias - before_bias).detach(), torch.tensor([expected_bias]), rtol=0, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize(("value", "gradient"), [(0.0, 2.0), (3.0, 0.0)])
@@ -99,7 +105,11 @@ def test_learning_rate_is_outside_the_momentum():
 
 def test_groups_keep_their_own_values():
     apart, together = weights(), weights()
-    steps(LARS([{"params": apart[:1], "lr": 0.3, "weight_decay": 0.1}, {"params": apart[1:]}], lr=0.1), apart, range(3))
+    steps(
+        LARS([{"params": apart[:1], "lr": 0.3, "weight_decay": 0.1}, {"params": apart[1:]}], lr=0.1),
+        apart,
+        range(3),
+    )
     first, rest = LARS(together[:1], lr=0.3, weight_decay=0.1), LARS(together[1:], lr=0.1)
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
@@ -181,7 +191,15 @@ def test_step_returns_the_loss_of_a_closure():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"lr": -0.1}, {"lr": float("nan")}, {"momentum": -0.1}, {"momentum": 1.0}, {"weight_decay": -1e-6}, {"eta": -1.0}]
+    "bad",
+    [
+        {"lr": -0.1},
+        {"lr": float("nan")},
+        {"momentum": -0.1},
+        {"momentum": 1.0},
+        {"weight_decay": -1e-6},
+        {"eta": -1.0},
+    ],
 )
 def test_refuses_values_outside_their_range(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
@@ -189,7 +207,9 @@ def test_refuses_values_outside_their_range(bad):
 
 
 def test_parameter_groups_hold_every_trainable_parameter_once_and_decay_only_matrices():
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2), nn.Linear(2, 2))
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2), nn.Linear(2, 2)
+    )
     module[4].requires_grad_(False)
     decayed, kept = parameter_groups(module, weight_decay=0.3)
     assert [p.ndim for p in decayed["params"]] == [4, 2]

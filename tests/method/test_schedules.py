@@ -4,14 +4,23 @@ import torch
 from byol.errors import ConfigError
 from byol.method.schedules import learning_rate, tau
 
-OFFICIAL = {40: (0.45, 0.97), 100: (0.45, 0.99), 300: (0.3, 0.99), 1000: (0.2, 0.996)}  # epochs: base_lr, base_tau
+OFFICIAL = {
+    40: (0.45, 0.97),
+    100: (0.45, 0.99),
+    300: (0.3, 0.99),
+    1000: (0.2, 0.996),
+}  # epochs: base_lr, base_tau
 RUN = {"base_lr": 0.2, "batch_size": 512, "total_steps": 100, "warmup_steps": 10}
 
 
 @pytest.mark.parametrize("batch_size", [4096, 512])
 @pytest.mark.parametrize("epochs", OFFICIAL)
 def test_schedules_equal_official(golden, epochs, batch_size):
-    values = {name.rsplit("_", 2)[0]: v for name, v in golden("schedules").items() if name.endswith(f"_{epochs}_{batch_size}")}
+    values = {
+        name.rsplit("_", 2)[0]: v
+        for name, v in golden("schedules").items()
+        if name.endswith(f"_{epochs}_{batch_size}")
+    }
     base_lr, base_tau = OFFICIAL[epochs]
     total, warmup = int(values["total"]), int(values["warmup"])
     run = {"base_lr": base_lr, "batch_size": batch_size, "total_steps": total, "warmup_steps": warmup}
@@ -58,14 +67,22 @@ def test_schedules_stay_at_their_end_beyond_the_run():
 
 @pytest.mark.parametrize(
     ("step", "change"),
-    [(-1, {}), (0, {"total_steps": 0}), (0, {"warmup_steps": 100}), (0, {"warmup_steps": -1}), (0, {"total_steps": 5})],
+    [
+        (-1, {}),
+        (0, {"total_steps": 0}),
+        (0, {"warmup_steps": 100}),
+        (0, {"warmup_steps": -1}),
+        (0, {"total_steps": 5}),
+    ],
 )
 def test_learning_rate_refuses_a_run_that_cannot_be(step, change):
     with pytest.raises(ConfigError, match=r"expected"):
         learning_rate(step, **RUN | change)
 
 
-@pytest.mark.parametrize(("step", "base_tau", "total"), [(-1, 0.9, 10), (0, 0.9, 0), (0, 1.1, 10), (0, -0.1, 10)])
+@pytest.mark.parametrize(
+    ("step", "base_tau", "total"), [(-1, 0.9, 10), (0, 0.9, 0), (0, 1.1, 10), (0, -0.1, 10)]
+)
 def test_tau_refuses_a_run_that_cannot_be(step, base_tau, total):
     with pytest.raises(ConfigError, match=r"expected"):
         tau(step, base_tau=base_tau, total_steps=total)

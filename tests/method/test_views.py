@@ -132,7 +132,9 @@ def test_contrast_saturation_and_hue_are_uniform_in_their_range():
     assert_uniform((top - bottom) / 0.1, 0.6, 1.4)
     saturated = views(2, **on | {"saturation": 0.2})(red)[0][:, :, 0, 0]
     assert_uniform((saturated[:, 0] - saturated[:, 1]) / 0.2, 0.8, 1.2)
-    turned = views(2, **on | {"hue": 0.1})(red)[0][:, :, 0, 0]  # from red, turns up to a sixth move green up or blue up
+    turned = views(2, **on | {"hue": 0.1})(red)[0][
+        :, :, 0, 0
+    ]  # from red, turns up to a sixth move green up or blue up
     assert_uniform((turned[:, 1] - turned[:, 2]) / 0.2 / 6, -0.1, 0.1)
 
 
@@ -159,12 +161,18 @@ def test_blur_sigma_is_uniform_in_its_range_whatever_the_probability():
 def test_color_operations_come_in_either_order():
     """Contrast and hue do not commute: each view is explained by one order, for some contrast and hue, and not by the other."""
     image = noise(1, size=2, seed=3) * 0.5 + 0.25
-    view = views(2, **NO_COLOR | {"jitter": 1.0, "contrast": 0.4, "hue": 0.1})(image.expand(60, -1, -1, -1))[0]
-    factors, turns = torch.cartesian_prod(torch.linspace(0.6, 1.4, 161), torch.linspace(-0.1, 0.1, 161)).unbind(1)
+    view = views(2, **NO_COLOR | {"jitter": 1.0, "contrast": 0.4, "hue": 0.1})(image.expand(60, -1, -1, -1))[
+        0
+    ]
+    factors, turns = torch.cartesian_prod(
+        torch.linspace(0.6, 1.4, 161), torch.linspace(-0.1, 0.1, 161)
+    ).unbind(1)
     grid = image.expand(len(factors), -1, -1, -1)
     contrast_first = color.adjust_hue(color.adjust_contrast(grid, factors), turns).flatten(1)
     hue_first = color.adjust_contrast(color.adjust_hue(grid, turns), factors).flatten(1)
-    misses = torch.stack([torch.cdist(view.flatten(1), order).amin(dim=1) for order in (contrast_first, hue_first)])
+    misses = torch.stack(
+        [torch.cdist(view.flatten(1), order).amin(dim=1) for order in (contrast_first, hue_first)]
+    )
     assert misses.amin(dim=0).max() < 6e-3  # the spacing of the grid
     told_apart = misses.amax(dim=0) > 3 * misses.amin(dim=0)
     assert 0.25 < share((misses[0] < misses[1])[told_apart]) < 0.75
@@ -176,7 +184,10 @@ def test_micro_batches_draw_what_one_large_batch_would(split):
     crops = torch.rand((8, 2, 3, 16, 16), generator=torch.Generator().manual_seed(0))
     draw = Views(16)
     whole = draw.finish(crops, seed=5, step=9)
-    parts = [draw.finish(crops[: split[0]], seed=5, step=9), draw.finish(crops[split[0] :], seed=5, step=9, first_row=split[0])]
+    parts = [
+        draw.finish(crops[: split[0]], seed=5, step=9),
+        draw.finish(crops[split[0] :], seed=5, step=9, first_row=split[0]),
+    ]
     for view in (0, 1):
         torch.testing.assert_close(torch.cat([part[view] for part in parts]), whole[view], rtol=0, atol=1e-5)
 
@@ -189,7 +200,9 @@ def test_views_repeat_for_the_same_seed_and_step_and_change_with_either():
     for view, again in zip(first, draw(images, seed=1, step=2), strict=True):
         torch.testing.assert_close(again, view, rtol=0, atol=0)
     for other in ({"seed": 2, "step": 2}, {"seed": 1, "step": 3}):
-        assert all(changed(view, again).all() for view, again in zip(first, draw(images, **other), strict=True))
+        assert all(
+            changed(view, again).all() for view, again in zip(first, draw(images, **other), strict=True)
+        )
 
 
 def test_torch_random_state_is_not_moved():
@@ -240,7 +253,9 @@ def test_views_under_bf16_autocast_are_the_same_float32_views():
 def test_channels_last_images_give_the_same_views():
     images = noise(size=24)
     expected = Views(16)(images, seed=0)
-    for found, view in zip(Views(16)(images.to(memory_format=torch.channels_last), seed=0), expected, strict=True):
+    for found, view in zip(
+        Views(16)(images.to(memory_format=torch.channels_last), seed=0), expected, strict=True
+    ):
         torch.testing.assert_close(found, view, rtol=0, atol=1e-4)
 
 
@@ -253,7 +268,12 @@ def test_images_of_other_than_three_channels_get_what_makes_sense_for_them(chann
     assert view2.isfinite().all()
     gray = Views(20, ViewConfig(**OFF | {"grayscale": 1.0}), channels)
     torch.testing.assert_close(gray(images)[0], images, rtol=0, atol=1e-5)
-    for option in ({"jitter": 1.0}, {"solarize": (1.0, 1.0)}, {"blur": (1.0, 1.0), "blur_sigma": (1.0, 2.0)}, {"flip": 1.0}):
+    for option in (
+        {"jitter": 1.0},
+        {"solarize": (1.0, 1.0)},
+        {"blur": (1.0, 1.0), "blur_sigma": (1.0, 2.0)},
+        {"flip": 1.0},
+    ):
         assert changed(views(20, channels, **option)(images)[1], images).all()
 
 
@@ -279,7 +299,9 @@ def test_plain_images_give_finite_views(level, kind):
 
 
 def test_views_before_normalisation_stay_in_range():
-    strong = ViewConfig(brightness=1.0, contrast=1.0, saturation=1.0, hue=0.5, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    strong = ViewConfig(
+        brightness=1.0, contrast=1.0, saturation=1.0, hue=0.5, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+    )
     for kind in ("official", "torchvision"):
         for view in Views(20, replace(strong, color=kind))(noise(200, size=30)):
             assert view.min() >= 0
@@ -312,18 +334,47 @@ def test_finish_refuses_crops_without_two_views():
 
 
 @pytest.mark.parametrize(
-    ("size", "channels"), [(0, 3), (-1, 3), ((8, 0), 3), ((8,), 3), ((8, 8, 8), 3), (8, 0), (8.0, 3), ("8", 3), (None, 3)]
+    ("size", "channels"),
+    [(0, 3), (-1, 3), ((8, 0), 3), ((8,), 3), ((8, 8, 8), 3), (8, 0), (8.0, 3), ("8", 3), (None, 3)],
 )
 def test_refuses_sizes_that_cannot_be(size, channels):
     with pytest.raises(ConfigError, match="image_size"):
         Views(size, channels=channels)
 
 
-WRONG_NUMBERS = [{"flip": 1.1}, {"jitter": -0.1}, {"grayscale": float("nan")}, {"blur": (1.0, 2.0)}, {"solarize": (-0.1, 0.2)}]
-WRONG_NUMBERS += [{"solarize_threshold": 2.0}, {"brightness": 1.5}, {"contrast": -0.1}, {"saturation": 2.0}, {"hue": 0.6}]
-WRONG_NUMBERS += [{"crop_area": (0.0, 1.0)}, {"crop_area": (0.5, 0.1)}, {"crop_area": (0.5, 1.5)}, {"crop_ratio": (2.0, 1.0)}]
-WRONG_NUMBERS += [{"blur_sigma": (0.0, 1.0)}, {"blur_size": 1.5}, {"std": (0.0, 1.0, 1.0)}, {"color": "kornia"}]
-WRONG_NUMBERS += [{"blur": (1.0,)}, {"blur": 1.0}, {"mean": (0.5,)}, {"crop_ratio": (0.5, float("inf"))}, {"flip": "often"}]
+WRONG_NUMBERS = [
+    {"flip": 1.1},
+    {"jitter": -0.1},
+    {"grayscale": float("nan")},
+    {"blur": (1.0, 2.0)},
+    {"solarize": (-0.1, 0.2)},
+]
+WRONG_NUMBERS += [
+    {"solarize_threshold": 2.0},
+    {"brightness": 1.5},
+    {"contrast": -0.1},
+    {"saturation": 2.0},
+    {"hue": 0.6},
+]
+WRONG_NUMBERS += [
+    {"crop_area": (0.0, 1.0)},
+    {"crop_area": (0.5, 0.1)},
+    {"crop_area": (0.5, 1.5)},
+    {"crop_ratio": (2.0, 1.0)},
+]
+WRONG_NUMBERS += [
+    {"blur_sigma": (0.0, 1.0)},
+    {"blur_size": 1.5},
+    {"std": (0.0, 1.0, 1.0)},
+    {"color": "kornia"},
+]
+WRONG_NUMBERS += [
+    {"blur": (1.0,)},
+    {"blur": 1.0},
+    {"mean": (0.5,)},
+    {"crop_ratio": (0.5, float("inf"))},
+    {"flip": "often"},
+]
 
 
 @pytest.mark.parametrize(
@@ -345,10 +396,15 @@ def test_prepare_takes_images_of_the_size_whole():
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (40, 61), (61, 40), (17, 16), (1, 5)])
 def test_prepare_resizes_the_central_square_of_the_official_code(height, width):
-    image = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    image = torch.randint(
+        0, 256, (3, height, width), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     side = max(1, int(0.875 * min(height, width)))
     top, left = (height - side + 1) // 2, (width - side + 1) // 2
-    channels = [Image.fromarray(channel.float().numpy()).crop((left, top, left + side, top + side)) for channel in image]
+    channels = [
+        Image.fromarray(channel.float().numpy()).crop((left, top, left + side, top + side))
+        for channel in image
+    ]
     resized = [np.array(channel.resize((16, 16), Image.Resampling.BICUBIC)) for channel in channels]
     expected = torch.from_numpy(np.stack(resized) / 255).clamp(0, 1).float()
     torch.testing.assert_close(prepare(image[None], (16, 16))[0], expected, rtol=0, atol=1e-4)

@@ -57,7 +57,14 @@ def same_seed(build) -> nn.Module:
 
 
 def test_every_known_encoder_is_built():
-    assert known_encoders()[:6] == ["convnet", "resnet18", "resnet18x2", "resnet18x3", "resnet18x4", "resnet34"]
+    assert known_encoders()[:6] == [
+        "convnet",
+        "resnet18",
+        "resnet18x2",
+        "resnet18x3",
+        "resnet18x4",
+        "resnet34",
+    ]
     assert len(known_encoders()) == 1 + 6 * 4
     for name in known_encoders():
         with torch.device("meta"):
@@ -133,7 +140,10 @@ def test_timm_features_are_timms():
 def test_timm_models_take_their_own_options():
     net = build_encoder("timm:test_vit", image_size=64, global_pool="")
     assert net(torch.rand(2, 3, 64, 64)).ndim == 3  # tokens, which BYOL pools
-    assert BYOL(net, 64, None, projection_hidden_size=8).embed(torch.rand(2, 3, 64, 64)).shape == (2, net.num_features)
+    assert BYOL(net, 64, None, projection_hidden_size=8).embed(torch.rand(2, 3, 64, 64)).shape == (
+        2,
+        net.num_features,
+    )
 
 
 def test_own_functions_get_the_options_and_the_arguments_they_name(own_code):
@@ -144,7 +154,8 @@ def test_own_functions_get_the_options_and_the_arguments_they_name(own_code):
 
 def test_what_own_code_raises_is_told_as_its_own_failure(own_code, tmp_path):
     with pytest.raises(
-        ConfigError, match=r"function own_encoders:broken failed: KeyError: 'weights' \(.*own_encoders.py:\d+\)"
+        ConfigError,
+        match=r"function own_encoders:broken failed: KeyError: 'weights' \(.*own_encoders.py:\d+\)",
     ):
         build_encoder(f"{own_code}:broken")
     (tmp_path / "own_wreck.py").write_text("1 / 0\n")
@@ -214,7 +225,9 @@ def test_an_option_that_cannot_be_gets_a_sentence(own_code, no_network, name, op
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_a_missing_library_is_named_with_its_remedy(monkeypatch, library):
     monkeypatch.setitem(sys.modules, library, None)  # Python's own way to make an import fail
-    with pytest.raises(ConfigError, match=rf"{library}, which is not installed: pip install 'byol\[models\]'"):
+    with pytest.raises(
+        ConfigError, match=rf"{library}, which is not installed: pip install 'byol\[models\]'"
+    ):
         build_encoder(f"{library}:resnet18")
 
 

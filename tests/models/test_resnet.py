@@ -50,7 +50,9 @@ def test_state_dict_is_torchvisions_without_fc(depth):
     with torch.device("meta"):
         ours = resnet(depth).state_dict()
         theirs = without_classifier(models.get_model(f"resnet{depth}", weights=None)).state_dict()
-    assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
+    assert {name: value.shape for name, value in ours.items()} == {
+        name: value.shape for name, value in theirs.items()
+    }
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -85,13 +87,17 @@ def test_last_gamma_zero_is_torchvisions_zero_init_residual(depth):
 
 
 def test_last_gamma_is_one_by_default_as_in_the_paper():
-    assert all((p == 1).all() for name, p in resnet(18).named_parameters() if p.ndim == 1 and "weight" in name)
+    assert all(
+        (p == 1).all() for name, p in resnet(18).named_parameters() if p.ndim == 1 and "weight" in name
+    )
 
 
 @pytest.mark.parametrize("side", [1, 31, 32, 33, 48, 63, 64])
 def test_same_padding_gives_ceil_of_size_over_stride(side):
     maps = []
-    net = ResNet(Bottleneck, (1, 1, 1, 1), stem_channels=8, stage_channels=(2, 2, 2, 2), padding="same").eval()
+    net = ResNet(
+        Bottleneck, (1, 1, 1, 1), stem_channels=8, stage_channels=(2, 2, 2, 2), padding="same"
+    ).eval()
     for layer in (net.conv1, net.maxpool, net.layer2, net.layer3, net.layer4):
         layer.register_forward_hook(lambda module, inputs, output: maps.append(tuple(output.shape[2:])))
     net(torch.zeros(1, 3, side, side + 5))
@@ -99,14 +105,18 @@ def test_same_padding_gives_ceil_of_size_over_stride(side):
 
 
 def test_same_padding_puts_the_odd_pixel_right_and_below():
-    assert torch.equal(pad_same(torch.ones(1, 2, 4), 3, 2), nn.functional.pad(torch.ones(1, 2, 4), (0, 1, 0, 1)))
+    assert torch.equal(
+        pad_same(torch.ones(1, 2, 4), 3, 2), nn.functional.pad(torch.ones(1, 2, 4), (0, 1, 0, 1))
+    )
 
 
 def test_same_max_pooling_never_picks_the_padding():
     assert (SameMaxPool2d()(torch.full((1, 1, 6, 7), -3.0)) == -3).all()
 
 
-@pytest.mark.parametrize(("depth", "width", "features"), [(18, 1, 512), (34, 2, 1024), (50, 1, 2048), (200, 2, 4096)])
+@pytest.mark.parametrize(
+    ("depth", "width", "features"), [(18, 1, 512), (34, 2, 1024), (50, 1, 2048), (200, 2, 4096)]
+)
 def test_num_features_is_the_width_of_the_representation(depth, width, features):
     with torch.device("meta"):
         net = resnet(depth, width, channels=4)

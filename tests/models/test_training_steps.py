@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from byol.encoders.official import PARAMETERS, layer_of, torch_layout
 from byol.method.byol import BYOL
 from byol.method.lars import LARS, parameter_groups
 from byol.method.pixels import IMAGENET_MEAN, IMAGENET_STD
 from byol.method.schedules import learning_rate, tau
 from byol.models.resnet import Bottleneck, ResNet
-from byol.weights.official import PARAMETERS, layer_of, torch_layout
 
 STEPS = 6
 
@@ -75,7 +75,9 @@ def load(module: nn.Module, prefix: str, parameters: dict[str, Tensor]) -> None:
 
 def official_learner(official: dict[str, np.ndarray], step: int) -> BYOL:
     """Our learner with the official parameters at a step, the target's encoder given as `target_net`."""
-    online, target = (official_parameters(official, f"step{step}/{which}_params") for which in ("online", "target"))
+    online, target = (
+        official_parameters(official, f"step{step}/{which}_params") for which in ("online", "target")
+    )
     net, other = tiny_resnet(), tiny_resnet()
     load(net, "encoder.", online)
     load(other, "encoder.", target)
@@ -142,7 +144,9 @@ def test_running_means_after_six_steps_equal_official(official, trained, which):
     learner, _ = trained
     layers = dict(parts_of(learner, which).named_modules())
     theirs = official_statistics(official, f"step{STEPS}/{which}_state", "mean_ema.hidden")
-    assert theirs.keys() == {name for name, layer in layers.items() if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d)}
+    assert theirs.keys() == {
+        name for name, layer in layers.items() if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d)
+    }
     errors = {name: relative(layers[name].running_mean, mean) for name, mean in theirs.items()}
     assert max(errors.values()) < 1e-2, max(errors, key=errors.__getitem__)
 

@@ -42,7 +42,13 @@ def test_a_file_of_a_fast_run_holds_metrics_only(tmp_path, capsys, monkeypatch):
             if step % 50 == 0:
                 run.write({**VALUES, "step": step})
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split("/")[0] for line in lines] == ["step 50", "step 400", "step 750", "step 1,100", "step 1,200"]
+    assert [line.split("/")[0] for line in lines] == [
+        "step 50",
+        "step 400",
+        "step 750",
+        "step 1,100",
+        "step 1,200",
+    ]
     assert all("loss 1.2" in line for line in lines)
 
 

@@ -14,7 +14,9 @@ def test_a_loop_of_ones_own_trains_what_pretrain_trains(photos, tmp_path):
     loop = byol.prepare_loop("convnet", photos, config)
     assert loop.plan == run.plan
     assert isinstance(loop.plan, byol.Plan)
-    losses = [float(result.loss) for result in byol.steps(loop.learner, loop.batches, loop.optimizer, loop.plan)]
+    losses = [
+        float(result.loss) for result in byol.steps(loop.learner, loop.batches, loop.optimizer, loop.plan)
+    ]
     assert len(losses) == run.plan.total_steps
     ours, theirs = loop.learner.online.encoder.state_dict(), run.encoder.network.state_dict()
     for name, value in theirs.items():

@@ -15,7 +15,15 @@ import byol
 from byol.commands.train import with_preset
 from byol.method.views import ViewConfig
 from byol.settings import flags_of, parse, preset_flags, preset_names, to_plain, to_yaml
-from byol.train.config import DataConfig, KnnConfig, ModelConfig, OptimConfig, ProbeConfig, TrainConfig, seconds_of
+from byol.train.config import (
+    DataConfig,
+    KnnConfig,
+    ModelConfig,
+    OptimConfig,
+    ProbeConfig,
+    TrainConfig,
+    seconds_of,
+)
 from byol.train.plan import ImageFacts, Plan, plan_run
 from byol.world import World
 
@@ -25,7 +33,9 @@ CIFAR = ImageFacts(count=50_000, size=(32, 32), channels=3, labelled=True)
 
 
 def preset(name: str, *flags: str) -> TrainConfig:
-    return parse(TrainConfig, ["--out", "runs/a", *preset_flags(name), *flags], prog="byol train", description="")
+    return parse(
+        TrainConfig, ["--out", "runs/a", *preset_flags(name), *flags], prog="byol train", description=""
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,7 +50,12 @@ def preset(name: str, *flags: str) -> TrainConfig:
 def test_imagenet_presets_are_the_official_configurations(name, base_lr, weight_decay, base_tau):
     plan = plan_run(preset(name), IMAGENET, CPU)
     epochs = int(name.split("-")[1])
-    assert (plan.encoder, plan.optimizer, plan.image_size, plan.batch_size) == ("resnet50", "lars", (224, 224), 4096)
+    assert (plan.encoder, plan.optimizer, plan.image_size, plan.batch_size) == (
+        "resnet50",
+        "lars",
+        (224, 224),
+        4096,
+    )
     assert (plan.base_lr, plan.weight_decay, plan.base_tau) == (base_lr, weight_decay, base_tau)
     assert plan.lr == pytest.approx(base_lr * 16)
     # official byol_experiment.py: max_steps = num_epochs * images // batch_size, warm-up likewise
@@ -63,8 +78,15 @@ def test_every_preset_is_headed_by_its_command_and_its_result(name):
 
 
 def test_a_flag_behind_a_preset_wins_over_it():
-    config = preset("imagenet-300", "--batch-size", "512", "--encoder", "resnet50x2", "--optim.base-tau", "0.9")
-    assert (config.batch_size, config.encoder, config.optim.base_tau, config.epochs) == (512, "resnet50x2", 0.9, 300)
+    config = preset(
+        "imagenet-300", "--batch-size", "512", "--encoder", "resnet50x2", "--optim.base-tau", "0.9"
+    )
+    assert (config.batch_size, config.encoder, config.optim.base_tau, config.epochs) == (
+        512,
+        "resnet50x2",
+        0.9,
+        300,
+    )
 
 
 @pytest.mark.parametrize("length", ["epochs: 300", "budget: 5m"])
@@ -74,7 +96,9 @@ def test_a_length_beside_a_preset_wins_over_a_length_of_the_other_kind(tmp_path,
     for words in ([flag, "2"], [f"{flag}=2"]):
         given = with_preset(["photos", "--preset", str(tmp_path / "config.yaml"), *words])
         assert given[:2] == ["--batch-size", "8"] or length.startswith(flag[2:])
-        assert [word.partition("=")[0] for word in given if word.startswith(("--epochs", "--budget"))][-1] == flag
+        assert [word.partition("=")[0] for word in given if word.startswith(("--epochs", "--budget"))][
+            -1
+        ] == flag
         assert not ({"--epochs", "--budget"} - {flag}) & {word.partition("=")[0] for word in given}
 
 
@@ -94,9 +118,15 @@ def test_every_setting_is_read_somewhere():
     package = Path(byol.__file__).parent
     for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+            if isinstance(node, ast.Attribute) and not (
+                isinstance(node.value, ast.Name) and node.value.id == "self"
+            ):
                 read.add(node.attr)
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and path.name in ("views.py", "config.py"):
+            elif (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and path.name in ("views.py", "config.py")
+            ):
                 read.add(node.value)  # getattr(config, name)
     for owner in (TrainConfig, ModelConfig, OptimConfig, DataConfig, KnnConfig, ProbeConfig, ViewConfig):
         for field in dataclasses.fields(owner):
@@ -106,7 +136,11 @@ def test_every_setting_is_read_somewhere():
 def test_every_setting_is_explained():
     for owner in (TrainConfig, ModelConfig, OptimConfig, DataConfig, KnnConfig, ProbeConfig, ViewConfig):
         tree = ast.parse(Path(__import__(owner.__module__, fromlist=["x"]).__file__).read_text())
-        body = next(node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == owner.__name__)
+        body = next(
+            node.body
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ClassDef) and node.name == owner.__name__
+        )
         for place, node in enumerate(body):
             if isinstance(node, ast.AnnAssign) and "default_factory" not in ast.unparse(node):
                 after = body[place + 1]
@@ -114,7 +148,9 @@ def test_every_setting_is_explained():
                 assert isinstance(after.value, ast.Constant)
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20m", 1200), ("1.5h", 5400), ("2d", 172800), ("20M", 1200)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("20m", 1200), ("1.5h", 5400), ("2d", 172800), ("20M", 1200)]
+)
 def test_budgets_are_read_with_their_unit(text, seconds):
     assert seconds_of(text) == seconds
 
@@ -147,7 +183,10 @@ def test_a_setting_that_is_not_finite_is_refused(name, value):
 
 def test_paths_and_numbers_of_numpy_are_settings_too(tmp_path):
     config = TrainConfig(
-        out=tmp_path / "a", epochs=np.float32(1.5), batch_size=np.int64(8), views=ViewConfig(flip=np.float64(0.5))
+        out=tmp_path / "a",
+        epochs=np.float32(1.5),
+        batch_size=np.int64(8),
+        views=ViewConfig(flip=np.float64(0.5)),
     )
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["out"] == str(tmp_path / "a")
@@ -216,7 +255,9 @@ def test_checkpoints_are_some_dozens_a_run_however_short_its_epochs(count, epoch
     assert min(20, plan.total_steps) <= plan.total_steps // plan.save_every_steps <= 39
 
 
-def test_photographs_are_streamed_and_small_images_kept_in_memory_where_they_fit_in_a_quarter_of_it(monkeypatch):
+def test_photographs_are_streamed_and_small_images_kept_in_memory_where_they_fit_in_a_quarter_of_it(
+    monkeypatch,
+):
     images = 50_000 * 3 * 32 * 32
     monkeypatch.setattr(World, "free_memory", lambda self: 4 * images)
     assert not plan_run(TrainConfig(out="a"), IMAGENET, CPU).in_memory

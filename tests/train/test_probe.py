@@ -40,7 +40,10 @@ def test_the_encoder_learns_nothing_from_the_probe(tmp_path, arrays, optimizer):
     learner = [name for name in without if name.startswith("learner.")]
     assert learner
     assert all(torch.equal(without[name], beside[name]) for name in learner)
-    assert {name for name in beside if name.startswith("probe.")} == {"probe.classifier.weight", "probe.classifier.bias"}
+    assert {name for name in beside if name.startswith("probe.")} == {
+        "probe.classifier.weight",
+        "probe.classifier.bias",
+    }
     encoders = [(tmp_path / name / "encoder.safetensors").read_bytes() for name in ("without", "with")]
     assert encoders[0] == encoders[1]
 
@@ -79,7 +82,9 @@ def test_gradient_is_that_of_cross_entropy_on_the_representation_of_view_1(array
         loss.backward()
         before = {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
         probe.backward(indices, accumulation=2)
-    assert all(torch.equal(p.grad, before[name]) for name, p in learner.named_parameters() if p.grad is not None)
+    assert all(
+        torch.equal(p.grad, before[name]) for name, p in learner.named_parameters() if p.grad is not None
+    )
 
     network = learner.online.encoder
     x = (network(torch.cat(list(views)))[:8] if joint else network(views[0])).detach().double().numpy()
@@ -130,14 +135,24 @@ def test_the_probe_is_logged_and_scored_on_held_out_images(tmp_path, arrays):
     # The last score again, from what the run left behind.
     saved = tensors_of(tmp_path)
     source = byol.open_images(arrays)
-    features = byol.embed(byol.load_encoder(tmp_path, net=Tiny()), source.subset(split(len(source), run.plan)[1]))
-    answers = (features.x @ saved["probe.classifier.weight"].numpy().T + saved["probe.classifier.bias"].numpy()).argmax(axis=1)
+    features = byol.embed(
+        byol.load_encoder(tmp_path, net=Tiny()), source.subset(split(len(source), run.plan)[1])
+    )
+    answers = (
+        features.x @ saved["probe.classifier.weight"].numpy().T + saved["probe.classifier.bias"].numpy()
+    ).argmax(axis=1)
     expected = (answers == features.y).mean()
     assert lines[-1]["online_top1"] == pytest.approx(expected)
-    scores = {score["protocol"]: score for score in map(json.loads, (tmp_path / "scores.jsonl").read_text().splitlines())}
+    scores = {
+        score["protocol"]: score
+        for score in map(json.loads, (tmp_path / "scores.jsonl").read_text().splitlines())
+    }
     assert scores.keys() == {"knn", "online"}
     assert scores["online"]["top1"] == pytest.approx(expected)
-    assert (scores["online"]["train_images"], scores["online"]["test_images"]) == (run.plan.images, run.plan.held_out)
+    assert (scores["online"]["train_images"], scores["online"]["test_images"]) == (
+        run.plan.images,
+        run.plan.held_out,
+    )
 
 
 def test_a_finished_run_started_again_leaves_the_scores_as_they_are(tmp_path, arrays):

@@ -26,7 +26,9 @@ def state_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("route", "workers"), [("resident", 0), ("photos", 0), ("photos", 2)], ids=["in memory", "photos", "photos, 2 workers"]
+    ("route", "workers"),
+    [("resident", 0), ("photos", 0), ("photos", 2)],
+    ids=["in memory", "photos", "photos, 2 workers"],
 )
 @pytest.mark.parametrize("optimizer", ["lars", "adamw"])
 def test_a_stopped_and_resumed_run_gives_the_same_bytes_as_an_uninterrupted_one(
@@ -35,7 +37,9 @@ def test_a_stopped_and_resumed_run_gives_the_same_bytes_as_an_uninterrupted_one(
     images = photos if route == "photos" else arrays
     config = small_config(tmp_path / "a", workers=workers, optim=OptimConfig(name=optimizer, accumulation=2))
     whole = byol.pretrain(seeded(), images, config)
-    with pytest.raises(byol.Stopped) as stopped:  # two passes of two micro-batches a step: in the middle of step 5
+    with pytest.raises(
+        byol.Stopped
+    ) as stopped:  # two passes of two micro-batches a step: in the middle of step 5
         byol.pretrain(seeded(StopsItself, 18), images, replace(config, out=str(tmp_path / "b")))
     assert stopped.value.exit_code == 75
     assert "saved at step 5" in str(stopped.value)
@@ -60,12 +64,16 @@ def test_a_run_may_continue_with_another_number_of_workers(tmp_path, photos):
 
 def test_another_seed_gives_another_run(tmp_path, arrays):
     for seed in (0, 1):
-        byol.pretrain("convnet", arrays, small_config(tmp_path / str(seed), seed=seed, model=ModelConfig(width=2)))
+        byol.pretrain(
+            "convnet", arrays, small_config(tmp_path / str(seed), seed=seed, model=ModelConfig(width=2))
+        )
     assert state_of(tmp_path / "0") != state_of(tmp_path / "1")
 
 
 def test_a_finished_run_holds_everything_that_is_promised(tmp_path, arrays):
-    run = byol.pretrain("convnet", arrays, small_config(tmp_path, model=ModelConfig(width=2, projection_hidden_size=16)))
+    run = byol.pretrain(
+        "convnet", arrays, small_config(tmp_path, model=ModelConfig(width=2, projection_hidden_size=16))
+    )
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {
         "config.yaml", "plan.json", "env.json", "metrics.jsonl", "scores.jsonl",
@@ -76,16 +84,26 @@ def test_a_finished_run_holds_everything_that_is_promised(tmp_path, arrays):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8, 10, 12, 14]
     assert all(0 <= line["loss"] <= 8 and 0 <= line["data_wait"] <= 1 for line in lines if "loss" in line)
-    assert lines[-1]["knn_top1"] == json.loads((tmp_path / "scores.jsonl").read_text())["top1"] == run.score.top1
+    assert (
+        lines[-1]["knn_top1"] == json.loads((tmp_path / "scores.jsonl").read_text())["top1"] == run.score.top1
+    )
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
 def test_a_finished_run_started_again_trains_no_further_and_gives_the_same_encoder(tmp_path, arrays):
     config = small_config(tmp_path)
     first = byol.pretrain(seeded(), arrays, config)
-    before = state_of(tmp_path), (tmp_path / "metrics.jsonl").read_text(), (tmp_path / "scores.jsonl").read_text()
+    before = (
+        state_of(tmp_path),
+        (tmp_path / "metrics.jsonl").read_text(),
+        (tmp_path / "scores.jsonl").read_text(),
+    )
     again = byol.pretrain(seeded(), arrays, config)
-    assert before == (state_of(tmp_path), (tmp_path / "metrics.jsonl").read_text(), (tmp_path / "scores.jsonl").read_text())
+    assert before == (
+        state_of(tmp_path),
+        (tmp_path / "metrics.jsonl").read_text(),
+        (tmp_path / "scores.jsonl").read_text(),
+    )
     assert again.score.top1 == first.score.top1
 
 
@@ -132,11 +150,16 @@ def test_held_out_images_are_never_trained_on(tmp_path, arrays):
 
 def test_accumulated_micro_batches_take_one_target_step_per_optimizer_step(tmp_path, arrays):
     runs = {
-        parts: byol.pretrain(seeded(), arrays, small_config(tmp_path / str(parts), optim=OptimConfig(accumulation=parts)))
+        parts: byol.pretrain(
+            seeded(), arrays, small_config(tmp_path / str(parts), optim=OptimConfig(accumulation=parts))
+        )
         for parts in (1, 2)
     }
     assert runs[1].plan.total_steps == runs[2].plan.total_steps
-    last = {parts: json.loads((tmp_path / str(parts) / "metrics.jsonl").read_text().splitlines()[-2]) for parts in (1, 2)}
+    last = {
+        parts: json.loads((tmp_path / str(parts) / "metrics.jsonl").read_text().splitlines()[-2])
+        for parts in (1, 2)
+    }
     assert last[1]["tau"] == last[2]["tau"]
     assert last[1]["lr"] == last[2]["lr"]
 
@@ -156,7 +179,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(tmp_path
 
     net = seeded(Poison)
     with pytest.raises(byol.TrainingError) as failure:
-        byol.pretrain(net, arrays, small_config(tmp_path, save_every_steps=1, knn=KnnConfig(held_out=0, times=1)))
+        byol.pretrain(
+            net, arrays, small_config(tmp_path, save_every_steps=1, knn=KnnConfig(held_out=0, times=1))
+        )
     assert "loss of step 4" in str(failure.value)
     assert "step-00000004" in str(failure.value)  # four steps (0 to 3) were done and saved
     assert failure.value.exit_code == 4
@@ -173,14 +198,21 @@ def test_weights_that_a_gradient_made_infinite_are_never_saved(tmp_path, arrays)
         def forward(self, x):
             return super().forward(x) + self.offset.sqrt()  # at 0 the value is 0 and the slope infinite
 
-    with pytest.raises(byol.TrainingError, match=r"step 1 the state is not finite .* No checkpoint had been written yet"):
-        byol.pretrain(seeded(Steep), arrays, small_config(tmp_path, save_every_steps=1, knn=KnnConfig(held_out=0, times=1)))
+    with pytest.raises(
+        byol.TrainingError, match=r"step 1 the state is not finite .* No checkpoint had been written yet"
+    ):
+        byol.pretrain(
+            seeded(Steep),
+            arrays,
+            small_config(tmp_path, save_every_steps=1, knn=KnnConfig(held_out=0, times=1)),
+        )
     assert not list(tmp_path.glob("checkpoints/*"))
     assert not (tmp_path / "encoder.safetensors").exists()
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGUSR1, 75), (signal.SIGHUP, 75)]
+    ("number", "code"),
+    [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGUSR1, 75), (signal.SIGHUP, 75)],
 )
 def test_a_signal_saves_and_leaves_with_its_exit_code(tmp_path, arrays, number, code):
     before = signal.getsignal(number)
@@ -252,7 +284,9 @@ def test_images_of_many_bands_are_trained_on(tmp_path):
 
 
 def test_a_budget_of_time_sets_the_length_of_the_run(tmp_path, arrays):
-    config = small_config(tmp_path, epochs=None, budget="3s", model=ModelConfig(width=2, projection_hidden_size=16))
+    config = small_config(
+        tmp_path, epochs=None, budget="3s", model=ModelConfig(width=2, projection_hidden_size=16)
+    )
     run = byol.pretrain("convnet", arrays, config)
     assert run.plan.total_steps >= 10
     assert (tmp_path / "encoder.safetensors").exists()
@@ -261,7 +295,9 @@ def test_a_budget_of_time_sets_the_length_of_the_run(tmp_path, arrays):
 def test_a_run_leaves_the_same_trajectory_as_ever(tmp_path, arrays):
     """Our own numbers, once: whoever changes order, crops, views, init, schedules or optimizer must say so here."""
     byol.pretrain(
-        "convnet", arrays, small_config(tmp_path, model=ModelConfig(width=4, projection_hidden_size=16, projection_size=8))
+        "convnet",
+        arrays,
+        small_config(tmp_path, model=ModelConfig(width=4, projection_hidden_size=16, projection_size=8)),
     )
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]

@@ -52,7 +52,9 @@ def full_disk() -> Iterator:
 # Signals
 
 
-def test_a_signal_before_the_first_step_ends_at_once_and_corrected_settings_are_planned_anew(tmp_path, arrays, photos):
+def test_a_signal_before_the_first_step_ends_at_once_and_corrected_settings_are_planned_anew(
+    tmp_path, arrays, photos
+):
     with pytest.raises(byol.Stopped, match="Stopped by SIGTERM before a step was done") as stopped:
         byol.pretrain(seeded(StopsItself, 1), arrays, small_config(tmp_path))
     assert stopped.value.exit_code == 75
@@ -122,10 +124,16 @@ def test_a_full_disk_at_the_stop_is_no_claim_that_the_run_was_saved(tmp_path, ar
     assert failure.value.exit_code == 70
 
 
-def test_a_full_disk_costs_metrics_and_one_warning_and_ends_in_a_sentence(tmp_path, arrays, full_disk, caplog):
+def test_a_full_disk_costs_metrics_and_one_warning_and_ends_in_a_sentence(
+    tmp_path, arrays, full_disk, caplog
+):
     config = small_config(tmp_path, log_every_steps=1, save_every_steps=100)
-    with pytest.raises(byol.ByolError, match=r"cannot be written: File too large\. Free some space") as failure:
-        byol.pretrain(seeded(Meets, 5, full_disk), arrays, config)  # trains to its end, where the encoder cannot be saved
+    with pytest.raises(
+        byol.ByolError, match=r"cannot be written: File too large\. Free some space"
+    ) as failure:
+        byol.pretrain(
+            seeded(Meets, 5, full_disk), arrays, config
+        )  # trains to its end, where the encoder cannot be saved
     assert failure.value.exit_code == 70
     assert sum("Metrics cannot be written" in record.message for record in caplog.records) == 1
     assert sum("checkpoint of step 14 could not" in record.message for record in caplog.records) == 1
@@ -141,8 +149,12 @@ def test_a_cut_last_line_of_bad_files_is_forgotten(tmp_path):
 
 
 def test_full_memory_is_a_sentence_about_what_to_lower(tmp_path, arrays):
-    with pytest.raises(byol.ByolError, match=r"not enough memory .* Lower --batch-size or --image-size") as failure:
-        byol.pretrain(seeded(Meets, 5, lambda: torch.empty(2**55, dtype=torch.uint8)), arrays, small_config(tmp_path))
+    with pytest.raises(
+        byol.ByolError, match=r"not enough memory .* Lower --batch-size or --image-size"
+    ) as failure:
+        byol.pretrain(
+            seeded(Meets, 5, lambda: torch.empty(2**55, dtype=torch.uint8)), arrays, small_config(tmp_path)
+        )
     assert failure.value.exit_code == 70
     assert "--optim.accumulation" in str(failure.value)
 
@@ -150,7 +162,9 @@ def test_full_memory_is_a_sentence_about_what_to_lower(tmp_path, arrays):
 # Folders
 
 
-@pytest.mark.parametrize("left", [".DS_Store", ".tmp-4194999-config.yaml", ".tmp-4194999-encoder.safetensors"])
+@pytest.mark.parametrize(
+    "left", [".DS_Store", ".tmp-4194999-config.yaml", ".tmp-4194999-encoder.safetensors"]
+)
 def test_a_file_that_a_killed_run_or_a_file_manager_left_is_no_obstacle(tmp_path, arrays, left):
     (tmp_path / left).touch()
     byol.pretrain(seeded(), arrays, small_config(tmp_path))
@@ -162,7 +176,11 @@ def test_nothing_is_reported_while_a_budget_is_measured(tmp_path, photos):
 
     pictures = shutil.copytree(photos, tmp_path / "pictures")
     (pictures / "dark" / "3.png").write_bytes(b"")
-    settings = {"epochs": None, "data": DataConfig(max_bad=0.5), "model": ModelConfig(width=2, projection_hidden_size=16)}
+    settings = {
+        "epochs": None,
+        "data": DataConfig(max_bad=0.5),
+        "model": ModelConfig(width=2, projection_hidden_size=16),
+    }
     with pytest.raises(byol.ConfigError, match=r"only 0\.0 steps"):  # known once it is measured
         byol.pretrain("convnet", pictures, small_config(tmp_path / "a", budget="0.0001s", **settings))
     assert not (tmp_path / "a").exists()
@@ -247,7 +265,9 @@ def test_a_representation_that_is_not_finite_ends_in_a_sentence(tmp_path, arrays
     assert failure.value.exit_code == 4
 
 
-def test_an_evaluation_size_that_the_network_cannot_take_is_refused_before_anything_is_written(tmp_path, arrays):
+def test_an_evaluation_size_that_the_network_cannot_take_is_refused_before_anything_is_written(
+    tmp_path, arrays
+):
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 12))
     with pytest.raises(byol.ConfigError, match="takes images of 16 pixels and none of 24"):
         byol.pretrain(net, arrays, small_config(tmp_path / "a", eval_size=24))

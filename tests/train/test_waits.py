@@ -10,7 +10,7 @@ from small_runs import Tiny, small_config
 from torch.overrides import TorchFunctionMode
 
 from byol.data.batches import BatchPlan, resident_batches
-from byol.data.sources import open_images
+from byol.data.images import open_images
 from byol.evaluation.online import OnlineProbe, watching
 from byol.method.byol import BYOL
 from byol.method.lars import LARS, parameter_groups
@@ -32,7 +32,9 @@ class Copies(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         if isinstance(result, torch.Tensor) and result.device.type == "meta":
             of_numbers = name in ("tensor", "as_tensor", "new_tensor")
-            of_host = name in ("to", "copy_") and any(isinstance(a, torch.Tensor) and a.device.type == "cpu" for a in args)
+            of_host = name in ("to", "copy_") and any(
+                isinstance(a, torch.Tensor) and a.device.type == "cpu" for a in args
+            )
             self.made += of_numbers or of_host
             if of_numbers or (of_host and not kwargs.get("non_blocking")):
                 self.waited.append(name)
@@ -42,7 +44,9 @@ class Copies(TorchFunctionMode):
 def training(device: torch.device, folder: Path) -> Any:
     images = torch.randint(0, 256, (24, 3, 16, 16), dtype=torch.uint8)
     source = open_images(images, labels=[0, 1] * 12)
-    plan = plan_run(small_config(folder), ImageFacts(24, (16, 16), 3, False), World(0, 1, torch.device("cpu")))
+    plan = plan_run(
+        small_config(folder), ImageFacts(24, (16, 16), 3, False), World(0, 1, torch.device("cpu"))
+    )
     learner = BYOL(Tiny(), 16, None, 8, 16).to(device)
     probe = OnlineProbe(learner, source, 0)
     optimizer = LARS([*parameter_groups(learner, 1e-6), *parameter_groups(probe, 1e-6)], lr=0.1)
@@ -66,7 +70,9 @@ def test_a_step_copies_to_the_device_without_waiting(tmp_path, monkeypatch):
     assert copies.waited == []
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch itself tells there when the host waits")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU: torch itself tells there when the host waits"
+)
 def test_a_step_waits_for_a_gpu_at_its_loss_only(tmp_path, monkeypatch):
     monkeypatch.setattr(step, "stop_unless_finite", lambda loss, number: None)
     run = training(torch.device("cuda"), tmp_path)

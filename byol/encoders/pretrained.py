@@ -1,0 +1,171 @@
+"""Pretrained networks of torchvision and timm as encoders, from weights that are on this machine. Nothing is downloaded."""
+
+import inspect
+import os
+import re
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from byol.encoders import foreign
+from byol.encoders.encoder import Encoder, EncoderInfo, ready
+from byol.errors import CheckpointError, ConfigError, complaint
+from byol.method.crops import Interpolation
+from byol.method.hidden import probe
+from byol.models.build import check_model, classifier_of, library, remove_head
+from byol.world import pick_device
+
+
+def pretrained_encoder(
+    name: str, *, weights: str | Path | None = None, device: str | None = "cpu"
+) -> Encoder:
+    """An encoder "torchvision:NAME" or "timm:NAME" with pretrained weights, in eval mode and without its classifier.
+
+    `weights` is a file of the network's tensors, with or without the classifier's: .safetensors, or what torch.save wrote. By
+    default the library's own are taken from where it keeps what it downloaded before. Images are fed with the size, mean and
+    deviation that the library names for the weights. Raises ConfigError when there are none, CheckpointError for a file
+    that is damaged or does not fit.
+    """
+    given = None if weights is None else Path(weights)
+    if given is not None and not os.path.isfile(given):
+        raise ConfigError(f"There is no file {given}; expected the tensors of {name}.")
+    start, _, model = name.partition(":")
+    net, images = (torchvision_net if start == "torchvision" else timm_net)(model, given)
+    net.eval()
+    found = probe(
+        net, None, torch.rand(2, 3, *images["image_size"], generator=torch.Generator().manual_seed(0))
+    )
+    built = name.partition(".")[0]  # a tag tells timm's weights apart, not its networks
+    info = EncoderInfo.of(found.encoder, built, {}, channels=3, features=found.features, **images)
+    return ready(found.encoder, info, pick_device(device))
+
+
+def torchvision_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, Any]]:
+    """The network without its classifier, and how its images are prepared, by the names of `EncoderInfo`."""
+    models = library("torchvision").models
+    check_model("torchvision", name)
+    kinds = list(models.get_model_weights(name))
+    usual = models.get_model_weights(name).DEFAULT
+    folder = Path(torch.hub.get_dir(), "checkpoints")
+    places = {folder / kind.url.rpartition("/")[2]: kind for kind in (usual, *kinds)}
+    file = file or existing(f"torchvision:{name}", list(places))
+    builder = models.get_model_builder(name)
+    takes = inspect.signature(get_type_hints(builder)["return"]).parameters
+    # What torchvision builds GoogLeNet and Inception with when it loads their weights itself.
+    kind = next((kind for place, kind in places.items() if place.name == file.name), usual)
+    options = {
+        "aux_logits": True,
+        "transform_input": True,
+        "init_weights": False,
+        "image_size": kind.meta["min_size"][0],
+    }
+    net: nn.Module = builder(weights=None, **{key: value for key, value in options.items() if key in takes})
+    # DenseNet's weights have names of long ago, "norm.1" for "norm1".
+    long_ago = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)")
+    fill(net, {long_ago.sub(r"\1\2", key): value for key, value in stored(file).items()}, file)
+    # Their auxiliary classifiers have weights in the file, and nobody asks them.
+    for part, value in (("aux1", None), ("aux2", None), ("AuxLogits", None), ("aux_logits", False)):
+        if hasattr(net, part):
+            setattr(net, part, value)
+    remove_head(net)
+    images = kind.transforms()
+    return net, {
+        "image_size": (images.crop_size[0], images.crop_size[0]),
+        "mean": tuple(images.mean),
+        "std": tuple(images.std),
+        "crop_ratio": images.crop_size[0] / images.resize_size[0],
+        "interpolation": resize(images.interpolation.value),
+    }
+
+
+def timm_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, Any]]:
+    """As `torchvision_net`; the name may carry the tag of the weights, such as resnet50.a1_in1k."""
+    timm = library("timm")
+    check_model("timm", name.partition(".")[0])
+    try:
+        settings = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as failure:
+        raise ConfigError(f"timm knows no weights {name!r}: {failure} Leave the tag out.") from failure
+    if file is None:
+        folder = Path(torch.hub.get_dir(), "checkpoints")
+        hub = [found for found in map(Path, in_hub_cache(settings.hf_hub_id)) if os.path.isfile(found)]
+        file = existing(f"timm:{name}", [*hub, folder / str(settings.url or "none").rpartition("/")[2]])
+    tensors = stored(file)
+    if isinstance(settings.classifier, str) and f"{settings.classifier}.weight" not in tensors:
+        tensors = with_classifier(tensors, timm.create_model(name), settings.classifier)
+    try:
+        net: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": tensors})
+    except (
+        Exception
+    ) as failure:  # timm renames the tensors first, which foreign ones end in nearly every exception there is
+        raise CheckpointError(f"{file} does not fit timm:{name}: {complaint(failure)}") from failure
+    net.pretrained_cfg.pop("state_dict")
+    net.reset_classifier(0)
+    images = timm.data.resolve_model_data_config(net)
+    return net, {
+        "image_size": tuple(images["input_size"][1:]),
+        "mean": tuple(images["mean"]),
+        "std": tuple(images["std"]),
+        "crop_ratio": images["crop_pct"],
+        "interpolation": resize(images["interpolation"]),
+    }
+
+
+def resize(interpolation: str) -> Interpolation:
+    """A library's resize in our words; what is neither, such as "random", becomes bicubic."""
+    return "bilinear" if interpolation == "bilinear" else "bicubic"
+
+
+def in_hub_cache(repository: str | None) -> list[str]:
+    """The weights that huggingface_hub keeps of a repository on this machine."""
+    from huggingface_hub import try_to_load_from_cache  # comes with timm
+
+    if repository is None:
+        return []
+    found = [try_to_load_from_cache(repository, name) for name in ("model.safetensors", "pytorch_model.bin")]
+    return [path for path in found if isinstance(path, str)]
+
+
+def with_classifier(tensors: dict[str, Tensor], net: nn.Module, name: str | None) -> dict[str, Tensor]:
+    """The tensors, and if they lack the classifier's the network's own fresh ones: it is taken off anyway."""
+    own = {
+        key: value
+        for key, value in net.state_dict().items()
+        if name is not None and key.startswith(f"{name}.")
+    }
+    return tensors if own.keys() & tensors.keys() else {**own, **tensors}
+
+
+def existing(name: str, places: list[Path]) -> Path:
+    """The first of some files that is there; raises ConfigError when none is."""
+    for place in places:
+        if os.path.isfile(place):
+            return place
+    raise ConfigError(
+        f"There are no weights of {name} on this machine (looked for {places[0]}), and nothing is downloaded. Give a file with "
+        "--weights FILE, or fetch them once with the library itself."
+    )
+
+
+def stored(file: Path) -> dict[str, Tensor]:
+    """The tensors in a .safetensors or torch file by name. Runs no code. Raises CheckpointError for anything else."""
+    if file.suffix != ".safetensors":
+        return foreign.tensors_in(foreign.load(file), file)
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except Exception as failure:  # damaged files end in nearly every exception there is
+        raise CheckpointError(
+            f"{file} cannot be read ({complaint(failure)}). Take another copy."
+        ) from failure
+
+
+def fill(net: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
+    """Load every tensor; raises CheckpointError unless the names and shapes are the network's own."""
+    try:
+        net.load_state_dict(with_classifier(tensors, net, classifier_of(net)))
+    except RuntimeError as failure:
+        raise CheckpointError(f"{file} does not fit {type(net).__name__}: {complaint(failure)}") from failure

@@ -1,0 +1,143 @@
+"""Labelled images as a classifier is trained on them: one random crop of each, and its class."""
+
+import logging
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from byol.data.batches import (
+    Batch,
+    BatchPlan,
+    SeveralSizes,
+    load_resident,
+    resident_batches,
+    streamed_batches,
+)
+from byol.data.decode import BadImage
+from byol.data.images import Images, printable
+from byol.errors import DataError
+from byol.evaluation.subsets import Rows
+from byol.method.transfer import to_device
+from byol.method.views import ViewConfig
+from byol.world import World
+
+logger = logging.getLogger("byol")
+UNREADABLE = -100  # in the place of a class; the loss passes over it
+SIDE = 128  # pixels; up to it images are small enough to be kept in memory
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled images on their way to a device: kept there when they are small, else decoded by worker processes."""
+
+    images: Images
+    labels: Tensor  # int64 (N,) on the device; UNREADABLE once that is known of an image
+    pixels: Tensor | None  # uint8 (N, C, H, W) on the device
+    workers: int
+    told: set[str] = field(default_factory=set)  # the unreadable images that were warned of
+
+    @classmethod
+    def open(cls, images: Images, device: torch.device, workers: int = 0) -> "Labelled":
+        """Read small images now, if they fit in memory; photographs are read in `batches`."""
+        opened = cls(images, torch.tensor(images.labels, device=device), None, workers)
+        if not fits(images, device):
+            return opened
+        try:
+            pixels = load_resident(images, opened.leave_out).to(device)
+        except SeveralSizes:  # which a look at some of them had not shown
+            return opened
+        finally:
+            images.release()
+        return replace(opened, pixels=pixels)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def classes(self) -> int:
+        """The number of classes, those without an image included."""
+        return len(self.images.classes or ())
+
+    def subset(self, rows: Rows) -> "Labelled":
+        """Some of the images, by their rows int64 (n,)."""
+        chosen = torch.from_numpy(rows).to(self.labels.device)
+        pixels = None if self.pixels is None else self.pixels[chosen]
+        return replace(self, images=self.images.subset(rows), labels=self.labels[chosen], pixels=pixels)
+
+    def leave_out(self, index: int, reason: str) -> None:
+        """Learn nothing from an unreadable image: another stands in for it, perhaps one of another class."""
+        self.labels[index] = UNREADABLE
+        words = f"{printable(self.images.name(index))} ({reason})"
+        if words not in self.told:
+            logger.warning("An unreadable image is left out: %s", words)
+            self.told.add(words)
+
+    def readable(self, rows: Rows) -> Rows:
+        """Those of some rows int64 (n,) whose images can be read; the others are left out, and told."""
+        for row in rows.tolist() if self.pixels is None else ():
+            try:
+                self.images.picture(row)
+            except BadImage as failure:
+                self.leave_out(row, str(failure))
+        good: Rows = rows[
+            (self.labels[torch.from_numpy(rows).to(self.labels.device)] != UNREADABLE).cpu().numpy()
+        ]
+        return good
+
+    def count(self) -> int:
+        """How many can be read, as far as that is known. Raises DataError when these are of one class."""
+        good = self.labels[self.labels != UNREADABLE]
+        if len(good.unique()) < 2:
+            raise DataError(
+                f"Of {self.images.description} those of one class alone can be read; expected two classes at least."
+            )
+        return len(good)
+
+    def batches(
+        self, size: tuple[int, int], batch_size: int, steps: int, crop_area: tuple[float, float], seed: int
+    ) -> Generator[tuple[Tensor, Tensor]]:
+        """For each step crops (B, C, h, w), uint8 or float in [0, 1], and their classes, int64 (B,), on the device.
+
+        Every image comes once an epoch, cropped and perhaps mirrored, no more (paper §C.1); all follows from the seed.
+        """
+        plan = BatchPlan(
+            seed,
+            len(self),
+            batch_size,
+            accumulation=1,
+            size=size,
+            views=ViewConfig(crop_area=crop_area),
+            crops=1,
+        )
+        device = self.labels.device
+        if self.pixels is not None:
+            found: Iterator[Batch] = islice(resident_batches(self.pixels, plan), steps)
+        else:
+            found = streamed_batches(
+                self.images,
+                plan,
+                channels=self.images.channels,
+                device=device,
+                workers=self.workers,
+                steps=range(steps),
+                report=self.leave_out,
+            )
+        for batch in found:
+            yield batch.crops[:, 0], self.labels[to_device(batch.indices, device)]
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """The mean over a batch, of logits (B, classes) and classes int64 (B,), in which unreadable images count 0."""
+    return F.cross_entropy(logits, y, ignore_index=UNREADABLE, reduction="sum") / len(y)
+
+
+def fits(images: Images, device: torch.device) -> bool:
+    """Whether all images are small, of one size, and fit in a quarter of the device's free memory as uint8, as in training."""
+    size = images.uniform_size()
+    if size is None or max(size) > SIDE:
+        return False
+    return len(images) * images.channels * size[0] * size[1] <= World(0, 1, device).free_memory() // 4

@@ -1,0 +1,214 @@
+"""Which files of a folder are images, in which order, and of which class; against torchvision where it is right."""
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from pictures import encoded, photo
+from torchvision.datasets import ImageFolder
+
+from byol.data.decode import BadImage, decode
+from byol.data.readers.folder import FileReader, listed, read_file, scan
+from byol.errors import DataError
+
+FolderOf = Callable[..., Path]
+
+
+def names(reader: FileReader) -> list[str]:
+    return [reader.name(index) for index in range(len(reader))]
+
+
+def test_files_and_classes_are_those_of_torchvision(folder_of: FolderOf) -> None:
+    # "a-b" sorts before "a/": the order of files is not the order of folders
+    root = folder_of("dogs/1.png", "a/2.png", "a-b/x/3.png", "a b/4.png", "a/sub/deep/5.png", "ünïcode/6.png")
+    reader, theirs = scan(root), ImageFolder(str(root))
+    found = reader.first_folders()
+    assert found is not None
+    labels, classes = found
+    assert classes == tuple(theirs.classes)
+    ours = {name: int(label) for name, label in zip(names(reader), labels, strict=True)}
+    assert ours == {os.path.relpath(path, root): label for path, label in theirs.samples}
+    assert labels.dtype == np.int64
+
+
+def test_the_order_does_not_depend_on_the_disk(folder_of: FolderOf) -> None:
+    given = ["b/2.png", "a/10.png", "c.png", "a/9.png", "b/1.png"]
+    assert (
+        names(scan(folder_of(*given, root="one")))
+        == names(scan(folder_of(*reversed(given), root="two")))
+        == sorted(given)
+    )
+
+
+@pytest.mark.parametrize(
+    "files", [("1.png", "2.png"), ("a/1.png", "a/2.png"), ("a/1.png", "b/2.png", "3.png")]
+)
+def test_one_folder_or_files_beside_folders_mean_no_classes(
+    files: tuple[str, ...], folder_of: FolderOf
+) -> None:
+    assert scan(folder_of(*files)).first_folders() is None
+
+
+def test_hidden_files_and_foreign_files_are_passed_over(folder_of: FolderOf) -> None:
+    root = folder_of(
+        "a/1.png", ".hidden.png", ".git/2.png", "a/._1.png", "__MACOSX/a/1.png", "notes.txt", "a/Thumbs.db"
+    )
+    assert names(scan(root)) == ["a/1.png"]
+
+
+def test_suffixes_count_in_any_case(folder_of: FolderOf) -> None:
+    given = ["1.PNG", "2.JPEG", "3.jpg", "4.Jpg", "5.tif", "6.TIFF", "7.webp", "8.bmp", "9.gif"]
+    assert names(scan(folder_of(*given))) == given
+
+
+def test_odd_names_work_end_to_end(folder_of: FolderOf) -> None:
+    odd = [
+        b"with space.png",
+        b"new\nline.png",
+        b"\xff\xfe invalid.png",
+        "\u732b/\U0001f408.png".encode(),
+        b"-rf.png",
+        b"a'\"$.png",
+    ]
+    root = folder_of(*odd)
+    reader = scan(root)
+    assert sorted(reader.raw_name(index) for index in range(len(reader))) == sorted(odd)
+    for index in range(len(reader)):
+        seed = odd.index(reader.raw_name(index))
+        assert os.fsencode(reader.name(index)) == odd[seed]
+        assert np.array_equal(decode(reader.read(index)), photo(20, 30, seed))
+
+
+def test_links_count_once_and_loops_end(folder_of: FolderOf, tmp_path: Path) -> None:
+    root = folder_of("a/1.png", "b/2.png")
+    outside = folder_of("3.png", "4.png", root="outside")
+    (root / "a" / "loop").symlink_to(root)
+    (root / "0-again").symlink_to(root / "a")  # sorts before the real folder
+    (root / "0-again.png").symlink_to(root / "a" / "1.png")
+    (root / "linked").symlink_to(outside)
+    (root / "one.png").symlink_to(outside / "3.png")
+    (root / "twice").symlink_to(outside)
+    (root / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (root / "self.png").symlink_to(root / "self.png")
+    assert names(scan(root)) == ["a/1.png", "b/2.png", "linked/3.png", "linked/4.png"]
+
+
+def test_a_linked_file_is_found_when_its_target_is_elsewhere(folder_of: FolderOf) -> None:
+    root, outside = folder_of("a/1.png"), folder_of("2.png", root="outside")
+    (root / "b.png").symlink_to(outside / "2.png")
+    (root / "c.png").symlink_to(outside / "2.png")
+    assert names(scan(root)) == ["a/1.png", "b.png"]
+
+
+def test_pipes_sockets_and_folders_named_like_pictures_are_no_images(
+    folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = folder_of("1.png", "folder.png/2.png")
+    os.mkfifo(root / "pipe.png")
+    (root / "piped.png").symlink_to(root / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as listener:
+        monkeypatch.chdir(root)  # a socket's path must be short
+        listener.bind("socket.png")
+        assert names(scan(root)) == ["1.png", "folder.png/2.png"]
+
+
+@pytest.mark.timeout(10)
+def test_a_pipe_is_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(BadImage, match="not a regular file"):
+        read_file(tmp_path / "pipe.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("gone.png", "No such file"), ("folder", "not a regular file"), ("a\0b.png", "null character")],
+)
+def test_what_cannot_be_read_says_why(name: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(BadImage, match=reason):
+        FileReader(tmp_path, [os.fsencode(name)]).read(0)
+
+
+def test_an_absurdly_large_file_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "large.png", "wb") as file:
+        file.truncate(2**40)  # sparse: it takes no room
+    with pytest.raises(BadImage, match="bytes are more than the limit"):
+        read_file(tmp_path / "large.png")
+
+
+def test_permissions_are_obeyed() -> None:
+    """An unreadable file is one bad image; an unreadable folder stops, since nobody knows what it holds."""
+    script = """
+import os, sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from byol.data.readers.folder import scan
+from byol.errors import DataError
+if os.getuid() == 0:
+    os.setuid(65534)  # root may read everything
+try:
+    print(scan(Path(sys.argv[1])).read(0)[1:4])
+except DataError as failure:
+    print(type(failure).__name__, failure)
+"""
+
+    def seen(root: Path) -> str:
+        command = [sys.executable, "-c", script, str(root)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    with TemporaryDirectory() as name:  # tmp_path lies in a folder that other users may not enter
+        root = Path(name)
+        root.chmod(0o755)
+        (root / "a").mkdir()
+        (root / "a" / "1.png").write_bytes(encoded(photo()))
+        assert seen(root) == "b'PNG'\n"
+        (root / "a" / "1.png").chmod(0)
+        assert seen(root) == "BadImage Permission denied\n"
+        (root / "a").chmod(0)
+        assert seen(root) == f"DataError The folder {root}/a cannot be listed: Permission denied.\n"
+        (root / "a").chmod(0o755)
+
+
+def test_a_list_names_files_relative_to_itself(folder_of: FolderOf, tmp_path: Path) -> None:
+    root = folder_of("a/1.png", "with space.png", "2.png")
+    elsewhere = tmp_path / "elsewhere.png"
+    elsewhere.write_bytes(encoded(photo()))
+    lines = ["# train", "with space.png", "", "  a/1.png", str(elsewhere), "2.png"]
+    for text in ("\n".join(lines), "\ufeff" + "\r\n".join(lines) + "\r\n"):
+        (root / "train.txt").write_text(text, newline="")
+        reader = listed(root / "train.txt")
+        assert names(reader) == ["with space.png", "a/1.png", str(elsewhere), "2.png"]
+        assert np.array_equal(decode(reader.read(2)), photo())
+        assert np.array_equal(decode(reader.read(1)), photo(20, 30, 0))
+
+
+def test_a_list_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"The list .*gone\.txt cannot be read: No such file"):
+        listed(tmp_path / "gone.txt")
+
+
+def test_a_million_files_take_little_memory() -> None:
+    name = b"n01440764/n01440764_%08d.JPEG"
+    reader = FileReader(Path("/data"), (name % number for number in range(100_000)))
+    assert len(pickle.dumps(reader)) / len(reader) < len(name % 0) + 12  # bytes a file
+    assert reader.raw_name(99_999) == name % 99_999
+
+
+def test_the_identity_follows_names_and_contents(folder_of: FolderOf) -> None:
+    root = folder_of("a/1.png", "b/2.png")
+    before = scan(root).identity()
+    assert scan(root).identity() == before
+    (root / "b" / "2.png").write_bytes(encoded(photo(seed=9)))
+    changed = scan(root).identity()
+    assert changed != before
+    (root / "b" / "2.png").rename(root / "b" / "3.png")
+    assert scan(root).identity() not in (before, changed)
+    (root / "b" / "3.png").write_bytes(b"")  # an unreadable picture is no reason to stop
+    scan(root).identity()

@@ -1,0 +1,230 @@
+"""`open_images` with paths: what folders, lists and files become; what cannot work ends in one sentence."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pictures import PHOTOS, arrays, encoded, photo
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.datasets import FakeData
+
+from byol.data.decode import BadImage
+from byol.data.images import open_images
+from byol.errors import ByolError, DataError
+
+FolderOf = Callable[..., Path]
+
+
+def test_a_folder_with_classes(folder_of: FolderOf) -> None:
+    root = folder_of("cat/1.png", "dog/2.png", "dog/more/3.png")
+    images = open_images(root)
+    assert (len(images), images.channels, images.classes) == (3, 3, ("cat", "dog"))
+    assert images.labels is not None
+    assert (images.labels.tolist(), images.labels.dtype) == ([0, 1, 1], np.int64)
+    assert [images.name(index) for index in range(3)] == ["cat/1.png", "dog/2.png", "dog/more/3.png"]
+    assert np.array_equal(images.array(2), photo(20, 30, 2))
+    assert images.description == f"3 images in {root}/ (2 classes)"
+    assert images.uniform_size() == (20, 30)
+
+
+def test_a_folder_without_classes(folder_of: FolderOf) -> None:
+    images = open_images(str(folder_of("1.png", "more/2.png")))
+    assert (len(images), images.labels, images.classes) == (2, None, None)
+
+
+def test_gray_is_what_pillow_calls_gray(folder_of: FolderOf) -> None:
+    images = open_images(folder_of("1.png"), channels=1)
+    picture = images.picture(0)
+    assert isinstance(picture, Image.Image)
+    assert picture.mode == "L"
+    assert np.array_equal(images.array(0)[..., 0], np.asarray(Image.fromarray(photo(20, 30, 0)).convert("L")))
+
+
+def test_content_decides_not_the_suffix(tmp_path: Path) -> None:
+    (tmp_path / "really-a-png.jpg").write_bytes(encoded(photo()))
+    (tmp_path / "really-a-webp.png").write_bytes(encoded(photo(), "WEBP", lossless=True))
+    assert np.array_equal(arrays(open_images(tmp_path)), np.stack([photo(), photo()]))
+
+
+def test_lists_of_files(folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    root = folder_of("b/1.png", "a/2.png", "3.png")
+    (root / "list.txt").write_text("b/1.png\n3.png\n")
+    expected = np.stack([photo(20, 30, 0), photo(20, 30, 2)])
+    assert np.array_equal(arrays(open_images(root / "list.txt")), expected)
+    assert np.array_equal(arrays(open_images([root / "b/1.png", root / "3.png"])), expected)
+    assert np.array_equal(arrays(open_images((str(root / "b/1.png"), str(root / "3.png")))), expected)
+    monkeypatch.chdir(root)
+    images, pattern = open_images(["b/1.png", "3.png"]), open_images("[ab]/*.png")
+    monkeypatch.chdir(tmp_path)  # names keep meaning what they meant
+    assert np.array_equal(arrays(images), expected)
+    assert [images.name(index) for index in range(2)] == ["b/1.png", "3.png"]
+    assert [pattern.name(index) for index in range(len(pattern))] == ["a/2.png", "b/1.png"]
+    assert images.labels is None
+
+
+def test_an_array_of_paths_is_a_list_of_them(folder_of: FolderOf) -> None:
+    """As scikit-learn hands on what it was given, cut by an index."""
+    root = folder_of("a.png", "b.png")
+    paths = [str(root / "b.png"), str(root / "a.png")]
+    for given in (np.array(paths), np.array([Path(path) for path in paths], dtype=object)):
+        assert [open_images(given).name(index) for index in range(2)] == [
+            open_images(paths).name(index) for index in range(2)
+        ]
+
+
+def test_a_folder_whose_name_looks_like_a_pattern(folder_of: FolderOf) -> None:
+    assert len(open_images(folder_of("1.png", root="photos [2024]*"))) == 1
+
+
+def test_images_pass_through(folder_of: FolderOf) -> None:
+    images = open_images(folder_of("1.png", "2.png"))
+    assert open_images(images) is images
+    assert open_images(images, channels=3) is images
+    labelled = open_images(images, labels=[1, 0])
+    assert labelled.labels is not None
+    assert labelled.labels.tolist() == [1, 0]
+    with pytest.raises(DataError, match="opened with 3 channels and 1 are needed"):
+        open_images(images, channels=1)
+
+
+def test_large_pictures_are_bad_images(folder_of: FolderOf) -> None:
+    root = folder_of("1.png")
+    assert open_images(root, max_pixels=600).array(0).shape == (20, 30, 3)
+    with pytest.raises(BadImage, match="more than the limit of 599"):
+        open_images(root, max_pixels=599).array(0)
+    with pytest.raises(DataError, match="more than the limit of 599"):
+        open_images([Image.new("RGB", (20, 30))], max_pixels=599)
+
+
+def test_a_missing_path_names_what_is_near(folder_of: FolderOf) -> None:
+    root = folder_of("kittens/1.png", "dogs/1.png")
+    with pytest.raises(
+        DataError, match=f"There is no {root}/kitens: {root} holds no 'kitens'. Did you mean 'kittens'"
+    ):
+        open_images(root / "kitens")
+    with pytest.raises(DataError, match=rf"{root.parent} holds no 'fotos'\. Did you mean 'photos'"):
+        open_images(root.parent / "fotos" / "kittens" / "more")
+    with pytest.raises(DataError, match=r"There is no .*nothing\*\.png"):
+        open_images(root / "nothing*.png")
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda root: None, r"empty/ holds no files; expected pictures"),
+        (lambda root: (root / "deep" / "er").mkdir(parents=True), r"holds no files"),
+        (
+            lambda root: [(root / name).touch() for name in ("a.heic", "b.heic", "c.mov", "README")],
+            r"holds no pictures, only other files \(2 with \.heic, 1 with \.mov, 1 with no suffix\)",
+        ),
+        (lambda root: np.save(root / "a.npy", PHOTOS), r"1 with \.npy\).* Give the array's file itself"),
+    ],
+)
+def test_folders_without_pictures_say_what_they_hold(
+    make: Callable[[Path], Any], sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    make(tmp_path / "empty")
+    with pytest.raises(DataError, match=sentence):
+        open_images(tmp_path / "empty")
+
+
+def test_splits_are_not_classes(folder_of: FolderOf) -> None:
+    root = folder_of("train/cat/1.png", "train/dog/2.png", "val/cat/3.png")
+    with pytest.raises(
+        DataError, match=rf"holds the splits train, val, not classes. Give one of them, such as {root}/train"
+    ):
+        open_images(root)
+    assert open_images(root / "train").classes == ("cat", "dog")
+
+
+@pytest.mark.timeout(20)
+def test_files_that_are_no_set_of_images(folder_of: FolderOf, tmp_path: Path) -> None:
+    root = folder_of("1.png", "photos.zip", "no suffix")
+    os.mkfifo(tmp_path / "pipe.npy")
+    for name, sentence in (
+        ("1.png", "is a single picture; expected many. Give its folder"),
+        ("photos.zip", "is of no kind that is read here; .* An archive must be unpacked first"),
+        ("no suffix", "is of no kind that is read here"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            open_images(root / name)
+    for name in ("pipe", "pipe.npy", "pipe.txt", "pipe.parquet", "pipe.jpg"):
+        if not (tmp_path / name).exists():
+            os.mkfifo(tmp_path / name)
+        with pytest.raises(DataError, match="no regular file"):
+            open_images(tmp_path / name)
+
+
+def test_lists_that_lead_nowhere(folder_of: FolderOf) -> None:
+    root = folder_of("1.png")
+    (root / "list.txt").write_text("photos/1.png\nphotos/2.png\n")
+    with pytest.raises(
+        DataError, match=rf"None of the files .* exists; the first was looked for as {root}/photos/1\.png"
+    ):
+        open_images(root / "list.txt")
+    (root / "list.txt").write_text("# nothing\n\n")
+    with pytest.raises(DataError, match="There is no image in"):
+        open_images(root / "list.txt")
+    with pytest.raises(DataError, match="None of the files named in the list exists"):
+        open_images(["no/such.png"])
+    with pytest.raises(DataError, match="mixes parquet files and others"):
+        open_images([root / "1.png", "a.parquet"])
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        (None, "type NoneType is no set of images"),
+        (7, "type int is no set of images"),
+        (b"photos", "type bytes is no set of images"),
+        (iter([1]), "is no set of images; expected a path"),
+        ([], "There is no image in the list"),
+        ((), "There is no image in the tuple"),
+        ([1, 2], "No image in the list can be read. The first: it is of type int"),
+        ([None], "The first: it is of type NoneType"),
+        ([{"text": "a"}], "it has the keys text; expected `image`"),
+        ([np.zeros(7)], r"it has the shape \(7,\)"),
+        (["a.png", 3], "No image in the list can be read. The first: No such file"),
+        (
+            {"train": [1], "test": [2]},
+            r"A mapping \(keys: train, test\) is no set of images. Give one of its values",
+        ),
+        ("s3://bucket/photos", "is an address; images are read from files only. Download them first"),
+        ("https://example.org/a.zip", "is an address"),
+        ("x" * 5000, "There is no xxx"),
+        ("a\0b", "There is no"),
+    ],
+)
+def test_what_is_no_set_of_images(source: Any, sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence) as caught:
+        open_images(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_data_loader_is_asked_for_its_dataset() -> None:
+    with pytest.raises(DataError, match="Of a data loader, give its dataset"):
+        open_images(DataLoader(FakeData(size=4)))
+
+
+def test_files_are_colour_or_gray(folder_of: FolderOf) -> None:
+    with pytest.raises(
+        DataError, match=r"4 channels were asked for, but pictures in .* give 3 \(colour\) or 1 \(gray\)"
+    ):
+        open_images(folder_of("1.png"), channels=4)
+    with pytest.raises(DataError, match="and 4 are wanted"):
+        open_images([Image.new("RGB", (4, 4))], channels=4)
+
+
+def test_sentences_can_be_printed_whatever_the_name(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/\xff\nodd"
+    os.mkdir(path)
+    for source in (path.decode("utf-8", "surrogateescape"), Path(os.fsdecode(path)) / "more"):
+        with pytest.raises(ByolError) as caught:
+            open_images(source)
+        assert "\n" not in str(caught.value)
+        str(caught.value).encode()

@@ -1,0 +1,538 @@
+"""Other programs' checkpoints as encoders: their features, and a sentence for everything that is none."""
+
+import copy
+import os
+import pickle
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import timm
+import torch
+from official_files import haiku_network, write_official
+from torch import nn
+from torchvision import models
+from torchvision.transforms import v2
+
+import byol
+from byol.encoders.convert import Preprocessing, convert
+from byol.encoders.encoder import save_encoder
+from byol.encoders.load import load_encoder
+from byol.encoders.official import official_state
+from byol.errors import CheckpointError, ConfigError
+from byol.method.crops import Crops, crop_resize
+
+FILES = ["official_tiny.pkl", "official_tiny_flatmap.pkl"]
+SMALL = Preprocessing(image_size=48)
+
+
+def drawn(net: nn.Module) -> nn.Module:
+    """A network whose every number differs from what a fresh one has."""
+    generator = torch.Generator().manual_seed(3)
+    for name, value in net.state_dict().items():
+        if value.ndim == 1:
+            value.copy_(
+                torch.rand(value.shape, generator=generator) / 2
+                + (0.5 if "var" in name or "weight" in name else -0.2)
+            )
+    return net.eval()
+
+
+def torchvision_resnet(block: str, counts: list[int], channels: int) -> nn.Module:
+    """torchvision's own ResNet, with fewer channels than it has a builder for."""
+    kind = {"basic": models.resnet.BasicBlock, "bottleneck": models.resnet.Bottleneck}[block]
+    with torch.device("meta"):
+        net = models.ResNet(kind, counts)
+    torch.manual_seed(0)
+    net.inplanes = channels
+    net.conv1, net.bn1 = nn.Conv2d(3, channels, 7, 2, 3, bias=False), nn.BatchNorm2d(channels)
+    for stage, stride in enumerate((1, 2, 2, 2)):
+        setattr(net, f"layer{stage + 1}", net._make_layer(kind, channels * 2**stage, counts[stage], stride))
+    net.fc = nn.Linear(channels * 8 * kind.expansion, 5)
+    return net
+
+
+@pytest.fixture(scope="module")
+def resnet() -> nn.Module:
+    """A network with 74 tensors, the classifier's two among them."""
+    return drawn(torchvision_resnet("basic", [1, 1, 1, 1], 4))
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.rand((3, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+
+
+def features_of(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """What torchvision's network computes in front of its classifier."""
+    net = copy.deepcopy(net).eval()
+    net.fc = nn.Identity()
+    normalise = v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    with torch.no_grad():
+        return net(normalise(images))
+
+
+# Official checkpoints
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_official_checkpoint_gives_the_official_representation(
+    official_files, official, eval_images, tmp_path, file
+):
+    found = convert(official_files / file, preprocessing=SMALL)
+    save_encoder(found.encoder, tmp_path)
+    for encoder in (found.encoder, load_encoder(tmp_path)):
+        torch.testing.assert_close(
+            encoder(eval_images), torch.from_numpy(official["eval_representation"]), rtol=0, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_official_checkpoint_is_loaded_as_it_is(official_files, eval_images, file):
+    encoder, converted = load_encoder(official_files / file), convert(official_files / file).encoder
+    assert not encoder.training
+    assert encoder.info.image_size == (224, 224)
+    assert torch.equal(encoder(eval_images), converted(eval_images))
+    moved = official_files / "without_a_suffix"
+    moved.write_bytes((official_files / file).read_bytes())
+    assert torch.equal(load_encoder(moved)(eval_images), converted(eval_images))
+
+
+def test_everything_in_an_official_checkpoint_is_accounted_for(official_files):
+    found = convert(official_files / FILES[0])
+    assert found.source == "official checkpoint after 6 steps"
+    assert found.matched == 120 == len(found.encoder.net.state_dict())
+    heads = {"projector": 8, "predictor": 8, "classifier": 2}
+    expected = {f"{which} {head}": count for which in ("online", "target") for head, count in heads.items()}
+    assert found.left_out == {**expected, "target encoder": 120}
+
+
+def test_training_can_be_continued_from_an_official_checkpoint(official_files, official, eval_images):
+    """All four networks in one learner, whose projection and prediction are the official ones."""
+    path = official_files / FILES[0]
+    net, target = load_encoder(path).net, load_encoder(path).net
+    target.load_state_dict(official_state(path, "target"))
+    learner = byol.BYOL(net, 48, None, 32, 64, target_net=target)
+    learner.online.projector.load_state_dict(official_state(path, "online", "projector"))
+    learner.predictor.load_state_dict(official_state(path, "online", "predictor"))
+    learner.target.projector.load_state_dict(official_state(path, "target", "projector"))
+    learner.eval()
+    with torch.no_grad():
+        projection, _ = learner(eval_images, return_embedding=True)
+        prediction = learner.predict(learner.prepare(eval_images))
+    torch.testing.assert_close(projection, torch.from_numpy(official["eval_projection"]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(prediction, torch.from_numpy(official["eval_prediction"]), rtol=0, atol=1e-4)
+    theirs = official["step6/target_params/projector/linear_1.w"].T
+    np.testing.assert_array_equal(learner.target.projector[3].weight, theirs)
+    assert torch.isfinite(learner.train()(eval_images))
+
+
+def test_symmetric_padding_is_a_torchvision_network_with_other_features(tmp_path):
+    """The tensors are the same, so what differs is the padding alone."""
+    file = write_official(tmp_path / "a.pkl", haiku_network(width=1 / 8))
+    same = convert(file, preprocessing=Preprocessing(image_size=64)).encoder
+    symmetric = convert(file, padding="symmetric", preprocessing=Preprocessing(image_size=64)).encoder
+    theirs = headless(torchvision_resnet("bottleneck", [3, 4, 6, 3], 8))
+    theirs.load_state_dict(symmetric.net.state_dict())
+    images = torch.rand((4, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(symmetric(images), features_of(theirs, images), rtol=1e-4, atol=1e-4)
+    assert all(
+        torch.equal(value, symmetric.net.state_dict()[name]) for name, value in same.net.state_dict().items()
+    )
+    assert (same(images) - symmetric(images)).norm() > 0.01 * same(images).norm()
+
+
+def test_official_images_are_resized_as_the_official_code_does(official_files, eval_images):
+    """Central square, then bicubic without antialiasing, then clipped."""
+    encoder = convert(official_files / FILES[0], preprocessing=Preprocessing(image_size=20)).encoder
+    assert (encoder.info.crop_ratio, encoder.info.interpolation, encoder.info.antialias) == (
+        0.875,
+        "bicubic",
+        False,
+    )
+    square = Crops(torch.tensor([[3, 3, 42, 42]]).expand(4, 4), torch.zeros(4, dtype=torch.bool))
+    expected = crop_resize(eval_images, square, (20, 20), antialias=False).clamp(0, 1)
+    torch.testing.assert_close(encoder.prepare(eval_images), expected)
+
+
+# Other libraries' checkpoints
+
+
+def another() -> nn.Module:
+    """The target network, which is not what is looked for."""
+    return torchvision_resnet("basic", [1, 1, 1, 1], 4)
+
+
+def prefixed(net: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in net.state_dict().items()}
+
+
+def heads(*names: str) -> dict[str, torch.Tensor]:
+    return {f"{name}.{i}.weight": torch.rand(4, 4) for name in names for i in (0, 3)}
+
+
+def byol_pytorch(net: nn.Module) -> dict[str, torch.Tensor]:
+    """`learner.state_dict()` of byol-pytorch 0.9: the network, twice in the online encoder's sense, and the target."""
+    return {**prefixed(net, "net."), **prefixed(net, "online_encoder.net."), **heads("online_encoder.projector.net"),
+            **heads("online_predictor"), **prefixed(another(), "target_encoder.net.")}  # fmt: skip
+
+
+def lightly(net: nn.Module, name: str = "backbone", teacher: str = "teacher_backbone") -> dict[str, object]:
+    """A Lightning checkpoint of lightly's benchmark module."""
+    state = {**prefixed(net, f"{name}."), **heads("projection_head.layers", "prediction_head.layers"),
+             **prefixed(another(), f"{teacher}."), **heads("teacher_projection_head.layers")}  # fmt: skip
+    more = {
+        "optimizer_states": [{"state": {}, "param_groups": [{"lr": 0.1}]}],
+        "hyper_parameters": {"num_classes": 10},
+    }
+    return {"epoch": 3, "pytorch-lightning_version": "2.6.6", "state_dict": OrderedDict(state), **more}
+
+
+def headless(net: nn.Module) -> nn.Module:
+    net = copy.deepcopy(net)
+    net.fc = nn.Identity()
+    return net
+
+
+def sequential(net: nn.Module) -> nn.Module:
+    """As lightly's examples keep a backbone."""
+    return nn.Sequential(*list(net.children())[:-1])
+
+
+def solo_learn(net: nn.Module, name: str = "backbone") -> dict[str, object]:
+    state = {**prefixed(net, f"{name}."), **heads("classifier", "projector", "predictor", "momentum_projector"),
+             **prefixed(another(), f"momentum_{name}.")}  # fmt: skip
+    return {"state_dict": state, "epoch": 1, "callbacks": {}}
+
+
+LAYOUTS = {
+    "byol-pytorch, learner": (byol_pytorch, "byol-pytorch", "online_encoder.net."),
+    "byol-pytorch, online encoder alone": (
+        lambda net: {"state_dict": prefixed(net, "online_encoder.net.")},
+        "byol-pytorch",
+        "online_encoder.net.",
+    ),
+    "byol-pytorch, its Lightning example": (
+        lambda net: {"state_dict": {f"learner.{name}": part for name, part in byol_pytorch(net).items()}},
+        "byol-pytorch",
+        "learner.online_encoder.net.",
+    ),
+    "byol-pytorch, network": (lambda net: net.state_dict(), "a plain network", ""),
+    "lightly, benchmark": (lambda net: lightly(headless(net)), "lightly", "backbone."),
+    "lightly, example": (
+        lambda net: lightly(sequential(net), teacher="backbone_momentum"),
+        "lightly",
+        "backbone.",
+    ),
+    "lightly, student": (
+        lambda net: lightly(headless(net), "student_backbone"),
+        "lightly",
+        "student_backbone.",
+    ),
+    "solo-learn": (lambda net: solo_learn(headless(net)), "solo-learn", "backbone."),
+    "solo-learn before 1.0.3": (lambda net: solo_learn(headless(net), "encoder"), "solo-learn", "encoder."),
+    "under DistributedDataParallel": (lambda net: prefixed(net, "module."), "a plain network", ""),
+    "torch.compile": (lambda net: lightly(net, "backbone._orig_mod"), "lightly", "backbone."),
+    "half precision": (lambda net: {k: v.half() for k, v in net.state_dict().items()}, "a plain network", ""),
+    "of this library": (
+        lambda net: byol.BYOL(copy.deepcopy(net), 32).state_dict(),
+        "byol",
+        "online.encoder.net.",
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_encoder_in_another_librarys_checkpoint_gives_that_networks_features(
+    tmp_path, resnet, images, layout
+):
+    make, library, prefix = LAYOUTS[layout]
+    torch.save(make(resnet), tmp_path / "checkpoint.pt")
+    found = convert(tmp_path / "checkpoint.pt", preprocessing=Preprocessing(image_size=64))
+    assert library in found.source
+    assert repr(prefix) in found.source or not prefix
+    assert (found.matched, found.encoder.info.encoder) == (72, "resnet")
+    tolerance = 2e-2 if layout == "half precision" else 1e-4
+    torch.testing.assert_close(
+        found.encoder(images), features_of(resnet, images), rtol=tolerance, atol=tolerance
+    )
+    save_encoder(found.encoder, tmp_path)
+    assert torch.equal(load_encoder(tmp_path)(images), found.encoder(images))
+
+
+def test_every_tensor_of_a_foreign_checkpoint_is_accounted_for(tmp_path, resnet):
+    for number, (make, *_) in enumerate(LAYOUTS.values()):
+        contents = make(resnet)
+        torch.save(contents, tmp_path / f"{number}.pt")
+        found = convert(tmp_path / f"{number}.pt")
+        assert found.matched + sum(found.left_out.values()) == len(contents.get("state_dict", contents))
+    assert convert(tmp_path / "0.pt").left_out == {
+        "net": 74, "online_encoder.projector": 2, "online_predictor": 2, "target_encoder": 74, "fc": 2
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "stem", "padding"), [(solo_learn, "solo-learn", 2), (lightly, "small", 1)])
+def test_small_first_convolution_is_padded_as_the_library_does(tmp_path, resnet, make, stem, padding):
+    torch.manual_seed(0)
+    net = headless(resnet)
+    net.conv1, net.maxpool = nn.Conv2d(3, 4, 3, 1, padding, bias=False), nn.Identity()
+    torch.save(make(net), tmp_path / "cifar.ckpt")
+    found = convert(tmp_path / "cifar.ckpt")
+    assert found.encoder.info.options["stem"] == stem
+    assert found.encoder.info.image_size == (32, 32)
+    assert [f"padding {padding}" in assumption for assumption in found.assumed] == [False, True]
+    images = torch.rand((2, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found.encoder(images), features_of(net, images), rtol=1e-4, atol=1e-4)
+
+
+def test_official_network_that_others_converted_keeps_its_padding(official_files, tmp_path, eval_images):
+    encoder = convert(official_files / FILES[0], preprocessing=SMALL).encoder
+    torch.save({"online_backbone": prefixed(encoder.net, "module."), "epoch": 1}, tmp_path / "a.pth.tar")
+    found = convert(tmp_path / "a.pth.tar", padding="same", preprocessing=SMALL).encoder
+    assert torch.equal(found(eval_images), encoder(eval_images))
+    assert found.info.options == encoder.info.options
+
+
+@pytest.mark.parametrize(
+    "name", ["timm:test_vit", "timm:test_resnet", "torchvision:mobilenet_v3_small", "convnet"]
+)
+def test_other_networks_are_named(tmp_path, name):
+    net = byol.build_encoder(name, image_size=32)
+    torch.save(lightly(net), tmp_path / "a.ckpt")
+    found = convert(tmp_path / "a.ckpt", encoder=name, preprocessing=Preprocessing(image_size=32)).encoder
+    save_encoder(found, tmp_path)
+    loaded = load_encoder(tmp_path)
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in loaded.net.state_dict().items())
+    with pytest.raises(CheckpointError, match="is no ResNet that byol can recognise"):
+        convert(tmp_path / "a.ckpt", prefix="teacher_backbone.fc")
+
+
+def test_classifier_of_a_named_network_is_left_out_and_told(tmp_path):
+    torch.save(timm.create_model("test_vit", num_classes=7).state_dict(), tmp_path / "a.pt")
+    found = convert(tmp_path / "a.pt", encoder="timm:test_vit", preprocessing=Preprocessing(image_size=160))
+    assert found.left_out == {"head": 2}
+
+
+def test_the_prefix_can_be_told(tmp_path, resnet, images):
+    torch.save({**prefixed(resnet, "my.net."), **heads("backbone")}, tmp_path / "a.pt")
+    for prefix in ("my.net", "my.net."):
+        found = convert(tmp_path / "a.pt", prefix=prefix, preprocessing=Preprocessing(image_size=64))
+        torch.testing.assert_close(found.encoder(images), features_of(resnet, images), rtol=1e-4, atol=1e-4)
+    with pytest.raises(
+        CheckpointError, match=r"has no tensors under 'mine\.'\. It has: my \(74\), backbone \(2\)"
+    ):
+        convert(tmp_path / "a.pt", prefix="mine")
+
+
+def test_tensors_that_fit_no_network_are_never_passed_over(tmp_path, resnet):
+    state = headless(resnet).state_dict()
+    for change, says in (
+        ({"layer1.0.se.weight": torch.rand(3)}, r"1 too many \(layer1\.0\.se\.weight, \.\.\.\)"),
+        ({"bn1.weight": None}, r"1 missing \(bn1\.weight, \.\.\.\)"),
+        ({"bn1.weight": torch.rand(5)}, "do not fit the network ResNet: size mismatch for bn1"),
+    ):
+        changed = {name: value for name, value in {**state, **change}.items() if value is not None}
+        torch.save(changed, tmp_path / "a.pt")
+        with pytest.raises(CheckpointError, match=says):
+            convert(tmp_path / "a.pt")
+
+
+def test_files_without_batch_counters_are_taken(tmp_path, resnet):
+    state = {name: value for name, value in resnet.state_dict().items() if "num_batches" not in name}
+    torch.save(state, tmp_path / "a.pt")
+    assert convert(tmp_path / "a.pt").matched == 60
+
+
+def test_preprocessing_travels_with_the_encoder(tmp_path, resnet):
+    torch.save(resnet.state_dict(), tmp_path / "a.pt")
+    told = Preprocessing(
+        40, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), crop_ratio=1.0, interpolation="bilinear", antialias=False
+    )
+    save_encoder(convert(tmp_path / "a.pt", preprocessing=told).encoder, tmp_path)
+    encoder = load_encoder(tmp_path)
+    images = torch.randint(
+        0, 256, (2, 3, 60, 60), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    resized = nn.functional.interpolate(images / 255, (40, 40), mode="bilinear")
+    torch.testing.assert_close(encoder.prepare(images), resized, rtol=0, atol=1e-5)
+    net = headless(resnet)
+    with torch.no_grad():
+        expected = net(v2.Normalize((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))(resized))
+    torch.testing.assert_close(encoder(images), expected, rtol=1e-3, atol=1e-3)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("forced", [False, True], ids=["", "even if torch is told to"])
+@pytest.mark.parametrize("new_format", [True, False])
+def test_nothing_in_a_torch_checkpoint_is_executed(tmp_path, monkeypatch, forced, new_format):
+    canary, file = tmp_path / "executed", tmp_path / "a.ckpt"
+
+    class Canary:
+        def __reduce__(self):
+            return os.system, (f"touch {canary}",)
+
+    torch.save(
+        {"state_dict": {}, "hyper_parameters": Canary()}, file, _use_new_zipfile_serialization=new_format
+    )
+    if forced:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(
+        CheckpointError, match=r"calls for posix\.system, which would have to be run, and nothing was"
+    ):
+        convert(file)
+    assert not canary.exists()
+    torch.load(file, weights_only=False)
+    assert canary.exists()
+
+
+def test_torch_checkpoint_that_is_cut_off_or_damaged_is_refused(tmp_path, resnet):
+    for new_format in (True, False):
+        torch.save(resnet.state_dict(), tmp_path / "a.pt", _use_new_zipfile_serialization=new_format)
+        content = (tmp_path / "a.pt").read_bytes()
+        for share in (0.0001, 0.01, 0.5, 0.999):
+            (tmp_path / "a.pt").write_bytes(content[: max(20, int(share * len(content)))])
+            with pytest.raises(CheckpointError, match="cannot be read as a torch checkpoint"):
+                convert(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"", "it is empty"), (b"<!DOCTYPE html><html>", "begins like a web page"), (b"\x1f\x8b\x08" + b"0" * 20, "compressed"),
+     (b"version https://git-lfs.github.com/spec/v1\n", "git-lfs pointer"), (b"\x89HDF\r\n\x1a\n", "HDF5"),
+     (b"\x80\x02\0\0\0\0\0\0{\"a", "safetensors"),
+     (b"cos\nsystem\n(S'ls'\ntR.", "it is neither"), (np.random.default_rng(0).bytes(99), "it is neither")],
+)  # fmt: skip
+def test_file_of_another_kind_is_told_from_a_checkpoint(tmp_path, content, says):
+    (tmp_path / "a.pkl").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"no official checkpoint .* and no torch checkpoint: .*{says}"):
+        convert(tmp_path / "a.pkl")
+
+
+@pytest.mark.parametrize(
+    ("contents", "says"),
+    [({"state_dict": {"epoch": 3}}, "holds no tensors by name, only: state_dict"), ([torch.zeros(3)], "only: list"),
+     ({"weights": {"a": torch.zeros(3)}}, "only: weights"), ({"a": torch.zeros(3)}, "is no ResNet that byol can recognise")],
+)  # fmt: skip
+def test_torch_file_without_an_encoder_is_told_what_it_lacks(tmp_path, contents, says):
+    torch.save(contents, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=says):
+        convert(tmp_path / "a.pt")
+
+
+def test_torch_checkpoint_is_not_loaded_without_being_converted(tmp_path, resnet):
+    torch.save(resnet.state_dict(), tmp_path / "a.pt")
+    with pytest.raises(
+        CheckpointError, match=r"is a torch checkpoint\. Make an encoder of it first: byol convert"
+    ):
+        load_encoder(tmp_path / "a.pt")
+
+
+def test_official_checkpoint_needs_no_network_named(official_files):
+    with pytest.raises(ConfigError, match="tells its network: leave encoder, prefix and hidden_layer out"):
+        convert(official_files / FILES[0], encoder="resnet50")
+    with pytest.raises(ConfigError, match="tells its network: leave net out"):
+        load_encoder(official_files / FILES[0], net="resnet50")
+
+
+def test_official_resnet18_is_refused_with_the_reason(tmp_path):
+    """Its first stage has a projection that torchvision's ResNet-18 has not."""
+    parameters, state = haiku_network(blocks=(1, 1, 1, 1), width=1 / 64, hidden=4)
+    basic = tuple(
+        {name: leaves for name, leaves in part.items() if "_2" not in name[-20:]}
+        for part in (parameters, state)
+    )
+    with pytest.raises(
+        CheckpointError, match="its first stage has a projection, as the official code's ResNet-18"
+    ):
+        convert(write_official(tmp_path / "a.pkl", basic))
+
+
+def test_hostile_shapes_build_no_large_network(tmp_path):
+    """Two hundred blocks, of which one is large: without weights of its own no block costs memory."""
+    parameters, state = haiku_network(blocks=(1, 1, 1, 1), width=1 / 64, hidden=4)
+    root = "res_net50/~/block_group_0/~"
+    parameters[f"{root}/block_0/~/conv_1"] = {"w": np.zeros((3, 3, 256, 256), np.float32)}
+    for block in range(1, 200):
+        parameters[f"{root}/block_{block}/~/conv_0"] = {"w": np.zeros((1, 1, 1, 1), np.float32)}
+    file = write_official(tmp_path / "a.pkl", (parameters, state))
+    with pytest.raises(CheckpointError, match="do not fit the network ResNet"):
+        convert(file)
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [({"image_size": 0}, "image_size is 0"), ({"crop_ratio": 0.0}, "crop_ratio is 0.0"),
+     ({"crop_ratio": 1.5}, "crop_ratio is 1.5"), ({"std": (0.1, 0.0, 0.1)}, "std is")],
+)  # fmt: skip
+def test_impossible_preprocessing_is_refused(told, says):
+    with pytest.raises(ConfigError, match=says):
+        Preprocessing(**told)
+
+
+def test_padding_of_a_named_network_is_its_own(tmp_path, resnet):
+    torch.save(resnet.state_dict(), tmp_path / "a.pt")
+    with pytest.raises(ConfigError, match="padding is 'same', and torchvision:resnet18 pads as it does"):
+        convert(tmp_path / "a.pt", encoder="torchvision:resnet18", padding="same")
+
+
+def test_mean_must_fit_the_channels(official_files):
+    with pytest.raises(ConfigError, match="mean has 1 and std 3 numbers; the encoder takes 3 channels"):
+        convert(official_files / FILES[0], preprocessing=Preprocessing(mean=(0.5,)))
+
+
+def test_missing_file_and_folder_are_one_sentence(tmp_path):
+    for path, says in ((tmp_path / "nothing.pkl", "No such file"), (tmp_path, "it is a folder")):
+        with pytest.raises(CheckpointError, match=f"cannot be read .*{says}.*Give a checkpoint file"):
+            convert(path)
+
+
+def test_a_hostile_pickle_is_refused_by_load_encoder_too(tmp_path):
+    canary = tmp_path / "executed"
+
+    class Canary:
+        def __reduce__(self):
+            return os.system, (f"touch {canary}",)
+
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"experiment_state": Canary()}, 2))
+    with pytest.raises(CheckpointError, match="calls for 'posix"):
+        load_encoder(tmp_path / "a.pkl")
+    assert not canary.exists()
+
+
+def test_a_damaged_torch_checkpoint_is_told_without_advice_to_load_it_unprotected(tmp_path):
+    torch.save({"a": torch.rand(3)}, tmp_path / "a.pt")
+    whole = (tmp_path / "a.pt").read_bytes()
+    place = whole.index(b"a/data.pkl") + len("a/data.pkl")
+    for damage in (
+        whole.replace(b"_rebuild_tensor_v2", b"_rebuild_tensor_vX"),
+        whole[:place] + b"\x80\x02}q\xff" + whole[place + 5 :],
+    ):
+        (tmp_path / "b.pt").write_bytes(damage)
+        with pytest.raises(CheckpointError) as told:
+            convert(tmp_path / "b.pt")
+        assert "weights_only" not in str(told.value)
+        assert "\n" not in str(told.value)
+
+
+def test_a_checkpoint_of_nothing_is_told(tmp_path):
+    torch.save({}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="holds no tensors by name, only: nothing"):
+        convert(tmp_path / "a.pt")
+
+
+def test_tensors_that_are_no_numbers_are_refused(tmp_path):
+    tensors = models.resnet18().state_dict()
+    tensors["layer1.0.conv1.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(tensors, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"layer1\.0\.conv1\.weight in .*a\.pt holds NaN or infinity"):
+        convert(tmp_path / "a.pt")
+
+
+def test_symmetric_padding_of_an_official_checkpoint_is_warned_of(official_files, caplog):
+    file = next(official_files.glob("*.pkl"))
+    convert(file)
+    assert caplog.text == ""
+    convert(file, padding="symmetric")
+    assert "the features are not the official ones" in caplog.text

@@ -1,0 +1,406 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from byol.encoders.encoder import FILE, digest, save_encoder
+from byol.encoders.load import load_encoder
+from byol.errors import ByolError, CheckpointError, ConfigError
+
+IMAGES = torch.randint(0, 256, (3, 3, 20, 27), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def trained(net: nn.Module) -> nn.Module:
+    """A network whose every number, buffers included, differs from what a fresh one has."""
+    generator = torch.Generator().manual_seed(7)
+    for value in net.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.rand(value.shape, generator=generator) * 0.4 + 0.1)
+        else:
+            value.fill_(1234)
+    return net
+
+
+def small_resnet50() -> nn.Module:
+    return torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, [1, 1, 1, 1], width_per_group=8)
+
+
+def token_net() -> nn.Module:
+    return torchvision.models.VisionTransformer(16, 8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=16)
+
+
+def described(file: Path) -> dict:
+    with safe_open(file, "pt") as opened:
+        return json.loads(opened.metadata()["byol"])
+
+
+def equal(state: dict, other: dict) -> bool:
+    return list(state) == list(other) and all(
+        torch.equal(value, other[name]) and value.dtype == other[name].dtype for name, value in state.items()
+    )
+
+
+def test_loaded_encoder_is_bit_for_bit_the_saved_one(encoder_of, tmp_path):
+    encoder = encoder_of("convnet", width=4)
+    trained(encoder.net)
+    file = save_encoder(encoder, tmp_path)
+    assert file == tmp_path / FILE
+    for path in (tmp_path, file, str(tmp_path), str(file)):
+        loaded = load_encoder(path)
+        assert loaded.info == encoder.info
+        assert equal(loaded.state_dict(), encoder.state_dict())
+        assert not loaded.training
+        torch.testing.assert_close(loaded(IMAGES), encoder(IMAGES), rtol=1e-5, atol=1e-5)
+
+
+def test_saving_again_what_was_loaded_writes_the_same_bytes(encoder_of, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    save_encoder(encoder_of("convnet"), tmp_path / "a")
+    save_encoder(load_encoder(tmp_path / "a"), tmp_path / "b")
+    for name in (FILE, "encoder.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_one_file_is_enough_wherever_it_is_moved(encoder_of, tmp_path):
+    encoder = encoder_of("convnet")
+    save_encoder(encoder, tmp_path)
+    moved = tmp_path / "else where" / "my encoder.st"
+    moved.parent.mkdir()
+    shutil.move(tmp_path / FILE, moved)
+    (tmp_path / "encoder.json").unlink()
+    assert load_encoder(moved).info == encoder.info
+
+
+def test_description_beside_the_file_is_the_one_inside(encoder_of, tmp_path):
+    encoder = encoder_of("convnet", width=6)
+    beside = json.loads((save_encoder(encoder, tmp_path).parent / "encoder.json").read_text())
+    assert beside == described(tmp_path / FILE)
+    assert beside["encoder"] == "convnet"
+    assert beside["options"] == {"width": 6}
+    assert (beside["image_size"], beside["channels"], beside["features"]) == ([16, 16], 3, 96)
+    assert beside["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_saving_leaves_the_encoder_as_it_was(encoder_of, tmp_path):
+    encoder = encoder_of("convnet").train()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    save_encoder(encoder, tmp_path)
+    assert encoder.training
+    assert equal(encoder.state_dict(), before)
+
+
+def test_tensors_have_the_names_of_torchvision(encoder_of, tmp_path):
+    encoder = encoder_of("resnet18")
+    trained(encoder.net)
+    tensors = load_file(save_encoder(encoder, tmp_path))
+    theirs = torchvision.models.resnet18()
+    missing = theirs.load_state_dict(tensors, strict=False)
+    assert missing.missing_keys == ["fc.weight", "fc.bias"]
+    assert missing.unexpected_keys == []
+    theirs.fc = nn.Identity()
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(theirs.eval()(images), encoder.net.eval()(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "pooling"),
+    [("torchvision:resnet18", None, "none"), ("torchvision:resnet18", "layer4.1.conv1", "channels first"),
+     ("timm:test_vit", "blocks.0", "first token"), ("timm:test_vit2", "blocks.0", "mean of tokens"),
+     ("timm:test_resnet", "layer2", "channels first")],
+)  # fmt: skip
+def test_library_networks_come_back_by_their_names_with_hidden_layer_and_pooling(
+    encoder_of, tmp_path, name, layer, pooling
+):
+    encoder = encoder_of(name, layer, size=(32, 32))
+    save_encoder(encoder, tmp_path)
+    loaded = load_encoder(tmp_path)
+    assert loaded.info == encoder.info
+    assert (loaded.network.layer, loaded.network.pooling) == (layer, pooling)
+    torch.testing.assert_close(loaded(IMAGES), encoder(IMAGES), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("build", "layer", "pooling"),
+    [(small_resnet50, "layer3", "channels first"), (small_resnet50, "avgpool", "channels first"),
+     (token_net, "encoder", "first token"), (token_net, "encoder.layers.encoder_layer_0.mlp", "first token"),
+     (lambda: timm.create_model("test_vit2", img_size=16, num_classes=0), "norm", "mean of tokens")],
+    ids=["map", "average", "vit", "mlp of vit", "timm vit with registers"],
+)  # fmt: skip
+def test_own_network_given_again_is_read_at_the_same_hidden_layer(
+    encoder_of, tmp_path, build, layer, pooling
+):
+    torch.manual_seed(0)
+    encoder = encoder_of(build(), layer)
+    save_encoder(encoder, tmp_path)
+    loaded = load_encoder(tmp_path, net=build())
+    assert loaded.info == encoder.info
+    assert (loaded.network.layer, loaded.network.pooling) == (layer, pooling)
+    assert (loaded.network.skip, loaded.network.calls) == (encoder.network.skip, encoder.network.calls)
+    torch.testing.assert_close(loaded(IMAGES), encoder(IMAGES), rtol=1e-4, atol=1e-4)
+
+
+class Repeats(nn.Module):
+    """Runs one layer twice; the second time counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.shared, self.last = nn.Conv2d(3, 4, 3, 2), nn.Conv2d(4, 4, 1), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(self.shared(self.shared(self.first(x)).relu()).mean(dim=(2, 3)))
+
+
+def test_layer_that_runs_twice_is_read_the_second_time_after_loading_too(encoder_of, tmp_path):
+    torch.manual_seed(0)
+    encoder = encoder_of(Repeats(), "shared")
+    save_encoder(encoder, tmp_path)
+    assert described(tmp_path / FILE)["calls"] == 2
+    torch.testing.assert_close(
+        load_encoder(tmp_path, net=Repeats())(IMAGES), encoder(IMAGES), rtol=1e-5, atol=1e-5
+    )
+
+
+class Odd(nn.Module):
+    """One weight under two names, and buffers of other types and shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.twin = nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(3, 4, 3, bias=False)
+        self.twin.weight = self.conv.weight
+        for name, value in (
+            ("short", torch.rand(3).bfloat16()),
+            ("flag", torch.tensor(True)),
+            ("empty", torch.zeros(0, 2)),
+        ):
+            self.register_buffer(name, value)
+
+    def forward(self, x):
+        return self.twin(x).mean(dim=(2, 3))
+
+
+def test_tensors_of_every_type_and_shared_ones_come_back(encoder_of, tmp_path):
+    torch.manual_seed(0)
+    encoder = encoder_of(Odd())
+    save_encoder(encoder, tmp_path)
+    assert equal(load_encoder(tmp_path, net=Odd()).state_dict(), encoder.state_dict())
+
+
+def test_gray_encoder_and_oblong_size_come_back(encoder_of, tmp_path):
+    encoder = encoder_of("convnet", channels=1, size=(12, 20))
+    save_encoder(encoder, tmp_path)
+    loaded = load_encoder(tmp_path)
+    assert (loaded.info.channels, loaded.info.image_size, len(loaded.info.mean)) == (1, (12, 20), 1)
+    torch.testing.assert_close(loaded(IMAGES[:, :1]), encoder(IMAGES[:, :1]), rtol=1e-5, atol=1e-5)
+
+
+def test_file_is_as_readable_as_the_umask_allows(encoder_of, tmp_path):
+    for mask, mode in ((0o022, 0o644), (0o077, 0o600), (0o002, 0o664)):
+        before = os.umask(mask)
+        try:
+            save_encoder(encoder_of("convnet"), tmp_path)
+        finally:
+            os.umask(before)
+        assert {(tmp_path / name).stat().st_mode & 0o777 for name in (FILE, "encoder.json")} == {mode}
+
+
+def test_any_flipped_bit_of_the_header_is_noticed(encoder_of, tmp_path):
+    file = save_encoder(encoder_of("convnet", width=1), tmp_path)
+    sound = file.read_bytes()
+    length = 8 + int.from_bytes(sound[:8], "little")
+    for position in range(0, length, 5):
+        damaged = bytearray(sound)
+        damaged[position] ^= 1 << position % 8
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError):
+            load_encoder(file)
+
+
+def test_any_flipped_bit_of_the_tensors_is_noticed(encoder_of, tmp_path):
+    file = save_encoder(encoder_of("convnet", width=1), tmp_path)
+    sound = file.read_bytes()
+    length = 8 + int.from_bytes(sound[:8], "little")
+    for position in range(length, len(sound), 97):
+        damaged = bytearray(sound)
+        damaged[position] ^= 1 << position % 8
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="is damaged: what it holds does not match its checksum"):
+            load_encoder(file)
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.5, 0.9999])
+def test_cut_off_file_is_refused_by_name(encoder_of, tmp_path, share):
+    file = save_encoder(encoder_of("convnet"), tmp_path)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match=f"{FILE} cannot be read as safetensors"):
+        load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"<html>", b"\x80\x01\x00"]
+)
+def test_something_else_than_safetensors_is_refused(tmp_path, content):
+    (tmp_path / FILE).write_bytes(content)
+    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+        load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_safetensors_of_another_program_is_refused(tmp_path, metadata):
+    save_file({"a": torch.zeros(3)}, tmp_path / "model.safetensors", metadata=metadata)
+    with pytest.raises(CheckpointError, match="not an encoder of this project: it has no description"):
+        load_encoder(tmp_path / "model.safetensors")
+
+
+def rewritten(file: Path, **changes: object) -> Path:
+    """The file with another description and a checksum that fits it, as another version or a stranger could write it."""
+    description = {**described(file), **changes}
+    del description["blake2b"]
+    tensors = load_file(file)
+    description["blake2b"] = digest(tensors, description)
+    save_file(tensors, file, metadata={"byol": json.dumps(description)})
+    return file
+
+
+def test_file_of_a_newer_format_asks_for_an_upgrade(encoder_of, tmp_path):
+    file = rewritten(save_encoder(encoder_of("convnet"), tmp_path), format=2, something_new="x")
+    with pytest.raises(CheckpointError, match=r"written by a newer version of byol\. Upgrade byol"):
+        load_encoder(file)
+    description = {**described(file), "format": 3, "checksum": "of another kind"}
+    save_file(load_file(file), file, metadata={"byol": json.dumps(description)})
+    with pytest.raises(CheckpointError, match=r"written by a newer version of byol\. Upgrade byol"):
+        load_encoder(file)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"crop_ratio": 0}, {"crop_ratio": 1.5}, {"crop_ratio": "all"}, {"interpolation": "nearest"}, {"interpolation": None},
+     {"antialias": 1}],
+    ids=str,
+)  # fmt: skip
+def test_preprocessing_that_cannot_be_is_refused(encoder_of, tmp_path, wrong):
+    file = save_encoder(encoder_of("convnet"), tmp_path)
+    with pytest.raises(CheckpointError, match="does not describe an encoder as this version of byol does"):
+        load_encoder(rewritten(file, **wrong))
+
+
+def test_file_from_before_preprocessing_was_told_is_read(encoder_of, tmp_path):
+    """They were all resized as the defaults say."""
+    file = save_encoder(encoder_of("convnet"), tmp_path)
+    told = described(file)
+    info = load_encoder(file).info
+    description = {
+        name: told[name]
+        for name in told
+        if name not in ("crop_ratio", "interpolation", "antialias", "blake2b")
+    }
+    tensors = load_file(file)
+    save_file(
+        tensors, file, metadata={"byol": json.dumps({**description, "blake2b": digest(tensors, description)})}
+    )
+    assert load_encoder(file).info == info
+    assert (info.crop_ratio, info.interpolation, info.antialias) == (0.875, "bicubic", True)
+
+
+def test_missing_file_says_what_was_expected(tmp_path):
+    for path in (tmp_path, tmp_path / "nothing", tmp_path / "nothing" / FILE):
+        with pytest.raises(
+            CheckpointError,
+            match=rf"no encoder at {path}; expected a run's folder, an {FILE} file, an official",
+        ):
+            load_encoder(path)
+
+
+def test_unfinished_run_is_told_from_a_missing_one(tmp_path):
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"not finished\. Run the same `byol train` command again"):
+        load_encoder(tmp_path)
+
+
+def test_tensors_that_do_not_fit_the_network_are_named(encoder_of, tmp_path):
+    file = save_encoder(encoder_of("convnet"), tmp_path)
+    with pytest.raises(CheckpointError, match=r"do not fit the network ConvNet: size mismatch for layers"):
+        load_encoder(rewritten(file, options={"width": 5}))
+    with pytest.raises(CheckpointError, match="do not fit the network ResNet: Missing key"):
+        load_encoder(file, net=small_resnet50())
+
+
+def test_network_without_the_hidden_layer_is_refused_when_it_is_loaded(encoder_of, tmp_path):
+    def build(name: str) -> nn.Module:
+        return nn.Sequential(OrderedDict([("conv", nn.Conv2d(3, 4, 3)), (name, nn.ReLU())]))
+
+    save_encoder(encoder_of(build("relu"), "relu"), tmp_path)
+    with pytest.raises(ConfigError, match="has no layer 'relu'"):
+        load_encoder(tmp_path, net=build("activation"))
+
+
+def test_an_encoder_is_written_with_its_description_or_not_at_all(encoder_of, tmp_path):
+    (tmp_path / "encoder.json").mkdir()
+    with pytest.raises(ByolError, match="The encoder could not be written"):
+        save_encoder(encoder_of("convnet"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["encoder.json"]
+
+
+def test_disk_that_fills_up_leaves_the_old_file_and_no_temporary(encoder_of, tmp_path):
+    """In a process whose files may not grow beyond some bytes, which is how a full disk looks to it."""
+    old = save_encoder(encoder_of("convnet", width=8), tmp_path).read_bytes()
+    script = f"""
+import resource, signal, sys
+from byol import ByolError, load_encoder
+from byol.encoders.encoder import save_encoder
+encoder = load_encoder({str(tmp_path)!r})
+for value in encoder.state_dict().values():
+    value.zero_()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+for room in (0, 1000, 20_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+    try:
+        save_encoder(encoder, {str(tmp_path)!r})
+    except ByolError as failure:
+        print(failure)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"The encoder could not be written to {tmp_path}: ") == 3
+    assert (tmp_path / FILE).read_bytes() == old
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder.json", FILE]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mean": ["a", "b", "c"]},
+        {"std": [0.5, 0.0, 0.5]},
+        {"options": {"channels": 1}},
+        {"options": {"width": "8"}},
+        {"options": {"width": -1}},
+        {"encoder": "timm:resnet18", "options": {"norm_layer": "nope"}},
+        {"encoder": "timm:resnet18", "options": {"checkpoint_path": "weights.pt"}},
+        {"encoder": "torchvision:resnet18", "options": {"weights": "DEFAULT"}},
+        {"encoder": "resnet18", "options": {"stem": ["small"]}},
+    ],
+    ids=str,
+)
+def test_a_description_that_nothing_can_be_built_of_is_one_sentence(encoder_of, tmp_path, changes):
+    file = rewritten(save_encoder(encoder_of("convnet"), tmp_path), **changes)
+    with pytest.raises(ByolError) as told:
+        load_encoder(file)
+    assert "\n" not in str(told.value)
+
+
+def test_paths_that_cannot_be_looked_at_are_not_there(tmp_path):
+    for path in ("x" * 300, tmp_path / ("y" * 300) / FILE):
+        with pytest.raises(CheckpointError, match="There is no encoder at"):
+            load_encoder(path)
