@@ -23,7 +23,7 @@ from byol.data.images import Images
 from byol.data.workers import arriving, loader
 from byol.errors import DataError
 from byol.method.crops import Crops, crop_boxes, crop_draws, crop_resize, draw_crops
-from byol.method.draws import seed_of, uniforms
+from byol.method.draws import Stream, seed_of, uniforms
 from byol.method.transfer import to_device
 from byol.method.views import ViewConfig
 
@@ -60,7 +60,7 @@ class BadImageReport(Protocol):
 @lru_cache(maxsize=2)
 def order(seed: int, epoch: int, images: int) -> Tensor:
     """The order in which an epoch visits the images: int64 (N,), a permutation that follows from (seed, epoch)."""
-    generator = torch.Generator().manual_seed(seed_of(seed, epoch, 0))
+    generator = torch.Generator().manual_seed(seed_of(seed, Stream.ORDER, epoch))
     return torch.randperm(images, generator=generator)
 
 
@@ -153,7 +153,7 @@ def load_resident(images: Images, report: BadImageReport) -> Tensor:
 
 def substitutes(index: int, images: int) -> Iterator[int]:
     """The images that stand in for an unreadable one, in order: first a few drawn from its index, then its neighbours."""
-    for value in uniforms((index, torch.arange(16)), 1)[:, 0].tolist():
+    for value in uniforms((index, Stream.SUBSTITUTES, torch.arange(16)), 1)[:, 0].tolist():
         yield int(value * images)
     for step in range(1, images):
         yield (index + step) % images

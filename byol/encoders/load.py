@@ -13,7 +13,7 @@ from byol.encoders.foreign import NPY, ZIP, is_torch
 from byol.encoders.pickles import is_pickle
 from byol.encoders.pretrained import pretrained_encoder
 from byol.errors import ByolError, CheckpointError, ConfigError, complaint
-from byol.method.draws import seed_of
+from byol.method.draws import Stream, seed_of
 from byol.method.hidden import HiddenLayer
 from byol.models.build import LIBRARIES, build_encoder
 from byol.world import pick_device
@@ -97,7 +97,7 @@ def untrained(encoder: Encoder, *, seed: int = 0, net: nn.Module | str | None = 
         assert name is not None
         with torch.random.fork_rng([]):
             torch.default_generator.manual_seed(
-                seed_of(seed, 0)
+                seed_of(seed, Stream.ENCODER)
             )  # of the CPU alone: torch.manual_seed reseeds all GPUs
             net = build_encoder(name, channels=info.channels, image_size=info.image_size, **info.options)
     network = HiddenLayer(net, info.hidden_layer, info.pooling, info.skip, info.calls)

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from byol.encoders.encoder import Encoder
 from byol.errors import ConfigError
 from byol.evaluation.train_batches import Labelled, cross_entropy
-from byol.method.draws import seed_of
+from byol.method.draws import Stream, seed_of
 from byol.method.heads import init_truncated
 from byol.method.lars import parameter_groups
 from byol.method.pixels import normalise_, to_float
@@ -120,7 +120,7 @@ def fit(
                     warmup_steps=0,
                 )
             for generator in generators:  # for dropout and the like
-                generator.manual_seed(seed_of(seed, step))
+                generator.manual_seed(seed_of(seed, Stream.DROPOUT, step))
             view = normalise_(to_float(crops), encoder.info.mean, encoder.info.std)
             with torch.set_grad_enabled(not frozen), autocast(device, precision):
                 representation = encoder.network(view)

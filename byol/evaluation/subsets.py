@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from byol.errors import ConfigError, DataError
-from byol.method.draws import uniforms
+from byol.method.draws import Stream, uniforms
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
-_SUBSET, _HELD_OUT = 11, 12  # keep their draws apart, and from the draws of training
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def few(labels: Rows, amount: Amount, seed: int = 0, classes: Sequence[str] | No
 
     `classes` names the classes in messages. Raises DataError when a class has fewer images than are asked for.
     """
-    groups = by_class(labels, seed, _SUBSET)
+    groups = by_class(labels, seed, Stream.SUBSET)
     chosen = []
     for rows in groups:
         count = int(amount.value) if amount.per_class else max(1, int(amount.value / 100 * len(rows) + 0.5))
@@ -77,14 +76,14 @@ def held_out(labels: Rows, share: float, seed: int = 0) -> tuple[Rows, Rows]:
     if not 0 <= share < 1:
         raise ConfigError(f"held_out is {share}; expected a share from 0 to less than 1.")
     out = np.zeros(len(labels), dtype=bool)
-    for rows in by_class(labels, seed, _HELD_OUT):
+    for rows in by_class(labels, seed, Stream.VALIDATION):
         count = min(max(1, int(share * len(rows) + 0.5)), len(rows) - 1) if share else 0
         out[rows[:count]] = True
     return np.flatnonzero(~out), np.flatnonzero(out)
 
 
-def by_class(labels: Rows, seed: int, salt: int) -> list[Rows]:
+def by_class(labels: Rows, seed: int, stream: Stream) -> list[Rows]:
     """The rows of every class that occurs, each class in an order of its own that follows from the seed."""
-    drawn = uniforms((seed, torch.arange(len(labels)), salt), 1)[:, 0].numpy()
+    drawn = uniforms((seed, stream, torch.arange(len(labels))), 1)[:, 0].numpy()
     order = np.lexsort((drawn, labels))
     return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from byol.errors import ConfigError
-from byol.method.draws import uniforms
+from byol.method.draws import Stream, uniforms
 from byol.method.transfer import to_device
 
 Interpolation = Literal["bicubic", "bilinear"]
 Kernel = Callable[[Tensor], Tensor]
 TABLE = 2**21  # numbers that a table of resampling matrices may hold: for images of up to 38 pixels
-_SALT = 1  # keeps these draws apart from the views' draws
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def draw_crops(
 
 def crop_draws(seed: int, epochs: Tensor, indices: Tensor, view: int | Tensor) -> Tensor:
     """The numbers that `crop_boxes` makes the crops of: float64 (N, 5) in [0, 1)."""
-    return uniforms((seed, epochs, indices, view, _SALT), 5)
+    return uniforms((seed, Stream.CROPS, epochs, indices, view), 5)
 
 
 def crop_boxes(

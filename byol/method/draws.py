@@ -1,9 +1,11 @@
 """Random numbers as a function of a key, not of a generator's hidden state.
 
-The same (seed, epoch, image, view) gives the same numbers on any device, rank or worker, before and after a resume.
+The same (seed, stream, epoch, image, view) gives the same numbers on any device, rank or worker, before and after a
+resume. Every use has a stream of its own, right behind the seed, so that no two share their numbers.
 """
 
 from collections.abc import Sequence
+from enum import IntEnum
 from numbers import Integral
 
 import torch
@@ -15,6 +17,23 @@ from byol.errors import ConfigError
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX2 = 0x94D049BB133111EB - 2**64
+
+
+class Stream(IntEnum):
+    """What random numbers are drawn for; the second part of a key. The numbers stay: runs are repeated by them."""
+
+    ENCODER = 0  # weights of the online network
+    TARGET = 1  # weights of a target that starts apart from it
+    HEADS = 2
+    PROBE = 3
+    ORDER = 4  # of the images in an epoch
+    CROPS = 5
+    VIEWS = 6
+    DROPOUT = 7  # and whatever else a network draws in a training step
+    HOLD_OUT = 8  # which images a run keeps out of training
+    SUBSTITUTES = 9  # for unreadable images
+    SUBSET = 10  # few labels
+    VALIDATION = 11  # images that the settings of a classifier are chosen on
 
 
 def uniforms(key: Sequence[int | Tensor], count: int) -> Tensor:

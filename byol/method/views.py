@@ -17,7 +17,7 @@ from torch import Tensor
 from byol.errors import ConfigError
 from byol.method import color
 from byol.method.crops import Crops, crop_resize, draw_crops
-from byol.method.draws import uniforms
+from byol.method.draws import Stream, uniforms
 from byol.method.pixels import IMAGENET_MEAN, IMAGENET_STD, check_images, prepare, to_float
 from byol.method.transfer import to_device
 
@@ -27,7 +27,6 @@ _LENGTHS = dict.fromkeys(("crop_area", "crop_ratio", "blur", "blur_sigma", "sola
     "std": 3,
 }
 CACHE = 2**18  # numbers that are worked on at once on a CPU, so that they stay in its cache
-_SALT = 2  # keeps these draws apart from the crops' draws
 
 
 @dataclass(frozen=True)
@@ -205,7 +204,7 @@ class Views:
     def _view(self, crops: Tensor, view: int, seed: int, step: int, first_row: int) -> Tensor:
         """One finished view of crops (B, C, h, w). On a CPU a few images at a time, which stay in its cache."""
         count = len(crops)
-        drawn = uniforms((seed, step, torch.arange(first_row, first_row + count), view, _SALT), 13)
+        drawn = uniforms((seed, Stream.VIEWS, step, torch.arange(first_row, first_row + count), view), 13)
         on_device = to_device(drawn.float(), crops.device)
         operations = self._operations(drawn, view, crops.shape[2])
         scale, shift = self._normalising(crops.device)

@@ -17,7 +17,7 @@ from byol.errors import ConfigError
 from byol.evaluation.online import OnlineProbe, watching
 from byol.evaluation.score import Score, write_scores
 from byol.method.byol import BYOL
-from byol.method.draws import seed_of, uniforms
+from byol.method.draws import Stream, seed_of, uniforms
 from byol.models.build import build_encoder
 from byol.train import checkpoint
 from byol.train.config import TrainConfig
@@ -77,7 +77,7 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
         record(folder, plan, config, source, world)
         train_rows, held_out_rows = split(len(source), plan)
         probe = (
-            OnlineProbe(learner, source.subset(train_rows), seed_of(plan.seed, 3))
+            OnlineProbe(learner, source.subset(train_rows), seed_of(plan.seed, Stream.PROBE))
             if config.probe.online
             else None
         )
@@ -134,15 +134,15 @@ def opening(config: TrainConfig) -> dict[str, Any]:
 def build_learner(plan: Plan, config: TrainConfig, own: nn.Module | None, world: World) -> BYOL:
     """The pair of networks at step 0, a function of the plan's seed, on the device and laid out for fast convolutions."""
 
-    def network(part: int) -> nn.Module:
-        torch.manual_seed(seed_of(plan.seed, part))
+    def network(stream: Stream) -> nn.Module:
+        torch.manual_seed(seed_of(plan.seed, stream))
         return build_encoder(
             plan.encoder, channels=plan.channels, image_size=plan.image_size, **plan.encoder_options
         )
 
-    other = network(1) if config.model.target_init == "independent" else None
-    net = own if own is not None else network(0)
-    torch.manual_seed(seed_of(plan.seed, 2))  # the heads
+    other = network(Stream.TARGET) if config.model.target_init == "independent" else None
+    net = own if own is not None else network(Stream.ENCODER)
+    torch.manual_seed(seed_of(plan.seed, Stream.HEADS))
     learner = BYOL(
         net,
         plan.image_size,
@@ -159,7 +159,7 @@ def build_learner(plan: Plan, config: TrainConfig, own: nn.Module | None, world:
 
 def split(count: int, plan: Plan) -> tuple[Tensor, Tensor]:
     """Rows to train on and rows held out, both sorted: which are held out follows from the seed alone."""
-    shuffled = uniforms((plan.seed, torch.arange(count), 7), 1)[:, 0].argsort(stable=True)
+    shuffled = uniforms((plan.seed, Stream.HOLD_OUT, torch.arange(count)), 1)[:, 0].argsort(stable=True)
     return shuffled[plan.held_out :].sort().values, shuffled[: plan.held_out].sort().values
 
 

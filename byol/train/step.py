@@ -10,7 +10,7 @@ from byol.data.batches import Batch
 from byol.errors import TrainingError
 from byol.evaluation.online import OnlineProbe
 from byol.method.byol import BYOL
-from byol.method.draws import seed_of
+from byol.method.draws import Stream, seed_of
 from byol.method.schedules import learning_rate, tau
 from byol.train.plan import Plan
 from byol.world import autocast
@@ -59,7 +59,7 @@ def steps(
         for micro in range(plan.accumulation):
             batch = next(batches)
             torch.manual_seed(
-                seed_of(plan.seed, step, micro)
+                seed_of(plan.seed, Stream.DROPOUT, step, micro)
             )  # for dropout and the like; behind what may draw itself
             view1, view2 = learner.views.finish(
                 batch.crops, seed=plan.seed, step=step, first_row=micro * plan.micro_batch_size

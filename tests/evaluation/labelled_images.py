@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from byol.data.images import Images, open_images
 from byol.encoders.encoder import Encoder
 from byol.evaluation.train_batches import Labelled
-from byol.method.draws import seed_of
+from byol.method.draws import Stream, seed_of
 
 HUES = ((200, 60, 60), (60, 190, 70), (70, 80, 200), (180, 170, 60))
 
@@ -91,7 +91,7 @@ def plain_torch(
     for step, (crops, y) in enumerate(
         part.batches(encoder.info.image_size, batch_size, steps, (0.08, 1.0), seed)
     ):
-        torch.manual_seed(seed_of(seed, step))
+        torch.manual_seed(seed_of(seed, Stream.DROPOUT, step))
         view = (crops.float() - mean) / std
         representation = network(view).detach() if frozen else network(view)
         optimizer.zero_grad()
