@@ -15,7 +15,7 @@ from byol.encoders.pretrained import pretrained_encoder
 from byol.errors import ByolError, CheckpointError, ConfigError, complaint
 from byol.method.draws import Stream, seed_of
 from byol.method.hidden import HiddenLayer
-from byol.models.build import LIBRARIES, build_encoder
+from byol.models.build import LIBRARIES, build_encoder, is_own_code
 from byol.world import pick_device
 
 
@@ -117,8 +117,7 @@ def builtin(path: str | Path, info: EncoderInfo) -> str:
 
 def from_a_library(info: EncoderInfo) -> bool:
     """Whether an encoder is one of this package's, of torchvision or of timm, and no code of the user's own."""
-    name = info.encoder
-    return name is not None and (":" not in name or name.startswith(LIBRARIES))
+    return info.encoder is not None and not is_own_code(info.encoder)
 
 
 def folder_of(word: str) -> Path | None:

@@ -57,6 +57,14 @@ def build_encoder(
     return imported_encoder(name, {"channels": channels, "image_size": image_size}, options)
 
 
+def is_own_code(name: str) -> bool:
+    """Whether building the encoder of this name imports code of the user's own, "package.module:function".
+
+    No file may make the program do that: such a name counts only when the caller gives it in the same call or command.
+    """
+    return ":" in name and not name.startswith(LIBRARIES)
+
+
 def known_encoders() -> list[str]:
     """The names of this package's own encoders."""
     resnets = [f"resnet{depth}" + (f"x{width}" if width > 1 else "") for depth in DEPTHS for width in WIDTHS]

@@ -10,7 +10,7 @@ from torchvision import models
 
 from byol.errors import ConfigError
 from byol.method.byol import BYOL
-from byol.models.build import build_encoder, known_encoders
+from byol.models.build import build_encoder, is_own_code, known_encoders
 from byol.models.convnet import ConvNet
 from byol.models.resnet import ResNet
 
@@ -54,6 +54,16 @@ def no_network(monkeypatch) -> None:
 def same_seed(build) -> nn.Module:
     torch.manual_seed(0)
     return build().eval()
+
+
+@pytest.mark.parametrize(
+    "name", ["os:system", "my.nets:build", "timmy:resnet50", ":", "hf-hub:timm/resnet18"]
+)
+def test_what_would_import_code_is_told_from_names_of_networks(name):
+    assert is_own_code(name)
+    assert not any(
+        map(is_own_code, [*known_encoders(), "resnet", "torchvision:resnet18", "timm:vit_tiny", ""])
+    )
 
 
 def test_every_known_encoder_is_built():
