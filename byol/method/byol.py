@@ -136,9 +136,19 @@ class BYOL(nn.Module):
         return self.online.encoder.net
 
     def forward(
-        self, view1: Any, view2: Any = None, *, return_embedding: bool = False, return_projection: bool = True
+        self,
+        view1: Any,
+        view2: Any = None,
+        *,
+        return_embedding: bool = False,
+        return_projection: bool = True,
+        return_representation: bool = False,
     ) -> Any:
-        """The loss, a float32 scalar; or, with return_embedding, (projection, representation) of unaugmented images."""
+        """The loss, a float32 scalar.
+
+        With return_representation, (loss, representation): that of view 1, (B, D) without gradient, for a classifier that
+        learns beside. With return_embedding no loss, but (projection, representation) of unaugmented images.
+        """
         if return_embedding:
             if self.training and return_projection:
                 _check_batch(batch_of(view1))
@@ -158,14 +168,19 @@ class BYOL(nn.Module):
         if self.training:
             _check_batch(count)
 
-        prediction1, prediction2 = self._both(self.predict, view1, view2)
+        representation1, representation2 = self._both(self.online.encoder, view1, view2)
+        prediction1, prediction2 = self._both(self._predicted, representation1, representation2)
         with torch.no_grad():  # the target teaches, it is not taught
             projection1, projection2 = self._both(self.target, view1, view2)
-        return (regression_loss(prediction1, projection2) + regression_loss(prediction2, projection1)).mean()
+        loss = (regression_loss(prediction1, projection2) + regression_loss(prediction2, projection1)).mean()
+        return (loss, representation1.detach()) if return_representation else loss
 
     def predict(self, view: Any) -> Tensor:
         """The online network's prediction (B, projection_size) of the target's projection of the other view."""
-        prediction: Tensor = self.predictor(self.online(view))
+        return self._predicted(self.online.encoder(view))
+
+    def _predicted(self, representation: Tensor) -> Tensor:
+        prediction: Tensor = self.predictor(self.online.projector(representation))
         return prediction
 
     def draw_views(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -562,6 +562,22 @@ def test_return_embedding_gives_projection_and_representation_as_in_byol_pytorch
     torch.testing.assert_close(alone, representation)
 
 
+@pytest.mark.parametrize("joint", [False, True])
+def test_representation_of_view_1_comes_with_the_loss_and_without_gradient(joint):
+    """What a classifier beside needs, from the same forward pass: behind DDP no hook has to look into the module."""
+    learner, twin = (small_learner(joint_batchnorm=joint) for _ in range(2))
+    seen: list[Tensor] = []
+    learner.online.encoder.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    loss, representation = learner(noise(), noise(seed=1), return_representation=True)
+    assert torch.equal(representation, seen[0][:6])
+    assert not representation.requires_grad
+    assert torch.equal(loss, twin(noise(), noise(seed=1)))
+    loss.backward()
+    twin(noise(), noise(seed=1)).backward()
+    for ours, theirs in zip(learner.parameters(), twin.parameters(), strict=True):
+        assert ours.grad is None if theirs.grad is None else torch.equal(ours.grad, theirs.grad)
+
+
 # Copies and files
 
 
