@@ -22,13 +22,14 @@ from byol.models.build import build_encoder
 from byol.train import checkpoint
 from byol.train.config import TrainConfig
 from byol.train.failures import explained
-from byol.train.folder import StopSignals, claim
+from byol.train.folder import claim
 from byol.train.log import BadImages, RunLog, duration
 from byol.train.monitor import Monitor
 from byol.train.optim import build_optimizer
 from byol.train.pace import Pace, Timed
 from byol.train.plan import Plan
 from byol.train.saving import Saver
+from byol.train.signals import StopSignals
 from byol.train.start import planned, record
 from byol.train.step import steps
 from byol.world import World
