@@ -6,6 +6,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -156,11 +157,23 @@ def write_both(encoder: Encoder, folder: Path) -> Path:
 def write(encoder: Encoder, file: Path) -> dict[str, Any]:
     """Write an encoder file. Returns its description; raises OSError or SafetensorError when it cannot."""
     description = {"format": FORMAT, **asdict(encoder.info), "blake2b": encoder.checksum()}
-    tensors = {name: t.detach().cpu().clone().contiguous() for name, t in encoder.net.state_dict().items()}
-    save_file(
-        tensors, file, metadata={"byol": json.dumps(description)}
-    )  # one entry: their order is not fixed
+    metadata = {"byol": json.dumps(description)}  # one entry: their order is not fixed
+    save_file(unshared(encoder.net.state_dict()), file, metadata=metadata)
     return description
+
+
+def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors takes them: on the CPU, contiguous, and none in the memory of another one.
+
+    A network may use a tensor under several names (tied weights, a block that runs twice); a file holds it under each.
+    """
+    found, memory = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if place in memory else tensor
+        memory.add(place)
+    return found
 
 
 def filled(

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from byol.disk import replacing, write_text
-from byol.encoders.encoder import Encoder
+from byol.encoders.encoder import Encoder, unshared
 from byol.encoders.load import from_a_library
 from byol.errors import ByolError, ConfigError
 from byol.exports.verify import Check, agrees, difference, in_words
@@ -64,7 +64,7 @@ def fitted(encoder: Encoder, source: str, model: str | None = None) -> Fitted:
             raise DoesNotFit(
                 f"{source}'s {found.model} has {key} of shape {tuple(value.shape)}, this encoder has {has}. {OTHERWISE}"
             )
-    tensors = {key: ours[key].contiguous() for key in theirs}
+    tensors = unshared({key: ours[key] for key in theirs})
     net.load_state_dict(tensors)
     compared = difference(encoder, net, [info.image_size])
     if not agrees(compared):

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import byol
 from byol.encoders.encoder import FILE, digest, save_encoder
 from byol.encoders.load import load_encoder
 from byol.errors import ByolError, CheckpointError, ConfigError
@@ -195,6 +196,61 @@ def test_tensors_of_every_type_and_shared_ones_come_back(encoder_of, tmp_path):
     encoder = encoder_of(Odd())
     save_encoder(encoder, tmp_path)
     assert equal(load_encoder(tmp_path, net=Odd()).state_dict(), encoder.state_dict())
+
+
+class Tied(nn.Module):
+    """Tensors that a state dict holds under several names, as people's networks do."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.conv1, self.act = nn.Conv2d(3, 4, 3), nn.PReLU()
+        self.conv2 = nn.Conv2d(4, 4, 3)
+        if kind == "block in a list":
+            self.blocks = nn.ModuleList([self.conv2] * 4)
+        elif kind == "activation used twice":
+            self.act2 = self.act
+        elif kind == "tied weights":
+            self.twin = nn.Conv2d(4, 4, 3)
+            self.twin.weight = self.conv2.weight
+        elif kind == "view of a weight":
+            self.register_buffer("part", self.conv2.weight.detach()[1:, :2])
+        else:
+            self.body = nn.Sequential(*self.children())
+
+    def forward(self, x):
+        return self.act(self.conv2(self.act(self.conv1(x)))).mean(dim=(2, 3))
+
+
+TIES = (
+    "block in a list",
+    "activation used twice",
+    "tied weights",
+    "children kept beside",
+    "view of a weight",
+)
+
+
+@pytest.mark.parametrize("kind", TIES)
+def test_tensors_under_several_names_are_saved_loaded_and_exported(encoder_of, tmp_path, kind):
+    torch.manual_seed(0)
+    encoder = encoder_of(Tied(kind))
+    save_encoder(encoder, tmp_path)
+    loaded = load_encoder(tmp_path, net=Tied(kind))
+    assert equal(loaded.net.state_dict(), encoder.net.state_dict())
+    assert loaded.checksum() == encoder.checksum()
+    torch.testing.assert_close(loaded(IMAGES), encoder(IMAGES), rtol=1e-5, atol=1e-5)
+    byol.export(encoder, tmp_path / "tied")
+    if kind != "view of a weight":  # torch.export warns of one
+        byol.export(encoder, tmp_path / "tied.pt2")
+
+
+def test_a_library_s_network_with_tied_tensors_is_exported_to_it(encoder_of, tmp_path):
+    net = torchvision.models.resnet18()
+    net.layer1[1].bn1.weight = net.layer1[0].bn1.weight
+    net.body = nn.Sequential(*list(net.children())[:-1])
+    encoder = encoder_of(net, "avgpool", size=(32, 32))
+    for name, format in (("e.pth", None), ("e.safetensors", "torchvision"), ("e", "timm")):
+        byol.export(encoder, tmp_path / name, format=format, model="resnet18")
 
 
 def test_gray_encoder_and_oblong_size_come_back(encoder_of, tmp_path):
