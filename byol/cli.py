@@ -47,6 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         hush(sys.stdout)
         return 0
+    except (
+        OSError
+    ) as failure:  # of a file nobody foresaw: a full disk, a folder that was taken away meanwhile
+        where = f"{failure.filename}: " if failure.filename is not None else ""
+        say(
+            f"byol {words[0]}: {where}{failure.strerror or failure}. Make room, or look after that file, and try again."
+        )
+        return 70
     except Exception:  # the outermost door: whatever comes here was not foreseen
         traceback.print_exc()
         print("byol: this is a bug. Please report it with the lines above.", file=sys.stderr)

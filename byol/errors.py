@@ -2,11 +2,15 @@
 
 Raise `ConfigError` for a setting or an argument that cannot work, `DataError` for images or labels that cannot be used,
 `CheckpointError` for files of a run that do not fit, `TrainingError` for a run that went wrong while running, and
-`Stopped` when a run was asked to stop and has saved its state. A message says what came, what was expected, what to do.
+`Stopped` when a run was asked to stop and has saved its state; `byol.disk` raises `DiskError`. A message says what came,
+what was expected, what to do.
 """
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 class ByolError(Exception):
@@ -37,6 +41,17 @@ class TrainingError(ByolError, RuntimeError):
     """A run that went wrong while running: the loss is not finite, a worker died."""
 
     exit_code = 4
+
+
+class DiskError(ByolError, OSError):
+    """A file that cannot be written. Made of errno, the operating system's words, and the path."""
+
+    def __init__(self, number: int, reason: str, path: str) -> None:
+        super().__init__(number, reason, path)
+        self.exit_code = 70 if number in DISK_TROUBLE else 2
+
+    def __str__(self) -> str:
+        return f"{self.filename} cannot be written: {self.strerror}. Make room, or choose another place."
 
 
 class Stopped(ByolError):

@@ -1,12 +1,20 @@
 import os
+import pickle
+import resource
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import safetensors.numpy
+from PIL import Image
 
-from byol.disk import left_behind, replacing, running, write_text
+from byol.disk import append_text, filling, left_behind, replacing, running, write_text
+from byol.errors import DiskError
 
 
 def names(folder: Path) -> list[str]:
@@ -93,14 +101,15 @@ def test_link_is_replaced_and_what_it_points_to_is_left(tmp_path):
 
 def test_name_that_is_taken_by_a_folder_fails_and_leaves_no_temporary(tmp_path):
     (tmp_path / "a.txt").mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(DiskError, match=r"a\.txt cannot be written"):
         write_text(tmp_path / "a.txt", "some")
     assert names(tmp_path) == ["a.txt"]
 
 
 def test_missing_folder_is_told(tmp_path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(DiskError, match=r"nowhere/a\.txt cannot be written") as told:
         write_text(tmp_path / "nowhere" / "a.txt", "some")
+    assert told.value.exit_code == 2
     assert names(tmp_path) == []
 
 
@@ -146,6 +155,67 @@ write_text(Path({str(tmp_path / "a.txt")!r}), "new" * 10_000)
     assert "File too large" in done.stderr
     assert (tmp_path / "a.txt").read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 500 bytes, which is how a full disk looks to a process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+WRITERS = {
+    "text": lambda path: path.write_text("x" * 10_000),
+    "numpy": lambda path: np.save(path.open("wb"), np.zeros(1000)),
+    "numpy's archive": lambda path: np.savez(path.open("wb"), np.zeros(1000)),
+    "safetensors": lambda path: safetensors.numpy.save_file({"x": np.zeros(1000)}, path),
+    "parquet": lambda path: pq.write_table(pa.table({"x": np.random.default_rng(0).random(1000)}), path),
+    "Pillow": lambda path: Image.effect_noise((99, 99), 50).save(path, "png"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.parametrize("writer", WRITERS)
+def test_whichever_library_meets_the_full_disk_the_path_is_named(tmp_path, full_disk, writer):
+    with (
+        pytest.raises(DiskError, match=r"a\.bin cannot be written") as told,
+        replacing(tmp_path / "a.bin") as path,
+    ):
+        WRITERS[writer](path)
+    assert told.value.exit_code == 70
+    with (
+        pytest.raises(DiskError, match=r"folder cannot be written"),
+        filling(tmp_path / "folder") as folder,
+        replacing(folder / "a.bin") as path,
+    ):
+        WRITERS[writer](path)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "failure", [FileNotFoundError(2, "gone", "b.txt"), BrokenPipeError(32, "closed"), KeyError(28)]
+)
+def test_failures_of_something_else_pass_as_they_are(tmp_path, failure):
+    with pytest.raises(type(failure)) as told, replacing(tmp_path / "a.txt"):
+        raise failure
+    assert told.value is failure
+
+
+def test_lines_are_added_whole_or_not_at_all(tmp_path, full_disk):
+    path = tmp_path / "a.jsonl"
+    append_text(path, "a" * 300 + "\n")
+    with pytest.raises(DiskError, match=r"a\.jsonl cannot be written"):
+        append_text(path, "ü" * 200 + "\n")
+    append_text(path, "ü\n")
+    assert path.read_text("utf-8") == "a" * 300 + "\nü\n"
+
+
+def test_an_error_of_the_disk_is_pickled_whole():
+    there = pickle.loads(pickle.dumps(DiskError(28, "No space left on device", "a.txt")))
+    assert (str(there), there.exit_code) == ("a.txt cannot be written: No space left on device. Make room, or choose "
+                                             "another place.", 70)  # fmt: skip
 
 
 def test_kill_at_any_moment_leaves_one_whole_content(tmp_path):

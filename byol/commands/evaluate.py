@@ -9,10 +9,10 @@ from pathlib import Path
 
 import tyro
 
-from byol.disk import check_writable
+from byol.disk import check_writable, writing
 from byol.encoders.encoder import Encoder
 from byol.encoders.load import OwnNetwork, folder_of, load_encoder
-from byol.errors import ByolError, ConfigError, did_you_mean
+from byol.errors import ConfigError, did_you_mean
 from byol.evaluation.baselines import BASELINES
 from byol.evaluation.data_sets import DataSet, read_data_sets
 from byol.evaluation.inputs import EvaluationConfig
@@ -98,13 +98,9 @@ def evaluate(arguments: Sequence[str]) -> int:
 def keep(scores: dict[str, Score], folder: Path) -> Path:
     """Add scores to the scores.jsonl of a folder, and return its path."""
     path = folder / "scores.jsonl"
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_scores(scores, path)
-    except OSError as failure:
-        raise ByolError(
-            f"The scores could not be written to {path}: {failure}. Give another folder with --out."
-        ) from failure
+    write_scores(scores, path)
     return path
 
 

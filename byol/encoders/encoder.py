@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from byol.disk import replacing
-from byol.errors import ByolError, CheckpointError, ConfigError, complaint
+from byol.disk import replacing, write_text
+from byol.errors import CheckpointError, ConfigError, complaint
 from byol.method.byol import evaluating
 from byol.method.crops import Interpolation
 from byol.method.hidden import HiddenLayer, Pooling, layer_name
@@ -139,23 +139,15 @@ class Encoder(nn.Module):
 
 def save_encoder(encoder: Encoder, folder: str | Path) -> Path:
     """Write encoder.safetensors and encoder.json into a folder; each is replaced as a whole. Returns the former's path."""
-    try:
-        return write_both(encoder, Path(folder))
-    except (OSError, SafetensorError) as failure:
-        raise ByolError(
-            f"The encoder could not be written to {folder}: {failure}. Make room and run the same again."
-        ) from failure
-
-
-def write_both(encoder: Encoder, folder: Path) -> Path:
-    """`save_encoder`, with OSError and SafetensorError as they come."""
-    with replacing(folder / FILE) as temporary, replacing(folder / "encoder.json") as described:
-        described.write_text(json.dumps(write(encoder, temporary), indent=1) + "\n")
+    folder = Path(folder)
+    with replacing(folder / FILE) as temporary:
+        description = write(encoder, temporary)
+        write_text(folder / "encoder.json", json.dumps(description, indent=1) + "\n")
     return folder / FILE
 
 
 def write(encoder: Encoder, file: Path) -> dict[str, Any]:
-    """Write an encoder file. Returns its description; raises OSError or SafetensorError when it cannot."""
+    """Write an encoder file. Returns its description."""
     description = {"format": FORMAT, **asdict(encoder.info), "blake2b": encoder.checksum()}
     metadata = {"byol": json.dumps(description)}  # one entry: their order is not fixed
     save_file(unshared(encoder.net.state_dict()), file, metadata=metadata)

@@ -1,8 +1,6 @@
 """How an encoder did: one `Score` for each protocol, as lines of scores.jsonl and as a table for people."""
 
-import errno
 import json
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from byol.disk import append_text
 from byol.errors import CheckpointError
 from byol.evaluation.inputs import Answers
 from byol.evaluation.metrics import bounds, interval, measure, place, resampled_means
@@ -103,15 +102,8 @@ def scored(
 
 
 def write_scores(scores: Mapping[str, Score], path: str | Path) -> None:
-    """Append one JSON line per score, all or none. Raises OSError when the file cannot be written."""
-    lines = "".join(json.dumps(asdict(score)) + "\n" for score in scores.values()).encode()
-    with Path(path).open(
-        "ab", buffering=0
-    ) as file:  # in one write, that lines of another process do not fall between
-        end = file.seek(0, os.SEEK_END)
-        if file.write(lines) < len(lines):
-            file.truncate(end)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    """Append one JSON line per score, all or none. Raises DiskError when the file cannot be written."""
+    append_text(Path(path), "".join(json.dumps(asdict(score)) + "\n" for score in scores.values()))
 
 
 def read_scores(path: Path) -> list[Score]:

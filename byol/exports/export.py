@@ -1,7 +1,6 @@
 """An encoder for other tools. Every export is loaded again by the tool it is for, and compared, before it appears."""
 
 import copy
-import errno
 import json
 import os
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from safetensors import SafetensorError
 
 from byol.disk import filling, replacing, write_text
 from byol.encoders import encoder as files
@@ -74,26 +72,18 @@ def export(
     """
     check_encoder(encoder)
     path = Path(path)
-    try:
-        format = format_of(path, format)
-        check_options(format, from_pixels, model)
-        check_place(path, format)
-        encoder = (
-            copy.deepcopy(encoder).to(torch.device("cpu")).to(memory_format=torch.contiguous_format).eval()
-        )
-        place = filling if format in FOLDERS else replacing
-        with torch.random.fork_rng([]), place(path) as temporary:  # the caller's random state stays as it was
-            check = write(encoder, temporary, format, from_pixels, None if run is None else Path(run), model)
-            if not agrees(check.difference):
-                raise ByolError(f"{check.tool} gives {in_words(check.difference)}; the export was deleted.")
-            if path.suffix == ".pth":  # holds tensors and nothing else
-                described = {"model": model or encoder.info.encoder, **encoder.info.preprocessing()}
-                write_text(path.with_name(f"{path.name}.json"), json.dumps(described, indent=1) + "\n")
-    except (OSError, SafetensorError) as failure:
-        reason = failure.strerror if isinstance(failure, OSError) else failure
-        full = not isinstance(failure, OSError) or failure.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        kind = ByolError if full else ConfigError
-        raise kind(f"{path} cannot be written: {reason}. Choose another place, or make room.") from failure
+    format = format_of(path, format)
+    check_options(format, from_pixels, model)
+    check_place(path, format)
+    encoder = copy.deepcopy(encoder).to(torch.device("cpu")).to(memory_format=torch.contiguous_format).eval()
+    place = filling if format in FOLDERS else replacing
+    with torch.random.fork_rng([]), place(path) as temporary:  # the caller's random state stays as it was
+        check = write(encoder, temporary, format, from_pixels, None if run is None else Path(run), model)
+        if not agrees(check.difference):
+            raise ByolError(f"{check.tool} gives {in_words(check.difference)}; the export was deleted.")
+        if path.suffix == ".pth":  # holds tensors and nothing else
+            described = {"model": model or encoder.info.encoder, **encoder.info.preprocessing()}
+            write_text(path.with_name(f"{path.name}.json"), json.dumps(described, indent=1) + "\n")
     return Exported(path, format, check)
 
 
@@ -115,7 +105,7 @@ def write(
     except DoesNotFit:
         if model is not None:
             raise
-        files.write_both(encoder, path)
+        files.save_encoder(encoder, path)
         write_text(path / "README.md", card(encoder, run, None))
         return check_own(encoder, path)
     write_text(path / "README.md", card(encoder, run, found.model))

@@ -23,7 +23,7 @@ from byol.data.images import Images, open_images, printable
 from byol.data.workers import arriving, loader
 from byol.disk import check_writable, left_behind, replacing
 from byol.encoders.encoder import Encoder, check_savable, device_of, digest
-from byol.errors import ByolError, CheckpointError, ConfigError, DataError, Stopped
+from byol.errors import CheckpointError, ConfigError, DataError, Stopped
 from byol.features.features import Array, Rows, Values, check_finite, check_format
 from byol.features.features import Features as Features
 from byol.world import World
@@ -228,11 +228,10 @@ def embed_to(
     count = shard_count(source)
     if world.size == 1 and count <= 1:
         features = embed(encoder, source, workers=workers, normalize=normalize)
-        with _written(out):
-            features.save(out)
+        features.save(out)
         return features
     folder = out.with_name(f"{out.name}.partial-{fingerprint(encoder, source, normalize)}")
-    with _written(out), _held(folder, world):
+    with _held(folder, world):
         missing = [
             number for number in range(count)[world.rank :: world.size] if not _file(folder, number).exists()
         ]
@@ -282,17 +281,6 @@ def fingerprint(encoder: Encoder, images: Images, normalize: bool) -> str:
         "normalize": normalize,
     }
     return digest(encoder.net.state_dict(), {**asdict(encoder.info), **work})[:16]
-
-
-@contextmanager
-def _written(out: Path) -> Iterator[None]:
-    """A full disk and the like as one sentence."""
-    try:
-        yield
-    except OSError as failure:
-        raise ByolError(
-            f"The features could not be written to {out}: {failure}. Make room and run the same again."
-        ) from failure
 
 
 @contextmanager

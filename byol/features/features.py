@@ -196,7 +196,6 @@ def _label_type(y: Rows) -> Any:
 
 
 def _write_safetensors(features: Features, path: Path) -> None:
-    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     parts: dict[str, Array] = {"x": np.ascontiguousarray(features.x)}
@@ -206,10 +205,7 @@ def _write_safetensors(features: Features, path: Path) -> None:
         encoded = [_encoded(name) for name in features.names]
         parts["names"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         parts["name_ends"] = np.cumsum([len(name) for name in encoded])
-    try:
-        save_file(parts, path, metadata={"byol": _description(features)})
-    except SafetensorError as failure:  # a full disk
-        raise OSError(str(failure)) from failure
+    save_file(parts, path, metadata={"byol": _description(features)})
 
 
 def _read_npz(path: Path, mapped: bool) -> tuple[Any, ...]:

@@ -71,9 +71,9 @@ def write_sheet(groups: Sequence[Sequence[Cell]], path: Path) -> None:
     try:
         with replacing(path) as temporary:
             page.save(temporary)
-    except (OSError, ValueError) as failure:  # a full disk, or more pixels than the format can hold
+    except ValueError as failure:  # more pixels than the format can hold
         raise ByolError(
-            f"The sheet could not be written to {path}: {failure}. Make room, or take a .png, which may be of any size."
+            f"The sheet cannot be written to {path}: {failure}. Take a .png, which may be of any size."
         ) from failure
 
 

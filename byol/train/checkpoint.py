@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from byol.disk import left_behind, sync
+from byol.disk import filling, left_behind, writing
 from byol.errors import CheckpointError
 
 logger = logging.getLogger("byol")
@@ -29,17 +29,13 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 
 def save(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[str, Any], keep: int = 2) -> Path:
-    """Write a checkpoint of a step and retire all but the newest `keep`. Returns its folder; raises OSError if it cannot."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a checkpoint of a step and retire all but the newest `keep`. Returns its folder."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:08d}"
-    temporary = folder / f".tmp-{os.getpid()}-{step:08d}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        _write_tensors(
-            {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
-            temporary / "state.safetensors",
-        )
+    with filling(final) as temporary:
+        copied = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        save_file(copied, temporary / "state.safetensors")
         (temporary / "state.json").write_text(json.dumps(values))
         files = {
             name: {"bytes": (temporary / name).stat().st_size, "blake2b": _digest(temporary / name)}
@@ -47,16 +43,8 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[str, 
         }
         manifest = {"format": FORMAT, "step": step, "files": files}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        for name in ("state.safetensors", "state.json", "manifest.json"):
-            sync(temporary / name)
-        sync(temporary)
         if final.exists():  # of this very step: incomplete, or saved by an earlier attempt
             _retire(final)
-        temporary.rename(final)
-        sync(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     for _, old in _complete(folder)[keep:]:
         _retire(old)
     return final
@@ -163,13 +151,6 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if (path / name).stat().st_size != expected["bytes"] or _digest(path / name) != expected["blake2b"]:
             raise ValueError(f"{name} does not match its checksum")
     return load_file(path / "state.safetensors"), json.loads((path / "state.json").read_text())
-
-
-def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        save_file(tensors, path)
-    except SafetensorError as failure:  # what safetensors makes of a full disk
-        raise OSError(str(failure)) from failure
 
 
 def _digest(path: Path) -> str:

@@ -1,16 +1,13 @@
 """What a run says of the failures that come from outside: memory, the disk, numbers that are no longer finite."""
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from byol.errors import ByolError, TrainingError
+from byol.errors import ByolError, DiskError, TrainingError
 from byol.train import checkpoint
-
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @contextmanager
@@ -27,12 +24,9 @@ def explained(folder: Path) -> Iterator[None]:
             f"There is not enough memory for this run ({' '.join(str(failure).split())[:200]}). Lower --batch-size or "
             f"--image-size, or raise --optim.accumulation. {checkpoint.last_good(folder / 'checkpoints')}"
         ) from failure
-    except OSError as failure:
-        if failure.errno not in _DISK:
-            raise
+    except DiskError as failure:
         raise ByolError(
-            f"{failure.filename or folder} cannot be written: {failure.strerror}. Free some space; the same command continues "
-            f"the run. {checkpoint.last_good(folder / 'checkpoints')}"
+            f"{failure} The same command continues the run. {checkpoint.last_good(folder / 'checkpoints')}"
         ) from failure
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from byol.disk import write_text
-from byol.errors import DataError
+from byol.disk import append_text, write_text
+from byol.errors import DataError, DiskError
 from byol.train.step import StepResult
 
 if TYPE_CHECKING:
@@ -66,13 +66,10 @@ class RunLog:
         if not values:
             return
         try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(values) + "\n")
-        except OSError as failure:
+            append_text(self.path, json.dumps(values) + "\n")
+        except DiskError as failure:
             if not self._warned:
-                logger.warning(
-                    "Metrics cannot be written to %s (%s); training goes on.", self.path, failure.strerror
-                )
+                logger.warning("Metrics are lost, training goes on: %s", failure)
             self._warned = True
         self._show(values)
 
@@ -194,8 +191,7 @@ class BadImages:
         if name in self.reasons:
             return
         self.reasons[name] = reason
-        with self.path.open("a") as file:
-            file.write(json.dumps({"name": name, "reason": reason}) + "\n")
+        append_text(self.path, json.dumps({"name": name, "reason": reason}) + "\n")
         bad = len(self.reasons)
         if bad > self.share * self.images:
             raise DataError(

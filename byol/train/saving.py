@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from byol.errors import CheckpointError, TrainingError
+from byol.errors import CheckpointError, DiskError, TrainingError
 from byol.train import checkpoint
 from byol.train.config import TrainConfig
 from byol.train.plan import Plan
@@ -83,10 +83,8 @@ class Saver:
         before = time.monotonic()
         try:
             checkpoint.save(self.folder, step, tensors, {"optimizer": rest}, self.keep)
-        except OSError as failure:
-            logger.warning(
-                "The checkpoint of step %d could not be written (%s); training goes on.", step, failure
-            )
+        except DiskError as failure:
+            logger.warning("The checkpoint of step %d is lost, training goes on: %s", step, failure)
             return False
         finally:
             self.saved_at = time.monotonic()

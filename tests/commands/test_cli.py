@@ -293,3 +293,19 @@ def test_a_run_s_config_with_a_budget_takes_epochs_beside_it(labelled, tmp_path)
     ]
     assert main(words) == 0
     assert "budget: null" in (tmp_path / "a" / "config.yaml").read_text()
+
+
+def test_a_full_disk_that_nobody_foresaw_is_not_called_a_bug(run, tmp_path):
+    """The answer itself goes to a full disk: the file behind stdout may not grow."""
+    script = (
+        "import resource, signal, sys; from byol.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "sys.exit(main(['embed', '--help']))"
+    )
+    with (tmp_path / "out.txt").open("w") as out:
+        done = subprocess.run(
+            [sys.executable, "-u", "-c", script], stdout=out, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == 70
+    assert done.stderr.startswith("byol embed: File too large.")
+    assert done.stderr.count("\n") == 1

@@ -121,9 +121,7 @@ sys.exit(main(["convert", {str(official_files / "official_tiny.pkl")!r}, "--out"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 70
-    assert done.stderr.startswith(
-        f"byol convert: The encoder could not be written to {tmp_path / 'new' / 'o'}: "
-    )
+    assert done.stderr.startswith(f"byol convert: {tmp_path / 'new' / 'o'}")
     assert list(tmp_path.iterdir()) == []
 
 

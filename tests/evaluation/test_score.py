@@ -4,7 +4,7 @@ import resource
 import numpy as np
 import pytest
 
-from byol.errors import CheckpointError
+from byol.errors import CheckpointError, DiskError
 from byol.evaluation.inputs import Answers
 from byol.evaluation.score import Score, comparison, read_scores, score_of, score_table, scored, write_scores
 from byol.features.embed import Features
@@ -44,7 +44,7 @@ def test_a_disk_that_fills_up_leaves_whole_lines(tmp_path, room):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + room, limits[1]))  # which looks like a full disk
     try:
-        with pytest.raises(OSError, match=r"No space|too large"):
+        with pytest.raises(DiskError, match=r"scores\.jsonl cannot be written: (No space|File too large)"):
             write_scores({"linear": score("linear", 150, 160, l2=0.1)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

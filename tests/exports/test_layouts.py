@@ -310,7 +310,7 @@ def test_what_cannot_be_is_one_sentence_and_leaves_nothing(resnet, tmp_path, nam
     (tmp_path / "full" / "mine.txt").touch()
     (tmp_path / "folder.onnx").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ConfigError, match=says) as told:
+    with pytest.raises(ByolError, match=says) as told:
         byol.export(resnet, tmp_path / name, **options)
     assert told.value.exit_code == 2
     assert "\n" not in str(told.value)
@@ -388,7 +388,7 @@ def test_the_same_encoder_is_the_same_file_under_any_name_and_a_full_disk_is_one
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # which looks like a full disk
     try:
-        with pytest.raises(ByolError, match=r"cannot be written: .*Choose another place, or make room"):
+        with pytest.raises(ByolError, match="cannot be written"):
             byol.export(encoder, tmp_path / f"third {name}")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

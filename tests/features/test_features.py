@@ -227,7 +227,7 @@ features.save(sys.argv[1])
         [sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("OSError: ")
+    assert done.stderr.splitlines()[-1].startswith("byol.errors.DiskError: ")
     assert path.read_bytes() == old
     assert [path.name for path in tmp_path.iterdir()] == [path.name]
 

@@ -245,9 +245,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(words, tmp_pa
     command = [sys.executable, *words, str(tmp_path / "f.npz"), "full"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(
-        "byol.errors.ByolError: The features could not be written to "
-    )
+    assert done.stderr.splitlines()[-1].startswith("byol.errors.DiskError: ")
     assert not list(tmp_path.glob("f.npz*"))
 
 
