@@ -75,3 +75,11 @@ def complaint(failure: Exception) -> str:
     if not any(letter.isalpha() for letter in line):  # KeyError: 105
         line = f"{type(failure).__name__} {line}".rstrip()
     return line if len(line) <= 200 else f"{line[:196]} ..."
+
+
+def printable(text: str) -> str:
+    """Text of somebody else's, such as a file's name, as any terminal can show it: line ends, escapes and bytes that are
+    not UTF-8 are written out."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
+    )

@@ -9,7 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from byol.data.images import Images, printable
+from byol.data.images import Images
+from byol.errors import printable
 from byol.features.features import Features, Rows, Values
 from byol.features.sheet import Cell, pictures, write_sheet
 

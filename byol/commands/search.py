@@ -11,9 +11,9 @@ import numpy as np
 import tyro
 
 from byol.commands.answer import Answer, Group, as_json, as_table, draw, name_of
-from byol.data.images import open_images, printable
+from byol.data.images import open_images
 from byol.encoders.load import load_encoder
-from byol.errors import ConfigError, DataError
+from byol.errors import ConfigError, DataError, printable
 from byol.features import neighbours, select
 from byol.features.embed import embed
 from byol.features.features import Features

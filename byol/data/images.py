@@ -21,7 +21,7 @@ from byol.data.readers.dataset import Items
 from byol.data.readers.folder import SUFFIXES, FileReader, listed, scan
 from byol.data.readers.parquet import SPLITS, ParquetReader, Rows, shards
 from byol.data.spread import spread
-from byol.errors import DataError, did_you_mean
+from byol.errors import DataError, did_you_mean, printable
 
 
 class Source(Protocol):
@@ -383,10 +383,3 @@ def _nothing_in(path: Path, where: str) -> str:
     )
     advice = " Give the array's file itself." if {".npy", ".npz"} & set(suffixes) else ""
     return f"{where} holds no pictures, only other files ({seen}); {wanted}{advice}"
-
-
-def printable(name: str) -> str:
-    """A file's name as any terminal can show it: bytes that are no UTF-8, and line ends, are escaped."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name
-    )

@@ -18,8 +18,8 @@ from byol.data.batches import (
     streamed_batches,
 )
 from byol.data.decode import BadImage
-from byol.data.images import Images, printable
-from byol.errors import DataError
+from byol.data.images import Images
+from byol.errors import DataError, printable
 from byol.evaluation.subsets import Rows
 from byol.method.transfer import to_device
 from byol.method.views import ViewConfig

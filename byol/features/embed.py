@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from byol.data.decode import BadImage
-from byol.data.images import Images, open_images, printable
+from byol.data.images import Images, open_images
 from byol.data.workers import arriving, loader
 from byol.disk import check_writable, left_behind, replacing
 from byol.encoders.encoder import Encoder, check_savable, device_of, digest
-from byol.errors import CheckpointError, ConfigError, DataError, Stopped
+from byol.errors import CheckpointError, ConfigError, DataError, Stopped, printable
 from byol.features.features import Array, Rows, Values, check_finite, check_format
 from byol.features.features import Features as Features
 from byol.world import World

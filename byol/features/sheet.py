@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from byol.data.decode import BadImage
-from byol.data.images import Images, printable
+from byol.data.images import Images
 from byol.disk import check_writable, replacing
-from byol.errors import ByolError, ConfigError, DataError
+from byol.errors import ByolError, ConfigError, DataError, printable
 from byol.features.features import Features
 
 SIDE, GAP, LINE = 128, 10, 15  # pixels: of a picture, between pictures, of a line of text
