@@ -40,7 +40,7 @@ def prepare_loop(encoder: str | nn.Module | None, images: Any, config: TrainConf
         config = replace(config, encoder=encoder)
     if own is not None:
         check_own(config)
-    world = World.join(config.device)
+    world = World.join(config.device, alone=True)
     source = images if isinstance(images, Images) else open_images(images, **opening(config))
     facts = ImageFacts(len(source), source.uniform_size(), source.channels, source.labels is not None)
     plan = plan_run(config, facts, world, lambda draft: seconds_per_step(draft, config, own, source, world))

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from byol.errors import ConfigError, DataError
+from byol.machine import usable_cores
 from byol.train.config import OptimizerName, TrainConfig, seconds_of
 from byol.world import Precision, World
 
@@ -202,9 +203,7 @@ def derived_epochs(images: int, cpu: bool) -> float:
 
 
 def derived_workers(config: TrainConfig) -> int:
-    import os
-
-    return config.workers if config.workers is not None else max(1, min(16, os.cpu_count() or 1))
+    return config.workers if config.workers is not None else min(16, usable_cores())
 
 
 def checked_batch_size(config: TrainConfig, images: int) -> int:

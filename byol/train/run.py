@@ -59,7 +59,7 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
     own = encoder if isinstance(encoder, nn.Module) else None
     if own is not None:
         check_own(config)
-    world = World.join(config.device)
+    world = World.join(config.device, alone=True)
     source = images if isinstance(images, Images) else open_images(images, **opening(config))
 
     with claim(Path(config.out)) as folder, StopSignals() as stop, explained(folder):
