@@ -33,7 +33,7 @@ from byol.settings import parse, preset_flags
 
 BATCH, WORKERS, WARM_UP, WINDOW = 256, 2, 20, 10
 # An epoch of the preset, with one look at the representation where the preset has ten in 24 epochs.
-PRESET = ["--preset", "cifar10-cpu", "--epochs", "1", "--knn.held-out", "0", "--knn.times", "1"]
+PRESET = ["--preset", "cifar10-cpu", "--epochs", "1", "--knn.hold-out-share", "0", "--knn.times", "1"]
 FLAGS = [*PRESET, "--image-size", "32", "--batch-size", str(BATCH)]
 
 

@@ -44,13 +44,13 @@ if TYPE_CHECKING:
     from byol.method.views import Views as Views
     from byol.models.build import build_encoder as build_encoder
     from byol.train.config import TrainConfig as TrainConfig
-    from byol.train.loop import Loop as Loop
-    from byol.train.loop import prepare_loop as prepare_loop
     from byol.train.plan import ImageFacts as ImageFacts
     from byol.train.plan import Plan as Plan
     from byol.train.plan import plan_run as plan_run
     from byol.train.run import Run as Run
     from byol.train.run import pretrain as pretrain
+    from byol.train.setup import Loop as Loop
+    from byol.train.setup import prepare_loop as prepare_loop
     from byol.train.step import StepResult as StepResult
     from byol.train.step import steps as steps
     from byol.world import World as World
@@ -75,9 +75,9 @@ _HOMES = {
     "byol.method.views": ("ViewConfig", "Views"),
     "byol.models.build": ("build_encoder",),
     "byol.train.config": ("TrainConfig",),
-    "byol.train.loop": ("Loop", "prepare_loop"),
     "byol.train.plan": ("ImageFacts", "Plan", "plan_run"),
     "byol.train.run": ("Run", "pretrain"),
+    "byol.train.setup": ("Loop", "prepare_loop"),
     "byol.train.step": ("StepResult", "steps"),
     "byol.exports.export": ("Exported", "export"),
     "byol.encoders.encoder": ("Encoder",),

@@ -4,18 +4,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from pathlib import Path
 
 from byol.data.demo_images import photograph_tiles
 from byol.data.images import open_images
-from byol.encoders.encoder import FILE, Encoder
+from byol.encoders.encoder import Encoder
+from byol.encoders.load import untrained
 from byol.evaluation.knn import knn_correct
 from byol.features.embed import Features, embed
 from byol.settings import parse, preset_flags
 from byol.train.config import TrainConfig
 from byol.train.log import duration
-from byol.train.run import build_learner, pretrain
-from byol.world import World
+from byol.train.run import pretrain
+from byol.train.run_folder import RunFolder
 
 NEIGHBOURS = 1  # that vote: a photograph has tiles of many kinds, and few of each
 
@@ -23,19 +23,19 @@ NEIGHBOURS = 1  # that vote: a photograph has tiles of many kinds, and few of ea
 @dataclass(frozen=True)
 class Demo:
     out: str | None = None
-    """Folder of the run. By default runs/demo, or the next runs/demo-2, runs/demo-3, ... that is free or was stopped."""
+    """Folder of the run. By default runs/demo, or the next runs/demo-2, runs/demo-3, ... that is free or
+    was stopped.
+    """
     seed: int = 0
     """Number from which all randomness follows."""
 
 
 def demo(arguments: Sequence[str]) -> int:
-    """Train on tiles of photographs and show kNN accuracy of raw pixels, the untrained and the trained encoder."""
-    command = parse(
-        Demo,
-        arguments,
-        prog="byol demo",
-        description="See BYOL learn: about two minutes on two cores, no network.",
-    )
+    """Train on tiles of photographs and show kNN accuracy of raw pixels, the untrained and the trained
+    encoder.
+    """
+    description = "See BYOL learn: about two minutes on two cores, no network."
+    command = parse(Demo, arguments, prog="byol demo", description=description)
     tiles = photograph_tiles()
     train, test = open_images(tiles.train), open_images(tiles.test)
     out = command.out or free_folder()
@@ -46,11 +46,8 @@ def demo(arguments: Sequence[str]) -> int:
         flush=True,
     )
     started = time.perf_counter()
-    config = replace(config, seed=command.seed)
-    run = pretrain(None, train, config)
+    run = pretrain(None, train, replace(config, seed=command.seed))
     seconds = time.perf_counter() - started
-
-    untrained = build_learner(run.plan, config, None, World.join("cpu")).online.encoder
 
     def score(encoder: Encoder | None) -> float:
         bank, queries = (
@@ -66,22 +63,19 @@ def demo(arguments: Sequence[str]) -> int:
         f"(chance {1 / len(tiles.names):.2f})"
     )
     print(f"  raw pixels          {score(None):.2f}")
-    print(f"  untrained encoder   {score(Encoder(untrained, run.encoder.info)):.2f}")
+    print(f"  untrained encoder   {score(untrained(run.encoder, seed=command.seed)):.2f}")
     print(f"  trained encoder     {score(run.encoder):.2f}   after {duration(seconds)} of training")
-    print(f"\nThe encoder is {Path(out) / 'encoder.safetensors'}. Next, with images of your own:")
+    print(f"\nThe encoder is {RunFolder(out).encoder}. Next, with images of your own:")
     print("  byol train IMAGES --out runs/mine")
     return 0
 
 
 def free_folder() -> str:
     """runs/demo, or the first runs/demo-N that is not there yet or holds an unfinished run, to continue it."""
-    return next(
-        name
-        for name in (f"runs/demo{'' if n == 1 else f'-{n}'}" for n in count(1))
-        if not is_finished(Path(name))
-    )
+    names = (f"runs/demo{'' if n == 1 else f'-{n}'}" for n in count(1))
+    return next(name for name in names if is_free(RunFolder(name)))
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether a folder exists and holds anything else than a run that was stopped."""
-    return folder.exists() and ((folder / FILE).exists() or not (folder / "plan.json").exists())
+def is_free(folder: RunFolder) -> bool:
+    """Whether a folder is not there yet, or holds a run that was stopped."""
+    return not folder.path.exists() or (folder.plan.exists() and not folder.encoder.exists())

@@ -17,7 +17,7 @@ from byol.evaluation.baselines import BASELINES
 from byol.evaluation.data_sets import DataSet, read_data_sets
 from byol.evaluation.inputs import EvaluationConfig
 from byol.evaluation.protocols import Task, check_protocols, check_settings, judge, prepare
-from byol.evaluation.score import Score, comparison, score_table, write_scores
+from byol.evaluation.score import SCORES, Score, comparison, score_table, write_scores
 from byol.models.build import LIBRARIES
 from byol.settings import parse
 
@@ -97,7 +97,7 @@ def evaluate(arguments: Sequence[str]) -> int:
 
 def keep(scores: dict[str, Score], folder: Path) -> Path:
     """Add scores to the scores.jsonl of a folder, and return its path."""
-    path = folder / "scores.jsonl"
+    path = folder / SCORES
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_scores(scores, path)

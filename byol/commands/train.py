@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated
 
 import tyro
 
-from byol.encoders.load import from_a_library
+from byol.errors import ConfigError
+from byol.models.build import is_own_code
 from byol.settings import parse, preset_flags, preset_names
 from byol.train.config import TrainConfig
 from byol.train.run import Run, pretrain
+from byol.train.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -23,48 +26,51 @@ class Train:
 
 def train(arguments: Sequence[str]) -> int:
     """Train an encoder and say where it is and how good it is."""
-    words = with_preset(list(arguments))
     description = (
-        "Learn an encoder from unlabelled images. Only IMAGES and --out are needed; what is left out is derived from the "
-        f"images and the hardware, and printed. A run that was stopped is continued. Presets: {', '.join(preset_names())}."
+        "Learn an encoder from unlabelled images. Only IMAGES and --out are needed; what is left out is "
+        "derived from the images and the hardware, and printed. A run that was stopped is continued. "
+        f"Presets: {', '.join(preset_names())}."
     )
-    command = parse(Train, words, prog="byol train", description=description)
+    command = parse(Train, with_preset(list(arguments)), prog="byol train", description=description)
+    name = command.config.encoder
+    if name is not None and is_own_code(name) and not {name, f"--encoder={name}"} & set(arguments):
+        raise ConfigError(
+            f"The preset {command.preset} names {name!r} as its encoder, which is not imported because a "
+            f"file says so. Give --encoder {name} beside it."
+        )
     report(pretrain(None, command.images, command.config))
     return 0
 
 
 def with_preset(words: list[str]) -> list[str]:
     """The arguments with a preset's flags in front, where the user's own flags win over them."""
-    name = None
-    for place, word in enumerate(words):
-        if word == "--preset" and place + 1 < len(words):
-            name = words[place + 1]
-        elif word.startswith("--preset="):
-            name = word.partition("=")[2]
-    if name is None:
-        return words
-    flags = preset_flags(name)
     given = {word.partition("=")[0].replace("_", "-") for word in words}
-    for length in {
-        "--budget",
-        "--epochs",
-    } - given:  # a length that is given takes the place of the preset's, of either kind
-        if given & {"--budget", "--epochs"} and length in flags:
-            place = flags.index(length)
+    named = [after for word, after in pairwise(words) if word == "--preset"]
+    named += [word.partition("=")[2] for word in words if word.startswith("--preset=")]
+    if not named:
+        return words
+    flags = preset_flags(named[-1])
+    lengths = {"--budget", "--epochs"}
+    for flag in lengths - given:  # a length that is given takes the place of the preset's, of either kind
+        if given & lengths and flag in flags:
+            place = flags.index(flag)
             del flags[place : place + 2]
     return flags + words
 
 
 def report(run: Run) -> None:
     """What a person wants to know after a run."""
+    info = run.encoder.info
     print(
-        f"encoder    {run.folder / 'encoder.safetensors'} ({run.plan.encoder}, {run.encoder.info.features} features)"
+        f"encoder    {RunFolder(run.folder).encoder} ({run.plan.encoder}, {info.features}-dimensional "
+        "features)"
     )
     if run.score is not None:
-        print(f"kNN        {100 * run.score.value:.1f} % of {run.score.test_images:,} held-out images")
-    name = run.encoder.info.encoder
-    own = (
-        "" if from_a_library(run.encoder.info) else f" --encoder {name}"
-    )  # a file alone never makes a program run code
+        print(
+            f"kNN        {100 * run.score.value:.1f} % of the {run.score.test_images:,} images of the "
+            "hold-out set"
+        )
+    # A file alone never makes a program run code.
+    own = f" --encoder {info.encoder}" if info.encoder is not None and is_own_code(info.encoder) else ""
     print(f"next       byol evaluate {run.folder}{own} --train LABELLED_TRAIN --test LABELLED_TEST")
     print(f"           byol embed {run.folder}{own} --data IMAGES --out features.npz")

@@ -26,6 +26,7 @@ from byol.method.pixels import check_images, prepare
 
 FORMAT = 1
 FILE = "encoder.safetensors"
+PLAN = "plan.json"  # of the run that an encoder comes from
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def find(path: Path) -> Path:
     file = path / FILE if os.path.isdir(path) else path
     if os.path.isfile(file):
         return file
-    if os.path.exists(path / "plan.json"):
+    if os.path.exists(path / PLAN):
         raise CheckpointError(
             f"The run in {path} has no encoder yet: it is not finished. Run the same `byol train` command again to continue it."
         )

@@ -15,6 +15,7 @@ from byol.evaluation.inputs import Answers
 from byol.evaluation.metrics import bounds, interval, measure, place, resampled_means
 from byol.features.embed import Features
 
+SCORES = "scores.jsonl"  # beside an encoder
 WIDTH = 100  # letters, of a line of settings
 TITLES = {"top1": "top-1", "mean_per_class": "mean per class", "map11": "11-point mAP"}
 

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from byol.encoders.encoder import Encoder, EncoderInfo
+from byol.encoders.encoder import PLAN, Encoder, EncoderInfo
 from byol.errors import CheckpointError
-from byol.evaluation.score import TITLES, in_words, read_scores
+from byol.evaluation.score import SCORES, TITLES, in_words, read_scores
 
 TIMM = """```python
 import timm
@@ -72,7 +72,7 @@ def preprocessing_section(info: EncoderInfo) -> str:
 
 def training_section(run: Path) -> str:
     """How the encoder was trained, from the run's plan; empty when there is none."""
-    path = run / "plan.json"
+    path = run / PLAN
     if not os.path.exists(path):
         return ""
     same = ("optimizer", "lr", "weight_decay", "base_tau", "precision", "seed")
@@ -100,8 +100,8 @@ def score_section(encoder: Encoder, run: Path) -> str:
 
     A run's file holds the scores of baselines too, and a folder may be that of several encoders.
     """
-    path = run / "scores.jsonl"
-    own = encoder.checksum(), "" if os.path.exists(run / "plan.json") else None
+    path = run / SCORES
+    own = encoder.checksum(), "" if os.path.exists(run / PLAN) else None
     found = {}
     for score in read_scores(path) if os.path.exists(path) else ():
         if score.blake2b in own and not score.same_images:

@@ -34,6 +34,7 @@ class Stream(IntEnum):
     SUBSTITUTES = 9  # for unreadable images
     SUBSET = 10  # few labels
     VALIDATION = 11  # images that the settings of a classifier are chosen on
+    SCORED = 12  # which images a run is scored with
 
 
 def uniforms(key: Sequence[int | Tensor], count: int) -> Tensor:

@@ -1,48 +1,132 @@
 """Checkpoints that survive a kill at any instant, and hold nothing that could be executed.
 
-A checkpoint is a folder `step-00001234` with `state.safetensors` (every tensor), `state.json` (everything else) and
-`manifest.json` (size and BLAKE2b of both, written last). It is written in a temporary folder beside its final place,
-every file is fsynced, the folder renamed and its parent fsynced: a name `step-…` is complete or does not exist.
+A checkpoint is a folder `step-00001234` with `state.safetensors` (every tensor) and `manifest.json` (the
+plan it belongs to, size and BLAKE2b of the tensors). It is filled in a temporary folder beside its final
+place and fsynced, then renamed: a name `step-...` is complete or does not exist.
 """
 
+import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from hashlib import blake2b
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from byol.disk import filling, left_behind, writing
-from byol.errors import CheckpointError
+from byol.encoders.encoder import unshared
+from byol.errors import CheckpointError, DiskError, TrainingError, complaint
+from byol.train.config import TrainConfig
+from byol.train.plan import Plan
 
 logger = logging.getLogger("byol")
-FORMAT = 1
-_NAME = re.compile(r"step-(\d{8,})")
+FORMAT = 2
+TENSORS, MANIFEST = "state.safetensors", "manifest.json"
+SECONDS = 300.0  # without a checkpoint, after which one is written: as much is lost at most
+SHARE = 0.02  # of a run's time that checkpoints by default may take, half of what a budget sets aside
 
 
-def save(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[str, Any], keep: int = 2) -> Path:
-    """Write a checkpoint of a step and retire all but the newest `keep`. Returns its folder."""
+class Saver:
+    """Writes and reads the checkpoints of what is trained. A run computes the same whenever it is saved."""
+
+    def __init__(
+        self,
+        folder: Path,
+        trained: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        plan: Plan,
+        checksum: str,
+        config: TrainConfig,
+    ) -> None:
+        self.folder, self.trained, self.optimizer, self.checksum = folder, trained, optimizer, checksum
+        self.keep = config.keep_checkpoints
+        self.every = config.save_every_steps or plan.save_every_steps
+        self.share = SHARE if config.save_every_steps is None else 1.0
+        self.spent = 0.0  # seconds
+        self.started = self.saved_at = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether to save after a step: by number, unless that costs too much of the run's time; and by the
+        clock.
+        """
+        now = time.monotonic()
+        by_number = step % self.every == 0 and self.spent <= self.share * (now - self.started)
+        return by_number or now - self.saved_at >= SECONDS
+
+    def restore(self) -> int:
+        """Load the newest good checkpoint, if there is one. Returns the steps already done; raises
+        CheckpointError.
+        """
+        found = latest(self.folder, self.checksum)
+        if found is None:
+            return 0
+        step, tensors = found
+        moments = {name: tensors.pop(name) for name in list(tensors) if name.startswith("optimizer.")}
+        try:
+            self.trained.load_state_dict(tensors)
+            restore_optimizer(self.optimizer, moments)
+        except (RuntimeError, ValueError, KeyError) as failure:
+            raise CheckpointError(
+                f"The checkpoint of step {step} in {self.folder} is of another network than this one "
+                f"({complaint(failure)}). Give the network it was written from, or choose another --out."
+            ) from failure
+        return step
+
+    def save(self, step: int) -> bool:
+        """Write a checkpoint; a disk that is full costs this checkpoint, not the run. Raises TrainingError
+        for bad weights.
+
+        Returns whether it was written.
+        """
+        moments = optimizer_tensors(self.optimizer)
+        tensors = self.trained.state_dict() | moments
+        learned = [
+            *(name for name, _ in self.trained.named_parameters()),
+            *moments,
+        ]  # a buffer may be infinite on purpose
+        damaged = [name for name in learned if not tensors[name].isfinite().all()]
+        if damaged:  # of a finite loss whose gradient was not: the next loss would tell, but after this save
+            raise TrainingError(
+                f"After step {step} the state is not finite ({', '.join(damaged[:3])}), so it was not saved."
+            )
+        before = time.monotonic()
+        try:
+            save(self.folder, step, tensors, self.checksum, self.keep)
+        except DiskError as failure:
+            logger.warning("The checkpoint of step %d is lost, training goes on: %s", step, failure)
+            return False
+        finally:
+            self.saved_at = time.monotonic()
+            self.spent += self.saved_at - before
+        return True
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], plan: str, keep: int = 2) -> Path:
+    """Write a checkpoint of a step and retire all but the newest `keep`; `plan` is the checksum of the
+    run's plan.
+
+    Returns its folder; raises DiskError if it cannot.
+    """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:08d}"
     with filling(final) as temporary:
-        copied = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        save_file(copied, temporary / "state.safetensors")
-        (temporary / "state.json").write_text(json.dumps(values))
-        files = {
-            name: {"bytes": (temporary / name).stat().st_size, "blake2b": _digest(temporary / name)}
-            for name in ("state.safetensors", "state.json")
+        save_file(unshared(tensors), temporary / TENSORS)
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "plan": plan,
+            "bytes": (temporary / TENSORS).stat().st_size,
+            "blake2b": _digest(temporary / TENSORS),
         }
-        manifest = {"format": FORMAT, "step": step, "files": files}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         if final.exists():  # of this very step: incomplete, or saved by an earlier attempt
             _retire(final)
     for _, old in _complete(folder)[keep:]:
@@ -50,23 +134,37 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[str, 
     return final
 
 
-def latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-    """The newest checkpoint that verifies, as (step, tensors, values); None when there is none.
+def latest(folder: Path, plan: str) -> tuple[int, dict[str, Tensor]] | None:
+    """The newest checkpoint that verifies, as (step, tensors); None when there is none.
 
-    A damaged one is passed over with a warning. Raises CheckpointError for one written by a newer version, and when
-    checkpoints exist but none verifies.
+    A damaged one is passed over with a warning. Raises CheckpointError for one of another plan or another
+    version of byol, and when checkpoints exist but none verifies.
     """
     found = _complete(folder)
     for step, path in found:
         try:
-            return step, *_load(path)
-        except (OSError, ValueError, KeyError, SafetensorError) as damage:
+            manifest = json.loads((path / MANIFEST).read_text())
+            if manifest["format"] != FORMAT:
+                raise CheckpointError(
+                    f"Checkpoint {path} has format {manifest['format']}; this byol reads {FORMAT}. "
+                    "Continue with the version of byol that wrote it, or upgrade this one."
+                )
+            if manifest["plan"] != plan:
+                raise CheckpointError(
+                    f"Checkpoint {path} is of another plan than this run's. Take it out of the folder."
+                )
+            file = path / TENSORS
+            if file.stat().st_size != manifest["bytes"] or _digest(file) != manifest["blake2b"]:
+                raise ValueError(f"{TENSORS} does not match its checksum")
+            return step, load_file(file)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as damage:
             logger.warning(
                 "Checkpoint %s is damaged (%s): falling back to the one before.", path.name, damage
             )
     if found:
         raise CheckpointError(
-            f"None of the {len(found)} checkpoints in {folder} can be read. Restore one of them, or start in another folder."
+            f"None of the {len(found)} checkpoints in {folder} can be read. Restore one of them, or start "
+            "in another folder."
         )
     return None
 
@@ -86,43 +184,30 @@ def last_good(folder: Path) -> str:
 def sweep(*folders: Path) -> None:
     """Remove what dead processes left behind: temporary files and folders, and folders on their way out."""
     for folder in folders:
-        for path in [*folder.glob(".tmp-*"), *folder.glob(".del-*")] if folder.exists() else ():
+        for path in [*folder.glob(".tmp-*"), *folder.glob(".del-*")]:
             if path.name.startswith((".del-", f".tmp-{os.getpid()}-")) or left_behind(path):
                 path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
 
 
-def flatten(state: Any, prefix: str) -> tuple[dict[str, Tensor], Any]:
-    """Split nested plain state into its tensors, by dotted name, and a JSON-ready rest that refers to them."""
-    tensors: dict[str, Tensor] = {}
-
-    def walk(value: Any, name: str) -> Any:
-        if isinstance(value, Tensor):
-            tensors[name] = value
-            return {"tensor": name}
-        if isinstance(value, dict):
-            return {"dict": [[key, walk(part, f"{name}.{key}")] for key, part in value.items()]}
-        if isinstance(value, list | tuple):
-            return {"list": [walk(part, f"{name}.{i}") for i, part in enumerate(value)]}
-        return {"value": value}
-
-    rest = walk(state, prefix)
-    return tensors, rest
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimizer remembers of each parameter; its settings follow from the plan."""
+    return {
+        f"optimizer.{number}.{name}": value
+        for number, entries in optimizer.state_dict()["state"].items()
+        for name, value in entries.items()
+        if isinstance(value, Tensor)
+    }
 
 
-def unflatten(rest: Any, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of `flatten` (tuples come back as lists)."""
-    if "tensor" in rest:
-        return tensors[rest["tensor"]]
-    if "dict" in rest:
-        return {key: unflatten(part, tensors) for key, part in rest["dict"]}
-    if "list" in rest:
-        return [unflatten(part, tensors) for part in rest["list"]]
-    return rest["value"]
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load optimizer state, laid out in memory as the parameters are, so that a resumed run runs the same kernels."""
-    optimizer.load_state_dict(state)
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Load what `optimizer_tensors` gave, laid out in memory as the parameters are: a resumed run runs the
+    same kernels.
+    """
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        _, number, entry = name.split(".")
+        state.setdefault(int(number), {})[entry] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     for parameter, entries in optimizer.state.items():
         for key, value in entries.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
@@ -131,38 +216,21 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
 
 def _complete(folder: Path) -> list[tuple[int, Path]]:
     """Folders named as checkpoints that have a manifest, newest first."""
-
-    def found() -> Iterator[tuple[int, Path]]:
-        for path in folder.iterdir() if folder.exists() else ():
-            name = _NAME.fullmatch(path.name)
-            if name and (path / "manifest.json").exists():
-                yield int(name[1]), path
-
-    return sorted(found(), reverse=True)
-
-
-def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    manifest = json.loads((path / "manifest.json").read_text())
-    if manifest["format"] > FORMAT:
-        raise CheckpointError(
-            f"Checkpoint {path} has format {manifest['format']}; this byol reads up to {FORMAT}. Upgrade byol."
-        )
-    for name, expected in manifest["files"].items():
-        if (path / name).stat().st_size != expected["bytes"] or _digest(path / name) != expected["blake2b"]:
-            raise ValueError(f"{name} does not match its checksum")
-    return load_file(path / "state.safetensors"), json.loads((path / "state.json").read_text())
+    names = [(re.fullmatch(r"step-(\d{8,})", path.name), path) for path in folder.glob("step-*")]
+    return sorted(
+        ((int(name[1]), path) for name, path in names if name and (path / MANIFEST).exists()), reverse=True
+    )
 
 
 def _digest(path: Path) -> str:
-    digest = blake2b(digest_size=16)
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _retire(path: Path) -> None:
-    """Take a checkpoint's name away first, then delete it: a half-deleted folder is never mistaken for a checkpoint."""
+    """Take a checkpoint's name away first, then delete it: a half-deleted folder is never mistaken for a
+    checkpoint.
+    """
     gone = path.with_name(f".del-{os.getpid()}-{path.name}")
     try:
         path.rename(gone)

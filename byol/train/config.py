@@ -14,6 +14,13 @@ from byol.method.views import ViewConfig
 from byol.world import Precision
 
 OptimizerName = Literal["lars", "sgd", "adamw"]
+_KINDS = {
+    int: "a whole number",
+    float: "a finite number",
+    str: "text",
+    bool: "True or False",
+    type(None): "nothing",
+}
 
 
 def check(holds: bool, message: str) -> None:
@@ -22,8 +29,17 @@ def check(holds: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def at_least(config: Any, group: str = "", **limits: int) -> None:
+    """Raise ConfigError for the first field below its limit; None is below nothing."""
+    for name, least in limits.items():
+        value = getattr(config, name)
+        check(value is None or value >= least, f"{group}{name} is {value}; expected at least {least}.")
+
+
 def conform(config: Any) -> None:
-    """Make paths strings and numpy's numbers Python's. Raises ConfigError for a value of another type than its field's."""
+    """Make paths strings and numpy's numbers Python's. Raises ConfigError for a value of another type than
+    its field's.
+    """
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
         kinds = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
@@ -31,32 +47,24 @@ def conform(config: Any) -> None:
             value = os.fspath(value)
         if isinstance(value, np.generic):
             value = value.item()
-        check(
-            any(_is_a(value, kind) for kind in kinds),
-            f"{name} is {value!r}; expected {' or '.join(map(_in_words, kinds))}.",
-        )
+        fits = any(_is_a(value, kind) for kind in kinds)
+        check(fits, f"{name} is {value!r}; expected {' or '.join(map(_in_words, kinds))}.")
         object.__setattr__(config, name, value)
 
 
 def _is_a(value: Any, kind: Any) -> bool:
     if get_origin(kind) is Literal:
         return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        parts = get_args(kind)
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_is_a, value, parts))
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    return isinstance(value, get_origin(kind) or kind) and not (kind is int and isinstance(value, bool))
 
 
 def _in_words(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return " or ".join(map(str, get_args(kind)))
-    words = {
-        int: "a whole number",
-        float: "a finite number",
-        str: "text",
-        bool: "True or False",
-        type(None): "nothing",
-    }
-    return words.get(kind, f"a {kind.__name__}")
+    return " or ".join(map(str, get_args(kind))) or _KINDS.get(kind) or f"a {kind.__name__}"
 
 
 @dataclass(frozen=True)
@@ -64,11 +72,15 @@ class ModelConfig:
     """The encoder's variant and the two heads."""
 
     stem: Literal["imagenet", "small"] | None = None
-    """First layers of a ResNet: imagenet (7x7 stride 2 and pooling) or small (3x3). By default small up to 64 pixels."""
+    """First layers of a ResNet: imagenet (7x7 stride 2 and pooling) or small (3x3). By default small up to
+    64 pixels.
+    """
     padding: Literal["symmetric", "same"] | None = None
     """Padding of a ResNet: symmetric as in torchvision, or same as in TensorFlow and JAX."""
     last_gamma: float | None = None
-    """Initial scale of each residual block's last BatchNorm: 1 as in the paper, 0 for more stable small networks."""
+    """Initial scale of each residual block's last BatchNorm: 1 as in the paper, 0 for more stable small
+    networks.
+    """
     width: int | None = None
     """Channels of the first stage of the small `convnet` encoder."""
     projection_size: int = 256
@@ -76,19 +88,20 @@ class ModelConfig:
     projection_hidden_size: int = 4096
     """Hidden units of projector and predictor."""
     target_init: Literal["copy", "independent"] = "copy"
-    """Start the target as a copy of the online network, or from its own random draw as the official code does."""
+    """Start the target as a copy of the online network, or from its own random draw as the official code
+    does.
+    """
     joint_batchnorm: bool = False
     """Let both views share one pass and its BatchNorm statistics (not the paper's way)."""
 
     def __post_init__(self) -> None:
         conform(self)
-        for name in ("projection_size", "projection_hidden_size"):
-            check(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; expected at least 1.")
+        at_least(self, "model.", projection_size=1, projection_hidden_size=1)
 
     def encoder_options(self) -> dict[str, Any]:
         """The options that were given, by the names `build_encoder` knows."""
-        given = {name: getattr(self, name) for name in ("stem", "padding", "last_gamma", "width")}
-        return {name: value for name, value in given.items() if value is not None}
+        names = ("stem", "padding", "last_gamma", "width")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 @dataclass(frozen=True)
@@ -100,7 +113,9 @@ class OptimConfig:
     base_lr: float | None = None
     """Learning rate per 256 images; the peak rate is base_lr x batch_size / 256."""
     predictor_lr: float = 1.0
-    """The predictor's learning rate as a multiple of the rest's; 1 in the paper, more helps short runs of small encoders."""
+    """The predictor's learning rate as a multiple of the rest's; 1 in the paper, more helps short runs of
+    small encoders.
+    """
     weight_decay: float | None = None
     """Weight decay of every parameter with more than one dimension; biases and BatchNorm are exempt."""
     momentum: float = 0.9
@@ -108,35 +123,25 @@ class OptimConfig:
     warmup_epochs: float | None = None
     """Epochs of linear warm-up from 0. By default 10, or a tenth of a shorter run."""
     base_tau: float | None = None
-    """The target's starting decay; it rises to 1 by a cosine."""
+    """The target's tau at the start; it rises to 1 by a cosine."""
     accumulation: int = 1
     """Micro-batches whose gradients make one optimizer step (and one target update)."""
 
     def __post_init__(self) -> None:
         conform(self)
+        for name in ("base_lr", "predictor_lr"):
+            value = getattr(self, name)
+            check(value is None or value > 0, f"optim.{name} is {value}; expected a positive number.")
+        at_least(self, "optim.", weight_decay=0, warmup_epochs=0, accumulation=1)
         check(
-            self.base_lr is None or self.base_lr > 0,
-            f"optim.base_lr is {self.base_lr}; expected a positive number.",
+            0 <= self.momentum < 1,
+            f"optim.momentum is {self.momentum}; expected a number from 0 to less than 1.",
         )
-        check(
-            self.weight_decay is None or self.weight_decay >= 0,
-            f"optim.weight_decay is {self.weight_decay}; expected 0 or more.",
-        )
-        check(
-            self.predictor_lr > 0, f"optim.predictor_lr is {self.predictor_lr}; expected a positive number."
-        )
-        check(
-            0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; expected 0 or more and less than 1."
-        )
-        check(
-            self.warmup_epochs is None or self.warmup_epochs >= 0,
-            f"optim.warmup_epochs is {self.warmup_epochs}; expected 0 or more.",
-        )
+        expected = "expected a number from 0 to 1"
         check(
             self.base_tau is None or 0 <= self.base_tau <= 1,
-            f"optim.base_tau is {self.base_tau}; expected a number from 0 to 1.",
+            f"optim.base_tau is {self.base_tau}; {expected}.",
         )
-        check(self.accumulation >= 1, f"optim.accumulation is {self.accumulation}; expected at least 1.")
 
 
 @dataclass(frozen=True)
@@ -159,15 +164,17 @@ class DataConfig:
             f"data.channels is {self.channels}; expected 1 (gray) or 3 (colour).",
         )
         check(0 <= self.max_bad <= 1, f"data.max_bad is {self.max_bad}; expected a share from 0 to 1.")
-        check(self.max_pixels >= 1, f"data.max_pixels is {self.max_pixels}; expected at least 1.")
+        at_least(self, "data.", max_pixels=1)
 
 
 @dataclass(frozen=True)
 class KnnConfig:
-    """Scoring while training, when the images carry labels: kNN on held-out images."""
+    """Scoring while training, when the images carry labels: kNN on a hold-out set."""
 
-    held_out: float = 0.02
-    """Share of the labelled images kept out of training to be scored (at most 2,000); 0 scores nothing."""
+    hold_out_share: float = 0.02
+    """Share of the labelled images that is not trained on but scored (at most 2,000 images); 0 scores
+    nothing.
+    """
     times: int = 10
     """How often during the run, the end included."""
     k: int = 20
@@ -177,12 +184,9 @@ class KnnConfig:
 
     def __post_init__(self) -> None:
         conform(self)
-        check(
-            0 <= self.held_out < 1,
-            f"knn.held_out is {self.held_out}; expected a share from 0 to less than 1.",
-        )
-        check(self.times >= 1, f"knn.times is {self.times}; expected at least 1.")
-        check(self.k >= 1, f"knn.k is {self.k}; expected at least 1.")
+        share = self.hold_out_share
+        check(0 <= share < 1, f"knn.hold_out_share is {share}; expected a share from 0 to less than 1.")
+        at_least(self, "knn.", times=1, k=1)
         check(self.temperature > 0, f"knn.temperature is {self.temperature}; expected a positive number.")
 
 
@@ -191,7 +195,9 @@ class ProbeConfig:
     """The official online probe, when the images carry labels."""
 
     online: bool = False
-    """Train a linear classifier beside BYOL on the stopped representation; the encoder learns nothing from it."""
+    """Train a linear classifier beside BYOL on the stopped representation; the encoder learns nothing from
+    it.
+    """
 
     def __post_init__(self) -> None:
         conform(self)
@@ -199,14 +205,20 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole run. What is left None is derived from the images and the hardware, printed, and stored with the run."""
+    """A whole run. What is left None is derived from the images and the hardware, printed, and stored with
+    the run.
+    """
 
     out: str
     """Folder of the run: checkpoints, metrics and the encoder. An unfinished run in it is continued."""
     encoder: str | None = None
-    """Network: resnet18 ... resnet200 (x2, x3, x4), convnet, torchvision:NAME, timm:NAME or package.module:function."""
+    """Network: resnet18 ... resnet200 (x2, x3, x4), convnet, torchvision:NAME, timm:NAME or
+    package.module:function.
+    """
     hidden_layer: str | None = None
-    """Layer that gives the representation: its dotted name, or an outermost one's index (-2). By default the last one."""
+    """Layer that gives the representation: its dotted name, or an outermost one's index (-2). By default
+    the last one.
+    """
     image_size: int | None = None
     """Side of the views in pixels."""
     eval_size: int | None = None
@@ -224,9 +236,13 @@ class TrainConfig:
     device: str | None = None
     """cpu, cuda, cuda:N or mps. By default the GPU when there is one."""
     precision: Precision | None = None
-    """bf16 or fp32 for the encoder's arithmetic. By default bf16 where the hardware has it and is faster with it."""
+    """bf16 or fp32 for the encoder's arithmetic. By default bf16 where the hardware has it and is faster
+    with it.
+    """
     save_every_steps: int | None = None
-    """Steps between checkpoints. By default twenty a run; one more is saved whenever five minutes have passed without."""
+    """Steps between checkpoints. By default twenty a run; one more is saved whenever five minutes have
+    passed without.
+    """
     keep_checkpoints: int = 2
     """Checkpoints kept, at least 2."""
     log_every_steps: int = 50
@@ -244,23 +260,13 @@ class TrainConfig:
         check(self.epochs is None or self.epochs > 0, f"epochs is {self.epochs}; expected a positive number.")
         check(
             self.epochs is None or self.budget is None,
-            f"epochs={self.epochs} and budget={self.budget} both fix the length of the run. Give one of them.",
+            f"epochs={self.epochs} and budget={self.budget} both fix the length of the run. Give one of "
+            "them.",
         )
         if self.budget is not None:
             seconds_of(self.budget)
-        for name, least in (
-            ("image_size", 8),
-            ("eval_size", 8),
-            ("batch_size", 2),
-            ("workers", 0),
-            ("save_every_steps", 1),
-        ):
-            value = getattr(self, name)
-            check(value is None or value >= least, f"{name} is {value}; expected at least {least}.")
-        check(
-            self.keep_checkpoints >= 2, f"keep_checkpoints is {self.keep_checkpoints}; expected at least 2."
-        )
-        check(self.log_every_steps >= 1, f"log_every_steps is {self.log_every_steps}; expected at least 1.")
+        at_least(self, image_size=8, eval_size=8, batch_size=2, workers=0)
+        at_least(self, save_every_steps=1, keep_checkpoints=2, log_every_steps=1)
         check_seed(self.seed)
 
 

@@ -1,44 +1,95 @@
-"""What a run says while it runs: metrics.jsonl is the truth, the console shows it, bad_files.jsonl lists unreadable images."""
+"""What a run says while it runs: metrics.jsonl is the truth, the console shows it, bad_files.jsonl lists
+unreadable images.
+"""
 
 import json
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from byol.data.batches import Batch
 from byol.disk import append_text, write_text
 from byol.errors import DataError, DiskError
+from byol.train.plan import Plan
 from byol.train.step import StepResult
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 logger = logging.getLogger("byol")
-PLAIN_SECONDS = 10.0  # at least, between lines of metrics where there is no terminal
-FIRST_SECONDS, QUIET_SECONDS = (
-    3.0,
-    60.0,
-)  # without a line, first and later, until one tells of the steps alone
+# Between looks at the loss for people, each of which waits for the device: at the first, on a terminal, in
+# a file.
+FIRST_SECONDS, BAR_SECONDS, FILE_SECONDS = 3.0, 2.0, 10.0
+
+
+class Timed:
+    """Passes batches on and adds up the seconds spent waiting for them."""
+
+    def __init__(self, batches: Generator[Batch]) -> None:
+        self.batches = batches
+        self.waited = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def close(self) -> None:
+        """End the processes behind the batches, if there are any."""
+        self.batches.close()
+
+    def __next__(self) -> Batch:
+        began = time.perf_counter()
+        batch = next(self.batches)
+        self.waited += time.perf_counter() - began
+        return batch
+
+
+class Pace:
+    """How fast steps are done since it was last asked, and how much of that time the loop waited for
+    images.
+    """
+
+    def __init__(self, plan: Plan, batches: Timed, step: int, clock: Callable[[], float]) -> None:
+        self.plan, self.batches, self.clock = plan, batches, clock
+        self.since = clock(), step, batches.waited
+
+    def rates(self, step: int) -> dict[str, float]:
+        """The rates up to a step; the next begin there."""
+        then, first, before = self.since
+        self.since = now, _, waited = self.clock(), step, self.batches.waited
+        seconds, done = max(now - then, 1e-9), step - first
+        return {
+            "images_per_second": done * self.plan.batch_size / seconds,
+            "data_wait": (waited - before) / seconds,
+            "seconds_left": (self.plan.total_steps - step) * seconds / max(done, 1),
+        }
 
 
 class RunLog:
-    """Appends metrics and shows progress: a bar on a terminal, rate-limited plain lines elsewhere."""
+    """Writes metrics by steps and shows progress by time: a bar on a terminal, rate-limited plain lines
+    elsewhere.
+    """
 
-    def __init__(self, folder: Path, total_steps: int, start: int) -> None:
-        self.path = folder / "metrics.jsonl"
-        self.total_steps = total_steps
-        self.start = start
-        self._began = time.monotonic()
-        self._first: tuple[int, float] | None = None  # the first step of this process and when it was done
-        self._said_at: float | None = None  # the last line of metrics where there is no terminal
-        self._told_at: float | None = None  # the last line of metrics or of steps alone
+    def __init__(
+        self, path: Path, plan: Plan, start: int, batches: Timed, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.path, self.plan, self.start, self.clock = path, plan, start, clock
+        self.batches = batches
+        self._began = clock()
+        self._shown_at: float | None = None
+        self._logged = Pace(plan, batches, start, clock)
+        self._shown: Pace | None = None  # since the first step, which took the reading of the images too
         self._bar: Progress | None = None
-        self._warned = self._unheard = False
-        forget_after(self.path, start)
+        self._estimated = self._warned = self._unheard = False
+        if (
+            path.exists()
+        ):  # steps that a resumed run does again, and a last line that a kill cut short, are forgotten
+            kept = [values for values in whole_lines(path) if values["step"] <= start]
+            write_text(path, "".join(json.dumps(values) + "\n" for values in kept))
 
     def __enter__(self) -> "RunLog":
         if sys.stderr.isatty():
@@ -51,7 +102,7 @@ class RunLog:
                 console=Console(stderr=True), transient=True, expand=True,
             )  # fmt: skip
             self._bar.start()
-            self._bar.add_task("starting", total=self.total_steps, completed=self.start)
+            self._bar.add_task("reading images", total=self.plan.total_steps, completed=self.start)
         return self
 
     def __exit__(
@@ -61,8 +112,25 @@ class RunLog:
             with suppress(OSError):  # of a terminal that was closed
                 self._bar.stop()
 
+    def following(self, results: Iterable[StepResult]) -> Iterator[StepResult]:
+        """Pass step results on and show how far they are."""
+        for result in results:
+            self.show(result)
+            yield result
+
+    def metrics(self, result: StepResult) -> dict[str, Any]:
+        """What metrics.jsonl tells of a step. Reads the loss, so it waits for the device."""
+        return {
+            "step": result.step,
+            "epoch": result.step * self.plan.batch_size / self.plan.images,
+            "loss": float(result.loss),
+            "lr": result.lr,
+            "tau": result.tau,
+            **self._logged.rates(result.step),
+        }
+
     def write(self, values: dict[str, Any]) -> None:
-        """Append one line of metrics, if there are any, and show it."""
+        """Append one line of metrics, if there are any; a score is told at once."""
         if not values:
             return
         try:
@@ -71,35 +139,43 @@ class RunLog:
             if not self._warned:
                 logger.warning("Metrics are lost, training goes on: %s", failure)
             self._warned = True
-        self._show(values)
+        if "knn_top1" in values:
+            online = f", online probe {100 * values['online_top1']:.1f} %" if "online_top1" in values else ""
+            knn = f"kNN {100 * values['knn_top1']:.1f} %{online} of the hold-out set"
+            self.say(f"{self._place(values['step'])}  {knn}")
 
-    def following(self, results: Iterable[StepResult]) -> Iterator[StepResult]:
-        """Pass step results on and show that each is done. No loss is read, which would wait for the device."""
-        for result in results:
-            self.advance(result.step)
-            yield result
-
-    def advance(self, step: int) -> None:
-        """Move the bar; where there is none, a line for people when there has been none for long."""
+    def show(self, result: StepResult) -> None:
+        """Show that a step is done and, after some seconds, its loss and the speed."""
+        now, step = self.clock(), result.step
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step)
+        first = self._shown is None
+        if self._shown is None:
+            self._shown = Pace(self.plan, self.batches, step, self.clock)
+        pause = FILE_SECONDS if self._bar is None else BAR_SECONDS
+        due = self._began + FIRST_SECONDS if self._shown_at is None else self._shown_at + pause
+        if now < due and step < self.plan.total_steps:
             return
-        now = time.monotonic()
-        first, first_at = self._first = self._first or (step, now)
-        since, seconds = (
-            (self._began, FIRST_SECONDS) if self._told_at is None else (self._told_at, QUIET_SECONDS)
-        )
-        if now - since >= seconds:
-            self._told_at = now
-            left = ""
-            if step > first:  # the first took the reading of the images too
-                left = (
-                    f"  left about {duration((self.total_steps - step) * (now - first_at) / (step - first))}"
-                )
-            self.say(f"step {step:,}/{self.total_steps:,}{left}")
+        self._shown_at = now
+        loss = f"loss {float(result.loss):.3f}"  # waits for the device
+        if first:
+            rates, text = None, f"{self._place(step)}  {loss}"
+        else:
+            rates = self._shown.rates(step)
+            speed = f"{rates['images_per_second']:,.0f} images/s"
+            wait, left = f"{100 * rates['data_wait']:.0f}", duration(rates["seconds_left"])
+            text = f"{self._place(step)}  {loss}  {speed}  waiting for data {wait} %  left {left}"
+            loss += f"  {speed}" + (f"  waits {wait}%" if rates["data_wait"] >= 0.05 else "")
+            if not self._estimated and step < self.plan.total_steps:
+                self.say(f"time       about {left} more, by the first steps")
+            self._estimated = True
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], description=loss)
+        else:
+            self.say(text)
 
     def say(self, line: str) -> None:
-        """A line for people that is no metric."""
+        """A line for people that is not a metric."""
         if self._unheard:
             return
         try:
@@ -110,41 +186,9 @@ class RunLog:
         except OSError:  # a closed pipe or terminal ends the talking, not the training
             self._unheard = True
 
-    def _show(self, values: dict[str, Any]) -> None:
-        if "loss" not in values and "knn_top1" not in values:
-            return  # signs of health alone: for the file
-        text = in_words(values, self.total_steps)
-        if "knn_top1" in values:
-            self.say(text)
-        elif self._bar is not None:
-            self._bar.update(
-                self._bar.task_ids[0], completed=values["step"], description=beside_the_bar(values)
-            )
-        elif (
-            self._said_at is None
-            or time.monotonic() - self._said_at >= PLAIN_SECONDS
-            or values["step"] == self.total_steps
-        ):
-            self._said_at = self._told_at = time.monotonic()
-            self.say(text)
-
-
-def in_words(values: dict[str, Any], total_steps: int) -> str:
-    """One line of metrics for people."""
-    place = f"step {values['step']:,}/{total_steps:,}  epoch {values['epoch']:.1f}"
-    if "knn_top1" in values:
-        online = f", online probe {100 * values['online_top1']:.1f} %" if "online_top1" in values else ""
-        return f"{place}  kNN {100 * values['knn_top1']:.1f} %{online} of held-out images"
-    return (
-        f"{place}  loss {values['loss']:.3f}  {values['images_per_second']:,.0f} images/s  "
-        f"waiting for data {100 * values['data_wait']:.0f} %  left {duration(values['seconds_left'])}"
-    )
-
-
-def beside_the_bar(values: dict[str, Any]) -> str:
-    """The same, as short as a terminal of 80 columns wants it; waiting for images is told when it costs something."""
-    waits = f"  waits {100 * values['data_wait']:.0f}%" if values["data_wait"] >= 0.05 else ""
-    return f"loss {values['loss']:.3f}  {values['images_per_second']:,.0f} images/s{waits}"
+    def _place(self, step: int) -> str:
+        epoch = step * self.plan.batch_size / self.plan.images
+        return f"step {step:,}/{self.plan.total_steps:,}  epoch {epoch:.1f}"
 
 
 def duration(seconds: float) -> str:
@@ -157,14 +201,6 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
 
 
-def forget_after(path: Path, step: int) -> None:
-    """Drop the lines of steps that a resumed run will do again, and a last line that was cut short by a kill."""
-    if not path.exists():
-        return
-    kept = [values for values in whole_lines(path) if values["step"] <= step]
-    write_text(path, "".join(json.dumps(values) + "\n" for values in kept))
-
-
 def whole_lines(path: Path) -> list[dict[str, Any]]:
     """What the lines of a JSON lines file say, without those that a kill or a full disk cut short."""
     values = []
@@ -175,16 +211,17 @@ def whole_lines(path: Path) -> list[dict[str, Any]]:
 
 
 class BadImages:
-    """Counts unreadable images, lists each once in bad_files.jsonl, and stops the run above the agreed share."""
+    """Counts unreadable images, lists each once in bad_files.jsonl, and stops the run above the agreed
+    share.
+    """
 
-    def __init__(self, folder: Path, images: int, share: float) -> None:
-        self.path = folder / "bad_files.jsonl"
-        self.images, self.share = images, share
+    def __init__(self, path: Path, images: int, share: float) -> None:
+        self.path, self.images, self.share = path, images, share
         self.reasons: dict[str, str] = {}
-        if self.path.exists():
-            entries = whole_lines(self.path)
+        if path.exists():
+            entries = whole_lines(path)
             self.reasons = {entry["name"]: entry["reason"] for entry in entries}
-            write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in entries))
+            write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
 
     def __call__(self, name: str, reason: str) -> None:
         """Take note of an image; raises DataError when more than the agreed share is unreadable."""
@@ -195,6 +232,12 @@ class BadImages:
         bad = len(self.reasons)
         if bad > self.share * self.images:
             raise DataError(
-                f"{bad} of {self.images:,} images cannot be read, more than {100 * self.share:g} % "
-                f"(the last: {reason}). They are listed in {self.path}. Remove them, or allow more with --data.max-bad."
+                f"{bad} of {self.images:,} images cannot be read, more than {100 * self.share:g} % (the "
+                f"last: {reason}). They are listed in {self.path}. Remove them, or allow more with "
+                "--data.max-bad."
             )
+
+    def __str__(self) -> str:
+        """For a run's last line."""
+        bad = len(self.reasons)
+        return f"; {bad:,} unreadable image{'s' * (bad != 1)}, listed in {self.path}" if bad else ""

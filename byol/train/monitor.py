@@ -1,4 +1,4 @@
-"""How good the representation is while it trains: kNN on held-out images, and whether it collapses."""
+"""How good the representation is while it trains: kNN on the hold-out set, and whether it collapses."""
 
 import time
 from collections.abc import Callable
@@ -17,48 +17,53 @@ from byol.evaluation.knn import knn_correct
 from byol.evaluation.online import OnlineProbe
 from byol.evaluation.score import Score, scored
 from byol.features.embed import Features, prepared_batches
+from byol.method.draws import Stream, uniforms
 from byol.method.health import health
 from byol.train.config import KnnConfig
 from byol.train.plan import Plan
 from byol.world import autocast
 
-BANK = 5_000  # training images that vote: enough to rank runs, cheap enough to ask often and to keep
+BANK = 5_000  # training images that vote: enough to rank runs, cheap enough to score often and to keep
+HEALTH = 2_048  # of them show whether the representation collapses
+BYTES = 512 * 2**20  # of prepared images kept for scoring
 Pictures = tuple[Tensor, np.ndarray[Any, np.dtype[np.int64]]]  # uint8 (n, C, h, w), and labels
-BYTES = 512 * 2**20  # of prepared pictures kept for scoring
 
 
 class Monitor:
-    """Scores an encoder on occasion. Its pictures are decoded at the first and kept, prepared as evaluation prepares them."""
+    """Scores an encoder several times in a run, always on the same images: they are decoded once and kept
+    prepared.
+    """
 
     def __init__(
         self,
         encoder: Encoder,
         images: Images,
-        train_rows: Tensor,
-        held_out_rows: Tensor,
+        rows: "tuple[Tensor, Tensor]",  # that are trained on, that are held out
         plan: Plan,
         knn: KnnConfig,
+        report: Callable[[str, str], None],  # is told the name of an unreadable image, and why
         probe: OnlineProbe | None = None,
     ) -> None:
-        self.encoder, self.plan, self.knn, self.probe = encoder, plan, knn, probe
+        self.encoder, self.images, self.plan, self.knn = encoder, images, plan, knn
+        self.report, self.probe = report, probe
         self.scores: dict[str, Score] = {}  # the latest, when there are labels
         height, width = plan.eval_size
         room = max(64, BYTES // (plan.channels * height * width))
-        queries = _spread(held_out_rows, room // 4)
-        bank = _spread(train_rows, min(BANK, room - len(queries)) if len(queries) else 512)
-        self.images, self.rows = images, (bank, queries)
+        train, hold_out = rows
+        queries = sample(hold_out, room // 4, plan.seed)
+        self.rows = sample(train, min(BANK, room - len(queries)) if len(queries) else 512, plan.seed), queries
         self.pictures: tuple[Pictures, Pictures] | None = (
             None  # of the bank and the queries, once they are read
         )
 
     def due(self, step: int) -> bool:
-        """Whether this step is an occasion: `knn.times` in a run, the last step included."""
+        """Whether to look after this step: `knn.times` in a run, the last step included."""
         return step % self.plan.look_every_steps == 0 or step == self.plan.total_steps
 
-    def look(self, step: int, give_up: Callable[[], bool] | None = None) -> dict[str, Any]:
+    def look(self, step: int, give_up: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         """Metrics of now: collapse signals of the representation, and kNN top-1 when there are labels.
 
-        `give_up` is asked while pictures are read; when it says so there are no metrics. Raises TrainingError for a
+        When `give_up` says so while images are read, there are no metrics. Raises TrainingError for a
         representation that is not finite.
         """
         if self.pictures is None:
@@ -71,14 +76,16 @@ class Monitor:
         bank = self._embed(bank_pixels)
         if not bank.isfinite().all():
             raise TrainingError(
-                f"After step {step} the representation of some images is not finite. Usual causes: a learning rate that is "
-                "too high for this optimizer, or statistics of BatchNorm that overflowed."
+                f"After step {step} the representation of some images is not finite. Usual causes: a "
+                "learning rate that is too high for this optimizer, or statistics of BatchNorm that "
+                "overflowed."
             )
-        metrics |= {f"representation_{name}": float(value) for name, value in health(bank[:2048]).items()}
+        spread_out = bank[:: -(-len(bank) // HEALTH) or 1]  # rows are sorted, in a folder by class
+        metrics |= {f"representation_{name}": float(value) for name, value in health(spread_out).items()}
         if len(query_pixels) and len(bank):
             votes = Features(bank.numpy(), bank_labels, classes=self.images.classes)
-            held_out = Features(self._embed(query_pixels).numpy(), query_labels, classes=self.images.classes)
-            correct = knn_correct(votes, held_out, k=self.knn.k, temperature=self.knn.temperature)
+            queries = Features(self._embed(query_pixels).numpy(), query_labels, classes=self.images.classes)
+            correct = knn_correct(votes, queries, k=self.knn.k, temperature=self.knn.temperature)
             settings = {
                 "k": self.knn.k,
                 "temperature": self.knn.temperature,
@@ -88,7 +95,7 @@ class Monitor:
             self.scores["knn"] = scored("knn", correct, votes, settings, self.plan.seed, seconds)
             if self.probe is not None:
                 settings = {"optimizer": self.plan.optimizer, "images": "held out of training"}
-                online = scored("online", self.probe.correct(held_out), votes, settings, self.plan.seed, 0.0)
+                online = scored("online", self.probe.correct(queries), votes, settings, self.plan.seed, 0.0)
                 self.scores["online"] = replace(online, train_images=self.plan.images)
             metrics |= {f"{name}_top1": score.top1 for name, score in self.scores.items()}
         return metrics
@@ -98,17 +105,19 @@ class Monitor:
         with autocast(device, self.plan.precision):
             return torch.cat([self.encoder(part.to(device)).cpu() for part in images.split(500)])
 
-    def _read(self, give_up: Callable[[], bool] | None) -> tuple[Pictures, Pictures] | None:
-        """The readable ones of the bank and of the queries; the training batches list the others."""
+    def _read(self, give_up: Callable[[], bool]) -> tuple[Pictures, Pictures] | None:
+        """The readable ones of the bank and of the queries."""
         found = []
         for rows in self.rows:
             images = self.images.subset(rows)
             parts = [torch.empty((0, self.plan.channels, *self.plan.eval_size), dtype=torch.uint8)]
             kept: list[int] = []
             with closing(prepared_batches(images, self.encoder, self.plan.workers)) as batches:
-                for indices, pixels, _ in batches if len(images) else ():
-                    if give_up is not None and give_up():
+                for indices, pixels, bad in batches if len(images) else ():
+                    if give_up():
                         return None
+                    for index, reason in bad:
+                        self.report(images.name(index), reason)
                     if pixels is not None:
                         parts.append(pixels.mul(255).round_().to(torch.uint8))
                         kept += indices
@@ -118,8 +127,9 @@ class Monitor:
         return found[0], found[1]
 
 
-def _spread(rows: Tensor, count: int) -> Tensor:
-    """At most `count` of the rows, evenly spread."""
-    if len(rows) <= count:
-        return rows
-    return rows[torch.linspace(0, len(rows) - 1, count).long()]
+def sample(rows: Tensor, count: int, seed: int) -> Tensor:
+    """At most `count` of the rows, drawn by the seed, in their order: evenly spread ones could all be of
+    one class.
+    """
+    order = uniforms((seed, Stream.SCORED, rows), 1)[:, 0].argsort(stable=True)
+    return rows[order[:count]].sort().values

@@ -1,18 +1,25 @@
-"""The plan of a run: after planning nothing is "auto" any more."""
+"""The plan of a run: every number follows from the config, the images and the hardware, and nothing is
+"auto" any more.
+"""
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from byol.errors import ConfigError, DataError
-from byol.machine import usable_cores
-from byol.train.config import OptimizerName, TrainConfig, seconds_of
+from byol.train.config import OptimizerName, TrainConfig, conform, seconds_of
 from byol.world import Precision, World
 
+logger = logging.getLogger("byol")
 SMALL_SIDE = 64  # up to this side an image counts as small: a 3x3 stem, and the whole set kept on the device
-
+HOLD_OUT_MOST = 2000  # images
 SAVES = 20  # checkpoints a run by default; one costs about as much as a few steps, and the run saves by the clock as well
+# Of a budget of time: steps below which batches and views shrink, and below which there is no run; the
+# share that steps, looks and what was spent before may take (the rest is for saving, and for a machine that
+# slows down); that of looks alone.
+ENOUGH_STEPS, LEAST_STEPS, USED, LOOKS = 100, 10, 0.96, 0.2
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,16 @@ class ImageFacts:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """What the parts of a run take, in seconds, measured with a draft of its plan."""
+
+    step: float
+    look: float = 0.0  # at the representation
+    reading: float = 0.0  # of the images for the first look
+    spent: float = 0.0  # since the run was started
+
+
+@dataclass(frozen=True)
 class Plan:
     """Every number of a run."""
 
@@ -35,7 +52,7 @@ class Plan:
     eval_size: tuple[int, int]  # of images when they are scored and embedded
     channels: int
     images: int  # trained on
-    held_out: int  # scored by kNN, not trained on
+    hold_out_images: int  # scored by kNN, not trained on
     in_memory: bool
     batch_size: int
     accumulation: int
@@ -58,17 +75,21 @@ class Plan:
     save_every_steps: int
     look_every_steps: int  # between scores
 
+    def __post_init__(self) -> None:
+        conform(self)
+
     def lines(self) -> list[str]:
         """The plan in words, for people."""
         height, width = self.image_size
         options = "".join(f", {name} {value}" for name, value in self.encoder_options.items())
         where = "kept in memory" if self.in_memory else f"decoded by {self.workers} workers"
-        held = f", {self.held_out:,} held out for kNN" if self.held_out else ""
+        held = f", {self.hold_out_images:,} held out for kNN" if self.hold_out_images else ""
         parts = f" in {self.accumulation} micro-batches" if self.accumulation > 1 else ""
         return [
             f"images     {self.images:,} to train on{held}; {where}",
             f"encoder    {self.encoder}{options}; views of {height}x{width}, {self.channels} channels",
-            f"length     {self.epochs:g} epochs = {self.total_steps:,} steps of {self.batch_size} images{parts}",
+            f"length     {self.epochs:g} epochs = {self.total_steps:,} steps of {self.batch_size} "
+            f"images{parts}",
             f"optimizer  {self.optimizer}, lr {self.lr:g} at its peak after {self.warmup_steps:,} steps, "
             f"weight decay {self.weight_decay:g}, tau from {self.base_tau:g}",
             f"hardware   {self.device}, {self.precision}",
@@ -80,20 +101,31 @@ class Plan:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Plan":
-        """The inverse of `to_json`."""
-        return cls(
-            **{**values, "image_size": tuple(values["image_size"]), "eval_size": tuple(values["eval_size"])}
-        )
+        """A plan of what `to_json` gave. Raises ValueError, KeyError or TypeError for anything else."""
+        sizes = {name: tuple(values[name]) for name in ("image_size", "eval_size")}
+        return cls(**{**values, **sizes})
 
 
 def plan_run(
-    config: TrainConfig, facts: ImageFacts, world: World, step_seconds: Callable[[Plan], float] | None = None
+    config: TrainConfig, facts: ImageFacts, world: World, measure: Callable[[Plan], Speed] | None = None
 ) -> Plan:
     """Derive every number of a run from its config, its images and the hardware.
 
-    `step_seconds` measures one step of a draft plan; it is called only when the config has a time budget. Raises
-    DataError for too few images, ConfigError for settings that do not fit one another.
+    `measure` tells the speed of a draft plan; a config with a time budget needs it, others do not call it.
+    Raises DataError for too few images, ConfigError for settings that do not fit one another.
     """
+    precision = config.precision or world.default_precision()
+    if config.budget is not None:
+        if measure is None:
+            raise ConfigError(
+                f"budget is {config.budget}, and nothing measures how fast a step is. Give epochs."
+            )
+        config = fitted(config, lambda changed: derived(changed, facts, world, precision), measure)
+    return derived(config, facts, world, precision)
+
+
+def derived(config: TrainConfig, facts: ImageFacts, world: World, precision: Precision) -> Plan:
+    """The plan of a config with a length in epochs, or of the length that its images suggest."""
     cpu = world.device.type == "cpu"
     side = config.image_size or derived_size(facts, cpu)
     small = side <= SMALL_SIDE
@@ -101,93 +133,131 @@ def plan_run(
     options = config.model.encoder_options()
     if encoder.startswith("resnet") and small:
         options.setdefault("stem", "small")
-
     if config.probe.online and not facts.labelled:
         raise DataError(
             "probe.online is on, but the images carry no labels, which the probe learns from. Leave it out."
         )
-    held_out = min(2000, round(config.knn.held_out * facts.count)) if facts.labelled else 0
+    held_out = min(HOLD_OUT_MOST, round(config.knn.hold_out_share * facts.count)) if facts.labelled else 0
     images = facts.count - held_out
     batch_size = checked_batch_size(config, images)
-    optimizer: OptimizerName = config.optim.name or ("adamw" if cpu else "lars")
+
+    # Steps count as in the official code: epochs x images // batch.
     epochs = config.epochs or derived_epochs(images, cpu)
-    base_lr = (
-        config.optim.base_lr
-        or {"lars": 0.3 if batch_size >= 1024 else 1.0, "sgd": 0.1, "adamw": 2e-3}[optimizer]
-    )
-    decay = {"lars": 1e-6, "sgd": 5e-4, "adamw": 0.05}[optimizer]
-    plan = Plan(
+    total = int(epochs * images) // batch_size
+    if total < 1:
+        raise ConfigError(
+            f"{epochs:g} epochs of {images} images make no full step of {batch_size}. Give more epochs."
+        )
+    optim = config.optim
+    warmup = min(10.0, 0.1 * epochs) if optim.warmup_epochs is None else optim.warmup_epochs
+    warmup_steps = int(warmup * images) // batch_size
+    if warmup_steps >= total and warmup_steps > 0:
+        raise ConfigError(
+            f"optim.warmup_epochs={warmup:g} is not shorter than the run of {epochs:g} epochs. Give fewer "
+            "warm-up epochs."
+        )
+    optimizer: OptimizerName = optim.name or ("adamw" if cpu else "lars")
+    usual_lr = {"lars": 0.3 if batch_size >= 1024 else 1.0, "sgd": 0.1, "adamw": 2e-3}[optimizer]
+    usual_decay = {"lars": 1e-6, "sgd": 5e-4, "adamw": 0.05}[optimizer]
+    base_lr = optim.base_lr or usual_lr
+    in_memory = fits_in_memory(facts, world) if config.data.in_memory is None else config.data.in_memory
+    return Plan(
         encoder=encoder,
         encoder_options=options,
         image_size=(side, side),
         eval_size=(config.eval_size or side,) * 2,
         channels=facts.channels,
         images=images,
-        held_out=held_out,
-        in_memory=bool(config.data.in_memory)
-        if config.data.in_memory is not None
-        else fits_in_memory(facts, world),
+        hold_out_images=held_out,
+        in_memory=in_memory,
         batch_size=batch_size,
-        accumulation=config.optim.accumulation,
-        micro_batch_size=batch_size // config.optim.accumulation,
-        epochs=epochs,
-        total_steps=0,
-        warmup_steps=0,
-        optimizer=optimizer,
-        base_lr=base_lr,
-        lr=base_lr * batch_size / 256,
-        predictor_lr=config.optim.predictor_lr,
-        weight_decay=decay if config.optim.weight_decay is None else config.optim.weight_decay,
-        momentum=config.optim.momentum,
-        base_tau=config.optim.base_tau
-        if config.optim.base_tau is not None
-        else (0.99 if epochs < 500 else 0.996),
-        precision=config.precision or world.default_precision(),
-        device=str(world.device),
-        workers=0,
-        seed=config.seed,
-        log_every_steps=config.log_every_steps,
-        save_every_steps=1,
-        look_every_steps=1,
-    )
-    plan = replace(plan, workers=0 if plan.in_memory else derived_workers(config))
-    if config.budget is not None and step_seconds is not None:
-        # 4 % of the time is set aside for scoring, saving and the noise of the measurement.
-        draft = replace(
-            config, optim=replace(config.optim, warmup_epochs=0.0)
-        )  # its one epoch may be shorter than the warm-up
-        updates = 0.96 * seconds_of(config.budget) / step_seconds(with_length(plan, draft, epochs=1.0))
-        if updates < 10:
-            raise ConfigError(
-                f"A budget of {config.budget} is only {updates:.1f} steps here. Give more time, a smaller --image-size, "
-                "a smaller encoder or a smaller --batch-size."
-            )
-        epochs = updates * batch_size / images
-    return with_length(plan, config, epochs)
-
-
-def with_length(plan: Plan, config: TrainConfig, epochs: float) -> Plan:
-    """The plan with its length and all that follows from it. Steps count as in the official code: epochs x images // batch."""
-    total = int(epochs * plan.images) // plan.batch_size
-    if total < 1:
-        raise ConfigError(
-            f"{epochs:g} epochs of {plan.images} images make no full step of {plan.batch_size}. Give more epochs."
-        )
-    warmup_epochs = config.optim.warmup_epochs
-    warmup = min(10.0, 0.1 * epochs) if warmup_epochs is None else warmup_epochs
-    warmup_steps = int(warmup * plan.images) // plan.batch_size
-    if warmup_steps >= total and warmup_steps > 0:
-        raise ConfigError(
-            f"optim.warmup_epochs={warmup:g} is not shorter than the run of {epochs:g} epochs. Give fewer warm-up epochs."
-        )
-    return replace(
-        plan,
+        accumulation=optim.accumulation,
+        micro_batch_size=batch_size // optim.accumulation,
         epochs=epochs,
         total_steps=total,
         warmup_steps=warmup_steps,
+        optimizer=optimizer,
+        base_lr=base_lr,
+        lr=base_lr * batch_size / 256,
+        predictor_lr=optim.predictor_lr,
+        weight_decay=usual_decay if optim.weight_decay is None else optim.weight_decay,
+        momentum=optim.momentum,
+        base_tau=optim.base_tau if optim.base_tau is not None else 0.99 if epochs < 500 else 0.996,
+        precision=precision,
+        device=str(world.device),
+        workers=0 if in_memory else derived_workers(config),
+        seed=config.seed,
+        log_every_steps=config.log_every_steps,
         save_every_steps=config.save_every_steps or max(1, total // SAVES),
         look_every_steps=math.ceil(total / config.knn.times),
     )
+
+
+def fitted(
+    config: TrainConfig, derive: Callable[[TrainConfig], Plan], measure: Callable[[Plan], Speed]
+) -> TrainConfig:
+    """The config with the epochs that its budget allows in place of it.
+
+    Where these are too few steps, batches are made smaller, then views, unless their size was requested;
+    the logger says so. A few images are measured first: a step that the budget has no time for is never
+    made.
+    """
+    assert config.budget is not None
+    budget = seconds_of(config.budget)
+    # A length that stands in for the one that is sought; the warm-up may be longer.
+    open_ended = replace(config, budget=None, epochs=1e6, optim=replace(config.optim, warmup_epochs=0.0))
+    usual = derive(open_ended)
+    micro = min(8, usual.micro_batch_size)
+    few = replace(usual, micro_batch_size=micro, batch_size=micro * usual.accumulation)
+    pace = measure(few).step / few.batch_size / usual.image_size[0] ** 2  # seconds a pixel, or less
+
+    def roughly(batch_size: int, side: int) -> float:
+        """Steps in the budget; it may be several times as many, for larger batches are more efficient."""
+        return budget / (pace * batch_size * side**2)
+
+    choices = list(smaller(config, usual))
+    batch_size, side = next((choice for choice in choices if roughly(*choice) >= ENOUGH_STEPS), choices[-1])
+    plan = derive(replace(open_ended, batch_size=batch_size, image_size=side))
+    steps = roughly(batch_size, side)
+    times = config.knn.times
+    if steps >= 1:
+        speed = measure(plan)
+        times = min(times, max(1, int(LOOKS * budget / speed.look))) if speed.look else times
+        spent = min(speed.spent, budget / 2)  # half of a tiny budget is trained all the same
+        steps = (USED * budget - spent - speed.reading - times * speed.look) / speed.step
+    if steps < LEAST_STEPS:
+        raise ConfigError(
+            f"A budget of {config.budget} is only {max(0.0, steps):.1f} steps of {batch_size} images "
+            "here. Give more time, a smaller --image-size, a smaller encoder or a smaller --batch-size."
+        )
+    changes = {"batch_size": (usual.batch_size, batch_size), "image_size": (usual.image_size[0], side),
+               "knn.times": (config.knn.times, times)}  # fmt: skip
+    said = [
+        f"{name} is {now} instead of {before}" for name, (before, now) in changes.items() if now != before
+    ]
+    if said:
+        logger.warning("To fit a budget of %s, %s.", config.budget, ", ".join(said))
+    return replace(
+        config,
+        budget=None,
+        epochs=(int(steps) * batch_size + 0.5) / plan.images,
+        batch_size=batch_size,
+        image_size=side,
+        knn=replace(config.knn, times=times),
+    )
+
+
+def smaller(config: TrainConfig, usual: Plan) -> Iterator[tuple[int, int]]:
+    """Batch sizes and sides of views from the usual ones down; what was requested stays."""
+    batch_size, side, parts = usual.batch_size, usual.image_size[0], usual.accumulation
+    yield batch_size, side
+    while config.batch_size is None and (half := batch_size // 2 // parts * parts) >= max(32, 2 * parts):
+        batch_size = half
+        yield batch_size, side
+    least = 32 if side <= SMALL_SIDE else SMALL_SIDE + 1  # a small view would get another network
+    while config.image_size is None and side // 2 >= least:
+        side //= 2
+        yield batch_size, side
 
 
 def derived_size(facts: ImageFacts, cpu: bool) -> int:
@@ -198,27 +268,31 @@ def derived_size(facts: ImageFacts, cpu: bool) -> int:
 
 
 def derived_epochs(images: int, cpu: bool) -> float:
-    """Enough passes for the images there are: about 2 million seen on a CPU, 40 million on a GPU, 1,000 passes at most."""
+    """Enough passes for the images there are: about 2 million seen on a CPU, 40 million on a GPU, 1,000
+    passes at most.
+    """
     return float(max(10, min(1000, (2_000_000 if cpu else 40_000_000) // max(1, images))))
 
 
 def derived_workers(config: TrainConfig) -> int:
-    return config.workers if config.workers is not None else min(16, usable_cores())
+    import os
+
+    return config.workers if config.workers is not None else max(1, min(16, os.cpu_count() or 1))
 
 
 def checked_batch_size(config: TrainConfig, images: int) -> int:
-    """The batch size: the one asked for if the images suffice, else 256 or what a small set allows."""
+    """The batch size: the requested one if the images suffice, else 256 or what a small set allows."""
     if images < 2:
-        raise DataError(
-            f"There {'is 1 image' if images == 1 else f'are {images} images'} to train on; at least 2 are needed."
-        )
+        count = "is 1 image" if images == 1 else f"are {images} images"
+        raise DataError(f"There {count} to train on; at least 2 are needed.")
     parts = config.optim.accumulation
     if config.batch_size is None:
         # At least four batches an epoch, so that a small set still gives steps.
         batch = max(2 * parts, min(256, images // 4) // parts * parts)
         if batch > images:
             raise DataError(
-                f"{images} images cannot fill {parts} micro-batches of 2. Lower --optim.accumulation or add images."
+                f"{images} images cannot fill {parts} micro-batches of 2. Lower --optim.accumulation or "
+                "add images."
             )
         return batch
     if config.batch_size > images:
@@ -228,8 +302,8 @@ def checked_batch_size(config: TrainConfig, images: int) -> int:
         )
     if config.batch_size % parts or config.batch_size // parts < 2:
         raise ConfigError(
-            f"batch_size {config.batch_size} does not split into {parts} micro-batches of equal size and at least 2. "
-            "Change --batch-size or --optim.accumulation."
+            f"batch_size {config.batch_size} does not split into {parts} micro-batches of equal size and "
+            "at least 2. Change --batch-size or --optim.accumulation."
         )
     return config.batch_size
 

@@ -125,7 +125,7 @@ BAD = [
     (["train", "{pictures}", "--out", "{tmp}/o", "--budget", "soon"], 2, "budget"),
     (["train", "{pictures}", "--out", "{tmp}/o", "--device", "cuda:99"], 2, "cuda:99"),
     (["train", "{pictures}", "--out", "{tmp}/o", "--device", "gpu"], 2, "gpu"),
-    (["train", "{pictures}", "--out", "{pictures}"], 2, "holds no run"),
+    (["train", "{pictures}", "--out", "{pictures}"], 2, "does not hold a run"),
     (["train", "{tmp}/empty", "--out", "{tmp}/o"], 3, "empty"),
     (["train", "{tmp}/one", "--out", "{tmp}/o"], 3, "1 image"),
     (["evaluate", "{tmp}/nothing", "--train", "{pictures}", "--test", "{pictures}"], 2, "no encoder"),

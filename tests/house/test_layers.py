@@ -14,8 +14,7 @@ PACKAGE = Path(byol.__file__).parent
 LAYERS = [
     {"errors"},
     {"disk"},
-    {"settings", "machine"},
-    {"world"},
+    {"settings", "world"},
     {"method"},
     {"models", "data"},
     {"encoders"},

@@ -66,7 +66,7 @@ def small_config(out: Path, **changes: object) -> TrainConfig:
         "workers": 0,
         "log_every_steps": 2,
         "model": ModelConfig(projection_size=8, projection_hidden_size=16),
-        "knn": KnnConfig(held_out=0.1, times=2, k=3),
+        "knn": KnnConfig(hold_out_share=0.1, times=2, k=3),
         "data": DataConfig(),
     }
     return TrainConfig(out=str(out), **{**settings, **changes})

@@ -22,26 +22,24 @@ def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
-    values = {"step": 7, "text": "ä", "nested": [1, 2.5, None, True]}
-    checkpoint.save(tmp_path, 7, tensors(), values)
-    step, found, rest = checkpoint.latest(tmp_path)
+    checkpoint.save(tmp_path, 7, tensors(), "plan")
+    step, found = checkpoint.latest(tmp_path, "plan")
     assert step == 7
-    assert rest == values
     assert found.keys() == tensors().keys()
     assert all(torch.equal(found[name], value) for name, value in tensors().items())
 
 
 def test_the_newest_are_kept_and_the_others_retired(tmp_path):
     for step in (1, 2, 3, 10):
-        checkpoint.save(tmp_path, step, tensors(step), {}, keep=2)
+        checkpoint.save(tmp_path, step, tensors(step), "plan", keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000010"]
 
 
-@pytest.mark.parametrize("file", ["state.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("file", ["state.safetensors", "manifest.json"])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, caplog, file, damage):
     for step in (1, 2):
-        checkpoint.save(tmp_path, step, tensors(step), {"step": step, "much": list(range(100))})
+        checkpoint.save(tmp_path, step, tensors(step), "plan")
     path = tmp_path / "step-00000002" / file
     data = bytearray(path.read_bytes())
     if damage == "cut":
@@ -51,24 +49,24 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, caplog
         path.write_bytes(data)
     else:
         path.unlink()
-    step, found, _ = checkpoint.latest(tmp_path)
+    step, found = checkpoint.latest(tmp_path, "plan")
     assert step == 1
     assert torch.equal(found["a"], tensors(1)["a"])
     assert (damage == "gone" and file == "manifest.json") or "step-00000002 is damaged" in caplog.text
 
 
 def test_when_no_checkpoint_is_sound_nothing_starts_from_zero_in_silence(tmp_path):
-    checkpoint.save(tmp_path, 1, tensors(), {})
-    (tmp_path / "step-00000001" / "state.json").write_text("{")
+    checkpoint.save(tmp_path, 1, tensors(), "plan")
+    (tmp_path / "step-00000001" / "state.safetensors").write_text("{")
     with pytest.raises(CheckpointError, match="None of the 1 checkpoints"):
-        checkpoint.latest(tmp_path)
+        checkpoint.latest(tmp_path, "plan")
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path):
-    path = checkpoint.save(tmp_path, 1, tensors(), {}) / "manifest.json"
+    path = checkpoint.save(tmp_path, 1, tensors(), "plan") / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(CheckpointError, match=r"format 99.*Upgrade"):
-        checkpoint.latest(tmp_path)
+    with pytest.raises(CheckpointError, match=r"format 99.*upgrade"):
+        checkpoint.latest(tmp_path, "plan")
 
 
 def test_leftovers_of_dead_processes_are_swept_and_those_of_living_ones_stay(tmp_path):
@@ -103,11 +101,9 @@ def test_an_optimizer_continues_exactly_where_it_was(build):
     train(whole, build(whole), range(6))
     first = build(parts)
     train(parts, first, range(3))
-    named, rest = checkpoint.flatten(first.state_dict(), "optimizer")
-    rest = json.loads(json.dumps(rest))
-    named = {name: value.contiguous().clone() for name, value in named.items()}
+    named = {name: value.contiguous().clone() for name, value in checkpoint.optimizer_tensors(first).items()}
     second = build(parts)
-    checkpoint.restore_optimizer(second, checkpoint.unflatten(rest, named))
+    checkpoint.restore_optimizer(second, named)
     train(parts, second, range(3, 6))
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
@@ -116,17 +112,18 @@ def test_a_full_disk_costs_the_checkpoint_and_leaves_the_one_before(tmp_path):
     """The process may write files of at most 64 KB, so the second checkpoint cannot be written."""
     code = f"""
 import resource, signal, torch
+from safetensors import SafetensorError
 from pathlib import Path
 from byol.train import checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = Path({str(tmp_path)!r})
-checkpoint.save(folder, 1, {{"a": torch.zeros(10)}}, {{}})
+checkpoint.save(folder, 1, {{"a": torch.zeros(10)}}, "plan")
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 try:
-    checkpoint.save(folder, 2, {{"a": torch.zeros(100_000)}}, {{}})
-except OSError as failure:
-    print("OSError", failure.errno)
-print(checkpoint.latest(folder)[0], sorted(path.name for path in folder.iterdir()))
+    checkpoint.save(folder, 2, {{"a": torch.zeros(100_000)}}, "plan")
+except (OSError, SafetensorError):
+    pass
+print(checkpoint.latest(folder, "plan")[0], sorted(path.name for path in folder.iterdir()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.split("\n")[-2] == "1 ['step-00000001']", done.stderr
@@ -134,12 +131,13 @@ print(checkpoint.latest(folder)[0], sorted(path.name for path in folder.iterdir(
 
 @pytest.mark.slow
 def test_a_run_killed_at_any_instant_resumes_bit_for_bit(tmp_path):
-    """kill -9 at many instants, in the middle of saving too; what is finished in the end is the uninterrupted run."""
+    """kill -9 at many instants, in the middle of saving too; in the end it is the uninterrupted run."""
     generator = np.random.default_rng(0)
     images = tmp_path / "images.npy"
     np.save(images, generator.integers(0, 256, (64, 16, 16, 3), dtype=np.uint8))
-    flags = f"{images} --encoder convnet --model.width 4 --image-size 16 --batch-size 8 --epochs 12 --save-every-steps 1"
-    flags += " --model.projection-hidden-size 256 --workers 2 --data.in-memory False --precision fp32 --device cpu --seed 3"
+    flags = f"{images} --encoder convnet --model.width 4 --model.projection-hidden-size 256 --image-size 16"
+    flags += " --batch-size 8 --epochs 12 --save-every-steps 1 --workers 2 --data.in-memory False"
+    flags += " --precision fp32 --device cpu --seed 3"
 
     def start(out: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "byol", "train", *flags.split(), "--out", str(out)]
@@ -150,7 +148,7 @@ def test_a_run_killed_at_any_instant_resumes_bit_for_bit(tmp_path):
 
     def results(out: Path) -> list[bytes]:
         final = out / "checkpoints" / f"step-{last(out):08d}"
-        return [(final / name).read_bytes() for name in ("state.safetensors", "state.json")] + [
+        return [(final / name).read_bytes() for name in ("state.safetensors",)] + [
             (out / "encoder.safetensors").read_bytes()
         ]
 

@@ -1,6 +1,7 @@
 """What a run says while it runs: to a file, and to terminals of the usual widths."""
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -8,52 +9,86 @@ import struct
 import sys
 import termios
 import threading
+from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
+import torch
+from small_runs import small_config
 
-from byol.train import log
-from byol.train.log import RunLog
-
-VALUES = {
-    "step": 1200, "epoch": 1.5, "loss": 1.2345, "images_per_second": 12345.6, "data_wait": 0.12, "seconds_left": 5000.0,
-}  # fmt: skip
+from byol.train.log import RunLog, Timed
+from byol.train.plan import ImageFacts, plan_run
+from byol.train.step import StepResult
+from byol.world import World
 
 
-def test_a_file_hears_of_a_slow_run_before_its_first_metrics_and_by_time(tmp_path, capsys, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
-    with RunLog(tmp_path, 1000, 10) as run:
-        now[0] += 60.0  # reading the images, which says nothing of the steps
-        for step in range(11, 60):
-            now[0] += 4.0
-            run.advance(step)
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def told(path: Path, steps: int, start: int, seconds: Iterable[float], log_every: int = 10**9) -> list[dict]:
+    """Follow a run of batches of 8 images whose steps take so many seconds; returns its lines of metrics."""
+    clock = Clock()
+    facts = ImageFacts(8 * steps, (16, 16), 3, False)
+    plan = plan_run(small_config(path, epochs=1), facts, World.join("cpu"))
+    assert plan.total_steps == steps
+    batches = Timed(iter(()))
+
+    def results() -> Iterable[StepResult]:
+        for step, passed in enumerate(seconds, start + 1):
+            clock.now += passed
+            batches.waited += passed / 4
+            yield StepResult(step, torch.tensor(1.25), 0.1, 0.99, None)
+
+    with RunLog(path / "metrics.jsonl", plan, start, batches, clock) as log:
+        for result in log.following(results()):
+            if result.step % log_every == 0:
+                log.write(log.metrics(result))
+    text = (path / "metrics.jsonl").read_text() if log_every < 10**9 else ""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_file_hears_of_the_loss_after_the_first_step_and_then_by_time(tmp_path, capsys):
+    told(
+        tmp_path, 1000, 10, [60.0, *[4.0] * 49]
+    )  # the first step reads the images, which tells nothing of the others
     lines = capsys.readouterr().err.splitlines()
-    assert lines[:2] == ["step 11/1,000", "step 26/1,000  left about 1h 04m"]
-    assert [line.split("/")[0] for line in lines] == ["step 11", "step 26", "step 41", "step 56"]
+    assert re.fullmatch(r"step 11/1,000 .* loss 1\.250", lines[0])
+    assert re.fullmatch(r"time +about 1h 05m more, .*", lines[1])
+    assert re.fullmatch(r"step 14/1,000 .* loss 1\.250 .* 2 images/s .* data 25 % .* left 1h 05m", lines[2])
+    assert [line.split("/")[0] for line in lines[2:5]] == ["step 14", "step 17", "step 20"]
 
 
-def test_a_file_of_a_fast_run_holds_metrics_only(tmp_path, capsys, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
-    with RunLog(tmp_path, 1200, 0) as run:
-        for step in range(1, 1201):
-            now[0] += 1 / 32
-            run.advance(step)
-            if step % 50 == 0:
-                run.write({**VALUES, "step": step})
+def test_progress_with_the_loss_is_told_within_five_seconds(tmp_path, capsys):
+    """However many steps that are, and however rarely metrics are written."""
+    told(tmp_path, 100_000, 0, [0.01] * 500)
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split("/")[0] for line in lines] == [
-        "step 50",
-        "step 400",
-        "step 750",
-        "step 1,100",
-        "step 1,200",
-    ]
-    assert all("loss 1.2" in line for line in lines)
+    assert [line.split()[0] for line in lines] == ["time", "step"]
+    assert "loss 1.250" in lines[1]
+    assert "left" in lines[1]
+
+
+def test_a_file_of_a_fast_run_holds_a_line_in_ten_seconds_and_one_for_the_last_step(tmp_path, capsys):
+    metrics = told(tmp_path, 1200, 0, [1 / 32] * 1200, log_every=50)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step")]
+    assert [int(line.split("/")[0].removeprefix("step ").replace(",", "")) for line in lines] == [
+        96, 416, 736, 1056, 1200,
+    ]  # fmt: skip
+    assert [line["step"] for line in metrics] == list(range(50, 1201, 50))
+    assert all(line["images_per_second"] == pytest.approx(8 * 32) for line in metrics)
+    assert all(line["data_wait"] == pytest.approx(0.25) for line in metrics)
+    assert [line["seconds_left"] for line in metrics] == pytest.approx(
+        [(1200 - line["step"]) / 32 for line in metrics]
+    )
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_the_bar_is_a_bar_that_moves_every_step(columns, tmp_path, monkeypatch):
+def test_the_bar_is_a_bar_that_moves_every_step_and_tells_the_loss(columns, tmp_path, monkeypatch):
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     monkeypatch.setenv("COLUMNS", str(columns))  # rich asks the process's own terminal first
@@ -71,18 +106,14 @@ def test_the_bar_is_a_bar_that_moves_every_step(columns, tmp_path, monkeypatch):
     reader.start()
     with open(child, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        with RunLog(tmp_path, 123_456, 0) as run:
-            run.write(VALUES)
-            run._bar.refresh()
-            run.advance(40_000)
-            run._bar.refresh()
+        told(tmp_path, 123_456, 0, [1 / 1500] * 40_000)
     reader.join()
     os.close(parent)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
     frames = [line for line in re.split(r"[\r\n]+", text) if "/123,456" in line]
-    assert any(frame.startswith("1,200/123,456") for frame in frames)
+    assert any("reading images" in frame for frame in frames)
     last = frames[-1]
     assert last.startswith("40,000/123,456")
     assert len(last.rstrip()) <= columns
-    assert "loss 1.234  12,346 images/s  waits 12%" in last
+    assert "loss 1.250  12,000 images/s  waits 25%" in last
     assert len(re.search("[━╸╺]+", last).group()) >= (8 if columns == 80 else 40)

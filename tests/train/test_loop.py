@@ -1,4 +1,6 @@
-"""`byol.steps` called with nothing but public names gives the run that `byol.pretrain` makes of the same settings."""
+"""`byol.steps` called with nothing but public names gives the run that `byol.pretrain` makes of the same
+settings.
+"""
 
 from importlib.resources import files
 

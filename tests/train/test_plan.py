@@ -24,7 +24,7 @@ from byol.train.config import (
     TrainConfig,
     seconds_of,
 )
-from byol.train.plan import ImageFacts, Plan, plan_run
+from byol.train.plan import ImageFacts, Plan, Speed, plan_run
 from byol.world import World
 
 CPU = World(rank=0, size=1, device=torch.device("cpu"))
@@ -107,7 +107,7 @@ def test_a_config_survives_its_way_through_yaml_and_flags():
         out="runs/a", epochs=3.5, encoder="timm:vit_tiny_patch16_224", workers=2, precision="fp32",
         views=ViewConfig(blur=(0.0, 0.3), antialias=False, color="torchvision"),
         optim=OptimConfig(name="sgd", base_lr=0.03, warmup_epochs=0), model=ModelConfig(stem="small", joint_batchnorm=True),
-        data=DataConfig(channels=1, in_memory=False), knn=KnnConfig(held_out=0.0, times=3),
+        data=DataConfig(channels=1, in_memory=False), knn=KnnConfig(hold_out_share=0.0, times=3),
     )  # fmt: skip
     assert parse(TrainConfig, flags_of(to_plain(config)), prog="", description="") == config
 
@@ -227,26 +227,101 @@ def test_after_planning_nothing_is_left_open():
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
-def test_a_budget_fits_the_steps_to_the_measured_speed():
-    config = TrainConfig(out="a", budget="10m")
-    plan = plan_run(config, CIFAR, CPU, step_seconds=lambda draft: 0.5)
-    assert plan.total_steps == pytest.approx(600 / 0.5, rel=0.1)
-    assert plan.total_steps * 0.5 < 600
-    with pytest.raises(byol.ConfigError, match="only"):
-        plan_run(replace(config, budget="2s"), CIFAR, CPU, step_seconds=lambda draft: 0.5)
+class Machine:
+    """Takes so many seconds for a megapixel of views and for a look; remembers what it was asked to measure."""
+
+    def __init__(self, megapixel: float, **other: float) -> None:
+        self.megapixel, self.other = megapixel, other
+        self.measured: list[Plan] = []
+
+    def seconds(self, plan: Plan) -> float:
+        return self.megapixel * plan.batch_size * plan.image_size[0] * plan.image_size[1] / 1e6
+
+    def __call__(self, draft: Plan) -> Speed:
+        self.measured.append(draft)
+        return Speed(self.seconds(draft), **self.other)
+
+
+def test_a_budget_fits_steps_looks_and_what_was_spent_before():
+    config = TrainConfig(out="a", budget="10m", batch_size=256)
+    machine = Machine(0.5, look=4.0, reading=11.0, spent=25.0)
+    plan = plan_run(config, CIFAR, CPU, machine)
+    looks = -(-plan.total_steps // plan.look_every_steps)
+    whole = plan.total_steps * machine.seconds(plan) + looks * 4 + 11 + 25
+    assert 0.9 * 600 < whole < 600
+    assert plan.epochs == pytest.approx(plan.total_steps * 256 / plan.images, rel=1e-3)
+
+
+def test_looks_take_a_fifth_of_a_budget_at_most(caplog):
+    machine = Machine(0.01, look=6.0)
+    plan = plan_run(TrainConfig(out="a", budget="2m"), CIFAR, CPU, machine)
+    assert -(-plan.total_steps // plan.look_every_steps) == 4
+    assert "knn.times is 4 instead of 10" in caplog.text
+
+
+def test_tau_and_warm_up_follow_from_the_length_that_a_budget_gives():
+    few = replace(CIFAR, count=2000)  # without a budget 1,000 epochs, from a tau of 0.996
+    assert plan_run(TrainConfig(out="a"), few, CPU).base_tau == 0.996
+    plan = plan_run(TrainConfig(out="a", budget="1m"), few, CPU, Machine(1.0))
+    same = plan_run(TrainConfig(out="a", epochs=plan.epochs), few, CPU)
+    assert plan.epochs < 50
+    assert plan.base_tau == 0.99
+    assert plan == same
+
+
+def test_a_budget_that_is_short_shrinks_batches_and_then_views_and_says_so(caplog):
+    plan = plan_run(TrainConfig(out="a", budget="3m"), IMAGENET, CPU, Machine(3.0))
+    assert (plan.batch_size, plan.image_size) == (128, (64, 64))
+    assert "batch_size is 128 instead of 256" in caplog.text
+    assert plan.total_steps >= 100
+    caplog.clear()
+    plan = plan_run(TrainConfig(out="a", budget="3m"), IMAGENET, CPU, Machine(20.0))
+    assert (plan.batch_size, plan.image_size) == (32, (32, 32))
+    assert "batch_size is 32 instead of 256, image_size is 32 instead of 64" in caplog.text
+    assert plan.total_steps >= 100
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"batch_size": 256}, (256, 32)),
+        ({"image_size": 64}, (32, 64)),
+        ({"batch_size": 256, "image_size": 64}, (256, 64)),
+    ],
+)
+def test_a_budget_leaves_the_sizes_that_were_requested(settings, size):
+    config = TrainConfig(out="a", budget="3m", **settings)
+    plan = plan_run(config, IMAGENET, CPU, Machine(8.0))
+    assert (plan.batch_size, plan.image_size[0]) == size
+
+
+def test_a_budget_that_nothing_helps_is_refused_before_a_single_whole_step(caplog):
+    machine = Machine(3.0)
+    config = TrainConfig(out="a", budget="3m", batch_size=4096, image_size=224, encoder="resnet50")
+    with pytest.raises(byol.ConfigError) as failure:
+        plan_run(config, IMAGENET, CPU, machine)
+    assert all(
+        word in str(failure.value) for word in ("3m", "0.3 steps", "4096", "--batch-size", "--image-size")
+    )
+    assert [plan.batch_size for plan in machine.measured] == [8]
+
+
+def test_a_budget_without_a_measured_speed_is_not_ignored():
+    with pytest.raises(byol.ConfigError, match="budget is 3m"):
+        plan_run(TrainConfig(out="a", budget="3m"), CIFAR, CPU)
 
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_takes_a_budget_of_time(name):
     config = replace(preset(name), epochs=None, budget="60d")
     drafts = []
-    plan = plan_run(config, IMAGENET, CPU, step_seconds=lambda draft: drafts.append(draft) or 1.0)
-    assert drafts[0].warmup_steps == 0
+    plan = plan_run(config, IMAGENET, CPU, lambda draft: drafts.append(draft) or Speed(1.0))
+    assert [draft.warmup_steps for draft in drafts] == [0, 0]
     if config.optim.warmup_epochs is not None:
         assert plan.warmup_steps == int(config.optim.warmup_epochs * plan.images) // plan.batch_size
     too_long = replace(config, budget="1h", optim=replace(config.optim, warmup_epochs=30))
     with pytest.raises(byol.ConfigError, match=r"warmup_epochs=30 is not shorter than the run"):
-        plan_run(too_long, IMAGENET, CPU, step_seconds=lambda draft: 1.0)
+        plan_run(too_long, IMAGENET, CPU, lambda draft: Speed(1.0))
 
 
 @pytest.mark.parametrize(("count", "epochs"), [(62, 1000), (62, 3), (50_000, 28), (1_281_167, 300)])

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import byol
 from byol.evaluation.online import OnlineProbe, watching
 from byol.train.config import DataConfig, KnnConfig, OptimConfig, ProbeConfig
-from byol.train.run import split
+from byol.train.setup import split
 
 ONLINE = ProbeConfig(online=True)
 
@@ -71,7 +71,9 @@ def learner_and_probe(images: byol.Images, **options: object) -> tuple[byol.BYOL
 
 @pytest.mark.parametrize("joint", [False, True], ids=["a pass per view", "joint pass"])
 def test_gradient_is_that_of_cross_entropy_on_the_representation_of_view_1(arrays, joint):
-    """As in the official code: a softmax on the stopped representation of view 1 alone, averaged over the batch."""
+    """As in the official code: a softmax on the stopped representation of view 1 alone, averaged over the
+    batch.
+    """
     images = byol.open_images(arrays)
     learner, probe = learner_and_probe(images, joint_batchnorm=joint)
     learner.online.encoder.net.layers[3].p = 0.0  # no dropout, so that a second pass gives the same
@@ -151,7 +153,7 @@ def test_the_probe_is_logged_and_scored_on_held_out_images(tmp_path, arrays):
     assert scores["online"]["top1"] == pytest.approx(expected)
     assert (scores["online"]["train_images"], scores["online"]["test_images"]) == (
         run.plan.images,
-        run.plan.held_out,
+        run.plan.hold_out_images,
     )
 
 
@@ -164,7 +166,9 @@ def test_a_finished_run_started_again_leaves_the_scores_as_they_are(tmp_path, ar
 
 
 def test_without_held_out_images_the_probe_is_logged_all_the_same(tmp_path, arrays):
-    byol.pretrain(seeded(), arrays, small_config(tmp_path, probe=ONLINE, knn=KnnConfig(held_out=0, times=1)))
+    byol.pretrain(
+        seeded(), arrays, small_config(tmp_path, probe=ONLINE, knn=KnnConfig(hold_out_share=0, times=1))
+    )
     assert any("online_train_top1" in line for line in metrics_of(tmp_path))
     assert not any("online_top1" in line for line in metrics_of(tmp_path))
 
@@ -180,7 +184,7 @@ def test_nothing_is_learned_from_the_label_of_an_unreadable_image(tmp_path, in_m
         return made
 
     data = DataConfig(in_memory=in_memory, max_bad=0.1)
-    config = small_config(tmp_path, probe=ONLINE, data=data, knn=KnnConfig(held_out=0, times=1))
+    config = small_config(tmp_path, probe=ONLINE, data=data, knn=KnnConfig(hold_out_share=0, times=1))
     for label in (0, 2):
         byol.pretrain(seeded(), items(label), replace(config, out=str(tmp_path / str(label))))
     first, second = (tensors_of(tmp_path / label)["probe.classifier.weight"] for label in ("0", "2"))

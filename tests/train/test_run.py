@@ -15,13 +15,16 @@ from torch import nn
 
 import byol
 from byol.train.config import DataConfig, KnnConfig, ModelConfig, OptimConfig
+from byol.train.run_folder import RunFolder
+from byol.train.setup import split
 
 
 def state_of(folder: Path) -> dict[str, bytes]:
     """Every byte that a finished run computed: its last checkpoint and its encoder."""
     last = max((folder / "checkpoints").glob("step-*"))
-    return {name: (last / name).read_bytes() for name in ("state.safetensors", "state.json")} | {
-        "encoder": (folder / "encoder.safetensors").read_bytes()
+    return {
+        "state": (last / "state.safetensors").read_bytes(),
+        "encoder": (folder / "encoder.safetensors").read_bytes(),
     }
 
 
@@ -80,7 +83,7 @@ def test_a_finished_run_holds_everything_that_is_promised(tmp_path, arrays):
         "checkpoints", "encoder.safetensors", "encoder.json",
     }  # fmt: skip
     assert not [name for name in names if name.startswith(".tmp")]
-    assert run.plan.images + run.plan.held_out == 64
+    assert run.plan.images + run.plan.hold_out_images == 64
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8, 10, 12, 14]
     assert all(0 <= line["loss"] <= 8 and 0 <= line["data_wait"] <= 1 for line in lines if "loss" in line)
@@ -140,11 +143,9 @@ def test_held_out_images_are_never_trained_on(tmp_path, arrays):
             seen.add(index)
             return super().__getitem__(index)
 
-    from byol.train.run import split
-
     run = byol.pretrain(seeded(), byol.open_images(pixels, labels=labels), small_config(tmp_path))
     train, held_out = split(64, run.plan)
-    assert len(held_out) == run.plan.held_out == 6
+    assert len(held_out) == run.plan.hold_out_images == 6
     assert sorted(train.tolist() + held_out.tolist()) == list(range(64))
 
 
@@ -180,7 +181,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(tmp_path
     net = seeded(Poison)
     with pytest.raises(byol.TrainingError) as failure:
         byol.pretrain(
-            net, arrays, small_config(tmp_path, save_every_steps=1, knn=KnnConfig(held_out=0, times=1))
+            net, arrays, small_config(tmp_path, save_every_steps=1, knn=KnnConfig(hold_out_share=0, times=1))
         )
     assert "loss of step 4" in str(failure.value)
     assert "step-00000004" in str(failure.value)  # four steps (0 to 3) were done and saved
@@ -204,7 +205,7 @@ def test_weights_that_a_gradient_made_infinite_are_never_saved(tmp_path, arrays)
         byol.pretrain(
             seeded(Steep),
             arrays,
-            small_config(tmp_path, save_every_steps=1, knn=KnnConfig(held_out=0, times=1)),
+            small_config(tmp_path, save_every_steps=1, knn=KnnConfig(hold_out_share=0, times=1)),
         )
     assert not list(tmp_path.glob("checkpoints/*"))
     assert not (tmp_path / "encoder.safetensors").exists()
@@ -241,15 +242,14 @@ def test_continuing_with_other_images_is_refused(tmp_path, arrays, photos):
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, arrays):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(byol.CheckpointError, match="holds no run"):
+    with pytest.raises(byol.CheckpointError, match="does not hold a run"):
         byol.pretrain(seeded(), arrays, small_config(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_folder_in_use_by_another_run_is_refused(tmp_path, arrays):
-    from byol.train.folder import claim
-
-    with claim(tmp_path), pytest.raises(byol.CheckpointError, match=f"in use by process {os.getpid()}"):
+    in_use = pytest.raises(byol.CheckpointError, match=f"in use by process {os.getpid()}")
+    with RunFolder(tmp_path).held(), in_use:
         byol.pretrain(seeded(), arrays, small_config(tmp_path))
 
 
@@ -285,7 +285,7 @@ def test_images_of_many_bands_are_trained_on(tmp_path):
 
 def test_a_budget_of_time_sets_the_length_of_the_run(tmp_path, arrays):
     config = small_config(
-        tmp_path, epochs=None, budget="3s", model=ModelConfig(width=2, projection_hidden_size=16)
+        tmp_path, epochs=None, budget="8s", model=ModelConfig(width=2, projection_hidden_size=16)
     )
     run = byol.pretrain("convnet", arrays, config)
     assert run.plan.total_steps >= 10
@@ -293,7 +293,9 @@ def test_a_budget_of_time_sets_the_length_of_the_run(tmp_path, arrays):
 
 
 def test_a_run_leaves_the_same_trajectory_as_ever(tmp_path, arrays):
-    """Our own numbers, once: whoever changes order, crops, views, init, schedules or optimizer must say so here."""
+    """Our own numbers, once: whoever changes order, crops, views, init, schedules or optimizer must say so
+    here.
+    """
     byol.pretrain(
         "convnet",
         arrays,

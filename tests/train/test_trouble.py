@@ -5,7 +5,6 @@ import os
 import resource
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,11 @@ from torch import Tensor, nn
 
 import byol
 from byol.commands.demo import free_folder
+from byol.train.checkpoint import Saver
 from byol.train.config import DataConfig, ModelConfig
 from byol.train.log import BadImages
-from byol.train.plan import Plan
-from byol.train.saving import Saver
+from byol.train.plan import ImageFacts, plan_run
+from byol.world import World
 
 
 class Meets(Tiny):
@@ -43,7 +43,9 @@ class Meets(Tiny):
 
 @pytest.fixture
 def full_disk() -> Iterator:
-    """A function after which no file can grow any more, as on a full disk: the operating system refuses to write."""
+    """A function after which no file can grow any more, as on a full disk: the operating system refuses to
+    write.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -138,10 +140,10 @@ def test_a_full_disk_costs_metrics_and_one_warning_and_ends_in_a_sentence(
 
 
 def test_a_cut_last_line_of_bad_files_is_forgotten(tmp_path):
-    BadImages(tmp_path, 100, 0.5)("a.png", "empty")
+    BadImages(tmp_path / "bad_files.jsonl", 100, 0.5)("a.png", "empty")
     with (tmp_path / "bad_files.jsonl").open("a") as file:
         file.write('{"name": "b.p')
-    BadImages(tmp_path, 100, 0.5)("c.png", "empty")
+    BadImages(tmp_path / "bad_files.jsonl", 100, 0.5)("c.png", "empty")
     lines = [json.loads(line) for line in (tmp_path / "bad_files.jsonl").read_text().splitlines()]
     assert [line["name"] for line in lines] == ["a.png", "c.png"]
 
@@ -277,9 +279,9 @@ def test_an_evaluation_size_that_the_network_cannot_take_is_refused_before_anyth
 
 def saver_of(tmp_path: Path, **changes: object) -> Saver:
     net = Tiny()
-    plan = Plan(*[0] * 28)
     config = small_config(tmp_path, **changes)
-    return Saver(tmp_path, net, torch.optim.SGD(net.parameters()), replace(plan, save_every_steps=10), config)
+    plan = plan_run(config, ImageFacts(800, (16, 16), 3, False), World.join("cpu"))  # 200 steps
+    return Saver(tmp_path, net, torch.optim.SGD(net.parameters()), plan, "plan", config)
 
 
 def test_a_run_is_saved_by_number_and_whenever_five_minutes_have_passed(tmp_path):

@@ -1,4 +1,6 @@
-"""The loop launches a step without waiting for the device, but for the one look at the loss that the step documents."""
+"""The loop launches a step without waiting for the device, but for the one look at the loss that the step
+documents.
+"""
 
 from contextlib import nullcontext
 from pathlib import Path

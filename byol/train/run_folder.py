@@ -1,0 +1,224 @@
+"""The folder of a run: the name of every file in it, the plan it follows, who holds it, and what a failure
+means for it.
+"""
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from byol import __version__
+from byol.data.images import Images
+from byol.disk import write_text
+from byol.encoders import encoder
+from byol.errors import ByolError, CheckpointError, ConfigError, DiskError, TrainingError
+from byol.evaluation.score import SCORES
+from byol.models.build import is_own_code
+from byol.settings import differences, to_plain, to_yaml
+from byol.train.checkpoint import last_good, newest
+from byol.train.config import TrainConfig
+from byol.train.plan import Plan
+from byol.world import World
+
+FORMAT = 2  # of plan.json
+# What may differ when a run is continued: where it runs and what it tells, not what it computes.
+FREE_TO_CHANGE = {
+    "out",
+    "workers",
+    "device",
+    "save_every_steps",
+    "keep_checkpoints",
+    "log_every_steps",
+    "data.max_bad",
+}
+
+_held: set[int] = set()  # the locks of this process, as file descriptors
+
+
+def _let_go() -> None:
+    """Forked workers live on for a moment when their run is killed; the folder is then free all the same."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+class RunFolder:
+    """The paths of a run's files. Those that lower floors know too keep the name they have there."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.encoder = self.path / encoder.FILE
+        self.plan = self.path / encoder.PLAN
+        self.scores = self.path / SCORES
+        self.config = self.path / "config.yaml"
+        self.environment = self.path / "env.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.bad_files = self.path / "bad_files.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.lock = self.path / ".lock"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder if need be and keep it from other processes, until this one leaves or ends,
+        however it ends.
+
+        Failures tell where the run can be taken up again. Raises CheckpointError when another process holds
+        the folder or when it holds something else than a run, ConfigError when it cannot be made.
+        """
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # A run killed before its plan was written starts again; .DS_Store or .tmp-... are nobody's work.
+            others = [path.name for path in self.path.iterdir() if not path.name.startswith(".")]
+            if others and not any(path.exists() for path in (self.plan, self.config, self.environment)):
+                raise CheckpointError(
+                    f"{self.path} is not empty and does not hold a run (it has {others[0]!r}). Choose a "
+                    "new folder with --out."
+                )
+            lock = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o666)
+            _held.add(lock)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as failure:
+            holder = os.pread(lock, 200, 0).decode(errors="replace") or "another process"
+            self._release(lock)
+            raise CheckpointError(
+                f"{self.path} is in use by {holder}. Wait for it, or choose another --out."
+            ) from failure
+        except OSError as failure:
+            raise ConfigError(
+                f"The run's folder {self.path} cannot be used: {failure.strerror}. Choose another --out."
+            ) from failure
+        try:
+            os.ftruncate(lock, 0)
+            with suppress(OSError):  # on a full disk the folder is held all the same
+                os.write(lock, f"process {os.getpid()} on {os.uname().nodename}".encode())
+            with self._explained():
+                yield
+        except BaseException:
+            if made and [path.name for path in self.path.iterdir()] == [
+                self.lock.name
+            ]:  # nothing was left in it
+                self.lock.unlink()
+                for path in made:
+                    path.rmdir()
+            raise
+        finally:
+            self._release(lock)
+
+    def stored_plan(self, config: TrainConfig, source: Images, world: World) -> Plan | None:
+        """The plan of the run that is continued. None for a new run, and for one that has not saved a step
+        of other settings.
+
+        Raises CheckpointError when there are such steps, and for a plan that cannot be read or was changed
+        after it was written.
+        """
+        begun = newest(self.checkpoints) is not None
+        if self.encoder.exists() and not begun:
+            raise CheckpointError(
+                f"{self.path} holds a finished run whose checkpoints are gone; to train it again would "
+                f"replace its {self.encoder.name}. Choose another --out, or move that file away."
+            )
+        if not self.plan.exists():
+            return None
+        try:
+            stored = json.loads(self.plan.read_text())
+            if stored.pop("blake2b") != encoder.digest({}, stored) or stored["format"] != FORMAT:
+                raise ValueError("it does not match its checksum")
+            plan = Plan.from_json(stored["plan"])
+            changed = [line for line in differences(stored["config"], to_plain(config))
+                       if line.split(":")[0] not in FREE_TO_CHANGE]  # fmt: skip
+            other_images = stored["data"] != source.fingerprint()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as damage:
+            if begun:
+                raise CheckpointError(
+                    f"{self.plan} cannot be read ({damage}): it was edited, is damaged, or is of another "
+                    "version of byol. Restore it, or choose another --out."
+                ) from damage
+            changed = [str(damage)]
+        if not begun and (changed or other_images):
+            self.plan.unlink()  # nothing was done with it
+            self.bad_files.unlink(missing_ok=True)
+            return None
+        if changed:
+            raise CheckpointError(
+                f"{self.path} holds a run with other settings ({'; '.join(changed)}). Repeat its settings "
+                "to continue it, or choose another --out."
+            )
+        if other_images:
+            raise CheckpointError(
+                f"{self.path} was trained on other images ({stored['images']}) than {source.description}. "
+                "Give the same images to continue it, or choose another --out."
+            )
+        if is_own_code(plan.encoder) and plan.encoder != config.encoder:
+            raise CheckpointError(
+                f"{self.plan} names {plan.encoder!r} as its encoder, which is not imported because a file "
+                "says so. Give it with --encoder, or choose another --out."
+            )
+        workers = plan.workers if config.workers is None or plan.in_memory else config.workers
+        return replace(
+            plan, device=str(world.device), workers=workers, log_every_steps=config.log_every_steps
+        )
+
+    def record(self, plan: Plan, config: TrainConfig, source: Images, world: World) -> str:
+        """Write config.yaml, env.json and plan.json of a new run. Returns the plan's checksum, which its
+        checkpoints name.
+        """
+        if not self.plan.exists():
+            environment = {
+                "byol": __version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "hardware": world.describe(),
+                "threads": torch.get_num_threads(),
+            }
+            stored = {
+                "format": FORMAT,
+                "plan": plan.to_json(),
+                "config": to_plain(config),
+                "data": source.fingerprint(),
+                "images": source.description,
+            }
+            write_text(self.config, to_yaml(config))
+            write_text(self.environment, json.dumps(environment, indent=1))
+            # Last: a folder with a plan is a run.
+            write_text(self.plan, json.dumps({**stored, "blake2b": encoder.digest({}, stored)}, indent=1))
+        checksum: str = json.loads(self.plan.read_text())["blake2b"]
+        return checksum
+
+    def _release(self, lock: int) -> None:
+        if lock in _held:
+            _held.remove(lock)
+            os.close(lock)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn a full memory or disk into one sentence, and tell with each where the run can be taken up
+        again.
+        """
+        try:
+            yield
+        except TrainingError as failure:
+            raise TrainingError(f"{failure} {last_good(self.checkpoints)}") from failure
+        except (RuntimeError, MemoryError) as failure:
+            # torch has a type for a GPU's full memory, and a plain RuntimeError for a CPU's.
+            full = isinstance(
+                failure, torch.OutOfMemoryError | MemoryError
+            ) or "can't allocate memory" in str(failure)
+            if not full:
+                raise
+            raise ByolError(
+                f"There is not enough memory for this run ({' '.join(str(failure).split())[:200]}). Lower "
+                "--batch-size or --image-size, or raise --optim.accumulation. "
+                f"{last_good(self.checkpoints)}"
+            ) from failure
+        except DiskError as failure:
+            again = f"The same command continues the run. {last_good(self.checkpoints)}"
+            raise ByolError(f"{failure} {again}") from failure

@@ -1,0 +1,245 @@
+"""What a run is made of before its first step: `pretrain` and `prepare_loop` both begin here."""
+
+import copy
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from byol.data.batches import Batch, BatchPlan, load_resident, resident_batches, streamed_batches
+from byol.data.images import Images, open_images
+from byol.encoders.encoder import Encoder, EncoderInfo, check_savable
+from byol.errors import ConfigError
+from byol.evaluation.online import OnlineProbe
+from byol.method.byol import BYOL
+from byol.method.draws import Stream, seed_of, uniforms
+from byol.models.build import build_encoder
+from byol.train.config import DataConfig, TrainConfig, seconds_of
+from byol.train.log import BadImages
+from byol.train.monitor import Monitor
+from byol.train.optim import build_optimizer
+from byol.train.plan import ImageFacts, Plan, Speed, plan_run
+from byol.train.run_folder import RunFolder
+from byol.train.step import steps
+from byol.world import World
+
+BadNames = Callable[[str, str], None]  # is told the name of an unreadable image, and why
+SAMPLE = 256  # images that the time of a look is measured with
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the caller gave, checked, opened and in its place."""
+
+    config: TrainConfig
+    own: nn.Module | None  # the caller's network; None to build one by its name
+    images: Images
+    world: World
+    started: float  # by the monotonic clock
+
+    @classmethod
+    def of(cls, encoder: str | nn.Module | None, images: Any, config: TrainConfig) -> "Setup":
+        """Check what was given against one another, take a place in the world and open the images."""
+        started, data = time.monotonic(), config.data
+        if isinstance(encoder, nn.Module):
+            unused = [f"model.{name}" for name in config.model.encoder_options()]
+            unused += ["model.target_init"] if config.model.target_init == "independent" else []
+            unused += ["encoder"] if config.encoder is not None else []
+            if unused:
+                raise ConfigError(
+                    f"The encoder is a module of your own, so {' and '.join(unused)} cannot apply. Leave "
+                    "them out, or give the encoder as 'package.module:function'."
+                )
+        elif encoder is not None:
+            if config.encoder not in (None, encoder):
+                raise ConfigError(
+                    f"The encoder is {encoder!r}, and config.encoder is {config.encoder!r}. Give one of them."
+                )
+            config = replace(config, encoder=encoder)
+        world = World.join(config.device)
+        if not isinstance(images, Images):
+            images = open_images(images, channels=data.channels, max_pixels=data.max_pixels)
+        elif data.max_pixels != DataConfig.max_pixels:
+            raise ConfigError(
+                f"data.max_pixels is {data.max_pixels}, but the images are open already. Give it to "
+                "open_images instead."
+            )
+        images = open_images(images, channels=data.channels)  # refuses open ones of other channels
+        return cls(config, encoder if isinstance(encoder, nn.Module) else None, images, world, started)
+
+    def new_plan(self) -> Plan:
+        """A plan of what was given."""
+        images = self.images
+        facts = ImageFacts(len(images), images.uniform_size(), images.channels, images.labels is not None)
+        plan = plan_run(self.config, facts, self.world, self.speed)
+        return (
+            plan if self.own is None else replace(plan, encoder=type(self.own).__name__, encoder_options={})
+        )
+
+    def learner(self, plan: Plan) -> BYOL:
+        """The pair of networks at step 0, a function of the plan's seed, on the device and laid out for
+        fast convolutions.
+        """
+
+        def network(stream: Stream) -> nn.Module:
+            torch.manual_seed(seed_of(plan.seed, stream))
+            return build_encoder(
+                plan.encoder, channels=plan.channels, image_size=plan.image_size, **plan.encoder_options
+            )
+
+        model = self.config.model
+        other = network(Stream.TARGET) if model.target_init == "independent" else None
+        net = self.own if self.own is not None else network(Stream.ENCODER)
+        torch.manual_seed(seed_of(plan.seed, Stream.HEADS))
+        learner = BYOL(
+            net,
+            plan.image_size,
+            self.config.hidden_layer,
+            projection_size=model.projection_size,
+            projection_hidden_size=model.projection_hidden_size,
+            channels=plan.channels,
+            views=self.config.views,
+            target_net=other,
+            joint_batchnorm=model.joint_batchnorm,
+        )
+        return learner.to(self.world.device).to(memory_format=torch.channels_last)
+
+    def encoder(self, learner: BYOL, plan: Plan) -> Encoder:
+        """The online encoder as it will be saved; it shares the learner's weights, so it is always the
+        newest.
+
+        Raises ConfigError for a network that cannot be saved, or that cannot take images of the plan's
+        eval_size.
+        """
+        assert learner.views is not None
+        network = learner.online.encoder
+        check_savable(network.net)
+        info = EncoderInfo.of(
+            network,
+            None if self.own is not None else plan.encoder,
+            plan.encoder_options,
+            image_size=plan.eval_size,
+            channels=plan.channels,
+            mean=learner.views.mean,
+            std=learner.views.std,
+            features=learner.representation_size,
+        )
+        encoder = Encoder(network, info)
+        if plan.eval_size != plan.image_size:
+            try:
+                encoder(
+                    torch.zeros(
+                        (2, plan.channels, *plan.eval_size), dtype=torch.uint8, device=self.world.device
+                    )
+                )
+            except (RuntimeError, ValueError, AssertionError) as failure:
+                raise ConfigError(
+                    f"{plan.encoder} takes images of {plan.image_size[0]} pixels and none of "
+                    f"{plan.eval_size[0]} ({failure}). Leave --eval-size out."
+                ) from failure
+        return encoder
+
+    def batches(
+        self, rows: Tensor, plan: Plan, start: int, bad: BadNames, probe: OnlineProbe | None = None
+    ) -> Generator[Batch]:
+        """The run's micro-batches of some images from step `start` on, by the plan's route. Nothing is read
+        before the first.
+        """
+        images = self.images.subset(rows)
+        what = BatchPlan(
+            plan.seed, len(images), plan.batch_size, plan.accumulation, plan.image_size, self.config.views
+        )
+
+        def report(index: int, reason: str) -> None:
+            bad(images.name(index), reason)
+            if probe is not None:
+                probe.leave_out(index)
+
+        if plan.in_memory:
+            pixels = load_resident(images, report).to(self.world.device)
+            images.release()
+            yield from resident_batches(pixels, what, start)
+        else:
+            yield from streamed_batches(
+                images,
+                what,
+                channels=plan.channels,
+                device=self.world.device,
+                workers=plan.workers,
+                steps=range(start, plan.total_steps),
+                report=report,
+            )
+
+    def speed(self, draft: Plan) -> Speed:
+        """Time some real steps and a look of a draft plan, on throw-away networks."""
+        assert self.config.budget is not None
+        allowed = min(3.0, seconds_of(self.config.budget) / 50)  # seconds
+
+        def unheard(name: str, reason: str) -> None:
+            """The run itself will report unreadable images."""
+
+        trial = replace(self, own=copy.deepcopy(self.own))
+        learner = trial.learner(draft)
+        train, hold_out = split(len(self.images), draft)
+        ends: list[float] = []
+        with closing(trial.batches(train[: max(4096, draft.batch_size)], draft, 0, unheard)) as batches:
+            for _ in steps(learner, batches, build_optimizer(learner, draft), draft):
+                if self.world.device.type == "cuda":
+                    torch.cuda.synchronize()
+                ends.append(time.perf_counter())
+                if len(ends) > 1 and ends[-1] - ends[0] > allowed:
+                    break
+        whole = Monitor(
+            trial.encoder(learner, draft), self.images, (train, hold_out), draft, self.config.knn, unheard
+        )
+        few = Monitor(
+            whole.encoder, self.images, (train[:SAMPLE], hold_out[:SAMPLE]), draft, self.config.knn, unheard
+        )
+        share = sum(map(len, whole.rows)) / sum(map(len, few.rows))
+        looks: list[float] = []
+        for _ in range(2):
+            began = time.perf_counter()
+            few.look(0)
+            looks.append((time.perf_counter() - began) * share)
+        self.images.release()
+        # The first step warms up; the mean of the others includes what data and the machine's noise cost.
+        step = (ends[-1] - ends[0]) / (len(ends) - 1)
+        return Speed(step, looks[1], max(0.0, looks[0] - looks[1]), time.monotonic() - self.started)
+
+
+def split(count: int, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Rows to train on and the hold-out set's, both sorted: which are held out follows from the seed alone."""
+    shuffled = uniforms((plan.seed, Stream.HOLD_OUT, torch.arange(count)), 1)[:, 0].argsort(stable=True)
+    return shuffled[plan.hold_out_images :].sort().values, shuffled[: plan.hold_out_images].sort().values
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What `steps` takes: steps(loop.learner, loop.batches, loop.optimizer, loop.plan)."""
+
+    learner: BYOL
+    batches: Generator[Batch]  # close it when the loop is left early: worker processes may stand behind it
+    optimizer: torch.optim.Optimizer
+    plan: Plan
+
+
+def prepare_loop(encoder: str | nn.Module | None, images: Any, config: TrainConfig) -> Loop:
+    """Prepare what `pretrain` would train, with the same arguments, numbers and order of images; you run
+    the steps.
+
+    Nothing is saved, scored or logged, but for unreadable images, which are listed in config.out. The
+    images that `pretrain` would hold out for its score are held out here too. Sets torch's random state.
+    Raises what `pretrain` does.
+    """
+    setup = Setup.of(encoder, images, config)
+    plan = setup.new_plan()
+    learner = setup.learner(plan)
+    folder = RunFolder(config.out)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    bad = BadImages(folder.bad_files, len(setup.images), config.data.max_bad)
+    rows, _ = split(len(setup.images), plan)
+    return Loop(learner, setup.batches(rows, plan, 0, bad), build_optimizer(learner, plan), plan)
