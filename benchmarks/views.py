@@ -7,7 +7,6 @@ Ours is timed as a run works: crops one image at a time, as workers do, the rest
 """
 
 import io
-import os
 import sys
 from collections.abc import Callable
 from itertools import islice
@@ -22,6 +21,7 @@ from PIL import Image
 from byol import ViewConfig, Views, open_images
 from byol.data.batches import BatchPlan, cut, resident_batches
 from byol.data.decode import open_picture
+from byol.machine import usable_cores
 from byol.method.crops import crop_draws
 from byol.world import World
 
@@ -182,7 +182,7 @@ def main() -> None:
         images = open_images(sys.argv[2])
         pixels = np.stack([images.array(index) for index in range(1024)])
     World.join(None)  # as a run does: freed memory is kept for what comes next, by all that are compared
-    for threads in sorted({1, os.cpu_count() or 1}):
+    for threads in sorted({1, usable_cores()}):
         torch.set_num_threads(threads)
         print(machine("lightly", "torchvision", "kornia", "pillow"))
         for title, ways in {**photographs(Path(sys.argv[1])), **small_images(pixels)}.items():

@@ -14,7 +14,10 @@ from byol.errors import DISK_TROUBLE, ConfigError, DiskError
 
 @contextmanager
 def writing(path: Path, *also: Path) -> Iterator[None]:
-    """Raise DiskError where a file cannot be written, whichever library says so; `also` are other names it has meanwhile."""
+    """Raise DiskError where a file cannot be written, whichever library says so.
+
+    `also` are other names that it has meanwhile.
+    """
     try:
         yield
     except Exception as failure:
@@ -33,7 +36,7 @@ def writing(path: Path, *also: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; it takes the file's place as a whole when the block ends well, else it is removed.
+    """A temporary path to write to; it takes the file's place when the block ends well, else it is removed.
 
     Raises DiskError when it cannot be written.
     """
@@ -54,7 +57,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def filling(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill; it becomes `folder` (empty, or not there) when the block ends well, else it is removed.
+    """A temporary folder; it becomes `folder` (empty or not there) when the block ends well, else it is gone.
 
     Raises DiskError when it cannot be written.
     """

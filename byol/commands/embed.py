@@ -14,7 +14,7 @@ from byol.encoders.load import load_encoder
 from byol.features.embed import check_out, embed_to
 from byol.settings import parse
 from byol.train.log import duration
-from byol.world import meeting
+from byol.world import World
 
 SECONDS = 10.0  # between lines of progress
 
@@ -48,7 +48,7 @@ def embed(arguments: Sequence[str]) -> int:
     command = parse(Embed, arguments, prog="byol embed", description=description, switches=True)
     out = Path(command.out)
     check_out(out)
-    with meeting(command.device) as world:
+    with World.join(command.device) as world:
         encoder = load_encoder(
             command.run, net=command.encoder, weights=command.weights, device=str(world.device)
         )

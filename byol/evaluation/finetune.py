@@ -24,7 +24,8 @@ from byol.evaluation.sgd import ClassifierConfig, Trial, batch_size_for, fit, lo
 from byol.evaluation.subsets import Amount, few, held_out
 from byol.evaluation.train_batches import Labelled
 from byol.features.embed import Features, check_channels, check_encoder, embed
-from byol.world import World, keep_freed_memory
+from byol.machine import settle
+from byol.world import World
 
 logger = logging.getLogger("byol")
 MOST_HELD_OUT = 10_009  # images, as in the paper
@@ -73,7 +74,7 @@ def train_classifier(
         train, labels = train.subset(rows), labels[rows]
     device = device_of(encoder)
     if device.type == "cpu":
-        keep_freed_memory()
+        settle()
     config = replace(config, precision=config.precision or World(0, 1, device).default_precision())
     images = Labelled.open(train, device, workers)
     trials = trials_of(config)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from byol.errors import ConfigError, DataError
+from byol.machine import usable_cores
 from byol.train.config import OptimizerName, TrainConfig, conform, seconds_of
 from byol.world import Precision, World
 
@@ -161,6 +162,7 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World, precision: Pre
     usual_decay = {"lars": 1e-6, "sgd": 5e-4, "adamw": 0.05}[optimizer]
     base_lr = optim.base_lr or usual_lr
     in_memory = fits_in_memory(facts, world) if config.data.in_memory is None else config.data.in_memory
+    workers = min(16, usable_cores()) if config.workers is None else config.workers
     return Plan(
         encoder=encoder,
         encoder_options=options,
@@ -185,7 +187,7 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World, precision: Pre
         base_tau=optim.base_tau if optim.base_tau is not None else 0.99 if epochs < 500 else 0.996,
         precision=precision,
         device=str(world.device),
-        workers=0 if in_memory else derived_workers(config),
+        workers=0 if in_memory else workers,
         seed=config.seed,
         log_every_steps=config.log_every_steps,
         save_every_steps=config.save_every_steps or max(1, total // SAVES),
@@ -272,12 +274,6 @@ def derived_epochs(images: int, cpu: bool) -> float:
     passes at most.
     """
     return float(max(10, min(1000, (2_000_000 if cpu else 40_000_000) // max(1, images))))
-
-
-def derived_workers(config: TrainConfig) -> int:
-    import os
-
-    return config.workers if config.workers is not None else max(1, min(16, os.cpu_count() or 1))
 
 
 def checked_batch_size(config: TrainConfig, images: int) -> int:

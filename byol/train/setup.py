@@ -60,7 +60,7 @@ class Setup:
                     f"The encoder is {encoder!r}, and config.encoder is {config.encoder!r}. Give one of them."
                 )
             config = replace(config, encoder=encoder)
-        world = World.join(config.device)
+        world = World.join(config.device, alone=True)
         if not isinstance(images, Images):
             images = open_images(images, channels=data.channels, max_pixels=data.max_pixels)
         elif data.max_pixels != DataConfig.max_pixels:

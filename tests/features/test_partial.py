@@ -15,7 +15,7 @@ from byol.features import embed as extract
 from byol.features import embed as partial
 from byol.features.embed import embed, embed_to
 from byol.features.features import Features
-from byol.world import World, meeting
+from byol.world import World
 
 ALONE = World(0, 1, torch.device("cpu"))
 KINDS = (".npz", ".npy", ".parquet", ".safetensors")
@@ -178,7 +178,7 @@ from byol.features import embed as extract
 from byol.features import embed as partial
 from byol.encoders.load import load_encoder
 from byol.features.embed import embed_to
-from byol.world import meeting
+from byol.world import World
 torch.set_num_threads(1)
 for module in (extract, partial):
     module.BATCH, module.SHARD = 3, 2
@@ -188,7 +188,7 @@ if rest and rest[0] == "full":
 def report(done, total):
     if rest and rest[0] == "kill" and done >= 6 and os.environ.get("RANK", "1") == "1":
         os.kill(os.getpid(), 9)
-with meeting("cpu") as world:
+with World.join("cpu") as world:
     features = embed_to(__import__("pathlib").Path(out), load_encoder(encoder), images, world, report=report)
     print(world.rank, None if features is None else len(features.x))
 """
@@ -252,5 +252,5 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(words, tmp_pa
 def test_several_processes_without_torchrun_are_told(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(ConfigError, match="WORLD_SIZE is 2, but the processes do not meet"), meeting("cpu"):
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 2, but the processes do not meet"), World.join("cpu"):
         pass

@@ -14,7 +14,8 @@ PACKAGE = Path(byol.__file__).parent
 LAYERS = [
     {"errors"},
     {"disk"},
-    {"settings", "world"},
+    {"settings", "machine"},
+    {"world"},
     {"method"},
     {"models", "data"},
     {"encoders"},

@@ -124,7 +124,9 @@ def test_first_forward_equals_official(official, noise):
 def test_losses_of_six_steps_equal_official(official, trained):
     _, losses = trained
     expected = [float(official[f"repr_loss/{step}"]) for step in range(STEPS)]
-    assert losses == pytest.approx(expected, rel=1e-5)
+    assert losses[:4] == pytest.approx(expected[:4], rel=1e-5)
+    # At such a rate rounding grows a hundredfold a step: in float64 the last two losses lie 2e-4 and 5e-3 beside these.
+    assert losses[4:] == pytest.approx(expected[4:], rel=1e-2)
 
 
 @pytest.mark.parametrize("which", ["online", "target"])
