@@ -41,8 +41,8 @@ def demo(arguments: Sequence[str]) -> int:
     out = command.out or free_folder()
     config = parse(TrainConfig, ["--out", out, *preset_flags("demo")], prog="byol demo", description="")
     print(
-        f"{len(train):,} tiles of {len(tiles.names)} photographs, without labels. Afterwards: which photograph does a tile\n"
-        f"come from? {len(test):,} test tiles, cut from squares that training never sees.\n",
+        f"{len(train):,} tiles of {len(tiles.names)} photographs, without labels. Afterwards: which\n"
+        f"photograph does a tile come from? {len(test):,} test tiles, cut from squares that training never sees.\n",
         flush=True,
     )
     started = time.perf_counter()
@@ -71,7 +71,7 @@ def demo(arguments: Sequence[str]) -> int:
 
 
 def free_folder() -> str:
-    """runs/demo, or the first runs/demo-N that is not there yet or holds an unfinished run, to continue it."""
+    """runs/demo, or the first runs/demo-N that is not there yet or holds a run that was stopped."""
     names = (f"runs/demo{'' if n == 1 else f'-{n}'}" for n in count(1))
     return next(name for name in names if is_free(RunFolder(name)))
 

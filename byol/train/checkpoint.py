@@ -24,7 +24,6 @@ from byol.disk import filling, left_behind, writing
 from byol.encoders.encoder import unshared
 from byol.errors import CheckpointError, DiskError, TrainingError, complaint
 from byol.train.config import TrainConfig
-from byol.train.plan import Plan
 
 logger = logging.getLogger("byol")
 FORMAT = 2
@@ -41,29 +40,22 @@ class Saver:
         folder: Path,
         trained: nn.Module,
         optimizer: torch.optim.Optimizer,
-        plan: Plan,
         checksum: str,
         config: TrainConfig,
     ) -> None:
         self.folder, self.trained, self.optimizer, self.checksum = folder, trained, optimizer, checksum
-        self.keep = config.keep_checkpoints
-        self.every = config.save_every_steps or plan.save_every_steps
-        self.share = SHARE if config.save_every_steps is None else 1.0
+        self.keep, self.requested = config.keep_checkpoints, config.save_every_steps is not None
         self.spent = 0.0  # seconds
         self.started = self.saved_at = time.monotonic()
 
-    def due(self, step: int) -> bool:
-        """Whether to save after a step: by number, unless that costs too much of the run's time; and by the
-        clock.
-        """
+    def due(self, step: int, every: int) -> bool:
+        """Whether to save after a step: by number, unless that costs too much time, and by the clock."""
         now = time.monotonic()
-        by_number = step % self.every == 0 and self.spent <= self.share * (now - self.started)
-        return by_number or now - self.saved_at >= SECONDS
+        cheap = self.requested or self.spent <= SHARE * (now - self.started)
+        return (step % every == 0 and cheap) or now - self.saved_at >= SECONDS
 
     def restore(self) -> int:
-        """Load the newest good checkpoint, if there is one. Returns the steps already done; raises
-        CheckpointError.
-        """
+        """Load the newest good checkpoint, if there is one. Returns the steps already done."""
         found = latest(self.folder, self.checksum)
         if found is None:
             return 0
@@ -80,17 +72,13 @@ class Saver:
         return step
 
     def save(self, step: int) -> bool:
-        """Write a checkpoint; a disk that is full costs this checkpoint, not the run. Raises TrainingError
-        for bad weights.
+        """Write a checkpoint and return whether that worked: a full disk costs the checkpoint, not the run.
 
-        Returns whether it was written.
+        Raises TrainingError for a state that is not finite.
         """
         moments = optimizer_tensors(self.optimizer)
         tensors = self.trained.state_dict() | moments
-        learned = [
-            *(name for name, _ in self.trained.named_parameters()),
-            *moments,
-        ]  # a buffer may be infinite on purpose
+        learned = [*dict(self.trained.named_parameters()), *moments]  # a buffer may be infinite on purpose
         damaged = [name for name in learned if not tensors[name].isfinite().all()]
         if damaged:  # of a finite loss whose gradient was not: the next loss would tell, but after this save
             raise TrainingError(
@@ -109,23 +97,16 @@ class Saver:
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], plan: str, keep: int = 2) -> Path:
-    """Write a checkpoint of a step and retire all but the newest `keep`; `plan` is the checksum of the
-    run's plan.
+    """Write a checkpoint of a step and retire all but the newest `keep`. Raises DiskError if it cannot.
 
-    Returns its folder; raises DiskError if it cannot.
+    `plan` is the checksum of the plan that the run follows.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:08d}"
     with filling(final) as temporary:
         save_file(unshared(tensors), temporary / TENSORS)
-        manifest = {
-            "format": FORMAT,
-            "step": step,
-            "plan": plan,
-            "bytes": (temporary / TENSORS).stat().st_size,
-            "blake2b": _digest(temporary / TENSORS),
-        }
+        manifest = {"format": FORMAT, "step": step, "plan": plan, "blake2b": _digest(temporary / TENSORS)}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         if final.exists():  # of this very step: incomplete, or saved by an earlier attempt
             _retire(final)
@@ -137,8 +118,8 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], plan: str, keep
 def latest(folder: Path, plan: str) -> tuple[int, dict[str, Tensor]] | None:
     """The newest checkpoint that verifies, as (step, tensors); None when there is none.
 
-    A damaged one is passed over with a warning. Raises CheckpointError for one of another plan or another
-    version of byol, and when checkpoints exist but none verifies.
+    A damaged one is passed over with a warning. Raises CheckpointError for one of another plan or version of
+    byol, and when checkpoints exist but none verifies.
     """
     found = _complete(folder)
     for step, path in found:
@@ -150,21 +131,18 @@ def latest(folder: Path, plan: str) -> tuple[int, dict[str, Tensor]] | None:
                     "Continue with the version of byol that wrote it, or upgrade this one."
                 )
             if manifest["plan"] != plan:
-                raise CheckpointError(
-                    f"Checkpoint {path} is of another plan than this run's. Take it out of the folder."
-                )
-            file = path / TENSORS
-            if file.stat().st_size != manifest["bytes"] or _digest(file) != manifest["blake2b"]:
+                raise CheckpointError(f"Checkpoint {path} is of another plan than the run's. Take it away.")
+            if _digest(path / TENSORS) != manifest["blake2b"]:
                 raise ValueError(f"{TENSORS} does not match its checksum")
-            return step, load_file(file)
+            return step, load_file(path / TENSORS)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as damage:
             logger.warning(
                 "Checkpoint %s is damaged (%s): falling back to the one before.", path.name, damage
             )
     if found:
         raise CheckpointError(
-            f"None of the {len(found)} checkpoints in {folder} can be read. Restore one of them, or start "
-            "in another folder."
+            f"None of the {len(found)} checkpoints in {folder} can be read. Restore one of them, or start in "
+            "another folder."
         )
     return None
 
@@ -200,8 +178,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Load what `optimizer_tensors` gave, laid out in memory as the parameters are: a resumed run runs the
-    same kernels.
+    """Load what `optimizer_tensors` gave, laid out as the parameters are: a resumed run runs the same
+    kernels.
     """
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
@@ -216,10 +194,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 def _complete(folder: Path) -> list[tuple[int, Path]]:
     """Folders named as checkpoints that have a manifest, newest first."""
-    names = [(re.fullmatch(r"step-(\d{8,})", path.name), path) for path in folder.glob("step-*")]
-    return sorted(
-        ((int(name[1]), path) for name, path in names if name and (path / MANIFEST).exists()), reverse=True
-    )
+    paths = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+    found = [(int(path.name.removeprefix("step-")), path) for path in paths if (path / MANIFEST).exists()]
+    return sorted(found, reverse=True)
 
 
 def _digest(path: Path) -> str:
@@ -228,9 +205,7 @@ def _digest(path: Path) -> str:
 
 
 def _retire(path: Path) -> None:
-    """Take a checkpoint's name away first, then delete it: a half-deleted folder is never mistaken for a
-    checkpoint.
-    """
+    """Take a checkpoint's name away, then delete it: half of one is not taken for a whole one."""
     gone = path.with_name(f".del-{os.getpid()}-{path.name}")
     try:
         path.rename(gone)

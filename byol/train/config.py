@@ -1,8 +1,11 @@
-"""What a run is told (`TrainConfig`) and what follows from it (`Plan`): every number is derived here, once."""
+"""What a run is told: its settings, checked."""
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from operator import le
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -14,13 +17,8 @@ from byol.method.views import ViewConfig
 from byol.world import Precision
 
 OptimizerName = Literal["lars", "sgd", "adamw"]
-_KINDS = {
-    int: "a whole number",
-    float: "a finite number",
-    str: "text",
-    bool: "True or False",
-    type(None): "nothing",
-}
+_NUMBERS = {int: "a whole number", float: "a finite number", bool: "True or False"}
+_KINDS = {**_NUMBERS, str: "text", type(None): "nothing"}
 
 
 def check(holds: bool, message: str) -> None:
@@ -29,17 +27,21 @@ def check(holds: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def at_least(config: Any, group: str = "", **limits: int) -> None:
-    """Raise ConfigError for the first field below its limit; None is below nothing."""
-    for name, least in limits.items():
+def expect(config: Any, group: str, expected: str, holds: Callable[[Any], bool], *names: str) -> None:
+    """Raise ConfigError for the first of these fields that is not as expected; None always is."""
+    for name in names:
         value = getattr(config, name)
-        check(value is None or value >= least, f"{group}{name} is {value}; expected at least {least}.")
+        check(value is None or holds(value), f"{group}{name} is {value}; expected {expected}.")
+
+
+def at_least(config: Any, group: str = "", **limits: int) -> None:
+    """Raise ConfigError for the first field below its limit."""
+    for name, least in limits.items():
+        expect(config, group, f"at least {least}", partial(le, least), name)
 
 
 def conform(config: Any) -> None:
-    """Make paths strings and numpy's numbers Python's. Raises ConfigError for a value of another type than
-    its field's.
-    """
+    """Make paths strings and numpy's numbers Python's. Raises ConfigError for a value of another type."""
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
         kinds = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
@@ -59,8 +61,8 @@ def _is_a(value: Any, kind: Any) -> bool:
         parts = get_args(kind)
         return isinstance(value, tuple) and len(value) == len(parts) and all(map(_is_a, value, parts))
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, get_origin(kind) or kind) and not (kind is int and isinstance(value, bool))
+        return type(value) is int or (type(value) is float and math.isfinite(value))
+    return type(value) is kind if kind is int else isinstance(value, get_origin(kind) or kind)
 
 
 def _in_words(kind: Any) -> str:
@@ -88,9 +90,7 @@ class ModelConfig:
     projection_hidden_size: int = 4096
     """Hidden units of projector and predictor."""
     target_init: Literal["copy", "independent"] = "copy"
-    """Start the target as a copy of the online network, or from its own random draw as the official code
-    does.
-    """
+    """Start the target as a copy of the online network, or from a draw of its own as the official code."""
     joint_batchnorm: bool = False
     """Let both views share one pass and its BatchNorm statistics (not the paper's way)."""
 
@@ -113,8 +113,8 @@ class OptimConfig:
     base_lr: float | None = None
     """Learning rate per 256 images; the peak rate is base_lr x batch_size / 256."""
     predictor_lr: float = 1.0
-    """The predictor's learning rate as a multiple of the rest's; 1 in the paper, more helps short runs of
-    small encoders.
+    """The predictor's learning rate over the rest's: 1 in the paper, more helps short runs of small
+    encoders.
     """
     weight_decay: float | None = None
     """Weight decay of every parameter with more than one dimension; biases and BatchNorm are exempt."""
@@ -129,19 +129,10 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         conform(self)
-        for name in ("base_lr", "predictor_lr"):
-            value = getattr(self, name)
-            check(value is None or value > 0, f"optim.{name} is {value}; expected a positive number.")
+        expect(self, "optim.", "a positive number", lambda value: value > 0, "base_lr", "predictor_lr")
+        expect(self, "optim.", "a number from 0 to less than 1", lambda value: 0 <= value < 1, "momentum")
+        expect(self, "optim.", "a number from 0 to 1", lambda value: 0 <= value <= 1, "base_tau")
         at_least(self, "optim.", weight_decay=0, warmup_epochs=0, accumulation=1)
-        check(
-            0 <= self.momentum < 1,
-            f"optim.momentum is {self.momentum}; expected a number from 0 to less than 1.",
-        )
-        expected = "expected a number from 0 to 1"
-        check(
-            self.base_tau is None or 0 <= self.base_tau <= 1,
-            f"optim.base_tau is {self.base_tau}; {expected}.",
-        )
 
 
 @dataclass(frozen=True)
@@ -159,11 +150,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         conform(self)
-        check(
-            self.channels in (None, 1, 3),
-            f"data.channels is {self.channels}; expected 1 (gray) or 3 (colour).",
-        )
-        check(0 <= self.max_bad <= 1, f"data.max_bad is {self.max_bad}; expected a share from 0 to 1.")
+        expect(self, "data.", "1 (gray) or 3 (colour)", lambda value: value in (1, 3), "channels")
+        expect(self, "data.", "a share from 0 to 1", lambda value: 0 <= value <= 1, "max_bad")
         at_least(self, "data.", max_pixels=1)
 
 
@@ -172,9 +160,7 @@ class KnnConfig:
     """Scoring while training, when the images carry labels: kNN on a hold-out set."""
 
     hold_out_share: float = 0.02
-    """Share of the labelled images that is not trained on but scored (at most 2,000 images); 0 scores
-    nothing.
-    """
+    """Share of the labelled images that is scored, not trained on (at most 2,000); 0 scores nothing."""
     times: int = 10
     """How often during the run, the end included."""
     k: int = 20
@@ -184,10 +170,9 @@ class KnnConfig:
 
     def __post_init__(self) -> None:
         conform(self)
-        share = self.hold_out_share
-        check(0 <= share < 1, f"knn.hold_out_share is {share}; expected a share from 0 to less than 1.")
+        expect(self, "knn.", "a share from 0 to less than 1", lambda value: 0 <= value < 1, "hold_out_share")
+        expect(self, "knn.", "a positive number", lambda value: value > 0, "temperature")
         at_least(self, "knn.", times=1, k=1)
-        check(self.temperature > 0, f"knn.temperature is {self.temperature}; expected a positive number.")
 
 
 @dataclass(frozen=True)
@@ -195,9 +180,7 @@ class ProbeConfig:
     """The official online probe, when the images carry labels."""
 
     online: bool = False
-    """Train a linear classifier beside BYOL on the stopped representation; the encoder learns nothing from
-    it.
-    """
+    """Train a linear classifier beside BYOL on the representation; the encoder learns nothing from it."""
 
     def __post_init__(self) -> None:
         conform(self)
@@ -205,20 +188,14 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole run. What is left None is derived from the images and the hardware, printed, and stored with
-    the run.
-    """
+    """A whole run. What is left None is derived from the images and the hardware, printed, and stored."""
 
     out: str
     """Folder of the run: checkpoints, metrics and the encoder. An unfinished run in it is continued."""
     encoder: str | None = None
-    """Network: resnet18 ... resnet200 (x2, x3, x4), convnet, torchvision:NAME, timm:NAME or
-    package.module:function.
-    """
+    """resnet18 ... resnet200 (x2, x3, x4), convnet, torchvision:NAME, timm:NAME, package.module:function."""
     hidden_layer: str | None = None
-    """Layer that gives the representation: its dotted name, or an outermost one's index (-2). By default
-    the last one.
-    """
+    """Layer that gives the representation: a dotted name or an outermost one's index; by default the last."""
     image_size: int | None = None
     """Side of the views in pixels."""
     eval_size: int | None = None
@@ -236,12 +213,10 @@ class TrainConfig:
     device: str | None = None
     """cpu, cuda, cuda:N or mps. By default the GPU when there is one."""
     precision: Precision | None = None
-    """bf16 or fp32 for the encoder's arithmetic. By default bf16 where the hardware has it and is faster
-    with it.
-    """
+    """bf16 or fp32 for the encoder's arithmetic. By default bf16 where the hardware is faster with it."""
     save_every_steps: int | None = None
-    """Steps between checkpoints. By default twenty a run; one more is saved whenever five minutes have
-    passed without.
+    """Steps between checkpoints. By default twenty a run, and one whenever five minutes have passed
+    without.
     """
     keep_checkpoints: int = 2
     """Checkpoints kept, at least 2."""
@@ -257,12 +232,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         conform(self)
         check(self.out != "", "out is empty; expected a folder for the run, such as runs/a.")
-        check(self.epochs is None or self.epochs > 0, f"epochs is {self.epochs}; expected a positive number.")
-        check(
-            self.epochs is None or self.budget is None,
-            f"epochs={self.epochs} and budget={self.budget} both fix the length of the run. Give one of "
-            "them.",
+        expect(self, "", "a positive number", lambda value: value > 0, "epochs")
+        both = (
+            f"epochs={self.epochs} and budget={self.budget} both fix the length of the run. Give one of them."
         )
+        check(self.epochs is None or self.budget is None, both)
         if self.budget is not None:
             seconds_of(self.budget)
         at_least(self, image_size=8, eval_size=8, batch_size=2, workers=0)
@@ -272,13 +246,10 @@ class TrainConfig:
 
 def seconds_of(duration: str) -> float:
     """Seconds in '90s', '20m', '1.5h' or '2d'."""
-    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(duration[-1:].lower())
     try:
-        number = float(duration[:-1])
-    except ValueError:
-        number = -1.0
-    if unit is None or not 0 < number < float("inf"):
-        raise ConfigError(
-            f"budget is {duration!r}; expected a number and a unit, such as 90s, 20m, 8h or 2d."
-        )
-    return number * unit
+        seconds = float(duration[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[duration[-1:].lower()]
+    except (ValueError, KeyError):
+        seconds = -1.0
+    expected = "expected a number and a unit, such as 90s, 20m, 8h or 2d"
+    check(0 < seconds < math.inf, f"budget is {duration!r}; {expected}.")
+    return seconds

@@ -97,10 +97,14 @@ class RunLog:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
-                TextColumn("{task.completed:,.0f}/{task.total:,.0f}"), BarColumn(bar_width=None),
-                TextColumn("{task.percentage:3.0f}%"), TextColumn("{task.description}"), TimeRemainingColumn(),
-                console=Console(stderr=True), transient=True, expand=True,
-            )  # fmt: skip
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.percentage:3.0f}% {task.description}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+                expand=True,
+            )
             self._bar.start()
             self._bar.add_task("reading images", total=self.plan.total_steps, completed=self.start)
         return self

@@ -1,6 +1,4 @@
-"""The plan of a run: every number follows from the config, the images and the hardware, and nothing is
-"auto" any more.
-"""
+"""The plan of a run: every number of it, derived once; after planning nothing is "auto" any more."""
 
 import logging
 import math
@@ -16,11 +14,11 @@ from byol.world import Precision, World
 logger = logging.getLogger("byol")
 SMALL_SIDE = 64  # up to this side an image counts as small: a 3x3 stem, and the whole set kept on the device
 HOLD_OUT_MOST = 2000  # images
-SAVES = 20  # checkpoints a run by default; one costs about as much as a few steps, and the run saves by the clock as well
-# Of a budget of time: steps below which batches and views shrink, and below which there is no run; the
-# share that steps, looks and what was spent before may take (the rest is for saving, and for a machine that
-# slows down); that of looks alone.
-ENOUGH_STEPS, LEAST_STEPS, USED, LOOKS = 100, 10, 0.96, 0.2
+SAVES = (
+    20  # checkpoints a run by default; one costs about a few steps, and the run saves by the clock as well
+)
+ENOUGH_STEPS, LEAST_STEPS = 100, 10  # in a budget: below them batches and views shrink, and there is no run
+USED, LOOKS = 0.96, 0.2  # of a budget: what is planned for (saving and a slower machine take the rest); looks
 
 
 @dataclass(frozen=True)
@@ -85,12 +83,12 @@ class Plan:
         options = "".join(f", {name} {value}" for name, value in self.encoder_options.items())
         where = "kept in memory" if self.in_memory else f"decoded by {self.workers} workers"
         held = f", {self.hold_out_images:,} held out for kNN" if self.hold_out_images else ""
+        steps = f"{self.total_steps:,} steps of {self.batch_size} images"
         parts = f" in {self.accumulation} micro-batches" if self.accumulation > 1 else ""
         return [
             f"images     {self.images:,} to train on{held}; {where}",
             f"encoder    {self.encoder}{options}; views of {height}x{width}, {self.channels} channels",
-            f"length     {self.epochs:g} epochs = {self.total_steps:,} steps of {self.batch_size} "
-            f"images{parts}",
+            f"length     {self.epochs:g} epochs = {steps}{parts}",
             f"optimizer  {self.optimizer}, lr {self.lr:g} at its peak after {self.warmup_steps:,} steps, "
             f"weight decay {self.weight_decay:g}, tau from {self.base_tau:g}",
             f"hardware   {self.device}, {self.precision}",
@@ -112,8 +110,8 @@ def plan_run(
 ) -> Plan:
     """Derive every number of a run from its config, its images and the hardware.
 
-    `measure` tells the speed of a draft plan; a config with a time budget needs it, others do not call it.
-    Raises DataError for too few images, ConfigError for settings that do not fit one another.
+    `measure` tells the speed of a draft plan, which only a config with a time budget needs. Raises DataError
+    for too few images, ConfigError for settings that do not fit one another.
     """
     precision = config.precision or world.default_precision()
     if config.budget is not None:
@@ -127,7 +125,7 @@ def plan_run(
 
 def derived(config: TrainConfig, facts: ImageFacts, world: World, precision: Precision) -> Plan:
     """The plan of a config with a length in epochs, or of the length that its images suggest."""
-    cpu = world.device.type == "cpu"
+    cpu, optim = world.device.type == "cpu", config.optim
     side = config.image_size or derived_size(facts, cpu)
     small = side <= SMALL_SIDE
     encoder = config.encoder or ("convnet" if cpu else "resnet18" if small else "resnet50")
@@ -135,9 +133,7 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World, precision: Pre
     if encoder.startswith("resnet") and small:
         options.setdefault("stem", "small")
     if config.probe.online and not facts.labelled:
-        raise DataError(
-            "probe.online is on, but the images carry no labels, which the probe learns from. Leave it out."
-        )
+        raise DataError("probe.online is on, but the images carry no labels to learn from. Leave it out.")
     held_out = min(HOLD_OUT_MOST, round(config.knn.hold_out_share * facts.count)) if facts.labelled else 0
     images = facts.count - held_out
     batch_size = checked_batch_size(config, images)
@@ -147,20 +143,19 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World, precision: Pre
     total = int(epochs * images) // batch_size
     if total < 1:
         raise ConfigError(
-            f"{epochs:g} epochs of {images} images make no full step of {batch_size}. Give more epochs."
+            f"{epochs:g} epochs of {images} images are no step of {batch_size}. Give more epochs."
         )
-    optim = config.optim
     warmup = min(10.0, 0.1 * epochs) if optim.warmup_epochs is None else optim.warmup_epochs
     warmup_steps = int(warmup * images) // batch_size
     if warmup_steps >= total and warmup_steps > 0:
         raise ConfigError(
-            f"optim.warmup_epochs={warmup:g} is not shorter than the run of {epochs:g} epochs. Give fewer "
-            "warm-up epochs."
+            f"optim.warmup_epochs={warmup:g} is not shorter than the run of {epochs:g} epochs. Give fewer."
         )
     optimizer: OptimizerName = optim.name or ("adamw" if cpu else "lars")
-    usual_lr = {"lars": 0.3 if batch_size >= 1024 else 1.0, "sgd": 0.1, "adamw": 2e-3}[optimizer]
+    lars_lr = 0.3 if batch_size >= 1024 else 1.0
+    base_lr = optim.base_lr or {"lars": lars_lr, "sgd": 0.1, "adamw": 2e-3}[optimizer]
     usual_decay = {"lars": 1e-6, "sgd": 5e-4, "adamw": 0.05}[optimizer]
-    base_lr = optim.base_lr or usual_lr
+    usual_tau = 0.99 if epochs < 500 else 0.996
     in_memory = fits_in_memory(facts, world) if config.data.in_memory is None else config.data.in_memory
     workers = min(16, usable_cores()) if config.workers is None else config.workers
     return Plan(
@@ -184,7 +179,7 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World, precision: Pre
         predictor_lr=optim.predictor_lr,
         weight_decay=usual_decay if optim.weight_decay is None else optim.weight_decay,
         momentum=optim.momentum,
-        base_tau=optim.base_tau if optim.base_tau is not None else 0.99 if epochs < 500 else 0.996,
+        base_tau=usual_tau if optim.base_tau is None else optim.base_tau,
         precision=precision,
         device=str(world.device),
         workers=0 if in_memory else workers,
@@ -198,30 +193,22 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World, precision: Pre
 def fitted(
     config: TrainConfig, derive: Callable[[TrainConfig], Plan], measure: Callable[[Plan], Speed]
 ) -> TrainConfig:
-    """The config with the epochs that its budget allows in place of it.
+    """The config with epochs in place of its budget.
 
-    Where these are too few steps, batches are made smaller, then views, unless their size was requested;
-    the logger says so. A few images are measured first: a step that the budget has no time for is never
-    made.
+    Where these are too few steps, batches are made smaller, then views, unless their size was requested. A
+    few images are measured first: no step is made that the budget has no time for.
     """
     assert config.budget is not None
     budget = seconds_of(config.budget)
-    # A length that stands in for the one that is sought; the warm-up may be longer.
-    open_ended = replace(config, budget=None, epochs=1e6, optim=replace(config.optim, warmup_epochs=0.0))
-    usual = derive(open_ended)
+    # A length that stands in for the one that is sought; the warm-up may be longer than that.
+    draft = replace(config, budget=None, epochs=1e6, optim=replace(config.optim, warmup_epochs=0.0))
+    usual = derive(draft)
     micro = min(8, usual.micro_batch_size)
     few = replace(usual, micro_batch_size=micro, batch_size=micro * usual.accumulation)
-    pace = measure(few).step / few.batch_size / usual.image_size[0] ** 2  # seconds a pixel, or less
-
-    def roughly(batch_size: int, side: int) -> float:
-        """Steps in the budget; it may be several times as many, for larger batches are more efficient."""
-        return budget / (pace * batch_size * side**2)
-
-    choices = list(smaller(config, usual))
-    batch_size, side = next((choice for choice in choices if roughly(*choice) >= ENOUGH_STEPS), choices[-1])
-    plan = derive(replace(open_ended, batch_size=batch_size, image_size=side))
-    steps = roughly(batch_size, side)
-    times = config.knn.times
+    pixel = measure(few).step / few.batch_size / usual.image_size[0] ** 2  # seconds; less in larger batches
+    choices = [(size, side, budget / (pixel * size * side**2)) for size, side in smaller(config, usual)]
+    size, side, steps = next((choice for choice in choices if choice[2] >= ENOUGH_STEPS), choices[-1])
+    plan, times = derive(replace(draft, batch_size=size, image_size=side)), config.knn.times
     if steps >= 1:
         speed = measure(plan)
         times = min(times, max(1, int(LOOKS * budget / speed.look))) if speed.look else times
@@ -229,37 +216,29 @@ def fitted(
         steps = (USED * budget - spent - speed.reading - times * speed.look) / speed.step
     if steps < LEAST_STEPS:
         raise ConfigError(
-            f"A budget of {config.budget} is only {max(0.0, steps):.1f} steps of {batch_size} images "
-            "here. Give more time, a smaller --image-size, a smaller encoder or a smaller --batch-size."
+            f"A budget of {config.budget} is only {max(0.0, steps):.1f} steps of {size} images here. Give "
+            "more time, a smaller --image-size, a smaller encoder or a smaller --batch-size."
         )
-    changes = {"batch_size": (usual.batch_size, batch_size), "image_size": (usual.image_size[0], side),
-               "knn.times": (config.knn.times, times)}  # fmt: skip
-    said = [
-        f"{name} is {now} instead of {before}" for name, (before, now) in changes.items() if now != before
-    ]
+    usually = (usual.batch_size, usual.image_size[0], config.knn.times)
+    changes = zip(("batch_size", "image_size", "knn.times"), (size, side, times), usually, strict=True)
+    said = [f"{name} is {now} instead of {before}" for name, now, before in changes if now != before]
     if said:
         logger.warning("To fit a budget of %s, %s.", config.budget, ", ".join(said))
-    return replace(
-        config,
-        budget=None,
-        epochs=(int(steps) * batch_size + 0.5) / plan.images,
-        batch_size=batch_size,
-        image_size=side,
-        knn=replace(config.knn, times=times),
-    )
+    epochs, knn = (int(steps) * size + 0.5) / plan.images, replace(config.knn, times=times)
+    return replace(config, budget=None, epochs=epochs, batch_size=size, image_size=side, knn=knn)
 
 
 def smaller(config: TrainConfig, usual: Plan) -> Iterator[tuple[int, int]]:
     """Batch sizes and sides of views from the usual ones down; what was requested stays."""
-    batch_size, side, parts = usual.batch_size, usual.image_size[0], usual.accumulation
-    yield batch_size, side
-    while config.batch_size is None and (half := batch_size // 2 // parts * parts) >= max(32, 2 * parts):
-        batch_size = half
-        yield batch_size, side
+    size, side, parts = usual.batch_size, usual.image_size[0], usual.accumulation
+    yield size, side
+    while config.batch_size is None and (half := size // 2 // parts * parts) >= max(32, 2 * parts):
+        size = half
+        yield size, side
     least = 32 if side <= SMALL_SIDE else SMALL_SIDE + 1  # a small view would get another network
     while config.image_size is None and side // 2 >= least:
         side //= 2
-        yield batch_size, side
+        yield size, side
 
 
 def derived_size(facts: ImageFacts, cpu: bool) -> int:
@@ -270,42 +249,34 @@ def derived_size(facts: ImageFacts, cpu: bool) -> int:
 
 
 def derived_epochs(images: int, cpu: bool) -> float:
-    """Enough passes for the images there are: about 2 million seen on a CPU, 40 million on a GPU, 1,000
-    passes at most.
-    """
+    """About 2 million images seen on a CPU, 40 million on a GPU; 1,000 passes at most."""
     return float(max(10, min(1000, (2_000_000 if cpu else 40_000_000) // max(1, images))))
 
 
 def checked_batch_size(config: TrainConfig, images: int) -> int:
-    """The batch size: the requested one if the images suffice, else 256 or what a small set allows."""
-    if images < 2:
-        count = "is 1 image" if images == 1 else f"are {images} images"
-        raise DataError(f"There {count} to train on; at least 2 are needed.")
+    """The batch size: the requested one if it can be, else 256 or what a small set allows."""
     parts = config.optim.accumulation
-    if config.batch_size is None:
-        # At least four batches an epoch, so that a small set still gives steps.
-        batch = max(2 * parts, min(256, images // 4) // parts * parts)
-        if batch > images:
-            raise DataError(
-                f"{images} images cannot fill {parts} micro-batches of 2. Lower --optim.accumulation or "
-                "add images."
-            )
-        return batch
-    if config.batch_size > images:
+    if images < 2:
         raise DataError(
-            f"batch_size is {config.batch_size}, but there are only {images} images to train on. "
-            f"Give --batch-size {max(2, images // 4)} or less, or more images."
+            f"There {'is 1 image' if images == 1 else 'is no image'} to train on; expected at least 2."
         )
-    if config.batch_size % parts or config.batch_size // parts < 2:
+    # At least four batches an epoch, so that a small set still gives steps.
+    size = config.batch_size or max(2 * parts, min(256, images // 4) // parts * parts)
+    if size > images:
+        raise DataError(
+            f"batch_size is {size}, but there are only {images} images to train on. Give --batch-size "
+            f"{max(2, images // 4)} or less, a lower --optim.accumulation, or more images."
+        )
+    if size % parts or size // parts < 2:
         raise ConfigError(
-            f"batch_size {config.batch_size} does not split into {parts} micro-batches of equal size and "
-            "at least 2. Change --batch-size or --optim.accumulation."
+            f"batch_size {size} does not split into {parts} micro-batches of equal size and at least 2. "
+            "Change --batch-size or --optim.accumulation."
         )
-    return config.batch_size
+    return size
 
 
 def fits_in_memory(facts: ImageFacts, world: World) -> bool:
-    """Whether all images are small, of one size, and fit in a quarter of the device's free memory as uint8."""
+    """Whether all images are small, of one size, and fit in a quarter of the device's free memory."""
     if facts.size is None or max(facts.size) > 2 * SMALL_SIDE:
         return False
     return facts.count * facts.channels * facts.size[0] * facts.size[1] <= world.free_memory() // 4

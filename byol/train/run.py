@@ -67,7 +67,7 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
             {"learner": learner} if probe is None else {"learner": learner, "probe": probe}
         )
         optimizer = build_optimizer(learner, plan, probe)
-        saver = Saver(folder.checkpoints, trained, optimizer, plan, checksum, config)
+        saver = Saver(folder.checkpoints, trained, optimizer, checksum, config)
         start = saver.restore()
         bad = BadImages(folder.bad_files, len(images), config.data.max_bad)
         monitor = Monitor(trained_encoder, images, (rows, hold_out_rows), plan, config.knn, bad, probe)
@@ -87,7 +87,9 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
                 if monitor.due(result.step):
                     log.write(monitor.look(result.step) if last else monitor.look(result.step, stop.wanted))
                 stopping = stop.wanted() and not last
-                saved = (saver.due(result.step) or last or stopping) and saver.save(result.step)
+                saved = (saver.due(result.step, plan.save_every_steps) or last or stopping) and saver.save(
+                    result.step
+                )
                 if stopping:
                     raise stop.ended(
                         result.step, plan.total_steps, saved, checkpoint.last_good(folder.checkpoints)

@@ -1,6 +1,4 @@
-"""The folder of a run: the name of every file in it, the plan it follows, who holds it, and what a failure
-means for it.
-"""
+"""A run's folder: the name of every file in it, its plan, its lock, and what a failure means for it."""
 
 import fcntl
 import json
@@ -17,7 +15,7 @@ from byol import __version__
 from byol.data.images import Images
 from byol.disk import write_text
 from byol.encoders import encoder
-from byol.errors import ByolError, CheckpointError, ConfigError, DiskError, TrainingError
+from byol.errors import ByolError, CheckpointError, ConfigError, DiskError, TrainingError, complaint
 from byol.evaluation.score import SCORES
 from byol.models.build import is_own_code
 from byol.settings import differences, to_plain, to_yaml
@@ -67,11 +65,10 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Make the folder if need be and keep it from other processes, until this one leaves or ends,
-        however it ends.
+        """Make the folder if need be and keep other processes out until this one leaves, or ends somehow.
 
-        Failures tell where the run can be taken up again. Raises CheckpointError when another process holds
-        the folder or when it holds something else than a run, ConfigError when it cannot be made.
+        Failures in the block tell where the run can be taken up again. Raises CheckpointError when another
+        process holds the folder or when it holds something else, ConfigError when it cannot be made.
         """
         made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
@@ -80,8 +77,8 @@ class RunFolder:
             others = [path.name for path in self.path.iterdir() if not path.name.startswith(".")]
             if others and not any(path.exists() for path in (self.plan, self.config, self.environment)):
                 raise CheckpointError(
-                    f"{self.path} is not empty and does not hold a run (it has {others[0]!r}). Choose a "
-                    "new folder with --out."
+                    f"{self.path} is not empty and does not hold a run (it has {others[0]!r}). Choose a new "
+                    "folder with --out."
                 )
             lock = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o666)
             _held.add(lock)
@@ -89,13 +86,11 @@ class RunFolder:
         except BlockingIOError as failure:
             holder = os.pread(lock, 200, 0).decode(errors="replace") or "another process"
             self._release(lock)
-            raise CheckpointError(
-                f"{self.path} is in use by {holder}. Wait for it, or choose another --out."
-            ) from failure
+            again = "Wait for it, or choose another --out."
+            raise CheckpointError(f"{self.path} is in use by {holder}. {again}") from failure
         except OSError as failure:
-            raise ConfigError(
-                f"The run's folder {self.path} cannot be used: {failure.strerror}. Choose another --out."
-            ) from failure
+            said = f"The run's folder {self.path} cannot be used: {failure.strerror}. Choose another --out."
+            raise ConfigError(said) from failure
         try:
             os.ftruncate(lock, 0)
             with suppress(OSError):  # on a full disk the folder is held all the same
@@ -103,9 +98,7 @@ class RunFolder:
             with self._explained():
                 yield
         except BaseException:
-            if made and [path.name for path in self.path.iterdir()] == [
-                self.lock.name
-            ]:  # nothing was left in it
+            if made and [path.name for path in self.path.iterdir()] == [self.lock.name]:  # nothing is in it
                 self.lock.unlink()
                 for path in made:
                     path.rmdir()
@@ -114,17 +107,15 @@ class RunFolder:
             self._release(lock)
 
     def stored_plan(self, config: TrainConfig, source: Images, world: World) -> Plan | None:
-        """The plan of the run that is continued. None for a new run, and for one that has not saved a step
-        of other settings.
+        """The plan of the run to continue; None for a new one, or where other settings have saved no step.
 
-        Raises CheckpointError when there are such steps, and for a plan that cannot be read or was changed
-        after it was written.
+        Raises CheckpointError where they have, and for a plan that is damaged or was edited.
         """
         begun = newest(self.checkpoints) is not None
         if self.encoder.exists() and not begun:
             raise CheckpointError(
-                f"{self.path} holds a finished run whose checkpoints are gone; to train it again would "
-                f"replace its {self.encoder.name}. Choose another --out, or move that file away."
+                f"{self.path} holds a finished run whose checkpoints are gone; to train again would replace "
+                f"its {self.encoder.name}. Choose another --out, or move that file away."
             )
         if not self.plan.exists():
             return None
@@ -133,44 +124,41 @@ class RunFolder:
             if stored.pop("blake2b") != encoder.digest({}, stored) or stored["format"] != FORMAT:
                 raise ValueError("it does not match its checksum")
             plan = Plan.from_json(stored["plan"])
-            changed = [line for line in differences(stored["config"], to_plain(config))
-                       if line.split(":")[0] not in FREE_TO_CHANGE]  # fmt: skip
-            other_images = stored["data"] != source.fingerprint()
+            changed = differences(stored["config"], to_plain(config))
+            changed = [line for line in changed if line.split(":")[0] not in FREE_TO_CHANGE]
+            if stored["data"] != source.fingerprint():
+                changed.append(f"images: {stored['images']} -> {source.description}")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as damage:
             if begun:
                 raise CheckpointError(
                     f"{self.plan} cannot be read ({damage}): it was edited, is damaged, or is of another "
                     "version of byol. Restore it, or choose another --out."
                 ) from damage
-            changed = [str(damage)]
-        if not begun and (changed or other_images):
+            changed = ["the plan is damaged"]
+        if changed and not begun:
             self.plan.unlink()  # nothing was done with it
             self.bad_files.unlink(missing_ok=True)
             return None
         if changed:
             raise CheckpointError(
-                f"{self.path} holds a run with other settings ({'; '.join(changed)}). Repeat its settings "
-                "to continue it, or choose another --out."
-            )
-        if other_images:
-            raise CheckpointError(
-                f"{self.path} was trained on other images ({stored['images']}) than {source.description}. "
-                "Give the same images to continue it, or choose another --out."
+                f"{self.path} holds a run with other settings or other images ({'; '.join(changed)}). Repeat "
+                "them to continue it, or choose another --out."
             )
         if is_own_code(plan.encoder) and plan.encoder != config.encoder:
             raise CheckpointError(
                 f"{self.plan} names {plan.encoder!r} as its encoder, which is not imported because a file "
                 "says so. Give it with --encoder, or choose another --out."
             )
-        workers = plan.workers if config.workers is None or plan.in_memory else config.workers
         return replace(
-            plan, device=str(world.device), workers=workers, log_every_steps=config.log_every_steps
+            plan,
+            device=str(world.device),
+            workers=plan.workers if config.workers is None or plan.in_memory else config.workers,
+            log_every_steps=config.log_every_steps,
+            save_every_steps=config.save_every_steps or plan.save_every_steps,
         )
 
     def record(self, plan: Plan, config: TrainConfig, source: Images, world: World) -> str:
-        """Write config.yaml, env.json and plan.json of a new run. Returns the plan's checksum, which its
-        checkpoints name.
-        """
+        """Write config.yaml, env.json and plan.json of a new run. Returns the plan's checksum."""
         if not self.plan.exists():
             environment = {
                 "byol": __version__,
@@ -179,13 +167,8 @@ class RunFolder:
                 "hardware": world.describe(),
                 "threads": torch.get_num_threads(),
             }
-            stored = {
-                "format": FORMAT,
-                "plan": plan.to_json(),
-                "config": to_plain(config),
-                "data": source.fingerprint(),
-                "images": source.description,
-            }
+            images = {"data": source.fingerprint(), "images": source.description}
+            stored = {"format": FORMAT, "plan": plan.to_json(), "config": to_plain(config), **images}
             write_text(self.config, to_yaml(config))
             write_text(self.environment, json.dumps(environment, indent=1))
             # Last: a folder with a plan is a run.
@@ -200,24 +183,19 @@ class RunFolder:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn a full memory or disk into one sentence, and tell with each where the run can be taken up
-        again.
-        """
+        """Make a full memory one sentence, and tell with failures where the run can be taken up again."""
         try:
             yield
         except TrainingError as failure:
             raise TrainingError(f"{failure} {last_good(self.checkpoints)}") from failure
         except (RuntimeError, MemoryError) as failure:
             # torch has a type for a GPU's full memory, and a plain RuntimeError for a CPU's.
-            full = isinstance(
-                failure, torch.OutOfMemoryError | MemoryError
-            ) or "can't allocate memory" in str(failure)
-            if not full:
+            of_torch = isinstance(failure, torch.OutOfMemoryError) or "can't allocate memory" in str(failure)
+            if not of_torch and not isinstance(failure, MemoryError):
                 raise
             raise ByolError(
-                f"There is not enough memory for this run ({' '.join(str(failure).split())[:200]}). Lower "
-                "--batch-size or --image-size, or raise --optim.accumulation. "
-                f"{last_good(self.checkpoints)}"
+                f"There is not enough memory for this run ({complaint(failure)}). Lower --batch-size or "
+                f"--image-size, or raise --optim.accumulation. {last_good(self.checkpoints)}"
             ) from failure
         except DiskError as failure:
             again = f"The same command continues the run. {last_good(self.checkpoints)}"

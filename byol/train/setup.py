@@ -71,11 +71,14 @@ class Setup:
         images = open_images(images, channels=data.channels)  # refuses open ones of other channels
         return cls(config, encoder if isinstance(encoder, nn.Module) else None, images, world, started)
 
+    def facts(self) -> ImageFacts:
+        """What planning needs to know of the images."""
+        images = self.images
+        return ImageFacts(len(images), images.uniform_size(), images.channels, images.labels is not None)
+
     def new_plan(self) -> Plan:
         """A plan of what was given."""
-        images = self.images
-        facts = ImageFacts(len(images), images.uniform_size(), images.channels, images.labels is not None)
-        plan = plan_run(self.config, facts, self.world, self.speed)
+        plan = plan_run(self.config, self.facts(), self.world, self.speed)
         return (
             plan if self.own is None else replace(plan, encoder=type(self.own).__name__, encoder_options={})
         )
@@ -212,7 +215,7 @@ class Setup:
 
 
 def split(count: int, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Rows to train on and the hold-out set's, both sorted: which are held out follows from the seed alone."""
+    """Rows to train on and those of the hold-out set, both sorted; they follow from the seed alone."""
     shuffled = uniforms((plan.seed, Stream.HOLD_OUT, torch.arange(count)), 1)[:, 0].argsort(stable=True)
     return shuffled[plan.hold_out_images :].sort().values, shuffled[: plan.hold_out_images].sort().values
 
@@ -235,6 +238,10 @@ def prepare_loop(encoder: str | nn.Module | None, images: Any, config: TrainConf
     images that `pretrain` would hold out for its score are held out here too. Sets torch's random state.
     Raises what `pretrain` does.
     """
+    if config.probe.online:
+        raise ConfigError(
+            "probe.online is on, but only pretrain trains the probe. Leave it out of a loop of your own."
+        )
     setup = Setup.of(encoder, images, config)
     plan = setup.new_plan()
     learner = setup.learner(plan)

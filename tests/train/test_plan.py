@@ -106,7 +106,8 @@ def test_a_config_survives_its_way_through_yaml_and_flags():
     config = TrainConfig(
         out="runs/a", epochs=3.5, encoder="timm:vit_tiny_patch16_224", workers=2, precision="fp32",
         views=ViewConfig(blur=(0.0, 0.3), antialias=False, color="torchvision"),
-        optim=OptimConfig(name="sgd", base_lr=0.03, warmup_epochs=0), model=ModelConfig(stem="small", joint_batchnorm=True),
+        optim=OptimConfig(name="sgd", base_lr=0.03, warmup_epochs=0),
+        model=ModelConfig(stem="small", joint_batchnorm=True),
         data=DataConfig(channels=1, in_memory=False), knn=KnnConfig(hold_out_share=0.0, times=3),
     )  # fmt: skip
     assert parse(TrainConfig, flags_of(to_plain(config)), prog="", description="") == config
@@ -158,10 +159,13 @@ def test_budgets_are_read_with_their_unit(text, seconds):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"epochs": 0}, {"epochs": -1}, {"batch_size": 1}, {"image_size": 4}, {"workers": -1}, {"budget": "20"},
+        {"epochs": 0}, {"epochs": -1}, {"batch_size": 1}, {"image_size": 4}, {"workers": -1},
+        {"budget": "20"},
         {"budget": "0m"},
-        {"budget": "nan m"}, {"budget": "1h", "epochs": 3}, {"keep_checkpoints": 1}, {"log_every_steps": 0}, {"seed": -1},
-        {"out": ""}, {"save_every_steps": 0}, {"eval_size": 3}, {"epochs": float("inf")}, {"epochs": float("nan")},
+        {"budget": "nan m"}, {"budget": "1h", "epochs": 3}, {"keep_checkpoints": 1}, {"log_every_steps": 0},
+        {"seed": -1},
+        {"out": ""}, {"save_every_steps": 0}, {"eval_size": 3}, {"epochs": float("inf")},
+        {"epochs": float("nan")},
         {"epochs": "5"}, {"batch_size": 8.5}, {"precision": "fp16"}, {"seed": None}, {"workers": True},
     ],
     ids=str,
@@ -228,7 +232,7 @@ def test_after_planning_nothing_is_left_open():
 
 
 class Machine:
-    """Takes so many seconds for a megapixel of views and for a look; remembers what it was asked to measure."""
+    """Takes so many seconds for a megapixel of views and for a look; remembers what it was to measure."""
 
     def __init__(self, megapixel: float, **other: float) -> None:
         self.megapixel, self.other = megapixel, other

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import StopsItself, Tiny, seeded, small_config
+from small_runs import StopsItself, Tiny, seeded, small_config, stopping
 from torch import nn
 
 import byol
 from byol.train.config import DataConfig, KnnConfig, ModelConfig, OptimConfig
+from byol.train.plan import plan_run
 from byol.train.run_folder import RunFolder
-from byol.train.setup import split
+from byol.train.setup import Setup, split
 
 
 def state_of(folder: Path) -> dict[str, bytes]:
@@ -49,6 +51,56 @@ def test_a_stopped_and_resumed_run_gives_the_same_bytes_as_an_uninterrupted_one(
     resumed = byol.pretrain(seeded(), images, replace(config, out=str(tmp_path / "b")))
     assert resumed.plan.total_steps == whole.plan.total_steps > 5
     assert state_of(tmp_path / "a") == state_of(tmp_path / "b")
+
+
+class Repeats(Tiny):
+    """A block that is used four times, so that its tensors have four names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(12, 12), nn.PReLU())] * 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = super().forward(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+class Ties(Tiny):
+    """Two layers of one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 12), nn.Linear(12, 12)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(super().forward(x)).relu())
+
+
+class Cuts(Tiny):
+    """A network cut before its last layer, kept beside itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut = nn.Sequential(*list(self.layers.children())[:-1])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.cut(x).flatten(1)
+
+
+@pytest.mark.parametrize("kind", [Repeats, Ties, Cuts])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_tensors_under_several_names_are_saved_and_resumed_bit_for_bit(tmp_path, arrays, kind, optimizer):
+    config = small_config(tmp_path / "a", epochs=1, optim=OptimConfig(name=optimizer))
+    byol.pretrain(seeded(kind), arrays, config)
+    with pytest.raises(byol.Stopped, match="saved at step 3"):
+        byol.pretrain(stopping(seeded(kind), 7), arrays, replace(config, out=str(tmp_path / "b")))
+    resumed = byol.pretrain(seeded(kind), arrays, replace(config, out=str(tmp_path / "b")))
+    assert state_of(tmp_path / "a") == state_of(tmp_path / "b")
+    net = resumed.encoder.net
+    assert len(set(map(id, net.parameters()))) < len(list(net.named_parameters(remove_duplicate=False)))
 
 
 def test_the_number_of_workers_does_not_change_a_run(tmp_path, photos):
@@ -110,6 +162,44 @@ def test_a_finished_run_started_again_trains_no_further_and_gives_the_same_encod
     assert again.score.top1 == first.score.top1
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_finished_run_says_that_it_was_finished_already_and_looks_at_nothing_again(
+    tmp_path, arrays, labelled, capsys
+):
+    pixels, labels = (np.load(arrays)[name] for name in ("images", "labels"))
+    images = byol.open_images(pixels, labels=labels if labelled else None)
+    byol.pretrain(seeded(), images, small_config(tmp_path))
+    assert "already" not in capsys.readouterr().err
+    net, passes = seeded(), []
+    net.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
+    byol.pretrain(net, images, small_config(tmp_path))
+    assert sum(passes) <= 4  # to learn the shape of the representation
+    assert "finished   already, at step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "lost", [["scores.jsonl", "encoder.safetensors"], ["encoder.safetensors"], ["scores.jsonl"]]
+)
+def test_scores_survive_a_kill_between_the_last_checkpoint_and_the_end(tmp_path, arrays, lost):
+    """A kill there leaves the last checkpoint, and of what is written behind it a part."""
+    first = byol.pretrain(seeded(), arrays, small_config(tmp_path))
+    metrics = (tmp_path / "metrics.jsonl").read_bytes()
+    for name in lost:
+        (tmp_path / name).unlink()
+    again = byol.pretrain(seeded(), arrays, small_config(tmp_path))
+    assert [json.loads(line)["top1"] for line in (tmp_path / "scores.jsonl").read_text().splitlines()] == [
+        first.score.top1
+    ]
+    assert again.score.top1 == first.score.top1
+    assert metrics == (tmp_path / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "encoder.safetensors").exists()
+
+
+def test_a_run_is_shown_in_a_line(tmp_path, arrays):
+    run = byol.pretrain(seeded(), arrays, small_config(tmp_path))
+    assert repr(run) == f"Run({str(tmp_path)!r}: Tiny, 14 steps, kNN {100 * run.score.top1:.1f} %)"
+
+
 def test_the_encoder_of_a_run_is_the_network_that_was_given_trained_in_place(tmp_path, arrays):
     net = seeded()
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -134,19 +224,11 @@ def test_a_hidden_layer_of_an_own_network_is_what_the_encoder_gives(tmp_path, ar
     assert torch.equal(encoder(images), run.encoder(images))
 
 
-def test_held_out_images_are_never_trained_on(tmp_path, arrays):
-    pixels, labels = (np.load(arrays)[name] for name in ("images", "labels"))
-    seen: set[int] = set()
-
-    class Watched(list):
-        def __getitem__(self, index):
-            seen.add(index)
-            return super().__getitem__(index)
-
-    run = byol.pretrain(seeded(), byol.open_images(pixels, labels=labels), small_config(tmp_path))
-    train, held_out = split(64, run.plan)
-    assert len(held_out) == run.plan.hold_out_images == 6
-    assert sorted(train.tolist() + held_out.tolist()) == list(range(64))
+def test_the_hold_out_set_and_the_training_images_are_all_images(tmp_path, arrays):
+    run = byol.pretrain(seeded(), arrays, small_config(tmp_path))
+    train, hold_out = split(64, run.plan)
+    assert len(hold_out) == run.plan.hold_out_images == 6
+    assert sorted(train.tolist() + hold_out.tolist()) == list(range(64))
 
 
 def test_accumulated_micro_batches_take_one_target_step_per_optimizer_step(tmp_path, arrays):
@@ -270,6 +352,40 @@ def test_unreadable_images_are_replaced_counted_listed_and_too_many_stop_the_run
         byol.pretrain(seeded(), folder, small_config(tmp_path / "b", data=replace(data, max_bad=0.01)))
 
 
+def test_unreadable_images_of_the_hold_out_set_are_counted_and_listed_too(tmp_path, photos, capsys):
+    pictures = shutil.copytree(photos, tmp_path / "pictures")
+    config = small_config(tmp_path / "a", data=DataConfig(max_bad=0.1))
+    _, hold_out = split(40, byol.pretrain(seeded(), pictures, config).plan)
+    assert "listed in" not in capsys.readouterr().err
+    name = byol.open_images(pictures).name(int(hold_out[0]))
+    (pictures / name).write_bytes(b"not a picture")
+    byol.pretrain(seeded(), pictures, replace(config, out=str(tmp_path / "b")))
+    listed = [json.loads(line) for line in (tmp_path / "b" / "bad_files.jsonl").read_text().splitlines()]
+    assert [entry["name"] for entry in listed] == [name]
+    assert "1 unreadable image" in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(byol.DataError, match="1 of 40 images cannot be read"):
+        byol.pretrain(seeded(), pictures, small_config(tmp_path / "c", data=DataConfig(max_bad=0.01)))
+
+
+def test_signs_of_collapse_are_taken_from_all_classes(tmp_path):
+    """The first 2,500 images are one and the same; the others show that nothing has collapsed."""
+    images = np.random.default_rng(0).integers(0, 256, (3000, 8, 8, 3), dtype=np.uint8)
+    images[:2500] = images[0]
+    labels = [0] * 2500 + [1] * 500
+    changes = {"image_size": 8, "batch_size": 256, "epochs": 0.1, "knn": KnnConfig(times=1)}
+    byol.pretrain(seeded(), byol.open_images(images, labels=labels), small_config(tmp_path, **changes))
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["representation_effective_rank"] > 1.5
+
+
+def test_scored_images_are_of_all_classes_however_these_alternate():
+    from byol.train.monitor import sample
+
+    rows = sample(torch.arange(10_000), 5_000, seed=0)
+    assert len(set(rows.tolist())) == 5_000
+    assert 2_000 < sum(rows % 2 == 0) < 3_000
+
+
 def test_gray_images_are_trained_on_with_one_channel(tmp_path, photos):
     config = small_config(tmp_path, data=DataConfig(channels=1), model=ModelConfig(width=2))
     run = byol.pretrain("convnet", photos, config)
@@ -283,10 +399,24 @@ def test_images_of_many_bands_are_trained_on(tmp_path):
     assert run.encoder(torch.zeros(2, 5, 16, 16)).shape == (2, 32)
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_speed_of_a_draft_is_measured_without_a_trace(tmp_path, arrays, labelled):
+    images = np.load(arrays)["images"] if not labelled else arrays
+    config = small_config(tmp_path / "a", epochs=None, budget="10s")
+    net = seeded()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    setup = Setup.of(net, images, config)
+    speed = setup.speed(plan_run(replace(config, budget=None), setup.facts(), setup.world))
+    assert 0 < speed.step < speed.spent
+    assert 0 < speed.look < speed.spent
+    assert speed.reading >= 0
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.slow
 def test_a_budget_of_time_sets_the_length_of_the_run(tmp_path, arrays):
-    config = small_config(
-        tmp_path, epochs=None, budget="8s", model=ModelConfig(width=2, projection_hidden_size=16)
-    )
+    config = small_config(tmp_path, epochs=None, budget="20s", model=ModelConfig(width=2))
     run = byol.pretrain("convnet", arrays, config)
     assert run.plan.total_steps >= 10
     assert (tmp_path / "encoder.safetensors").exists()

@@ -1,0 +1,141 @@
+"""A run's folder: its names, its lock, and plans and checkpoints that do not belong to it."""
+
+import ast
+import json
+import multiprocessing
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from small_runs import StopsItself, Tiny, seeded, small_config
+
+import byol
+from byol.encoders.encoder import digest
+from byol.train.config import ModelConfig
+from byol.train.run_folder import RunFolder
+
+
+def test_every_file_name_of_a_run_is_spelt_once_in_the_package(tmp_path):
+    names = {path.name for path in vars(RunFolder(tmp_path)).values()} - {tmp_path.name, ".lock"}
+    assert len(names) == 8
+    spelt: dict[str, list[str]] = {name: [] for name in names}
+    for path in Path(byol.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and node.value in names:
+                spelt[node.value].append(str(path))
+    torch_has_it_too = ["checkpoints"]  # the folder of torch.hub, in encoders/pretrained.py
+    assert {name: len(places) for name, places in spelt.items() if name not in torch_has_it_too} == {
+        name: 1 for name in names if name not in torch_has_it_too
+    }
+
+
+def test_a_forked_process_that_outlives_its_run_does_not_hold_the_folder(tmp_path):
+    """As the workers of a run that was killed do for a moment."""
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    with RunFolder(tmp_path).held():
+        worker.start()
+    try:
+        with RunFolder(tmp_path).held():
+            assert worker.is_alive()
+    finally:
+        worker.kill()
+        worker.join()
+
+
+def test_a_forked_process_that_ends_leaves_the_folder_to_its_run(tmp_path):
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0,))
+    with RunFolder(tmp_path).held():
+        worker.start()
+        worker.join()
+        with pytest.raises(byol.CheckpointError, match="in use"), RunFolder(tmp_path).held():
+            pass
+
+
+def stopped(folder: Path, images: Path, **changes: object) -> dict:
+    """A run that was stopped and saved in its third step; returns what its plan.json holds."""
+    with pytest.raises(byol.Stopped):
+        byol.pretrain(seeded(StopsItself, 5), images, small_config(folder, **changes))
+    return json.loads((folder / "plan.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("total_steps", 28),
+        ("base_lr", 9.0),
+        ("seed", 1),
+        ("batch_size", 16),
+        ("images", 8),
+        ("precision", "bf16"),
+    ],
+)
+def test_a_number_that_was_edited_in_a_plan_is_noticed(tmp_path, arrays, field, value):
+    stored = stopped(tmp_path, arrays)
+    assert stored["plan"][field] != value
+    stored["plan"][field] = value
+    (tmp_path / "plan.json").write_text(json.dumps(stored))
+    with pytest.raises(byol.CheckpointError, match=r"plan\.json"):
+        byol.pretrain(seeded(), arrays, small_config(tmp_path))
+
+
+def forged(folder: Path, stored: dict) -> None:
+    """A plan.json as somebody writes it who knows how its checksum is made."""
+    stored.pop("blake2b", None)
+    (folder / "plan.json").write_text(json.dumps({**stored, "blake2b": digest({}, stored)}))
+
+
+def test_a_forged_plan_does_not_fit_the_checkpoints(tmp_path, arrays):
+    stored = stopped(tmp_path, arrays)
+    stored["plan"]["total_steps"] = 28
+    forged(tmp_path, stored)
+    with pytest.raises(byol.CheckpointError, match="another plan"):
+        byol.pretrain(seeded(), arrays, small_config(tmp_path))
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_plan_that_names_code_as_its_encoder_never_executes_it(tmp_path, arrays, monkeypatch, begun):
+    (tmp_path / "evil.py").write_text(
+        f"import pathlib\npathlib.Path({str(tmp_path / 'executed')!r}).touch()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    folder, config = tmp_path / "run", small_config(tmp_path / "run", model=ModelConfig(width=2))
+    byol.pretrain("convnet", arrays, config)
+    stored = json.loads((folder / "plan.json").read_text())
+    if not begun:
+        shutil.rmtree(folder / "checkpoints")
+        (folder / "encoder.safetensors").unlink()
+    forged(folder, {**stored, "plan": {**stored["plan"], "encoder": "evil:system", "encoder_options": {}}})
+    with pytest.raises(byol.CheckpointError, match=r"'evil:system' .*--encoder"):
+        byol.pretrain("convnet", arrays, config)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_plan_with_a_value_of_another_kind_is_a_sentence(tmp_path, arrays):
+    stored = stopped(tmp_path, arrays)
+    stored["plan"]["total_steps"] = "many"
+    forged(tmp_path, stored)
+    with pytest.raises(byol.CheckpointError, match=r"plan\.json cannot be read \(total_steps is 'many'"):
+        byol.pretrain(seeded(), arrays, small_config(tmp_path))
+
+
+def test_a_checkpoint_of_another_run_is_not_taken_up(tmp_path, arrays):
+    stopped(tmp_path / "a", arrays)
+    stopped(tmp_path / "b", arrays, seed=1)
+    shutil.rmtree(tmp_path / "b" / "checkpoints")
+    shutil.copytree(tmp_path / "a" / "checkpoints", tmp_path / "b" / "checkpoints")
+    with pytest.raises(byol.CheckpointError, match="another plan"):
+        byol.pretrain(seeded(), arrays, small_config(tmp_path / "b", seed=1))
+
+
+def test_a_run_that_was_moved_and_is_told_other_things_is_continued(tmp_path, arrays):
+    """What may differ takes effect: how often is logged and saved, how many checkpoints stay."""
+    stopped(tmp_path / "a", arrays)
+    (tmp_path / "a").rename(tmp_path / "b")
+    changes = {"log_every_steps": 1, "save_every_steps": 2, "keep_checkpoints": 3}
+    run = byol.pretrain(Tiny(), arrays, small_config(tmp_path / "b", **changes))
+    lines = [json.loads(line) for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [2, *range(4, 15)]
+    assert sorted(path.name for path in run.folder.glob("checkpoints/*")) == [
+        "step-00000010", "step-00000012", "step-00000014",
+    ]  # fmt: skip
