@@ -1,14 +1,18 @@
 """The command line: words in, one call, words out."""
 
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from io import TextIOWrapper
 from typing import TextIO
 
 from byol import __version__
-from byol.errors import ByolError, ConfigError, did_you_mean
+from byol.errors import ByolError, ConfigError, did_you_mean, printable
 
+COMMANDS = ("demo", "train", "evaluate", "embed", "convert", "search", "export")
 OVERVIEW = f"""byol {__version__}: learn an encoder from unlabelled images (Bootstrap Your Own Latent)
 
 usage: byol COMMAND ...
@@ -30,6 +34,10 @@ Exit codes: 0 done, 2 usage or settings, 3 images, 4 diverged, 70 no memory, no 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; a failure that was foreseen is one sentence on stderr."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # whose encoding may lack the letters of a name
+            stream.reconfigure(errors="backslashreplace")
+    logging.getLogger("byol").addFilter(printably)
     if not words or words[0] in ("-h", "--help", "help"):
         print(OVERVIEW, end="")
         return 0
@@ -47,26 +55,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         hush(sys.stdout)
         return 0
-    except (
-        OSError
-    ) as failure:  # of a file nobody foresaw: a full disk, a folder that was taken away meanwhile
+    except OSError as failure:  # a full disk behind stdout, a folder that was taken away meanwhile
         where = f"{failure.filename}: " if failure.filename is not None else ""
-        say(
-            f"byol {words[0]}: {where}{failure.strerror or failure}. Make room, or look after that file, and try again."
-        )
+        say(f"byol {words[0]}: {where}{failure.strerror or failure}. Look after that file or disk.")
         return 70
     except Exception:  # the outermost door: whatever comes here was not foreseen
-        traceback.print_exc()
-        print("byol: this is a bug. Please report it with the lines above.", file=sys.stderr)
+        for line in traceback.format_exc().splitlines():
+            say(line)
+        say("byol: this is a bug. Please report it with the lines above.")
         return 70
 
 
 def say(line: str) -> None:
-    """A line on stderr; when nobody listens any more, the exit code has to do."""
+    """A line on stderr, as any terminal can show it; when nobody listens any more, the exit code must do."""
     try:
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
     except OSError:
         hush(sys.stderr)
+
+
+def printably(record: logging.LogRecord) -> bool:
+    """A filter that lets every message through, without the escape sequences of a file's name."""
+    record.msg, record.args = printable(record.getMessage()), None
+    return True
 
 
 def hush(stream: TextIO) -> None:
@@ -76,23 +87,10 @@ def hush(stream: TextIO) -> None:
 
 def command_named(name: str) -> Callable[[Sequence[str]], int]:
     """A command's function; its imports are made when it is chosen, so that `byol --help` is instant."""
-    if name == "demo":
-        from byol.commands.demo import demo as command
-    elif name == "train":
-        from byol.commands.train import train as command
-    elif name == "evaluate":
-        from byol.commands.evaluate import evaluate as command
-    elif name == "embed":
-        from byol.commands.embed import embed as command
-    elif name == "convert":
-        from byol.commands.convert import convert as command
-    elif name == "search":
-        from byol.commands.search import search as command
-    elif name == "export":
-        from byol.commands.export import export as command
-    else:
-        commands = ("demo", "train", "evaluate", "embed", "search", "export", "convert")
+    if name not in COMMANDS:
         raise ConfigError(
-            f"There is no command {name!r}.{did_you_mean(name, commands)} The commands are {', '.join(commands)}."
+            f"There is no command {name!r}.{did_you_mean(name, COMMANDS)} "
+            f"The commands are {', '.join(COMMANDS)}."
         )
+    command: Callable[[Sequence[str]], int] = getattr(import_module(f"byol.commands.{name}"), name)
     return command

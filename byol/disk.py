@@ -1,6 +1,7 @@
-"""Files that hold the old content or the new one, whatever happens in between."""
+"""Files written so that they hold the old content or the new, and read within bounds, whoever wrote them."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -8,8 +9,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from byol.errors import DISK_TROUBLE, ConfigError, DiskError
+from byol.errors import DISK_TROUBLE, ConfigError, DiskError, complaint
+
+MOST_JSON, MOST_YAML = 2**25, 2**18  # bytes: more than any file has, and still read in seconds
+DEEPEST_YAML = 20
 
 
 @contextmanager
@@ -93,6 +98,56 @@ def append_text(path: Path, text: str) -> None:
         if file.write(content) < len(content):
             file.truncate(end)
             raise OSError(errno.ENOSPC, "")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The plain values in JSON text. Raises ValueError when it is damaged, too long or nested too deeply."""
+    if len(text) > MOST_JSON:
+        raise ValueError(f"{len(text):,} characters; expected at most {MOST_JSON:,}")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: Path) -> Any:
+    """The plain values in a JSON file. Raises OSError, and ValueError as `parse_json` does."""
+    with path.open("rb") as file:
+        return parse_json(file.read(MOST_JSON + 1))
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """The plain values in a YAML file; `what` names it in the ConfigError raised when it cannot be read.
+
+    A long one, a deep one, and aliases (`*name`: a few lines can stand for a billion values) are refused.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            self.depth += 1
+            if self.depth > DEEPEST_YAML or isinstance(event, yaml.AliasEvent):
+                problem = "an alias" if isinstance(event, yaml.AliasEvent) else "values nested too deeply"
+                raise yaml.MarkedYAMLError(None, None, problem, event.start_mark)
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_YAML + 1)
+        if len(content) > MOST_YAML:
+            raise ValueError(f"it is longer than {MOST_YAML:,} bytes")
+        return yaml.load(content.decode("utf-8-sig"), Loader)
+    except FileNotFoundError as failure:
+        raise ConfigError(f"There is no {what} at {path}; expected a YAML file.") from failure
+    except (OSError, ValueError, yaml.YAMLError) as failure:
+        place = getattr(failure, "problem_mark", None)
+        reason = f"line {place.line + 1}: {getattr(failure, 'problem', '')}" if place else complaint(failure)
+        raise ConfigError(f"The {what} {path} cannot be read: {reason}. Expected a YAML file.") from failure
 
 
 def check_writable(folder: Path, advice: str = "Choose another place.") -> None:

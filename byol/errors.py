@@ -1,9 +1,9 @@
 """The failures a caller can catch, and the exit code each ends the command line with.
 
-Raise `ConfigError` for a setting or an argument that cannot work, `DataError` for images or labels that cannot be used,
-`CheckpointError` for files of a run that do not fit, `TrainingError` for a run that went wrong while running, and
-`Stopped` when a run was asked to stop and has saved its state; `byol.disk` raises `DiskError`. A message says what came,
-what was expected, what to do.
+Raise `ConfigError` for a setting or an argument that cannot work, `DataError` for images or labels that
+cannot be used, `CheckpointError` for files of a run that do not fit, `TrainingError` for a run that went
+wrong while running, and `Stopped` when a run was asked to stop and has saved its state; `byol.disk` raises
+`DiskError`. A message says what came, what was expected, what to do.
 """
 
 import errno
@@ -69,7 +69,7 @@ def did_you_mean(word: str, choices: Iterable[str], count: int = 3) -> str:
 
 
 def complaint(failure: Exception) -> str:
-    """What another library's exception complains of, in a few words: torch puts it below a title and lists every tensor."""
+    """What another library's exception complains of, in a few words; torch puts it below a title."""
     lines = [" ".join(line.split()) for line in str(failure).splitlines() if line.strip()] or [""]
     line = lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
     if not any(letter.isalpha() for letter in line):  # KeyError: 105
@@ -78,8 +78,8 @@ def complaint(failure: Exception) -> str:
 
 
 def printable(text: str) -> str:
-    """Text of somebody else's, such as a file's name, as any terminal can show it: line ends, escapes and bytes that are
-    not UTF-8 are written out."""
+    """Text of somebody else's, such as a file's name, as any terminal can show it: line ends, escapes and
+    bytes that are not UTF-8 are written out."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
     )

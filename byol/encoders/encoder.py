@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from byol.disk import replacing, write_text
+from byol.disk import parse_json, replacing, write_text
 from byol.errors import CheckpointError, ConfigError, complaint
 from byol.method.byol import evaluating
 from byol.method.crops import Interpolation
@@ -230,7 +230,7 @@ def read(file: Path) -> tuple[dict[str, Tensor], EncoderInfo]:
         )
     damaged = f"{file} is damaged: what it holds does not match its checksum. Take another copy."
     try:
-        description = json.loads(metadata["byol"])
+        description = parse_json(metadata["byol"])
         written = description["format"]
         if isinstance(written, int) and written > FORMAT:  # whose checksum may be another one
             raise CheckpointError(f"{file} was written by a newer version of byol. Upgrade byol to read it.")

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from byol.disk import read_yaml
 from byol.errors import ConfigError, did_you_mean
 from byol.evaluation.metrics import METRICS
-from byol.settings import read_yaml
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from byol.disk import append_text
+from byol.disk import append_text, parse_json
 from byol.errors import CheckpointError
 from byol.evaluation.inputs import Answers
 from byol.evaluation.metrics import bounds, interval, measure, place, resampled_means
@@ -112,7 +112,7 @@ def read_scores(path: Path) -> list[Score]:
     scores = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            values = json.loads(line)
+            values = parse_json(line)
             if values["metric"] not in TITLES:
                 raise ValueError(f"no metric {values['metric']!r}")
             scores.append(Score(**{**values, "seeds": tuple(values["seeds"])}))

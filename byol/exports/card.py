@@ -1,11 +1,11 @@
 """The model card of an exported encoder: what it is, how to load it, how it was trained, how good it is."""
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+from byol.disk import read_json
 from byol.encoders.encoder import PLAN, Encoder, EncoderInfo
 from byol.errors import CheckpointError
 from byol.evaluation.score import SCORES, TITLES, in_words, read_scores
@@ -77,7 +77,7 @@ def training_section(run: Path) -> str:
         return ""
     same = ("optimizer", "lr", "weight_decay", "base_tau", "precision", "seed")
     try:
-        plan = json.loads(path.read_text())["plan"]
+        plan = read_json(path)["plan"]
         rows = {
             "encoder": " ".join(
                 [plan["encoder"], *(f"{name}={value}" for name, value in plan["encoder_options"].items())]

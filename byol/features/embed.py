@@ -21,7 +21,7 @@ from torch import Tensor
 from byol.data.decode import BadImage
 from byol.data.images import Images, open_images
 from byol.data.workers import arriving, loader
-from byol.disk import check_writable, left_behind, replacing
+from byol.disk import check_writable, left_behind, parse_json, replacing
 from byol.encoders.encoder import Encoder, check_savable, device_of, digest
 from byol.errors import CheckpointError, ConfigError, DataError, Stopped, printable
 from byol.features.features import Array, Rows, Values, check_finite, check_format
@@ -329,7 +329,7 @@ def _merged(folder: Path, encoder: Encoder, images: Images, count: int) -> Featu
     """All shards as one; the matrix stays in a file that is mapped, so that the memory need not hold it."""
     bad: list[tuple[int, str]] = []
     for number in range(count):
-        bad += json.loads(str(_part(folder, number, "bad")))
+        bad += parse_json(str(_part(folder, number, "bad")))
     check_bad(images, bad)
     rows = np.concatenate([_part(folder, number, "rows") for number in range(count)])
     shape = len(rows), _part(folder, 0, "x").shape[1]

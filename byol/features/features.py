@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from byol.data.labels import is_matrix
-from byol.disk import replacing
+from byol.disk import parse_json, replacing
 from byol.errors import ByolError, ConfigError, DataError, complaint
 
 BLOCK = 2**24  # bytes of rows that are worked on at once
@@ -276,7 +276,7 @@ def _mapped_tensor(path: Path, name: str) -> Array:
     """A tensor of a sound safetensors file, left in the file: its place is in the header."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(length))[name]
+        entry = parse_json(file.read(length))[name]
     kind = {"F16": np.float16, "F32": np.float32, "F64": np.float64}[entry["dtype"]]
     return np.memmap(
         path, kind, "r", offset=8 + length + entry["data_offsets"][0], shape=tuple(entry["shape"])
@@ -289,7 +289,7 @@ def _description(features: Features) -> str:
 
 def _described(description: str | bytes | None) -> tuple[tuple[str, ...] | None, str | None]:
     """The classes and the encoder in a file's description."""
-    held = {} if description is None else json.loads(description)
+    held = {} if description is None else parse_json(description)
     classes = held.get("classes")
     return None if classes is None else tuple(classes), held.get("encoder")
 

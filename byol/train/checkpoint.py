@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from byol.disk import filling, left_behind, writing
+from byol.disk import filling, left_behind, read_json, writing
 from byol.encoders.encoder import unshared
 from byol.errors import CheckpointError, DiskError, TrainingError, complaint
 from byol.train.config import TrainConfig
@@ -124,7 +124,7 @@ def latest(folder: Path, plan: str) -> tuple[int, dict[str, Tensor]] | None:
     found = _complete(folder)
     for step, path in found:
         try:
-            manifest = json.loads((path / MANIFEST).read_text())
+            manifest = read_json(path / MANIFEST)
             if manifest["format"] != FORMAT:
                 raise CheckpointError(
                     f"Checkpoint {path} has format {manifest['format']}; this byol reads {FORMAT}. "

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from byol.data.batches import Batch
-from byol.disk import append_text, write_text
+from byol.disk import append_text, parse_json, write_text
 from byol.errors import DataError, DiskError
 from byol.train.plan import Plan
 from byol.train.step import StepResult
@@ -208,9 +208,9 @@ def duration(seconds: float) -> str:
 def whole_lines(path: Path) -> list[dict[str, Any]]:
     """What the lines of a JSON lines file say, without those that a kill or a full disk cut short."""
     values = []
-    for line in path.read_text().splitlines():
-        with suppress(json.JSONDecodeError):
-            values.append(json.loads(line))
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):
+            values.append(parse_json(line))
     return values
 
 

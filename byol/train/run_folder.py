@@ -13,7 +13,7 @@ import torch
 
 from byol import __version__
 from byol.data.images import Images
-from byol.disk import write_text
+from byol.disk import read_json, write_text
 from byol.encoders import encoder
 from byol.errors import ByolError, CheckpointError, ConfigError, DiskError, TrainingError, complaint
 from byol.evaluation.score import SCORES
@@ -120,7 +120,7 @@ class RunFolder:
         if not self.plan.exists():
             return None
         try:
-            stored = json.loads(self.plan.read_text())
+            stored = read_json(self.plan)
             if stored.pop("blake2b") != encoder.digest({}, stored) or stored["format"] != FORMAT:
                 raise ValueError("it does not match its checksum")
             plan = Plan.from_json(stored["plan"])
@@ -128,7 +128,7 @@ class RunFolder:
             changed = [line for line in changed if line.split(":")[0] not in FREE_TO_CHANGE]
             if stored["data"] != source.fingerprint():
                 changed.append(f"images: {stored['images']} -> {source.description}")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as damage:
+        except (ValueError, KeyError, TypeError, AttributeError) as damage:
             if begun:
                 raise CheckpointError(
                     f"{self.plan} cannot be read ({damage}): it was edited, is damaged, or is of another "
@@ -173,7 +173,7 @@ class RunFolder:
             write_text(self.environment, json.dumps(environment, indent=1))
             # Last: a folder with a plan is a run.
             write_text(self.plan, json.dumps({**stored, "blake2b": encoder.digest({}, stored)}, indent=1))
-        checksum: str = json.loads(self.plan.read_text())["blake2b"]
+        checksum: str = read_json(self.plan)["blake2b"]
         return checksum
 
     def _release(self, lock: int) -> None:

@@ -20,6 +20,7 @@ from byol.data.labels import Labels, found_labels
 from byol.data.readers.folder import checksum
 from byol.data.readers.gathered import Gathered, room_for
 from byol.data.spread import spread
+from byol.disk import parse_json
 from byol.errors import DataError
 
 IMAGE_NAMES = ("image", "img")
@@ -227,7 +228,7 @@ def _opened(path: Path) -> tuple[Any, _Columns]:
     try:
         metadata, schema = pq.read_metadata(path), pq.read_schema(path)
         told = (
-            json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+            parse_json((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
         )
     except Exception as failure:  # pyarrow answers damaged files with several unrelated types
         raise DataError(
