@@ -84,7 +84,7 @@ class RunLog:
         self._logged = Pace(plan, batches, start, clock)
         self._shown: Pace | None = None  # since the first step, which took the reading of the images too
         self._bar: Progress | None = None
-        self._estimated = self._warned = self._unheard = False
+        self._estimated = self._warned = False
         if (
             path.exists()
         ):  # steps that a resumed run does again, and a last line that a kill cut short, are forgotten
@@ -180,19 +180,21 @@ class RunLog:
 
     def say(self, line: str) -> None:
         """A line for people that is not a metric."""
-        if self._unheard:
+        if self._bar is None:
+            say(line)
             return
-        try:
-            if self._bar is not None:
-                self._bar.console.print(line, markup=False, highlight=False)
-            else:
-                print(line, file=sys.stderr, flush=True)
-        except OSError:  # a closed pipe or terminal ends the talking, not the training
-            self._unheard = True
+        with suppress(OSError):
+            self._bar.console.print(line, markup=False, highlight=False)
 
     def _place(self, step: int) -> str:
         epoch = step * self.plan.batch_size / self.plan.images
         return f"step {step:,}/{self.plan.total_steps:,}  epoch {epoch:.1f}"
+
+
+def say(line: str) -> None:
+    """A line for people; a closed pipe or terminal ends the talking, not the training."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

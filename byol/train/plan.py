@@ -106,12 +106,12 @@ class Plan:
 
 
 def plan_run(
-    config: TrainConfig, facts: ImageFacts, world: World, measure: Callable[[Plan], Speed] | None = None
+    config: TrainConfig, facts: ImageFacts, world: World, measure: Callable[[Plan, bool], Speed] | None = None
 ) -> Plan:
     """Derive every number of a run from its config, its images and the hardware.
 
-    `measure` tells the speed of a draft plan, which only a config with a time budget needs. Raises DataError
-    for too few images, ConfigError for settings that do not fit one another.
+    `measure` tells the speed of a draft plan, of steps alone or of looks too; only a config with a time budget
+    needs it. Raises DataError for too few images, ConfigError for settings that do not fit one another.
     """
     precision = config.precision or world.default_precision()
     if config.budget is not None:
@@ -191,7 +191,7 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World, precision: Pre
 
 
 def fitted(
-    config: TrainConfig, derive: Callable[[TrainConfig], Plan], measure: Callable[[Plan], Speed]
+    config: TrainConfig, derive: Callable[[TrainConfig], Plan], measure: Callable[[Plan, bool], Speed]
 ) -> TrainConfig:
     """The config with epochs in place of its budget.
 
@@ -205,12 +205,14 @@ def fitted(
     usual = derive(draft)
     micro = min(8, usual.micro_batch_size)
     few = replace(usual, micro_batch_size=micro, batch_size=micro * usual.accumulation)
-    pixel = measure(few).step / few.batch_size / usual.image_size[0] ** 2  # seconds; less in larger batches
+    pixel = (
+        measure(few, False).step / few.batch_size / usual.image_size[0] ** 2
+    )  # seconds; less in larger batches
     choices = [(size, side, budget / (pixel * size * side**2)) for size, side in smaller(config, usual)]
     size, side, steps = next((choice for choice in choices if choice[2] >= ENOUGH_STEPS), choices[-1])
     plan, times = derive(replace(draft, batch_size=size, image_size=side)), config.knn.times
     if steps >= 1:
-        speed = measure(plan)
+        speed = measure(plan, True)
         times = min(times, max(1, int(LOOKS * budget / speed.look))) if speed.look else times
         spent = min(speed.spent, budget / 2)  # half of a tiny budget is trained all the same
         steps = (USED * budget - spent - speed.reading - times * speed.look) / speed.step

@@ -19,7 +19,7 @@ from byol.method.byol import BYOL
 from byol.method.draws import Stream, seed_of, uniforms
 from byol.models.build import build_encoder
 from byol.train.config import DataConfig, TrainConfig, seconds_of
-from byol.train.log import BadImages
+from byol.train.log import BadImages, say
 from byol.train.monitor import Monitor
 from byol.train.optim import build_optimizer
 from byol.train.plan import ImageFacts, Plan, Speed, plan_run
@@ -28,7 +28,7 @@ from byol.train.step import steps
 from byol.world import World
 
 BadNames = Callable[[str, str], None]  # is told the name of an unreadable image, and why
-SAMPLE = 256  # images that the time of a look is measured with
+SAMPLE = 128  # images that the time of a look is measured with
 
 
 @dataclass(frozen=True)
@@ -177,9 +177,10 @@ class Setup:
                 report=report,
             )
 
-    def speed(self, draft: Plan) -> Speed:
-        """Time some real steps and a look of a draft plan, on throw-away networks."""
+    def speed(self, draft: Plan, looks: bool = True) -> Speed:
+        """Time some real steps of a draft plan, and if need be a look, on throw-away networks."""
         assert self.config.budget is not None
+        say(f"measuring  steps of {draft.batch_size} images, to fit a budget of {self.config.budget}")
         allowed = min(3.0, seconds_of(self.config.budget) / 50)  # seconds
 
         def unheard(name: str, reason: str) -> None:
@@ -189,13 +190,17 @@ class Setup:
         learner = trial.learner(draft)
         train, hold_out = split(len(self.images), draft)
         ends: list[float] = []
-        with closing(trial.batches(train[: max(4096, draft.batch_size)], draft, 0, unheard)) as batches:
+        with closing(trial.batches(train[: 4 * draft.batch_size], draft, 0, unheard)) as batches:
             for _ in steps(learner, batches, build_optimizer(learner, draft), draft):
                 if self.world.device.type == "cuda":
                     torch.cuda.synchronize()
                 ends.append(time.perf_counter())
                 if len(ends) > 1 and ends[-1] - ends[0] > allowed:
                     break
+        # The first step warms up; the mean of the others includes what data and the machine's noise cost.
+        step = (ends[-1] - ends[0]) / (len(ends) - 1)
+        if not looks:
+            return Speed(step)
         whole = Monitor(
             trial.encoder(learner, draft), self.images, (train, hold_out), draft, self.config.knn, unheard
         )
@@ -203,15 +208,13 @@ class Setup:
             whole.encoder, self.images, (train[:SAMPLE], hold_out[:SAMPLE]), draft, self.config.knn, unheard
         )
         share = sum(map(len, whole.rows)) / sum(map(len, few.rows))
-        looks: list[float] = []
+        took: list[float] = []  # by the first, which reads the images, and by another
         for _ in range(2):
             began = time.perf_counter()
             few.look(0)
-            looks.append((time.perf_counter() - began) * share)
+            took.append((time.perf_counter() - began) * share)
         self.images.release()
-        # The first step warms up; the mean of the others includes what data and the machine's noise cost.
-        step = (ends[-1] - ends[0]) / (len(ends) - 1)
-        return Speed(step, looks[1], max(0.0, looks[0] - looks[1]), time.monotonic() - self.started)
+        return Speed(step, took[1], max(0.0, took[0] - took[1]), time.monotonic() - self.started)
 
 
 def split(count: int, plan: Plan) -> tuple[Tensor, Tensor]:

@@ -118,6 +118,29 @@ def test_a_run_s_config_is_a_preset(run, labelled, tmp_path):
     ).read_bytes()
 
 
+def test_a_preset_that_names_code_imports_it_only_when_the_caller_names_it_too(
+    labelled, tmp_path, monkeypatch, capsys
+):
+    """No file makes the program import code."""
+    net = "import pathlib\nfrom torch import nn\n"
+    net += f"def net():\n    pathlib.Path({str(tmp_path / 'executed')!r}).touch()\n"
+    net += "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    (tmp_path / "evil.py").write_text(net)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "evil", raising=False)
+    (tmp_path / "preset.yaml").write_text("encoder: evil:net\n")
+    words = ["train", str(labelled), "--out", str(tmp_path / "a"), "--preset", str(tmp_path / "preset.yaml")]
+    words += TINY.replace("--encoder convnet --model.width 2", "").split()
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "'evil:net'" in said
+    assert "--encoder evil:net" in said
+    assert not (tmp_path / "executed").exists()
+    assert not (tmp_path / "a").exists()
+    assert main([*words, "--encoder", "evil:net"]) == 0
+    assert (tmp_path / "executed").exists()
+
+
 BAD = [
     ("trian", 2, "Did you mean 'train'"),
     ("train {tmp}/nowhere --out {tmp}/o", 3, "nowhere"),

@@ -241,9 +241,9 @@ class Machine:
     def seconds(self, plan: Plan) -> float:
         return self.megapixel * plan.batch_size * plan.image_size[0] * plan.image_size[1] / 1e6
 
-    def __call__(self, draft: Plan) -> Speed:
+    def __call__(self, draft: Plan, looks: bool) -> Speed:
         self.measured.append(draft)
-        return Speed(self.seconds(draft), **self.other)
+        return Speed(self.seconds(draft), **(self.other if looks else {}))
 
 
 def test_a_budget_fits_steps_looks_and_what_was_spent_before():
@@ -319,13 +319,13 @@ def test_a_budget_without_a_measured_speed_is_not_ignored():
 def test_every_preset_takes_a_budget_of_time(name):
     config = replace(preset(name), epochs=None, budget="60d")
     drafts = []
-    plan = plan_run(config, IMAGENET, CPU, lambda draft: drafts.append(draft) or Speed(1.0))
+    plan = plan_run(config, IMAGENET, CPU, lambda draft, looks: drafts.append(draft) or Speed(1.0))
     assert [draft.warmup_steps for draft in drafts] == [0, 0]
     if config.optim.warmup_epochs is not None:
         assert plan.warmup_steps == int(config.optim.warmup_epochs * plan.images) // plan.batch_size
     too_long = replace(config, budget="1h", optim=replace(config.optim, warmup_epochs=30))
     with pytest.raises(byol.ConfigError, match=r"warmup_epochs=30 is not shorter than the run"):
-        plan_run(too_long, IMAGENET, CPU, lambda draft: Speed(1.0))
+        plan_run(too_long, IMAGENET, CPU, lambda draft, looks: Speed(1.0))
 
 
 @pytest.mark.parametrize(("count", "epochs"), [(62, 1000), (62, 3), (50_000, 28), (1_281_167, 300)])
