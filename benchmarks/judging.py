@@ -148,7 +148,7 @@ def votes(train: Features, test: Features, k: int = 20, temperature: float = 0.0
 
 def embedding(folder: str) -> None:
     """Images per second from files to features."""
-    net = HiddenLayer(build_encoder("resnet18"), None, "none", 0, 1)
+    net = HiddenLayer(build_encoder("resnet18"))
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     info = EncoderInfo.of(
         net, "resnet18", {}, image_size=(224, 224), channels=3, mean=mean, std=std, features=512

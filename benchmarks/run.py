@@ -122,7 +122,7 @@ def save(backbone: torch.nn.Module, folder: Path) -> None:
     """An encoder file of lightly's backbone, with the same preprocessing as ours."""
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     size = (32, 32)
-    network = HiddenLayer(backbone, None, "none", 0, 1)
+    network = HiddenLayer(backbone)
     info = EncoderInfo.of(
         network,
         "convnet",

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from byol.encoders.encoder import Encoder, EncoderInfo
-from byol.method.hidden import probe
+from byol.method.probe import probe
 from byol.method.views import ViewConfig, normalisation
 from byol.models.build import build_encoder
 
@@ -39,9 +39,7 @@ def encoder_of() -> Callable[..., Encoder]:
             torch.manual_seed(0)
             options = options or ({"width": 4} if net == "convnet" else {})
             net = build_encoder(net, channels=channels, image_size=size, **options)
-        found = probe(
-            net, hidden_layer, torch.rand((2, channels, *size), generator=torch.Generator().manual_seed(0))
-        )
+        found = probe(net, hidden_layer, image_size=size, channels=channels)
         mean, std = normalisation(ViewConfig(), channels)
         info = EncoderInfo.of(
             found.encoder,

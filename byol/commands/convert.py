@@ -32,7 +32,9 @@ class Convert:
     prefix: str | None = None
     """Where the encoder is in a torch checkpoint. By default where the three libraries keep it."""
     hidden_layer: str | None = None
-    """Layer of a network of your own that gives the representation, by name or index. By default its output."""
+    """Layer of a network of your own that gives the representation, by name or index. By default what
+    it feeds its classifier, or its output.
+    """
 
 
 def convert(arguments: Sequence[str]) -> int:

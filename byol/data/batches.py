@@ -22,9 +22,8 @@ from byol.data.decode import BadImage
 from byol.data.images import Images
 from byol.data.workers import arriving, loader
 from byol.errors import DataError
-from byol.method.crops import Crops, crop_boxes, crop_draws, crop_resize, draw_crops
+from byol.method.crops import Crops, crop_boxes, crop_draws, crop_resize, draw_crops, to_device
 from byol.method.draws import Stream, seed_of, uniforms
-from byol.method.transfer import to_device
 from byol.method.views import ViewConfig
 
 CHUNK = 32  # images a worker sends at once: small enough to keep several workers busy within one batch

@@ -18,7 +18,8 @@ from byol.encoders.official import read_official
 from byol.encoders.pickles import is_pickle
 from byol.errors import CheckpointError, ConfigError
 from byol.method.crops import Interpolation
-from byol.method.hidden import HiddenLayer, probe
+from byol.method.hidden import HiddenLayer
+from byol.method.probe import probe
 from byol.method.views import ViewConfig, normalisation
 from byol.models.build import HEADS, WIDTHS, build_encoder
 from byol.models.resnet import BLOCKS, DEPTHS, Padding
@@ -163,7 +164,7 @@ def convert_official(path: Path, padding: Padding, preprocessing: Preprocessing)
     channels = shapes["conv1.weight"][1]
     with torch.device("meta"):  # no memory and no random draws for weights that are in the file
         net: Any = build_encoder(name, channels=channels, **options)
-    network = HiddenLayer(net, None, "none", 0, 0)
+    network = HiddenLayer(net)
     info = preprocessing.info(
         network, name, options, net.num_features, channels, image_size=224, antialias=False
     )

@@ -21,7 +21,7 @@ from byol.disk import parse_json, replacing, write_text
 from byol.errors import CheckpointError, ConfigError, complaint
 from byol.method.byol import evaluating
 from byol.method.crops import Interpolation
-from byol.method.hidden import HiddenLayer, Pooling, layer_name
+from byol.method.hidden import OUTPUT, HiddenLayer, Pooling, layer_name
 from byol.method.pixels import check_images, prepare
 
 FORMAT = 1
@@ -57,7 +57,8 @@ class EncoderInfo:
         cls, encoder: HiddenLayer, name: str | None, options: dict[str, Any], **expected: Any
     ) -> "EncoderInfo":
         """The description of a network that is read at a hidden layer; `expected` gives the other fields."""
-        return cls(name, options, hidden_layer=encoder.layer, pooling=encoder.pooling, skip=encoder.skip,
+        layer = None if encoder.layer == OUTPUT else encoder.layer
+        return cls(name, options, hidden_layer=layer, pooling=encoder.pooling, skip=encoder.skip,
                    calls=encoder.eval_calls, **expected)  # fmt: skip
 
     @classmethod
@@ -186,7 +187,9 @@ def filled(
         raise CheckpointError(
             f"The tensors in {path} do not fit the network {type(net).__name__}: {complaint(failure)}"
         ) from failure
-    network = HiddenLayer(net, layer_name(net, info.hidden_layer), info.pooling, info.skip, info.calls)
+    network = HiddenLayer(
+        net, layer_name(net, info.hidden_layer or OUTPUT), info.pooling, info.skip, info.calls
+    )
     return ready(network, info, device or torch.device("cpu"))
 
 

@@ -14,7 +14,7 @@ from byol.encoders.pickles import is_pickle
 from byol.encoders.pretrained import pretrained_encoder
 from byol.errors import ByolError, CheckpointError, ConfigError, complaint
 from byol.method.draws import Stream, seed_of
-from byol.method.hidden import HiddenLayer
+from byol.method.hidden import OUTPUT, HiddenLayer
 from byol.models.build import LIBRARIES, build_encoder, is_own_code
 from byol.world import pick_device
 
@@ -100,7 +100,7 @@ def untrained(encoder: Encoder, *, seed: int = 0, net: nn.Module | str | None = 
                 seed_of(seed, Stream.ENCODER)
             )  # of the CPU alone: torch.manual_seed reseeds all GPUs
             net = build_encoder(name, channels=info.channels, image_size=info.image_size, **info.options)
-    network = HiddenLayer(net, info.hidden_layer, info.pooling, info.skip, info.calls)
+    network = HiddenLayer(net, info.hidden_layer or OUTPUT, info.pooling, info.skip, info.calls)
     return files.ready(network, info, device_of(encoder))
 
 

@@ -13,7 +13,8 @@ from byol.encoders import foreign
 from byol.encoders.encoder import Encoder, EncoderInfo, ready
 from byol.errors import CheckpointError, ConfigError, complaint
 from byol.method.crops import Interpolation
-from byol.method.hidden import probe
+from byol.method.hidden import OUTPUT
+from byol.method.probe import probe
 from byol.models.build import check_model, classifier_of, library, remove_head
 from byol.world import pick_device
 
@@ -34,9 +35,7 @@ def pretrained_encoder(
     start, _, model = name.partition(":")
     net, images = (torchvision_net if start == "torchvision" else timm_net)(model, given)
     net.eval()
-    found = probe(
-        net, None, torch.rand(2, 3, *images["image_size"], generator=torch.Generator().manual_seed(0))
-    )
+    found = probe(net, OUTPUT, image_size=images["image_size"], channels=3)
     built = name.partition(".")[0]  # a tag tells timm's weights apart, not its networks
     info = EncoderInfo.of(found.encoder, built, {}, channels=3, features=found.features, **images)
     return ready(found.encoder, info, pick_device(device))

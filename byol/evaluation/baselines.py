@@ -38,7 +38,7 @@ def pixels(encoder: Encoder, seed: int, net: str | None) -> Encoder:
     features = math.prod((info.channels, height, width))
     expected = replace(info, encoder=None, options={}, image_size=(height, width), features=features, hidden_layer=None,
                        pooling="none", skip=0, calls=1)  # fmt: skip
-    return Encoder(HiddenLayer(nn.Flatten(), None, "none", 0, 1), expected).eval()
+    return Encoder(HiddenLayer(nn.Flatten()), expected).eval()
 
 
 def fresh(encoder: Encoder, seed: int, net: str | None) -> Encoder:

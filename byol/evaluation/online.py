@@ -18,7 +18,7 @@ from byol.evaluation.sgd import new_classifier
 from byol.evaluation.train_batches import UNREADABLE, cross_entropy
 from byol.features.embed import Features
 from byol.method.byol import BYOL
-from byol.method.transfer import to_device
+from byol.method.crops import to_device
 
 
 class OnlineProbe(nn.Module):

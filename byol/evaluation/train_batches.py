@@ -21,7 +21,7 @@ from byol.data.decode import BadImage
 from byol.data.images import Images
 from byol.errors import DataError, printable
 from byol.evaluation.subsets import Rows
-from byol.method.transfer import to_device
+from byol.method.crops import to_device
 from byol.method.views import ViewConfig
 from byol.world import World
 

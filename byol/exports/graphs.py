@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from byol.encoders.encoder import Encoder
 from byol.errors import ByolError, ConfigError
 from byol.exports.verify import Check, Size, agrees, allowed_sizes, difference
-from byol.method.hidden import pool, run, single_tensor
 
 INPUT, OUTPUT = "images", "representation"
 PROTOBUF_LIMIT = 2**31  # bytes in one ONNX file
@@ -40,6 +39,7 @@ class Graph(nn.Module):
     def __init__(self, encoder: Encoder, from_pixels: bool) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(encoder.network)
+        self.encoder.stops = False
         self.from_pixels = from_pixels
         for name, part in list(self.encoder.named_modules()):
             if isinstance(part, nn.AdaptiveAvgPool2d) and (grid := grid_of(part)) is not None:
@@ -49,24 +49,8 @@ class Graph(nn.Module):
             self.register_buffer("std", torch.tensor(encoder.info.std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        x = (images - self.mean) / self.std if self.from_pixels else images
-        read = self.encoder
-        if read.layer is None:
-            output = single_tensor(run(read.net, x), None)
-        else:
-            # A trace cannot be left by an exception, as HiddenLayer does, so the layers behind run too.
-            outputs: list[Tensor] = []
-
-            def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-                outputs.append(
-                    single_tensor(output, read.layer).clone()
-                )  # what runs behind may write into it
-
-            handle = read.net.get_submodule(read.layer).register_forward_hook(keep)
-            run(read.net, x)
-            handle.remove()
-            output = outputs[-1]
-        return pool(output, read.pooling, read.skip).float()
+        representation: Tensor = self.encoder((images - self.mean) / self.std if self.from_pixels else images)
+        return representation
 
 
 class GridAverage(nn.Module):

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from byol.errors import ConfigError
 from byol.method.heads import mlp
-from byol.method.hidden import HiddenLayer, batch_of, probe
+from byol.method.hidden import HiddenLayer
 from byol.method.loss import regression_loss
-from byol.method.views import ViewConfig, Views
+from byol.method.probe import probe
+from byol.method.views import ViewConfig, Views, height_and_width
 
 logger = logging.getLogger("byol")
+_MOVING = (torch.float32, torch.complex64)
 
 
 class Network(nn.Module):
@@ -41,8 +43,9 @@ class BYOL(nn.Module):
     """Learn a network's representation from unlabelled images.
 
     `net` is any module; it is trained in place and stays yours. `image_size` is the side (or height and width) of the
-    views. `hidden_layer` says where the representation comes out: a layer's dotted name, a child's index (-2: the last
-    but one, in front of a classifier), or None for the network's own output. Maps and token sequences are pooled.
+    views. `hidden_layer` says where the representation comes out: a layer's dotted name or a child's index, "input of
+    NAME" for what a layer is fed, or "output" for the network's own output. By default it is what the network itself
+    feeds its classifier, and the output of a network without one. Maps and token sequences are pooled.
 
     `forward(images)` draws two views per image of (B, C, H, W) uint8, or float in [0, 1], and returns the scalar loss
     (mean over the batch of both directions, 0 to 8). `forward(view1, view2)` takes views of your own, of any shape;
@@ -62,7 +65,7 @@ class BYOL(nn.Module):
         self,
         net: nn.Module,
         image_size: int | tuple[int, int] | None = None,
-        hidden_layer: str | int | None = -2,
+        hidden_layer: str | int | None = None,
         projection_size: int = 256,
         projection_hidden_size: int = 4096,
         augment_fn: Callable[[Tensor], Tensor] | None = None,
@@ -90,23 +93,16 @@ class BYOL(nn.Module):
             raise ConfigError(
                 "augment_fn2 came without augment_fn. Give both, or augment_fn alone for both views."
             )
-        _check_trainable(net)
-        first = next(p for p in net.parameters() if p.requires_grad)
-        if first.dtype != torch.float32:
-            raise ConfigError(
-                f"{type(net).__name__} has weights of {first.dtype}; expected torch.float32. Call net.float(): the "
-                "arithmetic may be bf16 (torch.autocast), the weights may not."
-            )
-        channels = _channels_of(net) if channels is None else channels
-        self.views = None if image_size is None else Views(image_size, views or ViewConfig(), channels)
+        _check_network(net)
+        size = None if image_size is None else height_and_width(image_size)
+        found = probe(net, hidden_layer, example, image_size=size, channels=channels)
+        self.views = None if size is None else Views(size, views, found.channels)
         self.augment_fn, self.augment_fn2 = augment_fn, augment_fn if augment_fn2 is None else augment_fn2
         self.moving_average_decay = moving_average_decay
         self.joint_batchnorm = joint_batchnorm
+        self._fed_views = False  # views of the user's own, which no function of this learner made
 
-        if example is None and self.views is not None:
-            noise = torch.Generator().manual_seed(0)
-            example = torch.randn((2, channels, *self.views.size), generator=noise).to(first.device)
-        found = probe(net, hidden_layer, example)
+        first = next(p for p in net.parameters() if p.requires_grad)
         self.frozen = _freeze(net, found.unreached)
         self.representation_size = found.features
         projector = mlp(found.features, projection_hidden_size, projection_size).to(first.device)
@@ -116,18 +112,15 @@ class BYOL(nn.Module):
             self.target = copy.deepcopy(self.online)
         else:
             _check_same_architecture(net, target_net)
-            read = found.encoder
-            other = HiddenLayer(target_net, read.layer, read.pooling, read.skip, read.calls, read.eval_calls)
-            self.target = Network(
-                other, mlp(found.features, projection_hidden_size, projection_size).to(first.device)
-            )
+            reader = copy.deepcopy(found.encoder, {id(net): target_net})
+            projector = mlp(found.features, projection_hidden_size, projection_size).to(first.device)
+            self.target = Network(reader, projector)
         self.target.train()
         if not net.training:
             logger.warning("%s is in eval mode; call learner.train() before training it.", type(net).__name__)
         if _shares_statistics(first) if sync_batchnorm is None else sync_batchnorm:
-            self.online = nn.SyncBatchNorm.convert_sync_batchnorm(self.online)
-            self.predictor = nn.SyncBatchNorm.convert_sync_batchnorm(self.predictor)
-            self.target = nn.SyncBatchNorm.convert_sync_batchnorm(self.target)
+            for name in ("online", "predictor", "target"):
+                setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(getattr(self, name)))
         self.target.requires_grad_(False)
 
     @property
@@ -150,9 +143,9 @@ class BYOL(nn.Module):
         learns beside. With return_embedding no loss, but (projection, representation) of unaugmented images.
         """
         if return_embedding:
-            if self.training and return_projection:
-                _check_batch(batch_of(view1))
             representation = self.online.encoder(self.prepare(view1))
+            if self.training and return_projection:
+                _check_count(len(representation))
             return (
                 (self.online.projector(representation), representation)
                 if return_projection
@@ -160,15 +153,12 @@ class BYOL(nn.Module):
             )
         if view2 is None:
             view1, view2 = self.draw_views(view1)
-        count = batch_of(view1)
-        if batch_of(view2) != count:
-            raise ConfigError(
-                f"The views hold {count} and {batch_of(view2)} samples; expected two views of the same samples."
-            )
-        if self.training:
-            _check_batch(count)
-
+        elif self.views is not None and not self.views.drawn:
+            self._fed_views = True
+        if isinstance(view1, Tensor) and isinstance(view2, Tensor):  # before BatchNorm sees them
+            self._check_pair(view1, view2)
         representation1, representation2 = self._both(self.online.encoder, view1, view2)
+        self._check_pair(representation1, representation2)
         prediction1, prediction2 = self._both(self._predicted, representation1, representation2)
         with torch.no_grad():  # the target teaches, it is not taught
             projection1, projection2 = self._both(self.target, view1, view2)
@@ -200,12 +190,16 @@ class BYOL(nn.Module):
         Parameters only: the target's BatchNorm buffers are its own (official byol_experiment.py).
         """
         _check_tau(tau, "tau")
-        pairs = [
-            pair
-            for pair in zip(self.target.parameters(), self.online.parameters(), strict=True)
-            if pair[0].is_floating_point()
-        ]
-        torch._foreach_lerp_([target for target, _ in pairs], [online for _, online in pairs], 1.0 - tau)
+        # A complex number moves as its two parts do; integers stay.
+        targets, onlines = (
+            [
+                torch.view_as_real(p) if p.is_complex() else p
+                for p in network.parameters()
+                if p.dtype in _MOVING
+            ]
+            for network in (self.target, self.online)
+        )
+        torch._foreach_lerp_(targets, onlines, 1.0 - tau)
 
     def update_moving_average(self) -> None:
         """`update_target` with the constant `moving_average_decay`, for code written for byol-pytorch."""
@@ -223,13 +217,25 @@ class BYOL(nn.Module):
         return representation.float()
 
     def prepare(self, images: Any) -> Any:
-        """Images as the network expects them in evaluation; inputs of a learner with views of its own stay as they are."""
+        """Images as the network expects them in evaluation.
+
+        Cropped, resized and normalised when this learner draws its views. They stay as they are when the views are
+        yours: of `augment_fn`, of `example`, or given as view1 and view2 by code that never used `self.views`.
+        """
         if self.views is None or self.augment_fn is not None or not isinstance(images, Tensor):
             return images
-        return self.views.prepare(images)
+        return images if self._fed_views and not self.views.drawn else self.views.prepare(images)
 
     def extra_repr(self) -> str:
         return f"frozen={', '.join(self.frozen)}" if self.frozen else ""
+
+    def _check_pair(self, one: Tensor, other: Tensor) -> None:
+        if len(one) != len(other):
+            raise ConfigError(
+                f"The views hold {len(one)} and {len(other)} samples; expected two views of the same samples."
+            )
+        if self.training:
+            _check_count(len(one))
 
     def _both(self, network: Callable[[Any], Tensor], view1: Any, view2: Any) -> tuple[Tensor, Tensor]:
         """One pass per view, each with its own BatchNorm statistics, as the official code does; or one joint pass."""
@@ -255,20 +261,32 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def _check_trainable(net: nn.Module) -> None:
+def _check_network(net: nn.Module) -> None:
+    """Raise ConfigError for a network that cannot be trained as it is."""
+    kind = type(net).__name__
+    wrapped = (
+        "module" if isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel) else "_orig_mod"
+    )
+    if isinstance(getattr(net, wrapped, None), nn.Module):
+        raise ConfigError(
+            f"The network came inside {kind}, which gives its weights other names. Give the network itself "
+            f"(net.{wrapped}), and wrap or compile afterwards: DistributedDataParallel(learner), learner.compile(), or "
+            "net.compile() for the network alone; these compile in place."
+        )
     lazy = next((name for name, p in net.named_parameters() if nn.parameter.is_lazy(p)), None)
     if lazy is not None:
         raise ConfigError(
-            f"{type(net).__name__} has lazy layers, which have no weights yet ({lazy}). Run one batch of its inputs "
-            "through it first: net(batch)."
+            f"{kind} has lazy layers, which have no weights yet ({lazy}). Run one batch of its inputs through it first: "
+            "net(batch)."
         )
     if not any(p.requires_grad for p in net.parameters()):
-        raise ConfigError(f"{type(net).__name__} has no trainable parameter, so there is nothing to learn.")
-
-
-def _channels_of(net: nn.Module) -> int:
-    """The channels of the network's first convolution, 3 when it has none."""
-    return next((m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d)), 3)
+        raise ConfigError(f"{kind} has no trainable parameter, so there is nothing to learn.")
+    for name, p in net.named_parameters():
+        if (p.is_floating_point() or p.is_complex()) and p.dtype not in _MOVING:
+            raise ConfigError(
+                f"{kind} has weights of {p.dtype} ({name}); expected torch.float32. Call net.float(): the arithmetic "
+                "may be bf16 (torch.autocast), the weights may not."
+            )
 
 
 def _freeze(net: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -318,7 +336,7 @@ def _shares_statistics(parameter: Tensor) -> bool:
     return False
 
 
-def _check_batch(count: int) -> None:
+def _check_count(count: int) -> None:
     if count < 2:
         raise ConfigError(
             f"A batch of {count} cannot be trained on: BatchNorm needs at least two samples. Use batches of two or more."

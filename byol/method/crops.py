@@ -14,7 +14,6 @@ from torch import Tensor
 
 from byol.errors import ConfigError
 from byol.method.draws import Stream, uniforms
-from byol.method.transfer import to_device
 
 Interpolation = Literal["bicubic", "bilinear"]
 Kernel = Callable[[Tensor], Tensor]
@@ -27,6 +26,14 @@ class Crops:
 
     boxes: Tensor  # int64 (N, 4): top, left, height, width in pixels
     flips: Tensor  # bool (N,): mirrored left to right
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on a device. For a GPU it is copied from page-locked memory: from any other the host waits its turn.
+
+    torch keeps the page-locked block until the copy is done, and then for the next one.
+    """
+    return (x.contiguous().pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
 
 
 def draw_crops(

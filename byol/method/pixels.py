@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from byol.errors import ConfigError
-from byol.method.crops import Crops, Interpolation, crop_resize
-from byol.method.transfer import to_device
+from byol.method.crops import Crops, Interpolation, crop_resize, to_device
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

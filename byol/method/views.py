@@ -16,10 +16,9 @@ from torch import Tensor
 
 from byol.errors import ConfigError
 from byol.method import color
-from byol.method.crops import Crops, crop_resize, draw_crops
+from byol.method.crops import Crops, crop_resize, draw_crops, to_device
 from byol.method.draws import Stream, uniforms
 from byol.method.pixels import IMAGENET_MEAN, IMAGENET_STD, check_images, prepare, to_float
-from byol.method.transfer import to_device
 
 logger = logging.getLogger("byol")
 _LENGTHS = dict.fromkeys(("crop_area", "crop_ratio", "blur", "blur_sigma", "solarize"), 2) | {
@@ -117,17 +116,13 @@ class Views:
     def __init__(
         self, image_size: int | tuple[int, int], config: ViewConfig | None = None, channels: int = 3
     ) -> None:
-        size = (image_size, image_size) if isinstance(image_size, int) else image_size
-        is_pair = isinstance(size, Sequence) and len(size) == 2
-        if not is_pair or not all(isinstance(number, int) and number > 0 for number in (*size, channels)):
-            raise ConfigError(
-                f"Views got image_size={image_size!r} and channels={channels}; expected a positive side or "
-                "(height, width), and at least one channel."
-            )
-        self.size = (size[0], size[1])
+        self.size = height_and_width(image_size)
+        if not isinstance(channels, int) or channels < 1:
+            raise ConfigError(f"channels is {channels!r}; expected a whole number of at least 1.")
         self.config = config or ViewConfig()
         self.channels = channels
         self.mean, self.std = normalisation(self.config, channels)
+        self.drawn = False  # whether views have ever been drawn
         self._looked = False  # at the scale of float images
         self._affine: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
@@ -179,6 +174,7 @@ class Views:
         """
         if crops.ndim != 5 or crops.shape[1] != 2:
             raise ConfigError(f"finish got crops of shape {tuple(crops.shape)}; expected (B, 2, C, h, w).")
+        self.drawn = True
         first, second = (self._view(crops[:, view], view, seed, step, first_row) for view in (0, 1))
         return first, second
 
@@ -199,6 +195,7 @@ class Views:
     def prepare(self, images: Tensor) -> Tensor:
         """Images as evaluation feeds them to the encoder; see `prepare`."""
         check_images(images, self.channels)
+        self._check_scale(images)
         return prepare(images, self.size, mean=self.mean, std=self.std)
 
     def _view(self, crops: Tensor, view: int, seed: int, step: int, first_row: int) -> Tensor:
@@ -308,6 +305,17 @@ class _Operation:
             return self.apply(x, parameter).contiguous()
         rows = to_device(torch.tensor(here) - part.start, x.device)
         return x.index_copy_(0, rows, self.apply(x.index_select(0, rows), parameter.index_select(0, rows)))
+
+
+def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """The size of an image, given as its side or as (height, width)."""
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    is_pair = isinstance(size, Sequence) and len(size) == 2
+    if not is_pair or not all(isinstance(number, int) and number > 0 for number in size):
+        raise ConfigError(
+            f"image_size is {image_size!r}; expected a positive side or (height, width), in pixels."
+        )
+    return size[0], size[1]
 
 
 def normalisation(config: ViewConfig, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -195,7 +195,8 @@ class TrainConfig:
     encoder: str | None = None
     """resnet18 ... resnet200 (x2, x3, x4), convnet, torchvision:NAME, timm:NAME, package.module:function."""
     hidden_layer: str | None = None
-    """Layer that gives the representation: a dotted name or an outermost one's index; by default the last."""
+    """Layer that gives the representation, by name or index. By default what the network feeds its classifier,
+    or its output when it has none; "output" takes that in any case."""
     image_size: int | None = None
     """Side of the views in pixels."""
     eval_size: int | None = None

@@ -45,8 +45,8 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
     """Train an encoder on unlabelled images; a run that was stopped or killed in `config.out` is continued
     bit for bit.
 
-    `encoder` is a name (see `build_encoder`), a module of your own whose output or `config.hidden_layer` is
-    the representation, or None for `config.encoder`. `images` is anything `open_images` takes. Sets torch's
+    `encoder` is a name (see `build_encoder`), a module of your own, of which `config.hidden_layer` gives the
+    representation, or None for `config.encoder`. `images` is anything `open_images` takes. Sets torch's
     random state. Raises ConfigError, DataError, CheckpointError, TrainingError, and Stopped after saving
     when a signal asked to stop.
     """

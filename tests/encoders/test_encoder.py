@@ -117,7 +117,7 @@ def test_tensors_have_the_names_of_torchvision(encoder_of, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "layer", "pooling"),
-    [("torchvision:resnet18", None, "none"), ("torchvision:resnet18", "layer4.1.conv1", "channels first"),
+    [("torchvision:resnet18", "output", "none"), ("torchvision:resnet18", "layer4.1.conv1", "channels first"),
      ("timm:test_vit", "blocks.0", "first token"), ("timm:test_vit2", "blocks.0", "mean of tokens"),
      ("timm:test_resnet", "layer2", "channels first")],
 )  # fmt: skip

@@ -59,7 +59,7 @@ def assert_same_features(
 def exported(tmp_path_factory):
     """The small encoder and its two graphs, written once."""
     from byol.encoders.encoder import EncoderInfo
-    from byol.method.hidden import probe
+    from byol.method.probe import probe
 
     folder = tmp_path_factory.mktemp("graphs")
     torch.manual_seed(0)

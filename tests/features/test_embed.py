@@ -264,7 +264,7 @@ from byol.method.hidden import HiddenLayer
 from byol.encoders.encoder import Encoder, EncoderInfo
 torch.set_num_threads(1)
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
-network = HiddenLayer(build_encoder("convnet", width=1), None, "none", 0, 1)
+network = HiddenLayer(build_encoder("convnet", width=1))
 info = EncoderInfo("convnet", {}, (8, 8), 3, (0.5,) * 3, (0.5,) * 3, 8, None, "none", 0, 1)
 images = np.random.default_rng(0).integers(0, 256, (600, 8, 8, 3), dtype=np.uint8)
 print(embed(Encoder(network, info), images, workers=3).x.shape)

@@ -66,7 +66,7 @@ def test_channels_are_those_of_the_first_convolution_unless_given():
     assert small_learner(flat, None, channels=2)(noise(channels=2)).isfinite()
 
 
-@pytest.mark.parametrize("hidden_layer", ["flat", "pool", "conv", -2, 4, -1, None])
+@pytest.mark.parametrize("hidden_layer", ["flat", "pool", "conv", -2, 4, -1, "output", "input of fc", None])
 def test_any_layer_serves(hidden_layer):
     learner = small_learner(hidden_layer=hidden_layer)
     learner(noise()).backward()
@@ -90,7 +90,7 @@ def test_network_is_trained_in_place_and_stays_the_users():
     assert net(noise()).shape == (6, 5)
 
 
-@pytest.mark.parametrize("hidden_layer", ["avgpool", "layer3", "layer2.0.bn2", "conv1", "fc", None])
+@pytest.mark.parametrize("hidden_layer", ["avgpool", "layer3", "layer2.0.bn2", "conv1", "fc", "output", None])
 def test_every_trainable_parameter_gets_a_gradient_and_the_others_are_named(hidden_layer, caplog):
     net = torchvision.models.resnet18(num_classes=7)
     with caplog.at_level(logging.INFO, logger="byol"):
@@ -99,7 +99,7 @@ def test_every_trainable_parameter_gets_a_gradient_and_the_others_are_named(hidd
     without = [name for name, p in learner.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
     assert {name for name, p in net.named_parameters() if not p.requires_grad} == set(learner.frozen)
-    assert ("fc.weight" in learner.frozen) == (hidden_layer not in ("fc", None))
+    assert ("fc.weight" in learner.frozen) == (hidden_layer not in ("fc", "output"))
     assert all(name in caplog.text for name in learner.frozen)
 
 
@@ -286,9 +286,9 @@ def test_processes_on_gpus_share_their_statistics_wherever_the_network_lies_yet(
 def test_a_lazy_layer_is_refused_with_what_to_do():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(5))
     with pytest.raises(ConfigError, match=r"lazy layers.*\(2\.weight\).*net\(batch\)"):
-        BYOL(net, 16, None, 8, 16)
+        BYOL(net, 16, "output", 8, 16)
     net(torch.rand(2, 3, 16, 16))
-    assert BYOL(net, 16, None, 8, 16).representation_size == 5
+    assert BYOL(net, 16, "output", 8, 16).representation_size == 5
 
 
 # The target

@@ -8,7 +8,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from byol.errors import ConfigError
-from byol.method.crops import Crops, crop_boxes, crop_resize, cubic, draw_crops
+from byol.method.crops import Crops, crop_boxes, crop_resize, cubic, draw_crops, to_device
 
 TABLE_6 = {"area": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5}
 SIZES = [(1, 1), (1, 7), (2, 3), (32, 32), (375, 500), (4000, 2), (2, 4000), (5184, 3456)]
@@ -237,3 +237,29 @@ def test_kernel_is_catmull_rom():
 def test_refuses_a_single_image():
     with pytest.raises(ConfigError, match=r"expected \(N, C, H, W\)"):
         crop_resize(torch.zeros(3, 8, 8), crops((0, 0, 8, 8)), (4, 4))
+
+
+def test_copies_to_a_gpu_come_from_page_locked_memory(monkeypatch):
+    """Only such a copy lets the host go on; without a GPU what is asked of torch is recorded."""
+    asked = []
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda self: asked.append(("pin", self.is_contiguous())) or self
+    )
+    monkeypatch.setattr(
+        torch.Tensor,
+        "to",
+        lambda self, device, non_blocking: asked.append((str(device), non_blocking)) or self,
+    )
+    to_device(torch.zeros(2, 1).expand(2, 3), torch.device("cuda"))  # torch cannot pin what overlaps itself
+    assert asked == [("pin", True), ("cuda", True)]
+
+
+def test_a_tensor_that_stays_on_the_cpu_is_not_copied():
+    x = torch.arange(3)
+    assert to_device(x, torch.device("cpu")) is x
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gets_the_values():
+    x = torch.arange(6).view(2, 3).t()
+    assert torch.equal(to_device(x, torch.device("cuda")).cpu(), x)

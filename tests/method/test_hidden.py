@@ -7,7 +7,8 @@ import torchvision
 from torch import nn
 
 from byol.errors import ConfigError
-from byol.method.hidden import HiddenLayer, batch_of, layer_name, probe, run
+from byol.method.hidden import HiddenLayer, layer_name, run
+from byol.method.probe import probe
 
 IMAGES = torch.rand((4, 3, 32, 32), generator=torch.Generator().manual_seed(0))
 
@@ -59,7 +60,16 @@ def before_its_head(net: nn.Module, head: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("given", "name"), [("pool", "pool"), (0, "conv"), (-2, "flat"), (-1, "fc"), (5, "fc"), (None, None)]
+    ("given", "name"),
+    [
+        ("pool", "pool"),
+        (0, "conv"),
+        (-2, "flat"),
+        (-1, "fc"),
+        (5, "fc"),
+        ("output", "output"),
+        ("input of -1", "input of fc"),
+    ],
 )
 def test_layer_is_found_by_name_index_or_none(given, name):
     assert layer_name(small_net(), given) == name
@@ -73,9 +83,9 @@ def test_name_index_and_negative_index_give_the_same_representation(given):
     torch.testing.assert_close(representation(net, given), expected.detach(), rtol=0, atol=0)
 
 
-def test_none_gives_the_output_of_the_network():
+def test_output_is_the_networks_own():
     net = small_net()
-    torch.testing.assert_close(representation(net, None), net.eval()(IMAGES).detach(), rtol=0, atol=0)
+    torch.testing.assert_close(representation(net, "output"), net.eval()(IMAGES).detach(), rtol=0, atol=0)
 
 
 def test_nested_layer_is_found_by_its_dotted_name():
@@ -259,7 +269,7 @@ Pair = namedtuple("Pair", "features extra")
 def test_output_that_holds_one_tensor_is_unwrapped(wrap):
     net = Returns(wrap)
     x = torch.rand(3, 4)
-    torch.testing.assert_close(representation(net, None, x), net.linear(x).detach(), rtol=0, atol=0)
+    torch.testing.assert_close(representation(net, "output", x), net.linear(x).detach(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +288,7 @@ def test_output_that_holds_one_tensor_is_unwrapped(wrap):
 )
 def test_output_that_cannot_be_a_representation_is_refused(wrap, message):
     with pytest.raises(ConfigError, match=message):
-        probe(Returns(wrap), None, torch.rand(3, 4))
+        probe(Returns(wrap), "output", torch.rand(3, 4))
 
 
 @pytest.mark.parametrize(
@@ -300,7 +310,7 @@ def test_wrong_layer_is_refused_with_what_there_is(given, message):
 
 
 def test_network_without_children_is_refused_with_the_way_out():
-    with pytest.raises(ConfigError, match="or None for"):
+    with pytest.raises(ConfigError, match="or 'output'"):
         layer_name(nn.Linear(2, 2), -2)
 
 
@@ -316,15 +326,6 @@ def test_tuples_are_spread_over_positional_and_mappings_over_keyword_arguments()
     x, y = torch.rand(5, 2), torch.rand(5, 3)
     for view in ((x, y), {"input1": x, "input2": y}, OrderedDict(input2=y, input1=x)):
         torch.testing.assert_close(run(net, view), net(x, y))
-
-
-def test_batch_is_the_first_dimension_of_the_first_tensor():
-    x = torch.rand(5, 2)
-    for view in (x, (x, x[:2]), {"name": "text", "x": x}, (None, {"x": (x,)}), [x]):
-        assert batch_of(view) == 5
-    for nothing in ("text", {}, (), torch.tensor(1.0), None):
-        with pytest.raises(ConfigError, match="expected a"):
-            batch_of(nothing)
 
 
 def test_hidden_layer_says_what_it_reads():

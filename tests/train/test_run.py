@@ -212,12 +212,15 @@ def test_the_encoder_of_a_run_is_the_network_that_was_given_trained_in_place(tmp
     assert run.encoder(images).shape == (5, 12)
 
 
-def test_a_hidden_layer_of_an_own_network_is_what_the_encoder_gives(tmp_path, arrays):
+@pytest.mark.parametrize("hidden_layer", ["0", None])
+def test_a_hidden_layer_of_an_own_network_is_what_the_encoder_gives(tmp_path, arrays, hidden_layer):
+    """Also by default: a classifier's logits are not what is trained."""
+
     class Classifier(nn.Sequential):
         def __init__(self) -> None:
             super().__init__(Tiny(), nn.Linear(12, 10))
 
-    run = byol.pretrain(seeded(Classifier), arrays, small_config(tmp_path, hidden_layer="0"))
+    run = byol.pretrain(seeded(Classifier), arrays, small_config(tmp_path, hidden_layer=hidden_layer))
     assert run.encoder.info.features == 12
     encoder = byol.load_encoder(tmp_path, net=Classifier())
     images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
