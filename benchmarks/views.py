@@ -20,7 +20,7 @@ from PIL import Image
 
 from byol import ViewConfig, Views, open_images
 from byol.data.batches import BatchPlan, cut, resident_batches
-from byol.data.decode import open_picture
+from byol.data.decode import Reading
 from byol.machine import usable_cores
 from byol.method.crops import crop_draws
 from byol.world import World
@@ -122,7 +122,7 @@ def photographs(folder: Path) -> dict[str, dict[str, Callable[[], object]]]:
     files = [
         path.read_bytes() for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")
     ][: 2 * BATCH]
-    decoded = [open_picture(data, channels=3, max_pixels=2**26) for data in files]
+    decoded = [Reading(3, 2**26).picture(data) for data in files]
     ours, lightly, torchvision, kornia = (
         Ours(224),
         lightly_views(224),
@@ -133,7 +133,7 @@ def photographs(folder: Path) -> dict[str, dict[str, Callable[[], object]]]:
     crops = crops.repeat(len(decoded) // BATCH, 1, 1, 1, 1)
 
     def from_bytes() -> None:
-        ours([open_picture(data, channels=3, max_pixels=2**26) for data in files])
+        ours([Reading(3, 2**26).picture(data) for data in files])
 
     def decode_lightly(data: bytes) -> Any:
         return lightly(Image.open(io.BytesIO(data)).convert("RGB"))

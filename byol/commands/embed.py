@@ -9,7 +9,6 @@ from pathlib import Path
 
 import tyro
 
-from byol.data.images import open_images
 from byol.encoders.load import load_encoder
 from byol.features.embed import check_out, embed_to
 from byol.settings import parse
@@ -52,7 +51,7 @@ def embed(arguments: Sequence[str]) -> int:
         encoder = load_encoder(
             command.run, net=command.encoder, weights=command.weights, device=str(world.device)
         )
-        images = open_images(command.data, channels=encoder.info.channels)
+        images = encoder.open(command.data)
         progress = Progress() if world.rank == 0 else lambda done, total: None
         features = embed_to(
             out, encoder, images, world, workers=command.workers, normalize=command.normalize, report=progress

@@ -138,7 +138,7 @@ def by_query(command: Search, features: Features) -> Answer:
             f"{command.run} is another encoder than the one that gave {command.features}, so their features cannot be "
             "compared. Name that one, or embed the images again with this one."
         )
-    images = open_images(list(command.query), channels=encoder.info.channels)
+    images = encoder.open(list(command.query))
     asked = embed(encoder, images, strict=True)
     found = neighbours.search(features, asked, k=command.k, device=command.device)
     heads = [tile(drawable(images.picture(index))) if command.sheet else None for index in range(len(images))]

@@ -1,7 +1,8 @@
-"""The images of `byol demo`: tiles of the photographs that ship inside scikit-image and scikit-learn. No network is needed.
+"""The images of `byol demo`: tiles of the photographs that ship inside scikit-image and scikit-learn.
 
-The question asked of an encoder is which photograph a tile comes from. Training tiles and test tiles share no pixel: each
-photograph is cut into squares, every fourth square is held out, and a tile lies inside one square.
+The question to an encoder is which photograph a tile comes from. Training tiles and test tiles share no
+pixel: each photograph is cut into squares, every fourth square is for the test, and a tile lies inside one
+square.
 """
 
 from dataclasses import dataclass
@@ -13,27 +14,14 @@ import numpy as np
 
 from byol.errors import ConfigError
 
-PHOTOGRAPHS = {
-    "skimage": (
-        "data",
-        [
-            *(
-                "astronaut.png",
-                "brick.png",
-                "camera.png",
-                "cell.png",
-                "chelsea.png",
-                "clock_motion.png",
-                "coffee.png",
-            ),
-            *("coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png"),
-            *("motorcycle_left.png", "retina.jpg", "rocket.jpg"),
-        ],
-    ),
-    "sklearn": ("datasets/images", ["china.jpg", "flower.jpg"]),
+PHOTOGRAPHS = {  # by the package and the folder in it
+    "skimage/data": "astronaut.png brick.png camera.png cell.png chelsea.png clock_motion.png coffee.png "
+    "coins.png grass.png gravel.png hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png retina.jpg "
+    "rocket.jpg",
+    "sklearn/datasets/images": "china.jpg flower.jpg",
 }
 TILE = 32  # pixels, side of a tile
-SQUARE = 48  # pixels, side of a square that is held out or not as a whole
+SQUARE = 48  # pixels, side of a square that is for training or the test as a whole
 SIDE = 480  # pixels, shorter side that larger photographs are scaled to
 TRAIN_TILES, TEST_TILES = 240, 60  # per photograph
 
@@ -50,23 +38,20 @@ class Tiles:
 
 
 def photograph_tiles(seed: int = 0) -> Tiles:
-    """Cut the tiles, the same ones for the same seed. Raises ConfigError when the photographs are not installed."""
+    """The same tiles for the same seed. Raises ConfigError when the photographs are not installed."""
     from PIL import Image
 
     train, test, names = [], [], []
     for number, path in enumerate(photograph_paths()):
         with Image.open(path) as file:
             photograph = file.convert("RGB")
-        scale = SIDE / min(photograph.size)
-        if scale < 1:
-            photograph = photograph.resize(
-                (round(photograph.width * scale), round(photograph.height * scale))
-            )
+        scale = min(1, SIDE / min(photograph.size))
+        photograph = photograph.resize((round(photograph.width * scale), round(photograph.height * scale)))
         pixels = np.asarray(photograph)
         generator = np.random.default_rng((seed, number))
-        held_out = squares_of(pixels, generator)
-        train.append(tiles_of(pixels, ~held_out, TRAIN_TILES, generator))
-        test.append(tiles_of(pixels, held_out, TEST_TILES, generator))
+        for_test = squares_of(pixels, generator)
+        train.append(tiles_of(pixels, ~for_test, TRAIN_TILES, generator))
+        test.append(tiles_of(pixels, for_test, TEST_TILES, generator))
         names.append(path.stem)
     labels = np.arange(len(names))
     return Tiles(
@@ -81,17 +66,19 @@ def photograph_tiles(seed: int = 0) -> Tiles:
 def photograph_paths() -> list[Path]:
     """The photographs' files, found without importing the libraries that carry them."""
     paths = []
-    for package, (folder, names) in PHOTOGRAPHS.items():
+    for folder, names in PHOTOGRAPHS.items():
+        package, within = folder.split("/", 1)
         spec = find_spec(package)
         if spec is None or not spec.submodule_search_locations:
             raise ConfigError(
-                f"The demo's photographs ship inside {package}, which is missing. Run: pip install 'byol[demo]'"
+                f"The demo's photographs ship inside {package}, which is missing. Run: "
+                "pip install 'byol[demo]'"
             )
-        paths += [Path(spec.submodule_search_locations[0]) / folder / name for name in names]
-    missing = [path.name for path in paths if not path.exists()]
-    if missing:
+        paths += [Path(spec.submodule_search_locations[0]) / within / name for name in names.split()]
+    if missing := [path.name for path in paths if not path.exists()]:
         raise ConfigError(
-            f"This scikit-image or scikit-learn ships no {', '.join(missing)}. Run: pip install --upgrade 'byol[demo]'"
+            f"This scikit-image or scikit-learn ships no {', '.join(missing)}. "
+            "Run: pip install --upgrade 'byol[demo]'"
         )
     return paths
 
@@ -99,7 +86,7 @@ def photograph_paths() -> list[Path]:
 def squares_of(
     pixels: np.ndarray[Any, Any], generator: np.random.Generator
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which squares of a photograph are held out: bool (rows, columns), one in four, drawn at random."""
+    """Which squares of a photograph are for the test: bool (rows, columns), one in four, drawn at random."""
     rows, columns = pixels.shape[0] // SQUARE, pixels.shape[1] // SQUARE
     drawn = np.zeros(rows * columns, dtype=bool)
     drawn[generator.permutation(rows * columns)[: rows * columns // 4]] = True

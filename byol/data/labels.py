@@ -10,7 +10,8 @@ from torch import Tensor
 
 from byol.errors import DataError
 
-MOST_CLASSES = 1_000_000  # a larger number is no class: an id or a time stamp, named by mistake
+# A larger number, of fewer images, is not a class but an id or a time stamp, and would cost gigabytes as one.
+MOST_CLASSES = 2**15
 logger = logging.getLogger("byol")
 
 
@@ -18,14 +19,17 @@ logger = logging.getLogger("byol")
 class Labels:
     """The class of every image, or its classes."""
 
-    values: np.ndarray[
-        Any, np.dtype[np.int64]
-    ]  # (N,); where an image has several labels (N, classes) of 0 and 1
+    values: np.ndarray[Any, np.dtype[np.int64]]  # (N,); of multi-label images (N, classes) of 0 and 1
     classes: tuple[str, ...]  # names; a value, or a column, is a place in it
+
+    def of(self, rows: Any) -> "Labels":
+        """Those of some images."""
+        return Labels(self.values[rows], self.classes)
 
     def renumbered(self, classes: tuple[str, ...]) -> "Labels":
         """The same labels as places in other names, which hold all of these."""
-        places = np.array([classes.index(name) for name in self.classes], dtype=np.int64)
+        place = {name: number for number, name in enumerate(classes)}
+        places = np.array([place[name] for name in self.classes], dtype=np.int64)
         if self.values.ndim == 1:
             return Labels(places[self.values], classes)
         values = np.zeros((len(self.values), len(classes)), dtype=np.int64)
@@ -34,25 +38,24 @@ class Labels:
 
 
 def class_labels(values: Any, count: int, names: Sequence[str] | None = None) -> Labels | None:
-    """Labels from an array, tensor or sequence of `count` whole numbers or words; None when some image has no class.
+    """Labels from an array, tensor or sequence of `count` whole numbers or words; None if an image has none.
 
-    Words become numbers in alphabetical order; numbers are named by `names`, or by themselves. A negative number means
-    "no class" (as in STL-10 and in Hugging Face's test sets), and then nothing has one. Several labels an image are a row
-    of 0 and 1 for each, a column a class. Raises DataError.
+    Words become numbers in alphabetical order; numbers are named by `names`, or by themselves. A negative
+    number means "no class" (as in STL-10 and in Hugging Face's test sets), and then nothing has one.
+    Multi-label images have a row of 0 and 1 each, a column a class. Raises DataError.
     """
     try:
         array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
         if array.dtype == object and all(
             isinstance(row, np.ndarray) for row in array
-        ):  # a parquet file's column of lists
+        ):  # a parquet column of lists
             array = np.array(array.tolist())
     except ValueError as failure:
         raise DataError(
             "The labels are lists of several lengths; expected one label for each image."
         ) from failure
     if is_matrix(array) and len(array) == count:
-        classes = tuple(names or ())[: array.shape[1]]
-        return Labels(array.astype(np.int64), classes + tuple(map(str, range(len(classes), array.shape[1]))))
+        return Labels(array.astype(np.int64), named(names, array.shape[1])[: array.shape[1]])
     if array.shape not in ((count,), (count, 1)):
         raise DataError(
             f"The labels have the shape {array.shape}; expected one label for each of the {count:,} images."
@@ -68,25 +71,28 @@ def class_labels(values: Any, count: int, names: Sequence[str] | None = None) ->
     numbers = array.astype(np.int64)
     if count and numbers.min() < 0:
         return None
-    highest = int(numbers.max(initial=-1))
-    if highest >= MOST_CLASSES:
-        raise DataError(f"The labels go up to {highest}; expected the numbers of classes, from 0.")
-    classes = tuple(names or ())
-    return Labels(numbers, classes + tuple(str(number) for number in range(len(classes), highest + 1)))
+    classes = int(numbers.max(initial=-1)) + 1
+    if classes > max(MOST_CLASSES, count, len(names or ())):
+        raise DataError(
+            f"The labels of {count:,} images go up to {classes - 1}; expected the numbers of classes, from "
+            "0. Give the classes as words, or numbered without gaps."
+        )
+    return Labels(numbers, named(names, classes))
+
+
+def named(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    """The names of at least `count` classes; those without a name are named by their number."""
+    return (*(names or ()), *map(str, range(len(names or ()), count)))
 
 
 def is_matrix(labels: np.ndarray[Any, Any]) -> bool:
-    """Whether labels are rows of 0 and 1, one for each class: images with several labels, or with none."""
-    return (
-        labels.ndim == 2
-        and labels.shape[1] > 1
-        and labels.dtype.kind in "biuf"
-        and bool(np.isin(labels, (0, 1)).all())
-    )
+    """Whether labels are rows of 0 and 1, one for each class: of multi-label images."""
+    numbers = labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "biuf"
+    return numbers and bool(np.isin(labels, (0, 1)).all())
 
 
 def found_labels(values: Any, count: int, names: Sequence[str] | None = None) -> Labels | None:
-    """As `class_labels`, for labels that came with the images unasked: unusable ones are told and left aside."""
+    """As `class_labels`, for labels that nobody requested: unusable ones are told and left aside."""
     try:
         return class_labels(values, count, names)
     except DataError as failure:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from byol.data.images import Images, open_images
 from byol.disk import parse_json, replacing, write_text
 from byol.errors import CheckpointError, ConfigError, complaint
 from byol.method.byol import evaluating
@@ -51,6 +52,7 @@ class EncoderInfo:
     )
     interpolation: Interpolation = "bicubic"  # of that resize
     antialias: bool = True
+    levels: tuple[float, float] | None = None  # samples of more than 8 bits that are black and white
 
     @classmethod
     def of(
@@ -64,7 +66,8 @@ class EncoderInfo:
     @classmethod
     def read(cls, values: dict[str, Any]) -> "EncoderInfo":
         """The inverse of `asdict` behind JSON. Raises ValueError or TypeError for anything else."""
-        values = {**values, **{name: tuple(values[name]) for name in ("image_size", "mean", "std")}}
+        names = ("image_size", "mean", "std", *(["levels"] if values.get("levels") else []))
+        values = {**values, **{name: tuple(values[name]) for name in names}}
         info = cls(**values)
         whole = (*info.image_size, info.channels, info.features)
         right = (
@@ -80,6 +83,7 @@ class EncoderInfo:
             and 0 < info.crop_ratio <= 1
             and info.interpolation in get_args(Interpolation)
             and isinstance(info.antialias, bool)
+            and (info.levels is None or (len(info.levels) == 2 and info.levels[0] < info.levels[1]))
             and all(isinstance(name, str | None) for name in (info.encoder, info.hidden_layer))
         )
         if not right:
@@ -90,7 +94,8 @@ class EncoderInfo:
         """What is done to an image before the network sees it, as plain values for other programs."""
         values = asdict(self)
         names = ("image_size", "channels", "crop_ratio", "interpolation", "antialias", "mean", "std")
-        return {name: values[name] for name in names}
+        levels = {} if self.levels is None else {"levels": self.levels}
+        return {name: values[name] for name in names} | levels
 
 
 class Encoder(nn.Module):
@@ -113,6 +118,13 @@ class Encoder(nn.Module):
         """Hexadecimal, of the network's tensors and the description; the `blake2b` of the encoder's file."""
         check_savable(self.net)
         return digest(self.net.state_dict(), {"format": FORMAT, **asdict(self.info)})
+
+    def open(self, images: Any) -> Images:
+        """Anything `open_images` takes, read as those that the encoder was trained on. Raises DataError."""
+        if isinstance(images, Images):
+            return open_images(images.with_levels(self.info.levels), channels=self.info.channels)
+        black, white = self.info.levels or (None, None)
+        return open_images(images, channels=self.info.channels, black=black, white=white)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images as the network is fed them, but not normalised: float32 (B, C, h, w) in [0, 1]."""

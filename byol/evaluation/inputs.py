@@ -14,7 +14,7 @@ import numpy as np
 from byol.data.decode import BadImage
 from byol.data.images import Images, open_images
 from byol.data.labels import Labels
-from byol.data.spread import spread
+from byol.data.readers.reader import evenly_spaced
 from byol.encoders.encoder import Encoder
 from byol.errors import ConfigError, DataError, TrainingError
 from byol.evaluation.knn import check_votes
@@ -145,15 +145,13 @@ class Answers:
 
 
 def labelled(
-    images: Any, role: str, channels: int, classes: Sequence[str] | None = None
+    images: Any, role: str, encoder: Encoder, classes: Sequence[str] | None = None
 ) -> Features | Images:
     """The images of a role, opened; raises DataError before any work when they carry no labels.
 
     A folder that holds nothing but one folder named as one of `classes` holds images of this class.
     """
-    opened: Features | Images = (
-        images if isinstance(images, Features | Images) else open_images(images, channels=channels)
-    )
+    opened: Features | Images = images if isinstance(images, Features) else encoder.open(images)
     if (
         classes
         and isinstance(opened, Images)
@@ -194,7 +192,7 @@ def same_images(train: Features | Images, test: Features | Images) -> bool:
 
 def alike(train: Images, test: Images) -> bool:
     """Whether a few images are the same on both sides: of a dataset that draws them at random only these tell."""
-    for index in spread(min(len(train), len(test)), 8):
+    for index in evenly_spaced(min(len(train), len(test)), 8):
         try:
             if not np.array_equal(train.array(index), test.array(index)):
                 return False

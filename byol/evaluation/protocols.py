@@ -218,9 +218,8 @@ def prepare(
         raise ConfigError(f"seeds is {seeds}; expected at least 1.")
     check_seed(seed, seeds)
     folder = None if cache is None else Path(cache)
-    channels = encoder.info.channels
-    learned = labelled(train, "train", channels)
-    opened = same_classes(learned, labelled(test, "test", channels, learned.classes))
+    learned = labelled(train, "train", encoder)
+    opened = same_classes(learned, labelled(test, "test", encoder, learned.classes))
     for role, source in zip(("train", "test"), opened, strict=True):
         if isinstance(source, Features) and source.encoder not in (None, encoder.checksum()):
             raise ConfigError(

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from byol.data.decode import BadImage
-from byol.data.images import Images, open_images
+from byol.data.images import Images
 from byol.data.workers import arriving, loader
 from byol.disk import check_writable, left_behind, parse_json, replacing
 from byol.encoders.encoder import Encoder, check_savable, device_of, digest
@@ -137,9 +137,7 @@ def images_for(encoder: Encoder, images: Any, workers: int) -> Images:
     check_encoder(encoder)
     if workers < 0:
         raise ConfigError(f"workers is {workers}; expected 0 or more.")
-    source = images if isinstance(images, Images) else open_images(images, channels=encoder.info.channels)
-    check_channels(encoder, source)
-    return source
+    return encoder.open(images)
 
 
 def check_channels(encoder: Encoder, images: Images, role: str = "") -> None:

@@ -147,6 +147,10 @@ class DataConfig:
     """Share of unreadable images above which the run stops; up to it they are replaced and listed."""
     max_pixels: int = 64_000_000
     """Largest picture that is decoded, in pixels; larger ones count as unreadable."""
+    black: float | None = None
+    """Sample of pictures with more than 8 bits that is black. By default 0, or what the images suggest."""
+    white: float | None = None
+    """Sample of pictures with more than 8 bits that is white, such as 4095. By default what the images suggest."""
 
     def __post_init__(self) -> None:
         conform(self)

@@ -52,6 +52,7 @@ class Monitor:
         train, hold_out = rows
         queries = sample(hold_out, room // 4, plan.seed)
         self.rows = sample(train, min(BANK, room - len(queries)) if len(queries) else 512, plan.seed), queries
+        self.classes: tuple[str, ...] = ()
         self.pictures: tuple[Pictures, Pictures] | None = (
             None  # of the bank and the queries, once they are read
         )
@@ -82,9 +83,13 @@ class Monitor:
             )
         spread_out = bank[:: -(-len(bank) // HEALTH) or 1]  # rows are sorted, in a folder by class
         metrics |= {f"representation_{name}": float(value) for name, value in health(spread_out).items()}
-        if len(query_pixels) and len(bank):
-            votes = Features(bank.numpy(), bank_labels, classes=self.images.classes)
-            queries = Features(self._embed(query_pixels).numpy(), query_labels, classes=self.images.classes)
+        if (
+            min(query_labels.min(initial=0), bank_labels.min(initial=0)) >= 0
+            and len(query_pixels)
+            and len(bank)
+        ):
+            votes = Features(bank.numpy(), bank_labels, classes=self.classes)
+            queries = Features(self._embed(query_pixels).numpy(), query_labels, classes=self.classes)
             correct = knn_correct(votes, queries, k=self.knn.k, temperature=self.knn.temperature)
             settings = {
                 "k": self.knn.k,
@@ -122,7 +127,9 @@ class Monitor:
                         parts.append(pixels.mul(255).round_().to(torch.uint8))
                         kept += indices
                     images.release()  # what was read before is not needed as it was read
-            labels = np.full(len(kept), -1, dtype=np.int64) if images.labels is None else images.labels[kept]
+            images = images.subset(kept)
+            labels = np.full(len(kept), -1, dtype=np.int64) if images.labels is None else images.labels
+            self.classes = max(self.classes, images.classes or (), key=len)
             found.append((torch.cat(parts), labels))
         return found[0], found[1]
 

@@ -61,20 +61,21 @@ class Setup:
                 )
             config = replace(config, encoder=encoder)
         world = World.join(config.device, alone=True)
-        if not isinstance(images, Images):
-            images = open_images(images, channels=data.channels, max_pixels=data.max_pixels)
-        elif data.max_pixels != DataConfig.max_pixels:
-            raise ConfigError(
-                f"data.max_pixels is {data.max_pixels}, but the images are open already. Give it to "
-                "open_images instead."
-            )
-        images = open_images(images, channels=data.channels)  # refuses open ones of other channels
+        images = open_images(  # open ones stay as they are, but for what the config asks for
+            images,
+            channels=data.channels,
+            max_pixels=None if data.max_pixels == DataConfig.max_pixels else data.max_pixels,
+            black=data.black,
+            white=data.white,
+        )
         return cls(config, encoder if isinstance(encoder, nn.Module) else None, images, world, started)
 
     def facts(self) -> ImageFacts:
         """What planning needs to know of the images."""
         images = self.images
-        return ImageFacts(len(images), images.uniform_size(), images.channels, images.labels is not None)
+        # Of a dataset that tells its labels with its images only, the first one is enough to know.
+        labelled = images.subset([0]).labels is not None
+        return ImageFacts(len(images), images.uniform_size(), images.channels, labelled)
 
     def new_plan(self) -> Plan:
         """A plan of what was given."""
@@ -130,6 +131,7 @@ class Setup:
             mean=learner.views.mean,
             std=learner.views.std,
             features=learner.representation_size,
+            levels=self.images.reading.levels,
         )
         encoder = Encoder(network, info)
         if plan.eval_size != plan.image_size:

@@ -8,7 +8,7 @@ from pictures import encoded, photo
 
 @pytest.fixture
 def folder_of(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a folder of different PNG pictures by their names: folder_of("cats/1.png", "dogs/2.png", height=20, width=20)."""
+    """Writes a folder of different PNG pictures: folder_of("cats/1.png", "dogs/2.png", height=20)."""
 
     def write(*names: str | bytes, height: int = 20, width: int = 30, root: str = "photos") -> Path:
         for seed, name in enumerate(names):

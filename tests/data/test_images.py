@@ -3,6 +3,7 @@
 import pickle
 import re
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def test_labels_can_be_given(labels: Any, values: list[int], classes: tuple[str,
         (2 * np.eye(5), r"labels have the shape \(5, 5\)"),
         ([0.5] * 5, "labels are float64; expected whole numbers from 0, or words"),
         ([0, 1, 2, -1, 0], "negative numbers"),
-        ([10**12] * 5, "labels go up to 1000000000000"),
+        ([10**12] * 5, "go up to 1000000000000"),
         ([[1], [1, 2], [], [], []], "labels"),
     ],
 )
@@ -187,3 +188,77 @@ def test_images_travel_to_workers(folder_of: FolderOf) -> None:
         assert (copy.description, copy.fingerprint()) == (images.description, images.fingerprint())
         copy.release()
         assert np.array_equal(copy.array(0), images.array(0))
+
+
+def test_many_classes_are_renumbered_without_comparing_all_with_all() -> None:
+    compared = 0
+
+    class Name(str):
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    count = 2000
+    images = open_images(
+        np.zeros((count, 8, 8), np.uint8), labels=[f"{number:05}" for number in range(count)]
+    )
+    others = images.with_classes(tuple(Name(f"{number:05}") for number in reversed(range(count))))
+    assert others.labels is not None
+    assert others.labels.tolist() == list(reversed(range(count)))
+    assert compared < 20 * count
+
+
+@pytest.mark.parametrize("highest", [999_999, 40_000])
+def test_a_number_that_is_no_class_is_a_sentence(
+    highest: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So many classes would take gigabytes in every protocol."""
+    labels = [0, 1, 0, 1, highest]
+    with pytest.raises(DataError, match=f"labels of 5 images go up to {highest}"):
+        open_images(PHOTOS, labels=labels)
+    np.savez(tmp_path / "a.npz", images=PHOTOS, y=labels)
+    assert open_images(tmp_path / "a.npz").labels is None
+    assert "unlabelled" in caplog.text
+
+
+def test_an_image_can_be_looked_at() -> None:
+    images = open_images(PHOTOS, labels=[0, 1, 0, 1, 1])
+    assert repr(images) == "<5 images in the array (2 classes)>"
+    assert np.array_equal(np.asarray(images[3]), PHOTOS[3])
+    assert np.array_equal(np.asarray(images[-1]), PHOTOS[4])
+    assert isinstance(images[0], Image.Image)
+    assert np.array_equal(arrays(images[1:4:2]), PHOTOS[[1, 3]])
+    assert len(list(images)) == 5
+    with pytest.raises(IndexError):
+        images[5]
+    for channels in (1, 2, 4, 13):
+        shown = open_images(np.full((3, 8, 8, channels), 90, np.uint8))[0]
+        assert np.asarray(shown).shape == ((8, 8, 3) if channels >= 3 else (8, 8))
+
+
+def test_a_notebook_shows_some_of_the_images(tmp_path: Path) -> None:
+    for number, colour in enumerate(("red", "lime", "blue")):
+        Image.new("RGB", (20, 30), colour).save(tmp_path / f"{number}.png")
+    (tmp_path / "3.png").write_bytes(b"")  # an unreadable one leaves its place empty
+    with Image.open(BytesIO(open_images(tmp_path)._repr_png_())) as page:
+        shown = {colour for _, colour in page.convert("RGB").getcolors() or ()}
+    assert shown == {(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)}
+
+
+def test_to_show_images_reads_no_labels_that_need_decoding() -> None:
+    class Pairs:
+        read = 0
+
+        def __len__(self) -> int:
+            return 3000
+
+        def __getitem__(self, index: int) -> Any:
+            self.read += 1
+            return np.full((4, 4, 3), index % 256, np.uint8), index % 3
+
+    pairs = Pairs()
+    assert repr(open_images(pairs)) == "<3,000 images in Pairs>"
+    assert pairs.read < 100

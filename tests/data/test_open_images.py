@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from pictures import PHOTOS, arrays, encoded, photo
-from PIL import Image
+from PIL import Image, features
 from torch.utils.data import DataLoader
 from torchvision.datasets import FakeData
 
@@ -83,17 +84,34 @@ def test_a_folder_whose_name_looks_like_a_pattern(folder_of: FolderOf) -> None:
 def test_images_pass_through(folder_of: FolderOf) -> None:
     images = open_images(folder_of("1.png", "2.png"))
     assert open_images(images) is images
-    assert open_images(images, channels=3) is images
     labelled = open_images(images, labels=[1, 0])
     assert labelled.labels is not None
     assert labelled.labels.tolist() == [1, 0]
-    with pytest.raises(DataError, match="opened with 3 channels and 1 are needed"):
-        open_images(images, channels=1)
+
+
+def test_what_is_requested_of_open_images_counts(folder_of: FolderOf) -> None:
+    """Nothing that is given beside images that are open already is passed over in silence."""
+    root = folder_of("1.png", "2.png")
+    images = open_images(root, labels=[0, 1])
+    gray = open_images(images.subset([1]), channels=1)
+    assert np.array_equal(gray.array(0), open_images(root, channels=1).array(1))
+    assert gray.labels is not None
+    assert gray.labels.tolist() == [1]
+    with pytest.raises(DataError, match="more than the limit of 599"):
+        open_images(images, max_pixels=599)
+    with pytest.raises(DataError, match="3 channels where 13 are wanted"):
+        open_images(open_images(PHOTOS), channels=13)
+    part = open_images(images.subset([1]), labels=[7])
+    assert part.labels is not None
+    assert part.labels.tolist() == [7]
 
 
 def test_large_pictures_are_bad_images(folder_of: FolderOf) -> None:
     root = folder_of("1.png")
     assert open_images(root, max_pixels=600).array(0).shape == (20, 30, 3)
+    with pytest.raises(DataError, match="more than the limit of 599"):
+        open_images(root, max_pixels=599)
+    (root / "2.png").write_bytes(encoded(photo(8, 8)))
     with pytest.raises(BadImage, match="more than the limit of 599"):
         open_images(root, max_pixels=599).array(0)
     with pytest.raises(DataError, match="more than the limit of 599"):
@@ -119,7 +137,7 @@ def test_a_missing_path_names_what_is_near(folder_of: FolderOf) -> None:
         (lambda root: (root / "deep" / "er").mkdir(parents=True), r"holds no files"),
         (
             lambda root: [(root / name).touch() for name in ("a.heic", "b.heic", "c.mov", "README")],
-            r"holds no pictures, only other files \(2 with \.heic, 1 with \.mov, 1 with no suffix\)",
+            r"holds no pictures.* \(2 with \.heic, 1 with \.mov, 1 with no suffix; .*pillow-heif\)",
         ),
         (lambda root: np.save(root / "a.npy", PHOTOS), r"1 with \.npy\).* Give the array's file itself"),
     ],
@@ -131,6 +149,63 @@ def test_folders_without_pictures_say_what_they_hold(
     make(tmp_path / "empty")
     with pytest.raises(DataError, match=sentence):
         open_images(tmp_path / "empty")
+
+
+def test_files_that_are_passed_over_are_counted(
+    folder_of: FolderOf, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["1.png", "a/2.png", "a/3.heic", "a/4.HEIC", "5.jxl", "notes.txt", ".hidden.txt", "b/README"]
+    assert len(open_images(folder_of(*names))) == 2
+    (line,) = (record.message for record in caplog.records)
+    for part in ("2 with .heic", "1 with .jxl", "1 with .txt", "1 with no suffix", "pip install pillow-heif"):
+        assert part in line
+    caplog.clear()
+    open_images(folder_of("1.png", ".hidden.txt", root="others"))
+    assert not caplog.records
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow is built without AVIF")
+def test_avif_is_read(tmp_path: Path) -> None:
+    Image.fromarray(photo()).save(tmp_path / "1.avif", quality=100)
+    Image.fromarray(photo()).save(tmp_path / "2.jpg", quality=100)
+    images = open_images(tmp_path)
+    assert [images.name(index) for index in range(len(images))] == ["1.avif", "2.jpg"]
+    assert np.abs(images.array(0).astype(int) - photo()).mean() < 3
+
+
+@pytest.mark.parametrize(("module", "suffix"), [("pillow_heif", ".heic"), ("pillow_jxl", ".jxl")])
+def test_formats_of_plugins_are_read_where_they_are_installed(
+    module: str, suffix: str, tmp_path: Path
+) -> None:
+    plugin = pytest.importorskip(module, reason="an optional plugin of Pillow's")
+    getattr(plugin, "register_heif_opener", lambda: None)()
+    Image.fromarray(photo()).save(tmp_path / f"1{suffix}", quality=95)
+    assert np.abs(open_images(tmp_path).array(0).astype(int) - photo()).mean() < 4
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC.*pip install pillow-heif"),
+        (b"\xff\x0a\xfa\x1f", "JPEG XL.*pip install pillow-jxl-plugin"),
+    ],
+)
+def test_a_picture_that_needs_a_plugin_says_so(data: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").write_bytes(data)
+    with pytest.raises(DataError, match=reason if find_spec("pillow_heif") is None else "1.jpg"):
+        open_images(tmp_path)
+
+
+def test_a_stray_picture_beside_class_folders_is_named(
+    folder_of: FolderOf, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [f"{kind}/{number}.png" for kind in ("cats", "dogs") for number in range(6)]
+    assert open_images(folder_of(*names, "stray.png")).labels is None
+    for part in ("stray.png", "2 folders", "unlabelled"):
+        assert part in caplog.text
+    caplog.clear()
+    assert open_images(folder_of(*names, *(f"{n}.png" for n in range(9)), root="mixed")).labels is None
+    assert not caplog.records  # so many are no oversight
 
 
 def test_splits_are_not_classes(folder_of: FolderOf) -> None:
@@ -156,7 +231,7 @@ def test_files_that_are_no_set_of_images(folder_of: FolderOf, tmp_path: Path) ->
     for name in ("pipe", "pipe.npy", "pipe.txt", "pipe.parquet", "pipe.jpg"):
         if not (tmp_path / name).exists():
             os.mkfifo(tmp_path / name)
-        with pytest.raises(DataError, match="no regular file"):
+        with pytest.raises(DataError, match="not a regular file"):
             open_images(tmp_path / name)
 
 
@@ -164,13 +239,14 @@ def test_lists_that_lead_nowhere(folder_of: FolderOf) -> None:
     root = folder_of("1.png")
     (root / "list.txt").write_text("photos/1.png\nphotos/2.png\n")
     with pytest.raises(
-        DataError, match=rf"None of the files .* exists; the first was looked for as {root}/photos/1\.png"
+        DataError,
+        match=rf"No image in .*list\.txt can be read. The first, {root}/photos/1\.png: No such file",
     ):
         open_images(root / "list.txt")
     (root / "list.txt").write_text("# nothing\n\n")
     with pytest.raises(DataError, match="There is no image in"):
         open_images(root / "list.txt")
-    with pytest.raises(DataError, match="None of the files named in the list exists"):
+    with pytest.raises(DataError, match=f"The first, {Path.cwd()}/no/such.png: No such file"):
         open_images(["no/such.png"])
     with pytest.raises(DataError, match="mixes parquet files and others"):
         open_images([root / "1.png", "a.parquet"])
@@ -179,20 +255,20 @@ def test_lists_that_lead_nowhere(folder_of: FolderOf) -> None:
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
-        (None, "type NoneType is no set of images"),
-        (7, "type int is no set of images"),
-        (b"photos", "type bytes is no set of images"),
-        (iter([1]), "is no set of images; expected a path"),
+        (None, "type NoneType is not a set of images"),
+        (7, "type int is not a set of images"),
+        (b"photos", "type bytes is not a set of images"),
+        (iter([1]), "is not a set of images; expected a path"),
         ([], "There is no image in the list"),
         ((), "There is no image in the tuple"),
-        ([1, 2], "No image in the list can be read. The first: it is of type int"),
-        ([None], "The first: it is of type NoneType"),
+        ([1, 2], "No image in the list can be read. The first, 0: it is of type int"),
+        ([None], "The first, 0: it is of type NoneType"),
         ([{"text": "a"}], "it has the keys text; expected `image`"),
         ([np.zeros(7)], r"it has the shape \(7,\)"),
-        (["a.png", 3], "No image in the list can be read. The first: No such file"),
+        (["a.png", 3], "No image in the list can be read. The first, 0: No such file"),
         (
             {"train": [1], "test": [2]},
-            r"A mapping \(keys: train, test\) is no set of images. Give one of its values",
+            r"A mapping \(keys: train, test\) is not a set of images. Give one of its values",
         ),
         ("s3://bucket/photos", "is an address; images are read from files only. Download them first"),
         ("https://example.org/a.zip", "is an address"),
@@ -213,7 +289,7 @@ def test_a_data_loader_is_asked_for_its_dataset() -> None:
 
 def test_files_are_colour_or_gray(folder_of: FolderOf) -> None:
     with pytest.raises(
-        DataError, match=r"4 channels were asked for, but pictures in .* give 3 \(colour\) or 1 \(gray\)"
+        DataError, match=r"pictures have 3 channels \(colour\) or 1 \(gray\), and 4 are wanted"
     ):
         open_images(folder_of("1.png"), channels=4)
     with pytest.raises(DataError, match="and 4 are wanted"):

@@ -68,9 +68,12 @@ def test_substitutes_try_every_other_image() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_no_readable_image_at_all_is_one_sentence(workers: int, tmp_path: Path) -> None:
-    for name in ("1.png", "2.png"):
-        (tmp_path / name).touch()
+    paths = [tmp_path / "1.png", tmp_path / "2.png"]
+    for path in paths:
+        path.write_bytes(encoded(photo()))
     images, reports = open_images(tmp_path), Reports()
+    for path in paths:
+        path.write_bytes(b"")
     with pytest.raises(DataError, match="None of the 2 images can be read"):
         next(streamed(images, plan_for(2), range(1), workers, reports))
     assert {index for index, _ in reports} == {0, 1}

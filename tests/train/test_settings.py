@@ -86,6 +86,8 @@ CHANGES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "data.in_memory": (False, {}, "weights"),  # crops of streamed images are rounded to uint8
     "data.max_bad": (0.0, {"images": "one bad"}, "failure"),
     "data.max_pixels": (100, {"images": "photos"}, "failure"),
+    "data.black": (500.0, {"images": "deep"}, "metrics"),
+    "data.white": (1000.0, {"images": "deep"}, "metrics"),
     "knn.hold_out_share": (0.1, {}, "weights"),
     "knn.times": (2, {}, "metrics"),
     "knn.k": (1, {}, "metrics"),
@@ -141,7 +143,8 @@ def observed(folder: Path, photos: Path, common: dict[str, Any], change: dict[st
     try:
         usual = {"data.max_bad": 0.5} if kind == "one bad" else {}
         config = with_settings(small_config(folder, **BASE), {**usual, **common, **change})
-        byol.pretrain(None, photos if kind == "photos" else watched, config)
+        sources = {"photos": photos, "deep": watched.images.astype(np.uint16) * 16}
+        byol.pretrain(None, sources.get(kind, watched), config)
     except ByolError as failure:
         return {"failure": str(failure)}
     checkpoints = sorted((folder / "checkpoints").iterdir())

@@ -73,28 +73,22 @@ def test_the_first_ctrl_c_is_answered_at_once(tmp_path, arrays, capfd):
 
 
 def watched(source, look):
-    """Images that tell `look` the row of every picture before it is read."""
+    """Images that call `look` before a picture is decoded."""
     images = byol.open_images(source)
 
-    class Watched:
-        def __getattr__(self, name):
-            return getattr(images._source, name)
+    class Watched(type(images.reading)):
+        def picture(self, raw):
+            look()
+            return super().picture(raw)
 
-        def __len__(self):
-            return len(images)
-
-        def picture(self, index):
-            look(index)
-            return images._source.picture(index)
-
-    return byol.Images(Watched())
+    return byol.Images(images.reader, Watched(**vars(images.reading)))
 
 
 def test_a_signal_while_pictures_are_read_for_scoring_saves_without_reading_on(tmp_path, arrays):
     read = []
 
-    def stop_at_scoring(index):
-        read.append(index)
+    def stop_at_scoring():
+        read.append(1)
         if len(read) == 64 + 3:  # all are read once to be kept in memory, then those that score
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -106,7 +100,7 @@ def test_a_signal_while_pictures_are_read_for_scoring_saves_without_reading_on(t
 
 def test_the_plan_is_printed_before_any_picture_is_decoded(tmp_path, photos, capsys):
     said = []
-    images = watched(photos, lambda index: said.append(capsys.readouterr().err))
+    images = watched(photos, lambda: said.append(capsys.readouterr().err))
     byol.pretrain(seeded(), images, small_config(tmp_path))
     assert "optimizer  " in said[0]
 

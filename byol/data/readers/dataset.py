@@ -1,5 +1,6 @@
-"""Images that are the items of a Python sequence: lists of pictures, torchvision datasets, Hugging Face datasets."""
+"""Images that are the items of a Python sequence: lists, torchvision datasets, Hugging Face datasets."""
 
+import logging
 from collections.abc import Mapping
 from functools import cached_property
 from hashlib import blake2b
@@ -10,36 +11,25 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from byol.data.decode import BadImage, Pixels, open_picture, simplified
+from byol.data.decode import BadImage, to_numpy
 from byol.data.labels import Labels, found_labels, is_matrix
-from byol.data.readers.arrays import channel_axis, plain_pixels, to_numpy
 from byol.data.readers.folder import read_file
 from byol.data.readers.parquet import IMAGE_NAMES, LABEL_NAMES
-from byol.data.spread import spread
-from byol.errors import DataError
+from byol.data.readers.reader import Reader, Rows, evenly_spaced
+
+TOLD = 1_000  # images from which on it is told that they are decoded for their labels
+logger = logging.getLogger("byol")
 
 
-class Items:
-    """A sequence whose items are images, or (image, label), or mappings with `image` or `img` and perhaps `label`.
+class Items(Reader):
+    """A sequence of images, of (image, label), or of mappings with `image` or `img` and perhaps `label`.
 
-    An image is a PIL image, an array or tensor (H, W), (H, W, C) or (C, H, W), the bytes of a picture, or its path.
-    Raises DataError when none of a sample of the items can be read.
+    An image is a PIL image, an array or tensor (H, W), (H, W, C) or (C, H, W), a picture's bytes, or its
+    path.
     """
 
-    def __init__(self, items: Any, where: str, channels: int | None, max_pixels: int) -> None:
-        self.items, self.where, self.max_pixels = items, where, max_pixels
-        reasons: list[str] = []
-        for index in spread(len(items)):
-            try:
-                self.channels = channels or channels_of(split_item(self._item(index))[0])
-                self.picture(index)
-                return
-            except BadImage as failure:
-                reasons.append(str(failure))
-        raise DataError(
-            f"No image in {where} can be read. The first: {reasons[0] if reasons else 'there is none'}. Expected PIL images, "
-            "arrays, tensors or paths, alone or as (image, label) or {'image': ..., 'label': ...}."
-        )
+    def __init__(self, items: Any, where: str) -> None:
+        self.items, self.where = items, where
 
     def __len__(self) -> int:
         return len(self.items)
@@ -47,93 +37,97 @@ class Items:
     def name(self, index: int) -> str:
         return str(index)
 
-    def picture(self, index: int) -> Image.Image | Pixels:
-        image = split_item(self._item(index))[0]
-        if isinstance(image, Tensor | np.ndarray):
-            array = to_numpy(image) if isinstance(image, Tensor) else image
-            if array.ndim not in (2, 3) or 0 in array.shape:
-                raise BadImage(f"it has the shape {array.shape}; expected (H, W), (H, W, C) or (C, H, W)")
-            return plain_pixels(
-                array, channel_axis(array.shape, self.channels, isinstance(image, Tensor)), self.channels
-            )
-        if self.channels not in (1, 3):
-            raise BadImage(f"pictures have 3 channels (colour) or 1 (gray), and {self.channels} are wanted")
-        if isinstance(image, Image.Image) and not _unread(image):
-            return simplified(image, self.channels, self.max_pixels)
-        return open_picture(_bytes_of(image), channels=self.channels, max_pixels=self.max_pixels)
-
-    def size(self, index: int) -> tuple[int, int]:
-        picture = self.picture(index)
-        return (picture.height, picture.width) if isinstance(picture, Image.Image) else picture.shape[:2]
-
-    @cached_property
-    def labels(self) -> Labels | None:
-        """From the sequence's own column of labels where it has one, else from the items, which are then all read once."""
-        column = label_column(self.items)
-        if column is None:
-            if not is_label(self._label(0)):
-                return None
-            column = [self._label(index) for index in range(len(self))]
-        return found_labels(column, len(self), class_names(self.items))
-
-    def identity(self) -> bytes:
-        """A digest of a sample of the pictures, left out where reading them twice gives two answers (random transforms)."""
-        digests = [self._sampled() for _ in range(2)]
-        return f"{type(self.items).__name__} {len(self)}".encode() + (
-            digests[0] if digests[0] == digests[1] else b""
+    def read(self, index: int) -> Any:
+        image = self._split(index)[0]
+        if isinstance(image, Mapping):  # {bytes, path}
+            image = image.get("bytes") or image.get("path")
+        elif isinstance(image, Image.Image) and getattr(image, "fp", None):
+            # Not read yet: workers that share the file's pointer would disturb each other.
+            image = getattr(image, "filename", "") or image
+        if isinstance(image, str | Path):
+            return read_file(image)
+        if isinstance(image, bytes | Image.Image | Tensor | np.ndarray):
+            return image
+        raise BadImage(
+            f"it is of type {type(image).__name__}; expected a PIL image, an array, a tensor, a path or "
+            "bytes, alone or as (image, label) or {'image': ..., 'label': ...}"
         )
 
-    def checksum(self) -> None:
-        """Nobody can tell whether a foreign dataset still gives what it gave."""
+    def labels(self, rows: Rows) -> Labels | None:
+        """From the sequence's own column where it has one, else from these items, which are then read."""
+        if self._known[0] is None:
+            first = self._label(int(rows[0])) if len(rows) else None
+            if not is_label(first):
+                return None
+            if not isinstance(first, str):
+                return found_labels(self._labels_of(rows), len(rows), self._known[1])
+        return self._all_labels and self._all_labels.of(rows)
 
-    def release(self) -> None:
-        """Nothing is kept besides the sequence itself."""
+    @property
+    def labels_cost_decoding(self) -> bool:
+        return self._known[0] is None and not isinstance(self.items, list | tuple)
 
-    def _sampled(self) -> bytes:
-        digest = blake2b()
-        for index in spread(len(self)):
-            try:
-                digest.update(np.asarray(self.picture(index)).tobytes())
-            except BadImage as failure:
-                digest.update(str(failure).encode())
-        return digest.digest()
+    def digest(self, everything: bool) -> bytes | None:
+        """Of a sample; nobody can tell whether a dataset still gives all that it gave."""
+        first, second = self._sampled(), self._sampled()
+        about = f"{type(self.items).__name__} {len(self)}".encode()
+        return None if everything else about + (first if first == second else b"")  # random transforms differ
 
-    def _item(self, index: int) -> Any:
-        try:
-            return self.items[index]
-        except Exception as failure:  # a foreign dataset: whatever it raises, it costs this one image
-            raise BadImage(f"{type(failure).__name__}: {failure}") from failure
+    @cached_property
+    def _known(self) -> tuple[Any, Any]:
+        return labels_and_names(self.items)
+
+    @cached_property
+    def _all_labels(self) -> Labels | None:
+        """Words are numbered in the order of all of them."""
+        column, names = self._known
+        return found_labels(
+            self._labels_of(np.arange(len(self))) if column is None else column, len(self), names
+        )
+
+    def _labels_of(self, rows: Rows) -> list[Any]:
+        if self.labels_cost_decoding and len(rows) > TOLD:
+            logger.warning(
+                f"{len(rows):,} images of {self.where} are decoded once more to learn their labels: it has "
+                "no `targets`. Give labels=[...] to `open_images` to spare that."
+            )
+        return [self._label(row) for row in rows.tolist()]
 
     def _label(self, index: int) -> Any:
         try:
-            label = split_item(self._item(index))[1]
+            label = self._split(index)[1]
         except BadImage:
             return -1
         return label.item() if isinstance(label, Tensor | np.ndarray) and label.ndim == 0 else label
 
+    def _split(self, index: int) -> tuple[Any, Any]:
+        """The image of an item, and its label or None. Raises BadImage."""
+        try:
+            item = self.items[index]
+        except Exception as failure:  # a foreign dataset: whatever it raises, it costs this one image
+            raise BadImage(f"{type(failure).__name__}: {failure}") from failure
+        if isinstance(item, Mapping):
+            found = [item[name] for name in IMAGE_NAMES if name in item]
+            if not found:
+                raise BadImage(f"it has the keys {', '.join(map(str, item)) or 'none'}; expected `image`")
+            return found[0], next((item[name] for name in LABEL_NAMES if name in item), None)
+        if isinstance(item, tuple | list) and item:
+            return item[0], item[1] if len(item) > 1 else None
+        return item, None
 
-def split_item(item: Any) -> tuple[Any, Any]:
-    """The image of an item, and its label or None. Raises BadImage."""
-    if isinstance(item, Mapping):
-        found = [item[name] for name in IMAGE_NAMES if name in item]
-        if not found:
-            raise BadImage(f"it has the keys {', '.join(map(str, item)) or 'none'}; expected `image`")
-        return found[0], next((item[name] for name in LABEL_NAMES if name in item), None)
-    if isinstance(item, tuple | list) and item:
-        return item[0], item[1] if len(item) > 1 else None
-    return item, None
-
-
-def channels_of(image: Any) -> int:
-    """The channels of an array or tensor; 3 for any other picture."""
-    if not isinstance(image, Tensor | np.ndarray) or image.ndim not in (2, 3):
-        return 3
-    axis = channel_axis(tuple(image.shape), None, isinstance(image, Tensor))
-    return 1 if axis is None else int(image.shape[axis])
+    def _sampled(self) -> bytes:
+        digest = blake2b()
+        for index in evenly_spaced(len(self)):
+            try:
+                raw = self.read(index)
+                digest.update(raw if isinstance(raw, bytes) else to_numpy(raw).tobytes())
+            except (BadImage, OSError) as failure:  # OSError: a damaged PIL image that was not loaded before
+                digest.update(str(failure).encode())
+        return digest.digest()
 
 
 def is_label(label: Any) -> bool:
-    """Whether an item's second part can be a class, a whole number or a word, or a row of 0 and 1 for several classes."""
+    """Whether an item's second part is a class, a whole number or a word, or a row of 0 and 1 for several."""
     if isinstance(label, Tensor):
         label = to_numpy(label)
     elif isinstance(label, list | tuple) and all(isinstance(value, int) for value in label):
@@ -143,54 +137,23 @@ def is_label(label: Any) -> bool:
     return isinstance(label, int | np.integer | str)
 
 
-def label_column(items: Any) -> Any:
-    """All labels of a dataset without reading its images, or None: `targets`, `labels`, a column, or those of a subset."""
+def labels_and_names(items: Any) -> tuple[Any, Any]:
+    """A dataset's column of labels, known without reading an image, and its classes' names; None without."""
     if hasattr(items, "dataset") and hasattr(items, "indices"):  # torch.utils.data.Subset
-        whole = label_column(items.dataset)
-        return None if whole is None else [whole[index] for index in items.indices]
+        column, names = labels_and_names(items.dataset)
+        return None if column is None else [column[index] for index in items.indices], names
     if hasattr(items, "column_names") and hasattr(items, "features"):  # datasets.Dataset
         name = next((name for name in LABEL_NAMES if name in items.column_names), None)
-        return None if name is None else list(items[name])
-    if getattr(items, "target_transform", None) is not None:
-        return None
-    columns: list[Any] = [getattr(items, name, None) for name in ("targets", "labels")]
-    return next(
-        (column for column in columns if hasattr(column, "__len__") and len(column) == len(items)), None
-    )
-
-
-def class_names(items: Any) -> list[str] | None:
-    """The names of a dataset's classes, where it tells them."""
-    if hasattr(items, "dataset") and hasattr(items, "indices"):
-        return class_names(items.dataset)
-    features = getattr(items, "features", None)
-    if isinstance(features, Mapping):
-        return next(
-            (getattr(features[name], "names", None) for name in LABEL_NAMES if name in features), None
+        return (
+            (None, None)
+            if name is None
+            else (list(items[name]), getattr(items.features[name], "names", None))
         )
     names = getattr(items, "classes", None)
-    return (
-        list(names)
-        if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-        else None
-    )
-
-
-def _unread(image: Image.Image) -> bool:
-    """Whether a PIL image is still an open file; workers that read through one file pointer would disturb each other."""
-    return getattr(image, "fp", None) is not None and bool(getattr(image, "filename", ""))
-
-
-def _bytes_of(image: Any) -> bytes:
-    """The encoded bytes of a picture given as bytes, as a path, as {bytes, path} or as an unread PIL image."""
-    if isinstance(image, Mapping):
-        image = image.get("bytes") or image.get("path")
-    elif isinstance(image, Image.Image):
-        image = image.filename  # type: ignore[attr-defined]
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, str | Path):
-        return read_file(image)
-    raise BadImage(
-        f"it is of type {type(image).__name__}; expected a PIL image, an array, a tensor, a path or bytes"
-    )
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        names = None
+    for name in ("targets", "labels") if getattr(items, "target_transform", None) is None else ():
+        labels: Any = getattr(items, name, None)
+        if hasattr(labels, "__len__") and len(labels) == len(items):
+            return labels, names
+    return None, names

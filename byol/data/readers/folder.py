@@ -1,52 +1,48 @@
 """Image files in a folder or in a list: scanned once, held in a few bytes each."""
 
 import hashlib
+import logging
 import os
 import stat
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from byol.data.decode import BadImage
-from byol.data.spread import spread
-from byol.errors import DataError
+from byol.data.decode import BadImage, formats
+from byol.data.labels import Labels
+from byol.data.readers.reader import Reader, Rows, evenly_spaced
+from byol.errors import DataError, printable
 
-SUFFIXES = (
-    b".jpg",
-    b".jpeg",
-    b".jpe",
-    b".jfif",
-    b".mpo",
-    b".png",
-    b".apng",
-    b".webp",
-    b".bmp",
-    b".tif",
-    b".tiff",
-    b".gif",
-)
+SUFFIXES = {  # and the formats they promise; .mpo is a JPEG with a second frame, as phones write
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), "JPEG"),
+    **dict.fromkeys((".png", ".apng"), "PNG"),
+    **{".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF", ".gif": "GIF", ".avif": "AVIF"},
+    **{".heic": "HEIF", ".heif": "HEIF", ".hif": "HEIF", ".jxl": "JXL"},
+}
 GROUP = 64  # files that a thread reads before it takes others
 MAX_BYTES = 2**30  # of one encoded picture; a larger file is none, and reading it could exhaust the memory
+logger = logging.getLogger("byol")
 
 
-class FileReader:
-    """Files under a root, by their relative paths in one buffer: about a hundred bytes less a file than Python objects."""
+class FileReader(Reader):
+    """Files under a root, by their relative paths in one buffer: Python objects take 100 bytes more each.
 
-    def __init__(self, root: Path, names: Iterable[bytes]) -> None:
-        self.root = os.fsencode(root)
+    With `folders` the first folder level names the classes.
+    """
+
+    def __init__(self, root: Path, names: Iterable[bytes], where: str = "", *, folders: bool = False) -> None:
+        self.root, self.where, self.folders = os.fsencode(root), where, folders
         buffer, ends = bytearray(), array("Q")
         for name in names:
             buffer += name
             ends.append(len(buffer))
-        self._names, self._ends = (
-            bytes(buffer),
-            np.frombuffer(ends, dtype=np.uint64) if ends else np.zeros(0, np.uint64),
-        )
+        self._names, self._ends = bytes(buffer), np.array(ends, dtype=np.uint64)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -57,148 +53,162 @@ class FileReader:
     def name(self, index: int) -> str:
         return os.fsdecode(self.raw_name(index))
 
+    def path(self, index: int) -> bytes:
+        return os.path.join(self.root, self.raw_name(index))
+
     def read(self, index: int) -> bytes:
-        return read_file(os.path.join(self.root, self.raw_name(index)))
+        return read_file(self.path(index))
 
-    def identity(self) -> bytes:
-        """A digest of every name, and of what a sample of the files holds."""
-        digest = blake2b(self._names + self._ends.tobytes())
-        for index in spread(len(self)):
-            try:
-                digest.update(blake2b(self.read(index)).digest())
-            except BadImage as failure:
-                digest.update(str(failure).encode())
-        return digest.digest()
+    def labels(self, rows: Rows) -> Labels | None:
+        return self._labels and self._labels.of(rows)
 
-    def checksum(self) -> bytes:
-        """A digest of all that the files hold."""
-        return checksum([os.path.join(self.root, self.raw_name(index)) for index in range(len(self))])
+    def digest(self, everything: bool) -> bytes:
+        indices = range(len(self)) if everything else evenly_spaced(len(self))
+        held = checksum([self.path(index) for index in indices])
+        return blake2b(self._names + self._ends.tobytes() + held).digest()
 
-    def first_folders(self) -> tuple[np.ndarray[Any, np.dtype[np.int64]], tuple[str, ...]] | None:
-        """Labels from the first folder level: int64 (N,), and the folders' names in order; None unless there are several.
-
-        A file beside the folders has no class, so then nothing has one.
-        """
-        folders: dict[bytes, int] = {}
-        labels = array("q")
+    @cached_property
+    def _labels(self) -> Labels | None:
+        """From the first folder level, if there are several and no file without a class lies beside them."""
+        if not self.folders:
+            return None
+        numbers: dict[bytes, int] = {}
+        values, beside = array("q"), array("q")
         for index in range(len(self)):
             first, separator, _ = self.raw_name(index).partition(b"/")
-            if not separator:
-                return None
-            labels.append(folders.setdefault(first, len(folders)))
-        if len(folders) < 2:
+            if separator:
+                values.append(numbers.setdefault(first, len(numbers)))
+            else:
+                beside.append(index)
+        if len(numbers) < 2 or beside:
+            if len(numbers) > 1 and len(beside) <= len(self) / 10:
+                what = "1 picture lies" if len(beside) == 1 else f"{len(beside):,} pictures lie"
+                logger.warning(
+                    f"The images in {self.where} count as unlabelled: {what} beside the {len(numbers)} "
+                    f"folders, such as {printable(self.name(beside[0]))}. If these are classes, move it away."
+                )
             return None
-        names = sorted(folders)
-        rank = {
-            name: number for number, name in enumerate(names)
-        }  # "a-b/1" comes before "a/1", but "a" before "a-b"
-        ranks = np.array([rank[name] for name in folders])
-        return ranks[np.frombuffer(labels, dtype=np.int64)], tuple(os.fsdecode(name) for name in names)
-
-    def release(self) -> None:
-        """Nothing is kept open."""
+        rank = {name: number for number, name in enumerate(sorted(numbers))}  # "a-b/1" comes before "a/1"
+        ranks = np.array([rank[name] for name in numbers], dtype=np.int64)
+        return Labels(ranks[np.array(values)], tuple(map(os.fsdecode, rank)))
 
 
 def checksum(paths: Sequence[str | bytes | Path]) -> bytes:
     """A digest of all that files hold, in their order; several threads read them."""
-    groups = [paths[first : first + GROUP] for first in range(0, len(paths), GROUP)]
+
+    def part(first: int) -> bytes:
+        return b"".join(map(digest_of, paths[first : first + GROUP]))
+
     with ThreadPoolExecutor() as threads:
-        return blake2b(b"".join(threads.map(_digests, groups))).digest()
+        return blake2b(b"".join(threads.map(part, range(0, len(paths), GROUP)))).digest()
 
 
-def _digests(paths: Sequence[str | bytes | Path]) -> bytes:
-    """The digests of some files, one after the other; of a file that cannot be read that of the reason."""
-    found = []
-    for path in paths:
-        try:
-            if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
-                raise BadImage("it is not a regular file")
-            with open(path, "rb") as file:
-                found.append(hashlib.file_digest(file, blake2b).digest())
-        except (OSError, ValueError, BadImage) as failure:  # ValueError: a name with a null byte
-            found.append(
-                blake2b(type(failure).__name__.encode()).digest()
-            )  # without its words, which tell the whole path
-    return b"".join(found)
+def digest_of(path: str | bytes | Path) -> bytes:
+    """Of what a file holds; of one that cannot be read of the kind of reason, whose words tell the path."""
+    try:
+        size_of(path)
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, blake2b).digest()
+    except (OSError, ValueError) as failure:
+        return blake2b(type(failure).__name__.encode()).digest()
 
 
 def read_file(path: str | bytes | Path) -> bytes:
     """The bytes of a regular file. Raises BadImage; never waits on a pipe or a device."""
     try:
-        state = os.stat(path)
-        if not stat.S_ISREG(state.st_mode):
-            raise BadImage("it is not a regular file")
-        if state.st_size > MAX_BYTES:
-            raise BadImage(f"its {state.st_size:,} bytes are more than the limit of {MAX_BYTES:,}")
+        if (size := size_of(path)) > MAX_BYTES:
+            raise BadImage(f"its {size:,} bytes are more than the limit of {MAX_BYTES:,}")
         with open(path, "rb") as file:
             return file.read()
     except (OSError, ValueError) as failure:  # ValueError: a name with a null byte
         raise BadImage(getattr(failure, "strerror", None) or str(failure)) from failure
 
 
-def scan(root: Path) -> FileReader:
-    """Every image file under a folder, to any depth, in the order of their names.
+def size_of(path: str | bytes | Path) -> int:
+    """The bytes of a regular file. Raises BadImage for anything else; a pipe would be waited for."""
+    state = os.stat(path)
+    if not stat.S_ISREG(state.st_mode):
+        raise BadImage("it is not a regular file")
+    return state.st_size
 
-    Hidden entries and __MACOSX are passed over. A symbolic link counts once and only when what it points to was not found
-    otherwise; loops end by themselves. Pipes, sockets and dangling links are never opened. Raises DataError if the folder
-    cannot be listed.
+
+def scan(root: Path, where: str = "") -> tuple[FileReader, Counter[str]]:
+    """Every image file under a folder, to any depth, in the order of their names; and other files' suffixes.
+
+    Hidden entries and __MACOSX do not count. A symbolic link counts once and only when what it points to was
+    not found otherwise; loops end by themselves. Pipes, sockets and dangling links are never opened. Raises
+    DataError if the folder cannot be listed.
     """
-    names: list[bytes] = []
-    inodes, devices = array("Q"), array("Q")
-    linked_files: list[tuple[bytes, tuple[int, int]]] = []
-    visited: set[tuple[int, int]] = set()
+    suffixes = {suffix.encode() for suffix, kind in SUFFIXES.items() if kind in formats()}
+
+    def passed_over(name: bytes) -> bool:
+        return name.startswith(b".") or name == b"__MACOSX"
+
+    def suffix_of(name: bytes) -> bytes:
+        return os.path.splitext(name)[1].lower()
+
     base = os.fsencode(root)
-    folders, linked_folders = [b""], list[bytes]()
+    names, links, others = list[bytes](), list[bytes](), Counter[bytes]()
+    folders, linked_folders, visited = [b""], list[bytes](), set[tuple[int, int]]()
     while folders or linked_folders:
         # Links are followed last, so that a file is known by its own path where it has one.
         place = folders.pop() if folders else linked_folders.pop(0)
         path = os.path.join(base, place) if place else base
         try:
-            state = os.stat(path)
-            if (state.st_dev, state.st_ino) in visited:
+            if (identity := inode(path)) in visited:
                 continue
-            visited.add((state.st_dev, state.st_ino))
+            visited.add(identity)
             with os.scandir(path) as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)
         except OSError as failure:
-            raise DataError(
-                f"The folder {os.fsdecode(path)} cannot be listed: {failure.strerror}."
-            ) from failure
+            said = printable(os.fsdecode(path))
+            raise DataError(f"The folder {said} cannot be listed: {failure.strerror}.") from failure
         deeper = []
         for entry in entries:
-            if entry.name.startswith(b".") or entry.name == b"__MACOSX":
+            if passed_over(entry.name):
                 continue
             name = place + b"/" + entry.name if place else entry.name
-            if entry.is_symlink():
-                target = os.path.join(path, entry.name)
-                if os.path.isdir(target):  # unlike the entry's own method it answers a link to itself with no
+            if (
+                entry.is_symlink()
+            ):  # os.path, unlike the entry's own methods, answers a link to itself with no
+                if os.path.isdir(entry.path):
                     linked_folders.append(name)
-                elif os.path.isfile(target) and entry.name.lower().endswith(SUFFIXES):
-                    behind = os.stat(target)
-                    linked_files.append((name, (behind.st_dev, behind.st_ino)))
+                elif os.path.isfile(entry.path) and suffix_of(name) in suffixes:
+                    links.append(name)
             elif entry.is_dir(follow_symlinks=False):
                 deeper.append(name)
-            elif entry.name.lower().endswith(SUFFIXES) and entry.is_file(follow_symlinks=False):
-                names.append(name)
-                inodes.append(entry.inode())
-                devices.append(state.st_dev)
+            elif entry.is_file(follow_symlinks=False):
+                if suffix_of(name) in suffixes:
+                    names.append(name)
+                else:
+                    others[suffix_of(name)] += 1
         folders += reversed(deeper)
-    known = set(zip(devices, inodes, strict=True)) if linked_files else set()
-    for name, identity in linked_files:
-        if identity not in known:
-            known.add(identity)
+    found = set()
+    for name in links:
+        folder, file = os.path.split(target := os.path.realpath(os.path.join(base, name)))
+        inside = inode(folder) in visited and suffix_of(file) in suffixes and not passed_over(file)
+        if not inside and target not in found:
+            found.add(target)
             names.append(name)
-    names.sort()
-    return FileReader(Path(os.path.abspath(root)), names)
+    counts = Counter({printable(os.fsdecode(suffix)) or "no suffix": n for suffix, n in others.items()})
+    return FileReader(Path(os.path.abspath(root)), sorted(names), where, folders=True), counts
 
 
-def listed(path: Path) -> FileReader:
-    """The files named in a text file, one a line, relative to the list's own folder; blank lines and # comments are skipped."""
+def inode(path: bytes) -> tuple[int, int]:
+    state = os.stat(path)
+    return state.st_dev, state.st_ino
+
+
+def listed(path: Path, where: str = "") -> FileReader:
+    """The files named in a text file, one a line, relative to the list's own folder; # begins a comment."""
     try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+        text = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as failure:
-        raise DataError(f"The list {path} cannot be read: {failure.strerror}.") from failure
-    names = [line.strip() for line in lines]
-    return FileReader(
-        Path(os.path.abspath(path.parent)), [name for name in names if name and not name.startswith(b"#")]
-    )
+        raise DataError(f"The list {where or path} cannot be read: {failure.strerror}.") from failure
+    if b"\0" in text:
+        raise DataError(
+            f"The list {where or path} is UTF-16, or not text; save it as UTF-8, a path on each line."
+        )
+    names = [line.strip() for line in text.splitlines()]
+    names = [name for name in names if name and not name.startswith(b"#")]
+    return FileReader(Path(os.path.abspath(path.parent)), names, where)

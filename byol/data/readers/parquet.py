@@ -1,14 +1,16 @@
 """Images in parquet files, in the layout Hugging Face uses: `image` {bytes, path}, and often `label`."""
 
-import json
 import logging
 import os
 import re
+import shutil
+import tempfile
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from errno import ENOSPC
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -17,43 +19,57 @@ import numpy as np
 
 from byol.data.decode import BadImage
 from byol.data.labels import Labels, found_labels
-from byol.data.readers.folder import checksum
-from byol.data.readers.gathered import Gathered, room_for
-from byol.data.spread import spread
+from byol.data.readers.folder import checksum, read_file
+from byol.data.readers.reader import SAMPLE, Reader, Rows, evenly_spaced
 from byol.disk import parse_json
-from byol.errors import DataError
+from byol.errors import DataError, printable
 
 IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "labels", "fine_label")
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
 CACHE_BYTES = 16 * 2**20  # of row groups kept, because neighbours are asked for one after another
-Rows = np.ndarray[Any, np.dtype[np.int64]]
-logger = logging.getLogger("byol")
 BLOCK = 4096  # bytes, of a file's sampled blocks
+SAMPLED_GROUPS = 8
+TOLD_BYTES = 2**30  # of pictures that are laid out, from which on people are told what they wait for
+logger = logging.getLogger("byol")
 
 
-class ParquetReader:
+class ParquetReader(Reader):
     """Rows of one or more parquet files. A row group is read as a whole when one of its rows is asked for.
 
-    In a shuffled order that is thousands of pictures read for one: `gathered` makes those that are used ready for it.
+    In a shuffled order that is thousands of pictures read for one: `gathered` makes those that are used
+    ready.
     """
 
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths = [Path(os.path.abspath(path)) for path in paths]
+    def __init__(self, paths: list[Path], where: str = "") -> None:
+        self.paths, self.where = [Path(os.path.abspath(path)) for path in paths], where
+        self.columns: list[
+            tuple[str, str | None]
+        ] = []  # of each file, that of the images and that of the labels
+        self.classes: tuple[str, ...] | None = None
         self.groups: list[tuple[int, int]] = []  # (file, row group)
-        self.sizes: list[int] = []  # bytes of each group, decompressed
-        self.starts = [0]  # first row of each group, and the total
-        self.file_starts: list[int] = []
-        self.columns: list[_Columns] = []
+        self.sizes: list[int] = []  # bytes of each group, unpacked
+        self.limits: list[int] = []  # of these
+        self.starts, self.file_starts = (
+            [0],
+            list[int](),
+        )  # first row of each group, and the total; of each file
         for number, path in enumerate(self.paths):
-            metadata, columns = _opened(path)
+            groups, columns, classes = contents(path)
             self.columns.append(columns)
+            self.classes = self.classes or classes
             self.file_starts.append(self.starts[-1])
-            for group in range(metadata.num_row_groups):
+            for group, (rows, size, limit) in enumerate(groups):
                 self.groups.append((number, group))
-                self.sizes.append(metadata.row_group(group).total_byte_size)
-                self.starts.append(self.starts[-1] + metadata.row_group(group).num_rows)
-        self._gathered: Gathered | None = None
+                self.sizes.append(size)
+                self.limits.append(limit)
+                self.starts.append(self.starts[-1] + rows)
+        self._laid_out: tuple[Any, Rows, Rows] | None = (
+            None  # a file, and where in it each row begins and ends
+        )
+        self._open: tuple[int, Any] | None = (
+            None  # one file at a time: of thousands the handles would run out
+        )
         self._forget()
 
     def __len__(self) -> int:
@@ -63,129 +79,172 @@ class ParquetReader:
         number = bisect_right(self.file_starts, index) - 1
         return f"{self.paths[number].name}:{index - self.file_starts[number]}"
 
-    @contextmanager
-    def gathered(self, rows: Rows | None = None) -> Iterator[None]:
-        """For a while, read the given rows, all when None, from a temporary file that is written now in one pass.
-
-        Where there is no room for it, or there are too few rows to matter, nothing changes. Processes started meanwhile
-        by a fork read from it too. Rows that cannot be read are not in it; reading one says why.
-        """
-        rows = np.arange(len(self)) if rows is None else np.unique(rows)
-        of_group = np.searchsorted(self.starts, rows, side="right") - 1
-        groups = np.unique(of_group)
-        if len(groups) < 2 or not room_for(sum(self.sizes[group] for group in groups)):
-            yield
-            return
-        before = self._gathered
-        try:
-            self._gathered = Gathered(len(self), self._in_order(rows, of_group))
-        except OSError as failure:
-            logger.warning(
-                "Pictures could not be laid out for a shuffled order (%s): reading them is slow.", failure
-            )
-        self.release()
-        try:
-            yield
-        finally:
-            if self._gathered is not None and self._gathered is not before:
-                self._gathered.close()
-            self._gathered = before
-
     def read(self, index: int) -> bytes:
-        found = None if self._gathered is None else self._gathered.read(index)
-        if found is not None:
-            return found
+        if self._laid_out is not None:
+            file, starts, ends = self._laid_out
+            if ends[index]:
+                return os.pread(file.fileno(), int(ends[index] - starts[index]), int(starts[index]))
         group = bisect_right(self.starts, index) - 1
+        column = self._column(group)
         try:
-            data = self._column(group)[index - self.starts[group]].as_py()
-        except Exception as failure:  # pyarrow answers damaged files with several unrelated types
-            raise BadImage(f"its part of the file cannot be read ({failure})") from failure
-        if data is None:
+            value = column[index - self.starts[group]].as_py()
+        except UnicodeDecodeError as failure:
+            raise BadImage("its path is not UTF-8") from failure
+        if isinstance(value, dict):
+            if value["bytes"] is None and value.get("path"):
+                return read_file(self.paths[self.groups[group][0]].parent / value["path"])
+            value = value["bytes"]
+        if value is None:
             raise BadImage("the row holds no bytes")
-        return bytes(data)
+        return bytes(value)
 
-    def labels(self) -> Labels | None:
-        """The label column and the classes' names; numbers are named by themselves where the file names none."""
-        names = {columns.label for columns in self.columns}
-        if None in names or len(names) > 1:
-            return None
-        pq, label = _pyarrow_parquet(), str(names.pop())
-        parts = [pq.read_table(path, columns=[label])[label].to_numpy() for path in self.paths]
-        return found_labels(np.concatenate(parts), len(self), self.columns[0].classes)
+    def labels(self, rows: Rows) -> Labels | None:
+        return self._labels and self._labels.of(rows)
 
-    def identity(self) -> bytes:
-        """A digest of the files' names and sizes, and of blocks spread over what they hold, the footer among them."""
-        digest = blake2b()
+    def digest(self, everything: bool) -> bytes:
+        digest = blake2b(checksum(self.paths) if everything else b"")
         for path in self.paths:
             size = path.stat().st_size
             digest.update(f"{path.name}:{size}".encode("utf-8", "surrogateescape"))
             with open(path, "rb") as file:
-                for place in spread(max(1, size - BLOCK + 1)):
+                for place in evenly_spaced(max(1, size - BLOCK + 1)):  # the footer is in the last
                     file.seek(place)
                     digest.update(file.read(BLOCK))
         return digest.digest()
 
-    def checksum(self) -> bytes:
-        """A digest of all that the files hold."""
-        return checksum(self.paths)
+    def sample(self, rows: Rows) -> list[int]:
+        """Some rows of a few row groups."""
+        of_group = np.searchsorted(self.starts, rows, side="right") - 1
+        groups = np.unique(of_group)
+        found: list[int] = []
+        for group in groups[evenly_spaced(len(groups), SAMPLED_GROUPS)]:
+            members = np.flatnonzero(of_group == group)
+            found += members[evenly_spaced(len(members), SAMPLE // SAMPLED_GROUPS)].tolist()
+        return found
 
     def release(self) -> None:
-        """Let go of cached row groups and file handles."""
-        for file in self._files.values() if self._process == os.getpid() else ():
-            file.close()  # now, not when the last reference goes
+        """Let go of cached row groups and of the open file."""
+        self._close()
         self._forget()
         import pyarrow as pa
 
         pa.default_memory_pool().release_unused()
 
+    @contextmanager
+    def gathered(self, rows: Rows) -> Iterator[None]:
+        """For a while, read these rows from a temporary file without a name, written now in one pass.
+
+        Where there is no room for it, or there are too few rows to matter, nothing changes. Processes that
+        are forked meanwhile read from it too; the operating system deletes it with the last of them, even a
+        killed one.
+        """
+        groups = np.unique(np.searchsorted(self.starts, rows, side="right") - 1)
+        folder = room_for(sum(self.sizes[group] for group in groups)) if len(groups) > 1 else None
+        if folder is None:
+            yield
+            return
+        before = self._laid_out
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            try:
+                self._laid_out = self._lay_out(np.unique(rows), file)
+            except OSError as failure:
+                file.truncate(0)
+                logger.warning(
+                    f"Pictures could not be laid out for a shuffled order ({failure}): reading them is slow."
+                )
+            self.release()
+            try:
+                yield
+            finally:
+                self._laid_out = before
+
+    def _lay_out(self, rows: Rows, file: Any) -> tuple[Any, Rows, Rows]:
+        """Write the rows that can be read, one behind the other; reading another one says why it cannot."""
+        starts, ends = np.zeros((2, len(self)), dtype=np.int64)
+        end = 0
+        for row in rows.tolist():
+            try:
+                data = self.read(row)
+            except BadImage:
+                continue
+            if file.write(data) < len(data):
+                raise OSError(ENOSPC, os.strerror(ENOSPC))
+            starts[row], end = end, end + len(data)
+            ends[row] = end
+        return file, starts, ends
+
+    @cached_property
+    def _labels(self) -> Labels | None:
+        """Of the label column; numbers are named by themselves where the file names no classes."""
+        label = self.columns[0][1]
+        if label is None or any(name != label for _, name in self.columns):
+            return None
+        parts = []
+        for number, path in enumerate(self.paths):
+            try:
+                parts.append(self._read(number, None, label, limit_of(path.stat().st_size), 256).to_numpy())
+            except BadImage as failure:
+                raise DataError(
+                    f"The labels in {printable(str(path))} cannot be read: {failure}."
+                ) from failure
+        return found_labels(np.concatenate(parts), len(self), self.classes)
+
+    def _column(self, group: int) -> Any:
+        """The images of a row group, read now or lately. Raises BadImage."""
+        if self._process != os.getpid():  # a worker: handles of another process are not ours to use
+            self._forget()
+        if group not in self._cache:
+            while self._cache and self._bytes + self.sizes[group] > CACHE_BYTES:
+                self._bytes -= self.sizes[self._cache.popitem(last=False)[0]]
+            number, within = self.groups[group]
+            try:
+                self._cache[group] = self._read(
+                    number, [within], self.columns[number][0], self.limits[group], 16
+                )
+            except BadImage as failure:
+                self._cache[group] = str(failure)
+            self._bytes += self.sizes[group]
+        self._cache.move_to_end(group)
+        if isinstance(self._cache[group], str):
+            raise BadImage(self._cache[group])
+        return self._cache[group]
+
+    def _read(self, number: int, groups: list[int] | None, column: str, limit: int, rows: int) -> Any:
+        """A column of some row groups of a file, of all when None, so many rows at once. Raises BadImage."""
+        import pyarrow as pa
+
+        if self._open is None or self._open[0] != number:
+            self._close()
+            self._open = number, pyarrow_parquet().ParquetFile(self.paths[number])
+        file, parts, size = self._open[1], [], 0
+        try:
+            for batch in file.iter_batches(rows, row_groups=groups, columns=[column], use_threads=False):
+                parts.append(batch.column(0))
+                size += batch.nbytes
+                if size > limit:
+                    raise ValueError(f"it unpacks to more than {limit:,} bytes")
+            return pa.chunked_array(parts, file.schema_arrow.field(column).type)
+        except Exception as failure:  # pyarrow answers damaged files with several unrelated types
+            raise BadImage(f"its part of the file cannot be read ({failure})") from failure
+
+    def _close(self) -> None:
+        if self._open is not None and self._process == os.getpid():
+            self._open[1].close()  # now, not when the last reference goes
+
+    def _forget(self) -> None:
+        self._process = os.getpid()
+        self._open = None
+        self._cache: OrderedDict[int, Any] = (
+            OrderedDict()
+        )  # the images of a group, or why they cannot be read
+        self._bytes = 0
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._gathered = None
+        self.__dict__.update(state, _laid_out=None)
         self._forget()
-
-    def _forget(self) -> None:
-        self._process = os.getpid()
-        self._files: dict[int, Any] = {}
-        self._cache: OrderedDict[int, Any] = OrderedDict()
-        self._bytes = 0
-
-    def _in_order(self, rows: Rows, of_group: Rows) -> Iterator[tuple[int, Any]]:
-        """(row, its bytes) of the rows that can be read, one row group after another."""
-        groups, firsts = np.unique(of_group, return_index=True)
-        for group, members in zip(groups.tolist(), np.split(rows, firsts[1:]), strict=True):
-            self._cache.clear()  # no group is asked for twice
-            self._bytes = 0
-            try:
-                column = self._column(group)
-            except Exception:  # as in `read`, which says so of each of its rows
-                continue
-            for row in members.tolist():
-                value = column[row - self.starts[group]]
-                if value.is_valid:
-                    yield row, value.as_buffer()
-
-    def _column(self, group: int) -> Any:
-        if self._process != os.getpid():  # a worker: handles of another process are not ours to use
-            self._forget()
-        if group in self._cache:
-            self._cache.move_to_end(group)
-            return self._cache[group]
-        number, row_group = self.groups[group]
-        if number not in self._files:
-            self._files[number] = _pyarrow_parquet().ParquetFile(self.paths[number])
-        columns = self.columns[number]
-        table = self._files[number].read_row_group(row_group, columns=[columns.image], use_threads=False)
-        column = table[columns.image].combine_chunks()
-        if columns.nested:
-            column = column.field("bytes")
-        self._cache[group] = column
-        self._bytes += column.nbytes
-        while self._bytes > CACHE_BYTES and len(self._cache) > 1:
-            self._bytes -= self._cache.popitem(last=False)[1].nbytes
-        return column
 
 
 def shards(folder: Path) -> list[Path]:
@@ -205,34 +264,39 @@ def shards(folder: Path) -> list[Path]:
     if len(splits) > 1:
         raise DataError(
             f"{folder} holds the splits {', '.join(sorted(splits))}. Give the files of one, such as "
-            f"{next(iter(splits.values()))}, or a pattern in quotes such as '{folder}/{next(iter(splits))}*.parquet'."
+            f"{next(iter(splits.values()))}, or a pattern in quotes such as "
+            f"'{folder}/{next(iter(splits))}*.parquet'."
         )
     return paths
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """Where one file keeps its pictures and labels."""
+def contents(path: Path) -> tuple[list[tuple[int, int, int]], tuple[str, str | None], tuple[str, ...] | None]:
+    """A file's row groups (rows, bytes, most bytes), its columns of images and labels, and class names.
 
-    image: str
-    nested: bool  # the image is a struct {bytes, path}, not the bytes themselves
-    label: str | None
-    classes: tuple[str, ...] | None
-
-
-def _opened(path: Path) -> tuple[Any, _Columns]:
-    """A file's metadata and columns. Raises DataError."""
-    pq = _pyarrow_parquet()
+    Raises DataError, also for a small file that claims to hold a lot: pictures are packed and hardly shrink.
+    """
+    parquet = pyarrow_parquet()
     import pyarrow as pa
 
+    groups = []
     try:
-        metadata, schema = pq.read_metadata(path), pq.read_schema(path)
-        told = (
+        with parquet.ParquetFile(path) as file:
+            metadata, schema = file.metadata, file.schema_arrow
+        size = path.stat().st_size
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            limit = limit_of(sum(group.column(n).total_compressed_size for n in range(group.num_columns)))
+            if group.num_rows > size or group.total_byte_size > min(limit, limit_of(size)):
+                raise ValueError(
+                    f"{size:,} bytes claim {group.num_rows:,} rows of {group.total_byte_size:,} bytes"
+                )
+            groups.append((group.num_rows, group.total_byte_size, limit))
+        about = (
             parse_json((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
         )
     except Exception as failure:  # pyarrow answers damaged files with several unrelated types
         raise DataError(
-            f"{path} cannot be read as parquet ({failure}). Give parquet files, or another source."
+            f"{printable(str(path))} cannot be read as parquet ({failure}). Give other files."
         ) from failure
     image = next((name for name in IMAGE_NAMES if name in schema.names), None)
     kind = None if image is None else schema.field(image).type
@@ -240,16 +304,40 @@ def _opened(path: Path) -> tuple[Any, _Columns]:
     if image is None or not (nested or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         columns = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
         raise DataError(
-            f"{path} has the columns {columns}; expected `image` or `img` (bytes and path, as Hugging Face writes it) and, "
-            "if there are labels, `label`."
+            f"{printable(str(path))} has the columns {columns}; expected `image` or `img` (bytes and path, "
+            "as Hugging Face writes it) and, if there are labels, `label`."
         )
     label = next((name for name in LABEL_NAMES if name in schema.names), None)
-    feature = told.get(label)
-    classes = feature.get("names") if isinstance(feature, dict) else None
-    return metadata, _Columns(image, nested, label, tuple(classes) if isinstance(classes, list) else None)
+    classes = about[label].get("names") if isinstance(about.get(label), dict) else None
+    return groups, (image, label), tuple(classes) if isinstance(classes, list) else None
 
 
-def _pyarrow_parquet() -> Any:
+def limit_of(packed: int) -> int:
+    """How many bytes so many may unpack to."""
+    return int(2**20 + 100 * packed)
+
+
+def room_for(size: int) -> str | None:
+    """A folder where so many bytes fit beside a reserve; says what is done there, or what it would take."""
+    # /var/tmp, unlike /tmp, is never kept in memory.
+    folders = os.environ.get("TMPDIR"), "/var/tmp", tempfile.gettempdir()
+    folder = next(one for one in folders if one and os.path.isdir(one) and os.access(one, os.W_OK))
+    free = shutil.disk_usage(folder).free
+    if size > 0.9 * free:
+        logger.warning(
+            f"Pictures in parquet are read whole row groups at a time, which is slow: {folder} has "
+            f"{free / 1e9:.1f} GB free, and {size / 0.9e9:.1f} GB are needed to lay them out for a shuffled "
+            "order. Set TMPDIR to a folder with more."
+        )
+        return None
+    if size > TOLD_BYTES:
+        logger.warning(
+            f"Laying out {size / 1e9:.1f} GB of pictures for a shuffled order, in a file in {folder}."
+        )
+    return folder
+
+
+def pyarrow_parquet() -> Any:
     try:
         import pyarrow.parquet as pq
     except ImportError as failure:

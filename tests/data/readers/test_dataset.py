@@ -65,7 +65,7 @@ def test_torchvision_datasets() -> None:
 
 
 class Targets(Dataset[tuple[Image.Image, int]]):
-    """As torchvision's CIFAR10: labels in a column, pictures made on request (which the labels must not need)."""
+    """As torchvision's CIFAR10: labels in a column, pictures made on request, which labels must not need."""
 
     classes = ("no", "yes")
 
@@ -90,12 +90,52 @@ class Targets(Dataset[tuple[Image.Image, int]]):
 def test_a_column_of_labels_spares_reading_the_pictures(kind: Callable[[list[int]], Any]) -> None:
     theirs = Targets(kind([0, 1] * 50))
     images = open_images(theirs)
+    before = theirs.read
     assert images.labels is not None
-    assert (images.labels.tolist(), images.classes, theirs.read) == ([0, 1] * 50, ("no", "yes"), 2)
+    assert (images.labels.tolist(), images.classes, theirs.read) == ([0, 1] * 50, ("no", "yes"), before)
     part = open_images(Subset(theirs, [3, 4, 99]))
     assert part.labels is not None
     assert (part.labels.tolist(), part.classes) == ([1, 0, 1], ("no", "yes"))
     assert np.array_equal(part.array(2), photo(8, 12, 99))
+
+
+class Pairs(Dataset[tuple[Any, Any]]):
+    """A dataset as people write their own: the label comes with the image."""
+
+    def __init__(self, labels: list[Any]) -> None:
+        self.pairs, self.read = labels, 0
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        self.read += 1
+        return np.full((4, 4, 3), index % 256, np.uint8), self.pairs[index]
+
+
+def test_labels_that_come_with_the_images_are_read_of_those_that_need_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    theirs = Pairs([number % 7 for number in range(5000)])
+    images = open_images(theirs)
+    theirs.read = 0
+    few = images.subset([0, 4999, 12])
+    assert few.labels is not None
+    assert few.labels.tolist() == [0, 4999 % 7, 5]
+    assert theirs.read < 10
+    assert not caplog.records
+    assert images.labels is not None  # all of them: it is said what that costs, and how to spare it
+    assert images.labels.tolist() == theirs.pairs
+    assert theirs.read < 5100
+    for part in ("5,000 images", "Pairs", "labels="):
+        assert part in caplog.text
+
+
+def test_words_have_the_same_numbers_in_every_subset() -> None:
+    theirs = Pairs(["owl", "ant", "bee", "ant"])
+    part = open_images(theirs).subset([0, 2])
+    assert part.labels is not None
+    assert (part.labels.tolist(), part.classes) == ([2, 1], ("ant", "bee", "owl"))
 
 
 def test_a_target_transform_is_obeyed() -> None:
@@ -113,7 +153,7 @@ def test_an_item_that_raises_is_a_bad_image() -> None:
 
 
 class Rows:
-    """As a Hugging Face dataset: rows are dicts, columns come by name, the class names lie with the features."""
+    """As a Hugging Face dataset: rows are dicts, columns come by name, class names lie with the features."""
 
     def __init__(self, image: str, label: str | None) -> None:
         class_label = type("ClassLabel", (), {"names": ["ant", "bee"]})()

@@ -1,4 +1,4 @@
-"""Which files of a folder are images, in which order, and of which class; against torchvision where it is right."""
+"""Which files of a folder are images, in which order and of which class; against torchvision."""
 
 import os
 import pickle
@@ -15,10 +15,16 @@ from pictures import encoded, photo
 from torchvision.datasets import ImageFolder
 
 from byol.data.decode import BadImage, decode
-from byol.data.readers.folder import FileReader, listed, read_file, scan
+from byol.data.images import open_images
+from byol.data.readers.folder import FileReader, listed, read_file
+from byol.data.readers.folder import scan as scan_and_count
 from byol.errors import DataError
 
 FolderOf = Callable[..., Path]
+
+
+def scan(root: Path) -> FileReader:
+    return scan_and_count(root)[0]
 
 
 def names(reader: FileReader) -> list[str]:
@@ -29,10 +35,10 @@ def test_files_and_classes_are_those_of_torchvision(folder_of: FolderOf) -> None
     # "a-b" sorts before "a/": the order of files is not the order of folders
     root = folder_of("dogs/1.png", "a/2.png", "a-b/x/3.png", "a b/4.png", "a/sub/deep/5.png", "ünïcode/6.png")
     reader, theirs = scan(root), ImageFolder(str(root))
-    found = reader.first_folders()
+    found = reader.labels(np.arange(len(reader)))
     assert found is not None
-    labels, classes = found
-    assert classes == tuple(theirs.classes)
+    labels = found.values
+    assert found.classes == tuple(theirs.classes)
     ours = {name: int(label) for name, label in zip(names(reader), labels, strict=True)}
     assert ours == {os.path.relpath(path, root): label for path, label in theirs.samples}
     assert labels.dtype == np.int64
@@ -53,7 +59,8 @@ def test_the_order_does_not_depend_on_the_disk(folder_of: FolderOf) -> None:
 def test_one_folder_or_files_beside_folders_mean_no_classes(
     files: tuple[str, ...], folder_of: FolderOf
 ) -> None:
-    assert scan(folder_of(*files)).first_folders() is None
+    images = open_images(folder_of(*files))
+    assert (images.labels, images.classes) == (None, None)
 
 
 def test_hidden_files_and_foreign_files_are_passed_over(folder_of: FolderOf) -> None:
@@ -154,7 +161,7 @@ from byol.errors import DataError
 if os.getuid() == 0:
     os.setuid(65534)  # root may read everything
 try:
-    print(scan(Path(sys.argv[1])).read(0)[1:4])
+    print(scan(Path(sys.argv[1]))[0].read(0)[1:4])
 except DataError as failure:
     print(type(failure).__name__, failure)
 """
@@ -189,6 +196,15 @@ def test_a_list_names_files_relative_to_itself(folder_of: FolderOf, tmp_path: Pa
         assert np.array_equal(decode(reader.read(1)), photo(20, 30, 0))
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_list_in_utf_16_says_so(encoding: str, folder_of: FolderOf) -> None:
+    """As PowerShell writes what is redirected into a file."""
+    root = folder_of("1.png")
+    (root / "list.txt").write_bytes("1.png\r\n".encode(encoding))
+    with pytest.raises(DataError, match=r"list\.txt is UTF-16.*UTF-8"):
+        listed(root / "list.txt")
+
+
 def test_a_list_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"The list .*gone\.txt cannot be read: No such file"):
         listed(tmp_path / "gone.txt")
@@ -203,12 +219,12 @@ def test_a_million_files_take_little_memory() -> None:
 
 def test_the_identity_follows_names_and_contents(folder_of: FolderOf) -> None:
     root = folder_of("a/1.png", "b/2.png")
-    before = scan(root).identity()
-    assert scan(root).identity() == before
+    before = scan(root).digest(everything=False)
+    assert scan(root).digest(everything=False) == before
     (root / "b" / "2.png").write_bytes(encoded(photo(seed=9)))
-    changed = scan(root).identity()
+    changed = scan(root).digest(everything=False)
     assert changed != before
     (root / "b" / "2.png").rename(root / "b" / "3.png")
-    assert scan(root).identity() not in (before, changed)
+    assert scan(root).digest(everything=False) not in (before, changed)
     (root / "b" / "3.png").write_bytes(b"")  # an unreadable picture is no reason to stop
-    scan(root).identity()
+    scan(root).digest(everything=False)

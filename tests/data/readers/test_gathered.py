@@ -1,8 +1,12 @@
 """Parquet in a shuffled order: the same batches as from a folder, and every row group read once."""
 
 import os
+import resource
 import shutil
+import signal
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +21,6 @@ from pictures import encoded, photo
 
 from byol.data.decode import BadImage
 from byol.data.images import Images, open_images
-from byol.data.readers.gathered import Gathered, temporary_folder
-from byol.data.readers.parquet import ParquetReader
 
 COUNT, GROUP = 24, 4
 
@@ -44,13 +46,13 @@ def both(tmp_path: Path) -> tuple[Images, Images]:
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
     """How often each row group is read in this process."""
     counted: Counter[tuple[str, int]] = Counter()
-    read = pq.ParquetFile.read_row_group
+    read = pq.ParquetFile.iter_batches
 
-    def count(file: Any, group: int, **options: Any) -> Any:
-        counted[str(file), group] += 1
-        return read(file, group, **options)
+    def count(file: Any, *arguments: Any, row_groups: list[int], **options: Any) -> Any:
+        counted.update((str(file.metadata), group) for group in row_groups)
+        return read(file, *arguments, row_groups=row_groups, **options)
 
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", count)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", count)
     return counted
 
 
@@ -68,29 +70,32 @@ def test_a_shuffled_order_gives_what_a_folder_gives_and_reads_each_row_group_onc
     assert set(reads.values()) == {1}
 
 
-def test_the_temporary_file_has_no_name_and_goes_with_its_last_user(both) -> None:
+def temporary() -> list[int]:
+    """The sizes of the files without a name that this process holds open."""
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    return [
+        os.stat(link).st_size for link in links if os.path.lexists(link) and "(deleted)" in os.readlink(link)
+    ]
+
+
+def test_the_temporary_file_has_no_name_and_goes_with_its_last_user(both, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     _, parquet = both
-
-    def temporary() -> list[str]:
-        links = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))
-        return [
-            target for link in links if os.path.lexists(link) and "(deleted)" in (target := os.readlink(link))
-        ]
-
-    before, listed = temporary(), set(os.listdir(temporary_folder()))
+    before, listed = temporary(), os.listdir(tmp_path)
     with parquet.gathered():
         assert len(temporary()) == len(before) + 1
         parquet.release()  # the evaluation's, in the midst of training
         assert np.array_equal(parquet.array(23), photo(20, 24, 23))
-        assert not [name for name in set(os.listdir(temporary_folder())) - listed if name.startswith("byol")]
+        assert os.listdir(tmp_path) == listed
     assert temporary() == before
     assert np.array_equal(parquet.array(7), photo(20, 24, 7))
 
 
 def test_only_the_rows_that_are_used_are_written(both) -> None:
-    reader = both[1]._source.reader
-    with reader.gathered(np.array([1, 9, 22])):
-        assert [row for row in range(COUNT) if reader._gathered.read(row) is not None] == [1, 9, 22]
+    before, rows = temporary(), [1, 9, 22]
+    with both[1].subset(rows).gathered():
+        written = set(temporary()) - set(before)
+        assert written == {sum(len(encoded(photo(20, 24, row))) for row in rows)}
         assert np.array_equal(both[1].array(12), photo(20, 24, 12))
 
 
@@ -113,31 +118,33 @@ def test_damage_is_told_of_when_a_row_is_read(tmp_path: Path) -> None:
                 assert np.array_equal(images.array(index), photo(20, 24, index))
 
 
-@pytest.mark.parametrize("trouble", ["little room", "a full disk"])
-def test_without_room_the_rows_are_read_as_before_and_it_is_said(trouble, both, monkeypatch, caplog) -> None:
-    if trouble == "little room":
-        monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
-    else:
-
-        def full(self: Gathered, count: int, pictures: Any) -> None:
-            next(iter(pictures))
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(Gathered, "__init__", full)
-    reader: ParquetReader = both[1]._source.reader
+def test_without_room_the_rows_are_read_as_before_and_it_is_said(both, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    before = temporary()
     with both[1].gathered():
-        assert reader._gathered is None
+        assert temporary() == before
         assert np.array_equal(both[1].array(11), photo(20, 24, 11))
     assert "slow" in caplog.text
-    assert ("TMPDIR" in caplog.text) == (trouble == "little room")
+    assert "TMPDIR" in caplog.text
 
 
-def test_a_full_disk_leaves_no_file_behind() -> None:
-    def pictures() -> Any:
-        yield 0, b"abc"
-        raise OSError(28, "No space left on device")
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Writing more into one file fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
 
-    before = os.listdir("/proc/self/fd")
-    with pytest.raises(OSError, match="No space"):
-        Gathered(2, pictures())
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+def test_a_full_disk_leaves_nothing_behind_and_it_is_said(both, caplog) -> None:
+    before = temporary()
+    with largest_file(10_000), both[1].gathered():
+        assert sum(temporary()) == sum(before)
+        assert np.array_equal(both[1].array(11), photo(20, 24, 11))
+    assert temporary() == before
+    assert "slow" in caplog.text

@@ -1,8 +1,11 @@
-"""Parquet as Hugging Face, CIFAR's distributors and plain pyarrow write it; read back and compared with what went in."""
+"""Parquet as Hugging Face, CIFAR's distributors and plain pyarrow write it, read back and compared."""
 
 import json
 import os
 import pickle
+import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +127,7 @@ def test_shards_lie_at_any_depth_and_splits_are_not_mixed(tmp_path: Path) -> Non
 def test_damaged_rows_are_bad_images(tmp_path: Path) -> None:
     rows = [row(0), None, {"bytes": None, "path": "1.png"}, {"bytes": b"", "path": "2.png"}, row(4)]
     images = open_images(write(tmp_path / "a.parquet", {"image": rows}))
-    for index, reason in ((1, "holds no bytes"), (2, "holds no bytes"), (3, "file is empty")):
+    for index, reason in ((1, "holds no bytes"), (2, "No such file"), (3, "file is empty")):
         with pytest.raises(BadImage, match=reason):
             images.picture(index)
     assert np.array_equal(images.array(4), photo(12, 16, 4))
@@ -229,3 +232,81 @@ def test_release_closes_the_files(tmp_path: Path) -> None:
     images.release()
     assert open_files() == []
     assert np.array_equal(images.array(5), photo(12, 16, 5))
+
+
+def test_a_row_without_bytes_is_read_from_its_path(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "1.png").write_bytes(encoded(photo(12, 16, 1)))
+    (tmp_path / "2.png").write_bytes(encoded(photo(12, 16, 2)))
+    rows = [row(0), {"bytes": None, "path": "1.png"}, {"bytes": None, "path": str(tmp_path / "2.png")}]
+    images = open_images(write(tmp_path / "there" / "a.parquet", {"image": rows}, groups=1))
+    with images.gathered():
+        for index in range(3):
+            assert np.array_equal(images.array(index), photo(12, 16, index))
+
+
+def test_many_files_do_not_exhaust_the_handles(tmp_path: Path) -> None:
+    for number in range(40):
+        write(tmp_path / f"{number:02}.parquet", {"image": [row(number)], "label": [number % 2]})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 15, hard))
+    try:
+        images = open_images(tmp_path)
+        assert images.labels is not None
+        assert all(np.array_equal(images.array(index), photo(12, 16, index)) for index in range(40))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def bomb(path: Path, kind: str) -> Path:
+    """A small file that holds, or claims to hold, gigabytes."""
+    options: dict[str, Any] = {"compression": "zstd", "row_group_size": 4000, "use_dictionary": False}
+    if kind == "one picture repeated":  # the same megabyte 4,000 times is stored once, in a dictionary
+        picture = np.random.default_rng(0).bytes(2**20)
+        column = pa.DictionaryArray.from_arrays(np.zeros(4000, np.int32), pa.array([picture], pa.binary()))
+        options["use_dictionary"] = True
+        options["store_schema"] = False
+    elif kind == "zeros":
+        column = pa.array([bytes(2**20)] * 1000, pa.binary())
+    else:
+        column = pa.array([None] * 10**7, pa.binary())
+        options["row_group_size"] = 10**7
+    pq.write_table(pa.table({"image": column}), path, **options)
+    assert path.stat().st_size < 2 * 2**20
+    return path
+
+
+@pytest.mark.parametrize("kind", ["one picture repeated", "zeros", "ten million rows of nothing"])
+def test_a_small_file_of_huge_content_is_a_sentence(kind: str, tmp_path: Path) -> None:
+    path = bomb(tmp_path / "a.parquet", kind)
+    script = """
+import resource, sys
+from byol import ByolError, open_images
+import pyarrow.parquet, torch
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+try:
+    images = open_images(sys.argv[1])
+    images.picture(0)
+except ByolError as failure:
+    print(failure)
+print(peak() - before < 600)
+"""
+    command = [sys.executable, "-c", script, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "a.parquet" in done.stdout
+    assert "cannot be read" in done.stdout
+    assert done.stdout.endswith("True\n")
+
+
+def test_labels_that_cannot_be_read_are_a_sentence(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.parquet", {"image": [row(i) for i in range(9)], "label": list(range(9))}, groups=9
+    )
+    column = pq.ParquetFile(path).metadata.row_group(0).column(2)
+    assert column.path_in_schema == "label"
+    data = bytearray(path.read_bytes())
+    data[column.dictionary_page_offset : column.dictionary_page_offset + 30] = b"\xff" * 30
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"labels in .*a\.parquet cannot be read"):
+        open_images(path).labels  # noqa: B018

@@ -1,0 +1,53 @@
+"""What stands behind `Images`: the one protocol that every kind of source follows."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import numpy as np
+
+from byol.data.labels import Labels
+
+SAMPLE = 64
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class Reader(Protocol):
+    """A number of images that are read one by one, in any order and by several processes at once."""
+
+    where: str  # for people: "photos/", "the array"
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str: ...
+
+    def read(self, index: int) -> Any:
+        """An image as the source holds it: what `Reading.picture` takes. Raises BadImage."""
+
+    def labels(self, rows: Rows) -> Labels | None:
+        """Those of some images; None when the source has none."""
+
+    def digest(self, everything: bool) -> bytes | None:
+        """Of the names and a sample of the bytes, or of every byte: None where nobody can tell."""
+
+    @property
+    def labels_cost_decoding(self) -> bool:
+        """Whether images are decoded to learn their labels."""
+        return False
+
+    def sample(self, rows: Rows) -> list[int]:
+        """Places in `rows` to look at where looking at all of them would cost too much."""
+        return evenly_spaced(len(rows))
+
+    def release(self) -> None:
+        """Let go of caches and open files; what is needed later is read again."""
+        return
+
+    def gathered(self, rows: Rows) -> AbstractContextManager[None]:
+        """For a while, have images that are slow to read in a shuffled order ready to be read in any."""
+        return nullcontext()
+
+
+def evenly_spaced(count: int, most: int = SAMPLE) -> list[int]:
+    """At most `most` indices below `count`, evenly spaced, the first and the last among them."""
+    places: list[int] = np.linspace(0, count - 1, min(count, most)).astype(int).tolist()
+    return places
