@@ -4,7 +4,8 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -26,64 +27,57 @@ def available_memory() -> int:
         available = 1024 * numbers_in(Path("/proc/meminfo"))["MemAvailable:"]
     except (OSError, KeyError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    left = [memory_left(group) for group in control_groups("memory")]
-    return max(0, min([available, *(room for room in left if room is not None)]))
+    return int(max(0, min([available, *limits("memory", memory_left)])))
 
 
 def usable_cores() -> int:
     """Cores this process may use: those it is bound to, and no more than a container's limit on CPU time."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limits = [cores_allowed(group) for group in control_groups("cpu")]
-    return max(1, min([bound, *(int(limit) for limit in limits if limit is not None)]))
+    return int(max(1, min([bound, *limits("cpu", cores_allowed)])))
 
 
-def control_groups(controller: str) -> list[Path]:
-    """The folders of the control groups (version 1 or 2) that limit this process, its own first."""
+def limits(controller: str, limit: Callable[[Path], float]) -> Iterator[float]:
+    """What the control groups (version 1 or 2) that this process is in allow it of memory or cpu."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    found: list[Path] = []
-    for line in lines:
-        _, controllers, name = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
-            continue
-        top = CGROUPS / controller if controllers else CGROUPS
-        place = top / name.lstrip("/")
-        found += [folder for folder in (place, *place.parents) if folder.is_relative_to(top)]
-    return found
+        lines = read(Path("/proc/self/cgroup")).splitlines()
+    except OSError:  # another system than Linux
+        return
+    for _, controllers, name in (line.split(":", 2) for line in lines):
+        if controllers == "" or controller in controllers.split(","):
+            top = CGROUPS / controller if controllers else CGROUPS
+            place = top / name.lstrip("/")
+            for group in (folder for folder in (place, *place.parents) if folder.is_relative_to(top)):
+                with suppress(OSError, ValueError):  # it has none: no such file, or "max" in it
+                    yield limit(group)
 
 
-def memory_left(group: Path) -> int | None:
-    """Bytes that a control group leaves, what it keeps of files counted as free; None without a limit."""
-    for limit, used, kept in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            most, taken = (int((group / name).read_text()) for name in (limit, used))
-            return most - taken + numbers_in(group / "memory.stat").get(kept, 0)
-        except (OSError, ValueError):  # not there, or "max"
-            continue
-    return None
+def memory_left(group: Path) -> int:
+    """Bytes that a control group leaves, with what it keeps of files counted as free."""
+    if (group / "memory.max").exists():
+        names = ("memory.max", "memory.current", "inactive_file")
+    else:
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    most, taken = (int(read(group / name)) for name in names[:2])
+    return most - taken + numbers_in(group / "memory.stat").get(names[2], 0)
 
 
-def cores_allowed(group: Path) -> float | None:
-    """How many cores' time a control group may use; None when it has no limit."""
-    try:
-        if (group / "cpu.max").exists():
-            quota, period = map(int, (group / "cpu.max").read_text().split())
-        else:
-            quota, period = (int((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-    except (OSError, ValueError):  # not there, or "max"
-        return None
-    return quota / period if quota > 0 else None
+def cores_allowed(group: Path) -> float:
+    """How many cores' time a control group may use."""
+    if (group / "cpu.max").exists():
+        quota, period = map(int, read(group / "cpu.max").split())
+    else:
+        quota, period = (int(read(group / f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
+    return quota / period if quota > 0 else float("inf")
 
 
 def numbers_in(file: Path) -> dict[str, int]:
     """The numbers in a file of the kernel's, a name and a number a line."""
-    lines = (line.split() for line in file.read_text().splitlines())
+    lines = (line.split() for line in read(file).splitlines())
     return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
+
+
+def read(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
 
 
 @cache

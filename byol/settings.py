@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
-from byol.disk import read_yaml
+from byol.disk import parse_json, read_yaml
 from byol.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
@@ -20,7 +20,7 @@ PRESETS = Path(__file__).parent / "presets"
 
 def to_plain(config: Any) -> dict[str, Any]:
     """A dataclass as nested plain values, ready for YAML and JSON: no tuples, no numbers of numpy's."""
-    plain: dict[str, Any] = json.loads(
+    plain: dict[str, Any] = parse_json(
         json.dumps(dataclasses.asdict(config), default=lambda value: value.item())
     )
     return plain

@@ -205,7 +205,11 @@ NEEDS = (("query", "run"), ("run", "query"), ("encoder", "query"), ("weights", "
 def labelled_rows(path: Path, features: Features) -> list[int]:
     """The rows whose names, as the table prints them, are in a text file."""
     try:
-        lines = [line for line in path.read_text(errors="surrogateescape").split("\n") if line.strip()]
+        lines = [
+            line
+            for line in path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+            if line.strip()
+        ]
     except OSError as failure:
         raise DataError(
             f"{path} cannot be read: {failure.strerror}. Expected names of images, one a line."

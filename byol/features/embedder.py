@@ -11,15 +11,23 @@ from byol.features.features import Values
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-except ImportError as failure:
-    raise ConfigError("byol.Embedder needs scikit-learn. Run: pip install 'byol[search]'") from failure
+
+    class _Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+        """What scikit-learn expects of a transformer."""
+
+except ImportError:  # told when it is used: the name alone, as in `from byol import *`, needs nothing
+
+    class _Transformer:  # type: ignore[no-redef]
+        def __new__(cls, *arguments: Any, **options: Any) -> "_Transformer":
+            raise ConfigError("byol.Embedder needs scikit-learn. Run: pip install 'byol[search]'")
 
 
-class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class Embedder(_Transformer):
     """Images, anything `open_images` takes, to features (N, D) float32.
 
-    `encoder` is what `load_encoder` gives, or the path of a run or encoder file, which is read when first needed. There is
-    nothing to fit. An image that cannot be read raises DataError: rows and labels must go on matching.
+    `encoder` is what `load_encoder` gives, or the path of a run or encoder file, which is read when first
+    needed. There is nothing to fit. An image that cannot be read raises DataError: rows and labels must go
+    on matching.
     """
 
     def __init__(self, encoder: Encoder | str | Path, *, workers: int = 0, normalize: bool = False) -> None:

@@ -107,7 +107,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], plan: str, keep
     with filling(final) as temporary:
         save_file(unshared(tensors), temporary / TENSORS)
         manifest = {"format": FORMAT, "step": step, "plan": plan, "blake2b": _digest(temporary / TENSORS)}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         if final.exists():  # of this very step: incomplete, or saved by an earlier attempt
             _retire(final)
     for _, old in _complete(folder)[keep:]:
