@@ -23,11 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from measure import alternate, machine, now, table
 
 from byol import BYOL, StepResult, TrainConfig, build_encoder, evaluate, open_images, pretrain, steps
-from byol.data.batches import Batch
-from byol.train.optim import build_optimizer
+from byol.data.batches import Batches, BatchPlan, Cropped
 from byol.train.plan import ImageFacts, Plan, plan_run
-from byol.train.step import autocast
-from byol.world import Precision, World
+from byol.train.step import build_optimizer
+from byol.world import Precision, World, autocast
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,9 @@ class Bench:
 
     def steps(self) -> Callable[[], StepResult]:
         """Each call does one whole step of a run: views, passes, update, target."""
-        batches = repeat(Batch(self.crops, torch.arange(len(self.crops))))
+        assert self.learner.views is not None
+        what = BatchPlan(self.plan.seed, self.plan.images, len(self.crops), 1, self.learner.views)
+        batches = Batches(repeat(Cropped(self.crops, torch.arange(len(self.crops)))), what)
         running = steps(self.learner, batches, self.optimizer, self.plan)
         return lambda: next(running)
 

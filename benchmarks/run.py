@@ -147,10 +147,10 @@ def bare_worker(path: str, seconds: float, out: Path) -> None:
     )
     config = replace(config, epochs=1000)
     loop = prepare_loop(None, path, config)
-    ready = next(loop.batches)
-    source = [loop.batches, repeat(ready)]
+    source = [loop.batches.cropped, repeat(next(loop.batches.cropped))]
     turns = chain.from_iterable(repeat(which, WINDOW) for which in cycle((0, 1)))
-    running = steps(loop.learner, (next(source[which]) for which in turns), loop.optimizer, loop.plan)
+    loop.batches.cropped = (next(source[which]) for which in turns)
+    running = steps(loop.learner, loop.batches, loop.optimizer, loop.plan)
     rates: list[list[float]] = [[], []]
     began = time.perf_counter()
     for which in cycle((0, 1)):

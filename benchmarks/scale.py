@@ -21,13 +21,15 @@ import json, resource, sys, time
 def memory():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 import torch
-from byol import ViewConfig, open_images
+from byol import Views, open_images
 from byol.data.batches import BatchPlan, streamed_batches
 before, started = memory(), time.perf_counter()
 images = open_images(sys.argv[1])
 listed, after = time.perf_counter() - started, memory()
-plan = BatchPlan(0, len(images), 256, 1, (64, 64), ViewConfig())
-batches = streamed_batches(images, plan, channels=3, device=torch.device("cpu"), workers=2, steps=range(0, 2), report=print)
+plan = BatchPlan(0, len(images), 256, 1, Views(64))
+batches = streamed_batches(
+    images, plan, device=torch.device("cpu"), workers=2, steps=range(0, 2), report=print
+)
 next(batches)
 print(json.dumps({"listing": listed, "memory": after - before, "first": time.perf_counter() - started}))
 batches.close()

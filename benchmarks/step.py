@@ -17,9 +17,9 @@ import torch
 from measure import alternate, machine, table
 
 from byol import BYOL, TrainConfig, build_encoder, steps
-from byol.data.batches import Batch
-from byol.train.optim import build_optimizer
+from byol.data.batches import Batches, BatchPlan, Cropped
 from byol.train.plan import ImageFacts, plan_run
+from byol.train.step import build_optimizer
 from byol.world import Precision, World, autocast
 
 CASES = {"resnet50": (224, 32, {}), "resnet18": (32, 256, {"stem": "small"})}  # image size, batch, options
@@ -41,7 +41,8 @@ def ours(name: str, precision: Precision | None) -> Callable[[], object]:
         .to(memory_format=torch.channels_last)
     )
     crops = torch.randint(256, (batch, 2, 3, size, size), dtype=torch.uint8, device=world.device)
-    batches = repeat(Batch(crops, torch.arange(batch)))
+    what = BatchPlan(plan.seed, plan.images, batch, 1, learner.views)
+    batches = Batches(repeat(Cropped(crops, torch.arange(batch))), what)
     running = steps(learner, batches, build_optimizer(learner, plan), plan)
     return lambda: next(running)
 

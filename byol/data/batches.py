@@ -1,17 +1,19 @@
-"""Crops for the training loop: which images make a step, and how their pixels reach the device.
+"""What a training step is fed: which images make it, their crops, and the views finished from those.
 
 The order of the images is a function of (seed, epoch), their crops of (seed, epoch, image, view): any number of workers,
 before or after a resume, gives the same batches. Two routes. Photographs: worker processes decode a picture once, cut
 and resize its crops, and send uint8. Small images: one uint8 tensor on the device, cropped there.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from math import prod
 from mmap import mmap
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,18 +22,25 @@ from torch import Tensor
 
 from byol.data.decode import BadImage
 from byol.data.images import Images
-from byol.data.workers import arriving, loader
+from byol.data.workers import made, never
 from byol.errors import DataError
-from byol.method.crops import Crops, crop_boxes, crop_draws, crop_resize, draw_crops, to_device
+from byol.method.crops import crop_boxes, crop_draws, crop_resize, to_device
 from byol.method.draws import Stream, seed_of, uniforms
-from byol.method.views import ViewConfig
+from byol.method.views import Views
 
 CHUNK = 32  # images a worker sends at once: small enough to keep several workers busy within one batch
 
 
-@dataclass(frozen=True)
-class Batch:
-    """The crops of one micro-batch."""
+class Batch(NamedTuple):
+    """What a micro-batch is trained on: two views of each image, of any shape and modality, as the encoder takes them."""
+
+    view1: Any  # (B, ...)
+    view2: Any  # (B, ...)
+    indices: Tensor  # int64 (B,) on the host: which images
+
+
+class Cropped(NamedTuple):
+    """The crops of a micro-batch, before anything is done to their colours."""
 
     crops: Tensor  # uint8, or float in [0, 1], (B, V, C, h, w) on the device
     indices: Tensor  # int64 (B,) on the host: which images
@@ -39,21 +48,54 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What the order and the crops of a run follow from."""
+    """What the order, the crops and the views of a run follow from."""
 
     seed: int
     images: int
     batch_size: int  # per optimizer step
     accumulation: int  # micro-batches per optimizer step
-    size: tuple[int, int]  # height, width of a crop
-    views: ViewConfig
+    views: Views
     crops: int = 2  # V, of each image
+
+    @property
+    def micro_batch_size(self) -> int:
+        return self.batch_size // self.accumulation
 
 
 class BadImageReport(Protocol):
     """Is told of every image that could not be read; may raise DataError when there are too many."""
 
     def __call__(self, index: int, reason: str) -> None: ...
+
+
+class Batches(Iterator[Batch]):
+    """Finishes the views of crops as they come; `waited` adds up the seconds that they were waited for."""
+
+    def __init__(
+        self,
+        cropped: Iterator[Cropped],
+        plan: BatchPlan,
+        start: int = 0,
+        poll: Callable[[], object] = never,
+    ) -> None:
+        """`start` is the step that the first crops belong to; `poll` is called before each, and may raise, to stop."""
+        self.cropped, self.plan, self.poll, self.waited = cropped, plan, poll, 0.0
+        self._count = start * plan.accumulation  # of micro-batches
+
+    def __next__(self) -> Batch:
+        self.poll()
+        began = time.perf_counter()
+        crops, indices = next(self.cropped)
+        self.waited += time.perf_counter() - began
+        step, micro = divmod(self._count, self.plan.accumulation)
+        self._count += 1
+        first = micro * self.plan.micro_batch_size
+        return Batch(*self.plan.views.finish(crops, seed=self.plan.seed, step=step, first_row=first), indices)
+
+    def close(self) -> None:
+        """End the processes behind the crops, if there are any."""
+        if isinstance(self.cropped, Generator):
+            self.cropped.close()
 
 
 @lru_cache(maxsize=2)
@@ -78,47 +120,33 @@ def members(position: int, count: int, seed: int, images: int) -> tuple[Tensor, 
     return epochs, indices
 
 
-def resident_batches(images: Tensor, plan: BatchPlan, start: int = 0) -> Iterator[Batch]:
+def resident_batches(images: Tensor, plan: BatchPlan, start: int = 0) -> Generator[Cropped]:
     """Micro-batches from step `start` on, cropped on the device from all images at once, uint8 (N, C, H, W)."""
     height, width = images.shape[2:]
-    micro = plan.batch_size // plan.accumulation
+    views, micro = plan.views, plan.micro_batch_size
+    view = torch.arange(micro * plan.crops) % plan.crops
     for position in range(start * plan.batch_size, 2**62, micro):
         epochs, indices = members(position, micro, plan.seed, plan.images)
-        chosen = images[to_device(indices, images.device)].repeat_interleave(plan.crops, dim=0)
-        crops = crop_resize(
-            chosen, _crops(plan, epochs, indices, height, width), plan.size, plan.views.antialias
-        )
-        yield Batch(crops.div_(255).clamp_(0, 1).view(micro, plan.crops, *crops.shape[1:]), indices)
-
-
-def _crops(plan: BatchPlan, epochs: Tensor, indices: Tensor, height: int, width: int) -> Crops:
-    """The crops of all views of images of one size, the views of an image one after another."""
-    views, count = plan.views, len(indices) * plan.crops
-    epochs, indices = (numbers.repeat_interleave(plan.crops) for numbers in (epochs, indices))
-    heights, widths = torch.full((count,), height), torch.full((count,), width)
-    view = torch.arange(count) % plan.crops
-    return draw_crops(
-        plan.seed,
-        epochs,
-        indices,
-        view,
-        heights,
-        widths,
-        area=views.crop_area,
-        ratio=views.crop_ratio,
-        flip=views.flip,
-    )
+        epochs, rows = (numbers.repeat_interleave(plan.crops) for numbers in (epochs, indices))
+        boxes = views.draw_crops(plan.seed, epochs, rows, view, height, width)
+        chosen = images[to_device(rows, images.device)]
+        crops = crop_resize(chosen, boxes, views.size, views.config.antialias)
+        yield Cropped(crops.div_(255).clamp_(0, 1).view(micro, plan.crops, *crops.shape[1:]), indices)
 
 
 class SeveralSizes(DataError):
     """Images that make no tensor."""
 
 
-def load_resident(images: Images, report: BadImageReport) -> Tensor:
-    """All images as uint8 (N, C, H, W); one that cannot be read is replaced by another, chosen by its index."""
+def load_resident(images: Images, report: BadImageReport, poll: Callable[[], object] = never) -> Tensor:
+    """All images as uint8 (N, C, H, W); one that cannot be read is replaced by another, chosen by its index.
+
+    `poll` is called between images; it may raise, to stop.
+    """
     result: Tensor | None = None
     bad: list[int] = []
     for index in range(len(images)):
+        poll()
         if index % 4096 == 0:
             images.release()  # what is read once, in order, need not be kept encoded beside the pixels
         try:
@@ -158,43 +186,30 @@ def substitutes(index: int, images: int) -> Iterator[int]:
         yield (index + step) % images
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """A few consecutive rows of a micro-batch, as a worker sends them."""
+class _Crops:
+    """What a worker runs: (position in the stream of epochs, count) -> crops of these images, and what to say of them."""
 
-    crops: Tensor  # uint8 (n, V, C, h, w)
-    indices: list[int]  # no tensor: each that travels apart holds a file open until it is used
-    bad: list[tuple[int, str]]  # images that could not be read, and why
-    failure: str = ""  # why the chunk could not be made at all
+    def __init__(self, images: Images, plan: BatchPlan, poll: Callable[[], object]) -> None:
+        self.images, self.plan, self.poll = images, plan, poll
 
-    def pin_memory(self) -> "Chunk":
-        """The chunk in page-locked memory. torch's loader asks for it in a thread of its own, and of no plain dataclass."""
-        return replace(self, crops=self.crops.pin_memory())
-
-
-class _Chunks(torch.utils.data.Dataset[Chunk]):
-    """What a worker runs: (position in the stream of epochs, count) -> Chunk."""
-
-    def __init__(self, images: Images, plan: BatchPlan, channels: int) -> None:
-        self.images, self.plan, self.channels = images, plan, channels
-
-    def __getitem__(self, place: tuple[int, int]) -> Chunk:
-        position, count = place
-        epochs, chosen = members(position, count, self.plan.seed, self.plan.images)
-        indices = chosen.tolist()
-        crops = torch.empty((count, self.plan.crops, self.channels, *self.plan.size), dtype=torch.uint8)
-        drawn = torch.stack(
-            [crop_draws(self.plan.seed, epochs, chosen, view) for view in range(self.plan.crops)], dim=1
+    def __call__(self, place: tuple[int, int]) -> tuple[Tensor, tuple[list[int], list[tuple[int, str]]]]:
+        plan = self.plan
+        epochs, chosen = members(*place, plan.seed, plan.images)
+        crops = torch.empty(
+            (len(chosen), plan.crops, plan.views.channels, *plan.views.size), dtype=torch.uint8
         )
+        drawn = torch.stack(
+            [crop_draws(plan.seed, epochs, chosen, view) for view in range(plan.crops)], dim=1
+        )
+        indices: list[int] = chosen.tolist()
         bad: list[tuple[int, str]] = []
-        try:
-            for row, index in enumerate(indices):
-                crops[row] = cut(self._readable(index, bad), self.plan, drawn[row])
-        except (
-            DataError
-        ) as failure:  # sent as a value: an exception would arrive wrapped in a worker's traceback
-            return Chunk(crops, indices, bad, str(failure))
-        return Chunk(crops, indices, bad)
+        for row, index in enumerate(indices):
+            self.poll()
+            picture = self._readable(index, bad)
+            if picture is None:
+                return crops[:0], ([], bad)
+            crops[row] = cut(picture, plan.views, drawn[row])
+        return crops, (indices, bad)
 
     def _readable(self, index: int, bad: list[tuple[int, str]]) -> Any:
         for candidate in chain((index,), substitutes(index, self.plan.images)):
@@ -202,27 +217,29 @@ class _Chunks(torch.utils.data.Dataset[Chunk]):
                 return self.images.picture(candidate)
             except BadImage as failure:
                 bad.append((candidate, str(failure)))
-        raise DataError(f"None of the {self.plan.images} images can be read.")
+        return None
 
 
-def cut(picture: Any, plan: BatchPlan, drawn: Tensor) -> Tensor:
+def cut(picture: Any, views: Views, drawn: Tensor) -> Tensor:
     """The crops of one image, uint8 (V, C, h, w), from their draws (V, 5): one antialiased resize each, then the flip."""
     pixels = torch.from_numpy(np.array(picture))  # uint8 (H, W, C), or (H, W)
     image = (pixels[:, :, None] if pixels.ndim == 2 else pixels).permute(2, 0, 1)[None]
     heights, widths = (torch.full((len(drawn),), length) for length in image.shape[2:])
-    views = plan.views
-    crops = crop_boxes(drawn, heights, widths, area=views.crop_area, ratio=views.crop_ratio, flip=views.flip)
-    if not views.antialias:
-        resized = crop_resize(image.expand(len(drawn), -1, -1, -1), crops, plan.size, antialias=False)
+    config = views.config
+    crops = crop_boxes(
+        drawn, heights, widths, area=config.crop_area, ratio=config.crop_ratio, flip=config.flip
+    )
+    if not config.antialias:
+        resized = crop_resize(image.expand(len(drawn), -1, -1, -1), crops, views.size, antialias=False)
         return resized.round_().clamp_(0, 255).to(torch.uint8)
-    result = torch.empty((len(drawn), image.shape[1], *plan.size), dtype=torch.uint8)
+    result = torch.empty((len(drawn), image.shape[1], *views.size), dtype=torch.uint8)
     for view, ((top, left, tall, wide), flip) in enumerate(
         zip(crops.boxes.tolist(), crops.flips.tolist(), strict=True)
     ):
         crop = image[:, :, top : top + tall, left : left + wide]
-        resized = F.interpolate(crop, plan.size, mode="bicubic", antialias=True)[
+        resized = F.interpolate(crop, views.size, mode="bicubic", antialias=True)[
             0
-        ]  # as Pillow's, in a quarter of its time
+        ]  # Pillow's, in a quarter of its time
         result[view] = resized.flip(2) if flip else resized
     return result
 
@@ -231,51 +248,35 @@ def streamed_batches(
     images: Images,
     plan: BatchPlan,
     *,
-    channels: int,
     device: torch.device,
     workers: int,
     steps: range,
     report: BadImageReport,
-) -> Iterator[Batch]:
-    """Micro-batches of the given steps, decoded and cropped by worker processes (in this process with 0 workers)."""
-    micro = plan.batch_size // plan.accumulation
+    poll: Callable[[], object] = never,
+) -> Generator[Cropped]:
+    """Micro-batches of the given steps, decoded and cropped by worker processes (in this process with 0 workers).
+
+    `poll` is called between images and while a worker is waited for; it may raise, to stop.
+    """
+    micro = plan.micro_batch_size
+    firsts = range(0, micro, CHUNK)
     starts = range(steps.start * plan.batch_size, steps.stop * plan.batch_size, micro)
-    chunks = loader(
-        _Chunks(images, plan, channels),
-        workers=workers,
-        batch_size=None,
-        sampler=_Places(starts, micro),
-        pin_memory=device.type == "cuda",
-        prefetch_factor=4 if workers else None,
-    )
-    parts: list[Chunk] = []
-    rows = 0
-    with images.gathered():
-        for chunk in arriving(chunks):
-            for index, reason in chunk.bad:
-                report(index, reason)
-            if chunk.failure:
-                raise DataError(chunk.failure)
-            parts.append(chunk)
-            rows += len(chunk.indices)
-            if rows == micro:
-                crops = torch.empty((micro, *chunk.crops.shape[1:]), dtype=torch.uint8, device=device)
-                for target, part in zip(crops.split([len(p.indices) for p in parts]), parts, strict=True):
-                    target.copy_(part.crops, non_blocking=True)
-                yield Batch(crops, torch.tensor([index for part in parts for index in part.indices]))
-                parts, rows = [], 0
-
-
-class _Places(torch.utils.data.Sampler[tuple[int, int]]):
-    """(position, count) of every chunk, micro-batch after micro-batch, without a list of them all."""
-
-    def __init__(self, starts: range, micro: int) -> None:
-        self.starts, self.micro = starts, micro
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        for start in self.starts:
-            for first in range(0, self.micro, CHUNK):
-                yield start + first, min(CHUNK, self.micro - first)
-
-    def __len__(self) -> int:
-        return len(self.starts) * -(-self.micro // CHUNK)
+    places = ((start + first, min(CHUNK, micro - first)) for start in starts for first in firsts)
+    shape = plan.crops, plan.views.channels, *plan.views.size
+    crop = _Crops(images, plan, poll)
+    with (
+        images.gathered(),
+        closing(made(crop, places, workers=workers, room=CHUNK * prod(shape), ahead=4, poll=poll)) as chunks,
+    ):
+        for _ in starts:
+            crops = torch.empty((micro, *shape), dtype=torch.uint8, device=device)
+            indices: list[int] = []
+            for first in firsts:
+                pixels, (chosen, bad) = next(chunks)
+                for index, reason in bad:
+                    report(index, reason)
+                if not chosen:
+                    raise DataError(f"None of the {plan.images} images can be read.")
+                crops[first : first + len(pixels)].copy_(to_device(pixels, device), non_blocking=True)
+                indices += chosen
+            yield Cropped(crops, torch.tensor(indices))

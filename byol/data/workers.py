@@ -1,93 +1,187 @@
-"""Processes that decode images beside the main one."""
+"""Processes that decode images beside the main one.
+
+torch's DataLoader is not used: it hands tensors over through /dev/shm, which containers keep small, and through open
+files, which run out; where either fails, or a worker stands still, it waits for ever and hears no signal.
+"""
 
 import atexit
+import copy
+import ctypes
+import multiprocessing
+import os
+import random
 import signal
-import threading
+import sys
+import traceback
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
+from itertools import count, islice
+from mmap import mmap
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
 
 from byol.errors import ByolError
 
-T = TypeVar("T")
-# A terminal or a batch system sends them to every process of a run; the run alone answers them, and then ends its workers.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+Task = TypeVar("Task")
+Made = tuple[Tensor, Any]  # pixels, and what there is to say of them: small, and fit to be pickled
+Work = Callable[[Task], Made]
+# A terminal or a batch system sends them to every process of a run; the run alone answers them, and ends its workers.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+WAIT = 0.1  # seconds between looks at signals and at the worker
+PATIENCE = 300.0  # seconds that a worker may take for a task
+_PR_SET_PDEATHSIG = 1
 
 
-@contextmanager
-def as_many_as_asked() -> Iterator[None]:
-    """No warning of torch's about more workers than cores: that is the user's choice."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        yield
+def never() -> None:
+    """Nothing to look after while something is waited for."""
 
 
-def loader(dataset: Dataset[T], *, workers: int, **options: Any) -> "DataLoader[T]":
-    """torch's DataLoader with `workers` forked processes; with 0 the work is done in this process."""
-    if workers and "fork" in torch.multiprocessing.get_all_start_methods():  # everywhere but on Windows
-        options["multiprocessing_context"] = "fork"
-    with as_many_as_asked():
-        return DataLoader(dataset, num_workers=workers, **options)
+def made(
+    work: Work[Task],
+    tasks: Iterable[Task],
+    *,
+    workers: int,
+    room: int,
+    ahead: int = 2,
+    poll: Callable[[], object] = never,
+    patience: float = PATIENCE,
+) -> Generator[Made]:
+    """What `work` makes of every task, in their order, by so many forked processes; with 0 in this process.
 
-
-def arriving(samples: "DataLoader[T]") -> Iterator[T]:
-    """What a loader gives; a worker that died becomes one sentence instead of torch's many kinds of error."""
-    iterator = _started(samples)
-    workers = iterator._workers if samples.num_workers else []
-    at_exit = atexit.register(partial(_kill, workers))  # before Python's own exit, which waits for them
-    try:
-        while True:
-            try:
-                sample = next(iterator)
-            except StopIteration:
-                return
-            except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as failure:
-                if samples.num_workers == 0 or str(failure).startswith("Caught "):
-                    raise  # nobody died: an error of the code that reads the images, perhaps in a worker
-                raise ByolError(
-                    f"A process that decodes images died ({str(failure).splitlines()[0]}). Usual causes: too little memory "
-                    "or too small a /dev/shm. Lower --workers (0 decodes in the main process); the same command continues "
-                    "the run."
-                ) from failure
-            yield sample
-    finally:
-        if (
-            workers
-        ):  # now: left to the garbage collector it can take seconds, or wait as long as a traceback lives
-            iterator._shutdown_workers()
-            _kill(workers)
-        atexit.unregister(at_exit)
-
-
-def _started(samples: "DataLoader[T]") -> Any:
-    """Start the workers, deaf to the signals that stop a run, and without the signal handler that torch adds.
-
-    That handler would raise a worker's death in the midst of whatever the run is doing; without it, `next` finds out within
-    seconds. A worker whose run was killed outright notices within seconds too, and ends.
+    The pixels take at most `room` bytes, and are the caller's until the next are asked for; each worker has room for `ahead`
+    results. `poll` is called while a worker is waited for, and may raise. An exception of `work` is raised here as it is; a
+    worker that died or that takes longer than `patience` seconds becomes one sentence.
     """
-    in_main = samples.num_workers > 0 and threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGCHLD) if in_main else None
-    heard = signal.pthread_sigmask(
-        signal.SIG_BLOCK, STOP_SIGNALS if samples.num_workers else ()
-    )  # what is forked inherits it
+    if workers == 0:
+        yield from map(work, tasks)
+        return
+    team: list[_Worker] = []
+    end = atexit.register(partial(_end, team))  # before Python's own exit, which would wait for them
     try:
-        with as_many_as_asked():
-            iterator = iter(samples)
+        team.extend(_Worker(work, number, room, ahead) for number in range(workers))
+        places = [(worker, slot) for slot in range(ahead) for worker in team]
+        waiting, sent = iter(tasks), 0
+        for done in count():
+            for task in islice(waiting, done + len(places) - sent):
+                worker, slot = places[sent % len(places)]
+                worker.give(slot, task)
+                sent += 1
+            if done == sent:
+                return
+            worker, slot = places[done % len(places)]
+            yield worker.take(slot, poll, patience)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
-    if in_main:
-        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
-    return iterator
+        _end(team)  # now: left to the garbage collector it can take as long as a traceback lives
+        atexit.unregister(end)
 
 
-def _kill(workers: Iterable[Any]) -> None:
-    """End the workers for sure: they do not hear the SIGTERM that torch and Python end processes with."""
-    for worker in workers:
-        if worker.is_alive():
-            worker.kill()
-            worker.join()
+class _Worker:
+    """One process, and memory shared with it for each of the results that it may have ready.
+
+    The memory is anonymous: not in /dev/shm, whatever its size, and gone with the last process that knows of it.
+    """
+
+    def __init__(self, work: Work[Any], number: int, room: int, ahead: int) -> None:
+        self.slots = [torch.frombuffer(mmap(-1, room), dtype=torch.uint8) for _ in range(ahead)]
+        fork = multiprocessing.get_context("fork")
+        heard = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # what is forked inherits it
+        try:
+            self.connection, theirs = fork.Pipe()
+            self.process = fork.Process(
+                target=_serve,
+                args=(work, self.slots, number, theirs, self.connection, os.getpid()),
+                daemon=True,
+            )
+            with warnings.catch_warnings(
+                action="ignore", category=DeprecationWarning
+            ):  # of threads and forks
+                self.process.start()
+            theirs.close()
+        except OSError as failure:
+            raise ByolError(
+                f"A process that decodes images cannot be started ({failure.strerror}). Lower --workers (0 decodes in the "
+                "main process), or raise the limit (ulimit -n, ulimit -u)."
+            ) from failure
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+
+    def give(self, slot: int, task: Any) -> None:
+        try:
+            self.connection.send((slot, task))
+        except OSError as failure:
+            raise self._died() from failure
+
+    def take(self, slot: int, poll: Callable[[], object], patience: float) -> Made:
+        for _ in range(max(1, round(patience / WAIT))):  # not by the clock: a run may be stopped and go on
+            poll()
+            if self.connection.poll(WAIT):
+                break
+            if not self.process.is_alive():
+                raise self._died()
+        else:
+            raise ByolError(
+                f"A process that decodes images has made nothing for {patience:g} seconds: it is stopped, or waits for "
+                "its files. Usual causes: storage that does not answer, too little memory. See to that, or lower --workers "
+                "(0 decodes in the main process); the same command continues the run."
+            )
+        try:
+            reply = self.connection.recv()
+        except (EOFError, OSError) as failure:
+            raise self._died() from failure
+        if isinstance(reply, Exception):
+            raise reply
+        shape, dtype, rest = reply
+        return self.slots[slot][: shape.numel() * dtype.itemsize].view(dtype).view(shape), rest
+
+    def _died(self) -> ByolError:
+        self.process.join(1)
+        code = self.process.exitcode
+        how = signal.Signals(-code).name if code and code < 0 else f"exit {code}"
+        return ByolError(
+            f"A process that decodes images died ({how}). The usual cause is too little memory. Lower --workers (0 decodes in "
+            "the main process); the same command continues the run."
+        )
+
+
+def _end(team: list[_Worker]) -> None:
+    """End the workers for sure: they do not hear the SIGTERM that Python ends processes with."""
+    for worker in team:
+        worker.process.kill()
+    for worker in team:
+        worker.process.join()
+        worker.connection.close()
+    team.clear()
+
+
+def _serve(
+    work: Work[Any], slots: list[Tensor], number: int, tasks: Connection, theirs: Connection, parent: int
+) -> None:
+    """What a worker does until the main process ends, however that happens."""
+    theirs.close()  # else the end of the main process would not close it
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    torch.set_num_threads(1)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):  # for datasets that draw: not all the same
+        seed(number)
+    while os.getppid() == parent:
+        try:
+            slot, task = tasks.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            pixels, rest = work(task)
+            data = pixels.contiguous().flatten().view(torch.uint8)
+            slots[slot][: len(data)] = data
+            tasks.send((pixels.shape, pixels.dtype, rest))
+        except Exception as failure:
+            failure.add_note(f"In a process that decodes images:\n{traceback.format_exc()}")
+            try:
+                copy.copy(failure)  # made again of its arguments, as the main process has to
+                tasks.send(failure)
+            except Exception:
+                tasks.send(RuntimeError("".join(traceback.format_exception(failure))))

@@ -1,11 +1,9 @@
 """The official online probe: a linear classifier that learns beside BYOL (official byol_experiment.py: _update_fn).
 
-It learns from the representation of view 1 behind a stop-gradient, with the optimizer, rate and decay of everything else,
-and teaches the encoder nothing. It is a gauge that costs next to nothing, not a protocol with settings of its own.
+It learns from the representation of view 1 behind a stop-gradient, with the optimizer, rate and weight decay of everything
+else, and teaches the encoder nothing. It is a gauge that costs next to nothing, not a protocol with settings of its own.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,9 +20,8 @@ from byol.method.crops import to_device
 
 
 class OnlineProbe(nn.Module):
-    """Beside a learner that is trained on labelled images: (B, D) representations to (B, classes) logits.
+    """The classifier of the labelled images that a learner is trained on: (B, D) representations to (B, classes) logits.
 
-    Put its parameters into the learner's optimizer; between the learner's pass and the optimizer's step call `backward`.
     Its first weights follow from the seed. Raises DataError for images without labels.
     """
 
@@ -37,29 +34,29 @@ class OnlineProbe(nn.Module):
         device = next(learner.parameters()).device
         self.classifier = new_classifier(learner.representation_size, len(images.classes), seed).to(device)
         self._labels = torch.tensor(images.labels, device=device)  # int64 (N,)
-        self._correct, self._seen = torch.zeros(2, dtype=torch.int64, device=device)
-        self.representation: Tensor | None = (
-            None  # of view 1, and perhaps of view 2 behind it, in the pass just made
-        )
+        # Since the metrics before. Buffers, so that a resumed run goes on counting.
+        self.correct_count: Tensor
+        self.seen_count: Tensor
+        for name in ("correct_count", "seen_count"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64, device=device))
 
     def forward(self, representation: Tensor) -> Tensor:
         """The logits (B, classes), float32."""
-        logits: Tensor = self.classifier(representation.float())
+        with torch.autocast(representation.device.type, enabled=False):
+            logits: Tensor = self.classifier(representation.float())
         return logits
 
     def leave_out(self, index: int) -> None:
         """Learn nothing from an unreadable image: another one stands in for it, perhaps one of another class."""
         self._labels[index] = UNREADABLE
 
-    def backward(self, indices: Tensor, accumulation: int = 1) -> None:
-        """Add the gradient of the cross-entropy of the pass just made: of images `indices`, int64 (B,) on the host."""
-        assert self.representation is not None
+    def loss(self, representation: Tensor, indices: Tensor) -> Tensor:
+        """The cross-entropy, a scalar, of the representation (B, D) of images `indices`, int64 (B,) on the host."""
         y = self._labels[to_device(indices, self._labels.device)]
-        logits = self(self.representation[: len(y)])  # both views are in it when they share one pass
-        (cross_entropy(logits, y) / accumulation).backward()
-        self.representation = None
-        self._correct += (logits.argmax(dim=1) == y).sum()
-        self._seen += (y != UNREADABLE).sum()
+        logits = self(representation)
+        self.correct_count += (logits.argmax(dim=1) == y).sum()
+        self.seen_count += (y != UNREADABLE).sum()
+        return cross_entropy(logits, y)
 
     @torch.no_grad()
     def correct(self, features: Features) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -69,29 +66,26 @@ class OnlineProbe(nn.Module):
 
     def metrics(self) -> dict[str, float]:
         """Accuracy on the augmented training images since the metrics before. Waits for the device."""
-        correct, seen = int(self._correct), int(self._seen)
-        self._correct.zero_()
-        self._seen.zero_()
+        correct, seen = int(self.correct_count), int(self.seen_count)
+        self.correct_count.zero_()
+        self.seen_count.zero_()
         return {"online_train_top1": correct / max(1, seen)}
 
 
-@contextmanager
-def watching(learner: BYOL, probe: OnlineProbe | None) -> Iterator[None]:
-    """For a while, give a probe the first representation in every pass of a learner, which is view 1's."""
-    if probe is None:
-        yield
-        return
+class ProbedLearner(nn.Module):
+    """A learner with the probe that learns beside it, if there is one: all that a step takes gradients of.
 
-    def begin(module: nn.Module, inputs: Any) -> None:
-        probe.representation = None
+    One module, because DDP averages the gradients of what its own forward pass has used, and of nothing else.
+    """
 
-    def take(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if probe.representation is None:
-            probe.representation = output.detach()  # nothing that the probe does reaches the encoder
+    def __init__(self, learner: BYOL, probe: OnlineProbe | None = None) -> None:
+        super().__init__()
+        self.learner, self.probe = learner, probe
 
-    handles = learner.register_forward_pre_hook(begin), learner.online.encoder.register_forward_hook(take)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    def forward(self, view1: Any, view2: Any, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The learner's loss, and that to be differentiated, which the probe's is added to: its gradients are its own."""
+        if self.probe is None:
+            loss: Tensor = self.learner(view1, view2)
+            return loss, loss
+        loss, representation = self.learner(view1, view2, return_representation=True)
+        return loss, loss + self.probe.loss(representation, indices)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from byol.data.batches import (
-    Batch,
     BatchPlan,
+    Cropped,
     SeveralSizes,
     load_resident,
     resident_batches,
@@ -22,7 +22,7 @@ from byol.data.images import Images
 from byol.errors import DataError, printable
 from byol.evaluation.subsets import Rows
 from byol.method.crops import to_device
-from byol.method.views import ViewConfig
+from byol.method.views import ViewConfig, Views
 from byol.world import World
 
 logger = logging.getLogger("byol")
@@ -104,30 +104,22 @@ class Labelled:
 
         Every image comes once an epoch, cropped and perhaps mirrored, no more (paper §C.1); all follows from the seed.
         """
-        plan = BatchPlan(
-            seed,
-            len(self),
-            batch_size,
-            accumulation=1,
-            size=size,
-            views=ViewConfig(crop_area=crop_area),
-            crops=1,
-        )
+        views = Views(size, ViewConfig(crop_area=crop_area), self.images.channels)
+        plan = BatchPlan(seed, len(self), batch_size, accumulation=1, views=views, crops=1)
         device = self.labels.device
         if self.pixels is not None:
-            found: Iterator[Batch] = islice(resident_batches(self.pixels, plan), steps)
+            found: Iterator[Cropped] = islice(resident_batches(self.pixels, plan), steps)
         else:
             found = streamed_batches(
                 self.images,
                 plan,
-                channels=self.images.channels,
                 device=device,
                 workers=self.workers,
                 steps=range(steps),
                 report=self.leave_out,
             )
-        for batch in found:
-            yield batch.crops[:, 0], self.labels[to_device(batch.indices, device)]
+        for crops, indices in found:
+            yield crops[:, 0], self.labels[to_device(indices, device)]
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:

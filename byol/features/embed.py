@@ -7,9 +7,10 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from byol.data.decode import BadImage
 from byol.data.images import Images
-from byol.data.workers import arriving, loader
+from byol.data.workers import made, never
 from byol.disk import check_writable, left_behind, parse_json, replacing
 from byol.encoders.encoder import Encoder, check_savable, device_of, digest
 from byol.errors import CheckpointError, ConfigError, DataError, Stopped, printable
@@ -44,38 +45,27 @@ class Shard:
     bad: list[tuple[int, str]]  # images that could not be read, and why
 
 
-class _Prepared(torch.utils.data.Dataset[tuple[int, Tensor | str]]):
-    """Each image as the encoder is fed it, or why it cannot be read."""
+class _Prepared:
+    """What a worker runs: the rows of a batch -> their images as the encoder is fed them, and what to say of them."""
 
-    def __init__(self, images: Images, encoder: Encoder) -> None:
-        self.images, self.channels, self.size = images, encoder.info.channels, encoder.info.image_size
-        self.prepare = encoder.prepare
+    def __init__(self, images: Images, encoder: Encoder, poll: Callable[[], object]) -> None:
+        self.images, self.prepare, self.poll = images, encoder.prepare, poll
+        self.shape = encoder.info.channels, *encoder.info.image_size
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
-        try:
-            pixels = torch.from_numpy(np.ascontiguousarray(self.images.array(index)))
-        except BadImage as failure:
-            return index, str(failure)
-        return index, self.prepare(pixels.permute(2, 0, 1)[None])[0]
-
-
-def _gathered(
-    samples: list[tuple[int, Tensor | str]],
-) -> tuple[list[int], Tensor | None, list[tuple[int, str]]]:
-    """What a worker sends: which images, their pixels (n, C, h, w), and the unreadable ones with the reasons.
-
-    One tensor, because every tensor that travels apart holds a file open until it is used.
-    """
-    good = [(index, pixels) for index, pixels in samples if isinstance(pixels, Tensor)]
-    pixels = torch.stack([pixels for _, pixels in good]) if good else None
-    return (
-        [index for index, _ in good],
-        pixels,
-        [(index, why) for index, why in samples if isinstance(why, str)],
-    )
+    def __call__(self, rows: range) -> tuple[Tensor, tuple[list[int], list[tuple[int, str]]]]:
+        good: list[int] = []
+        bad: list[tuple[int, str]] = []
+        result = torch.empty((len(rows), *self.shape))
+        for index in rows:
+            self.poll()
+            try:
+                pixels = torch.from_numpy(np.ascontiguousarray(self.images.array(index)))
+            except BadImage as failure:
+                bad.append((index, str(failure)))
+                continue
+            result[len(good)] = self.prepare(pixels.permute(2, 0, 1)[None])[0]
+            good.append(index)
+        return result[: len(good)], (good, bad)
 
 
 def check_encoder(encoder: object) -> None:
@@ -87,26 +77,28 @@ def check_encoder(encoder: object) -> None:
         )
 
 
-Prepared = tuple[list[int], Tensor | None, list[tuple[int, str]]]
+Prepared = tuple[list[int], Tensor, list[tuple[int, str]]]
 
 
 def prepared_batches(
-    images: Images, encoder: Encoder, workers: int, firsts: Iterable[int] | None = None
+    images: Images,
+    encoder: Encoder,
+    workers: int,
+    firsts: Iterable[int] | None = None,
+    poll: Callable[[], object] = never,
 ) -> Generator[Prepared]:
     """Images as an encoder is fed them but not normalised: batches that begin at `firsts`, or all in order.
 
-    Each time: which images, their pixels (n, C, h, w) float in [0, 1] (None when none can be read), and the unreadable ones
-    with the reasons.
+    Each time: which images, their pixels (n, C, h, w) float in [0, 1], the caller's until the next are asked for, and the
+    unreadable ones with the reasons. `poll` is called between images; it may raise, to stop.
     """
+    work = _Prepared(images, encoder, poll)
     starts = range(0, len(images), BATCH) if firsts is None else firsts
-    prepared: torch.utils.data.DataLoader[Any] = loader(
-        _Prepared(images, encoder),
-        workers=workers,
-        batch_sampler=[range(first, min(first + BATCH, len(images))) for first in starts],
-        collate_fn=_gathered,
-        generator=torch.Generator(),  # else the loader draws a seed from torch's own random state
-    )
-    yield from arriving(prepared)
+    batches = (range(first, min(first + BATCH, len(images))) for first in starts)
+    room = 4 * BATCH * prod(work.shape)
+    with closing(made(work, batches, workers=workers, room=room, poll=poll)) as found:
+        for pixels, (good, bad) in found:
+            yield good, pixels, bad
 
 
 def embed(
@@ -170,7 +162,7 @@ def embedded(
         firsts, prepared_batches(images, encoder, workers, firsts), strict=True
     ):
         bad += unreadable
-        if pixels is not None:
+        if indices:
             representation = encoder(pixels.to(device))
             parts.append((F.normalize(representation, dim=1) if normalize else representation).cpu().numpy())
             rows += indices

@@ -143,7 +143,7 @@ class Views:
         return self.finish(torch.stack(crops, dim=1), seed=seed, step=step)
 
     def draw_crops(
-        self, seed: int, epochs: Tensor, indices: Tensor, view: int, height: int, width: int
+        self, seed: int, epochs: Tensor, indices: Tensor, view: int | Tensor, height: int, width: int
     ) -> Crops:
         """The crops of images of one size; see `byol.method.crops.draw_crops`."""
         heights, widths = torch.full_like(indices, height), torch.full_like(indices, width)

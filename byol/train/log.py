@@ -6,13 +6,13 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from byol.data.batches import Batch
+from byol.data.batches import Batches
 from byol.disk import append_text, parse_json, write_text
 from byol.errors import DataError, DiskError
 from byol.train.plan import Plan
@@ -27,33 +27,12 @@ logger = logging.getLogger("byol")
 FIRST_SECONDS, BAR_SECONDS, FILE_SECONDS = 3.0, 2.0, 10.0
 
 
-class Timed:
-    """Passes batches on and adds up the seconds spent waiting for them."""
-
-    def __init__(self, batches: Generator[Batch]) -> None:
-        self.batches = batches
-        self.waited = 0.0
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def close(self) -> None:
-        """End the processes behind the batches, if there are any."""
-        self.batches.close()
-
-    def __next__(self) -> Batch:
-        began = time.perf_counter()
-        batch = next(self.batches)
-        self.waited += time.perf_counter() - began
-        return batch
-
-
 class Pace:
     """How fast steps are done since it was last asked, and how much of that time the loop waited for
     images.
     """
 
-    def __init__(self, plan: Plan, batches: Timed, step: int, clock: Callable[[], float]) -> None:
+    def __init__(self, plan: Plan, batches: Batches, step: int, clock: Callable[[], float]) -> None:
         self.plan, self.batches, self.clock = plan, batches, clock
         self.since = clock(), step, batches.waited
 
@@ -75,7 +54,12 @@ class RunLog:
     """
 
     def __init__(
-        self, path: Path, plan: Plan, start: int, batches: Timed, clock: Callable[[], float] = time.monotonic
+        self,
+        path: Path,
+        plan: Plan,
+        start: int,
+        batches: Batches,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path, self.plan, self.start, self.clock = path, plan, start, clock
         self.batches = batches

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from byol.data.images import Images
+from byol.data.workers import never
 from byol.encoders.encoder import Encoder
 from byol.errors import TrainingError
 from byol.evaluation.knn import knn_correct
@@ -61,16 +62,14 @@ class Monitor:
         """Whether to look after this step: `knn.times` in a run, the last step included."""
         return step % self.plan.look_every_steps == 0 or step == self.plan.total_steps
 
-    def look(self, step: int, give_up: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    def look(self, step: int, poll: Callable[[], object] = never) -> dict[str, Any]:
         """Metrics of now: collapse signals of the representation, and kNN top-1 when there are labels.
 
-        When `give_up` says so while images are read, there are no metrics. Raises TrainingError for a
+        `poll` is called while images are read; it may raise, to stop. Raises TrainingError for a
         representation that is not finite.
         """
         if self.pictures is None:
-            self.pictures = self._read(give_up)
-        if self.pictures is None:
-            return {}
+            self.pictures = self._read(poll)
         started = time.perf_counter()
         metrics: dict[str, Any] = {"step": step, "epoch": step * self.plan.batch_size / self.plan.images}
         (bank_pixels, bank_labels), (query_pixels, query_labels) = self.pictures
@@ -110,22 +109,19 @@ class Monitor:
         with autocast(device, self.plan.precision):
             return torch.cat([self.encoder(part.to(device)).cpu() for part in images.split(500)])
 
-    def _read(self, give_up: Callable[[], bool]) -> tuple[Pictures, Pictures] | None:
+    def _read(self, poll: Callable[[], object]) -> tuple[Pictures, Pictures]:
         """The readable ones of the bank and of the queries."""
         found = []
         for rows in self.rows:
             images = self.images.subset(rows)
             parts = [torch.empty((0, self.plan.channels, *self.plan.eval_size), dtype=torch.uint8)]
             kept: list[int] = []
-            with closing(prepared_batches(images, self.encoder, self.plan.workers)) as batches:
+            with closing(prepared_batches(images, self.encoder, self.plan.workers, poll=poll)) as batches:
                 for indices, pixels, bad in batches if len(images) else ():
-                    if give_up():
-                        return None
                     for index, reason in bad:
                         self.report(images.name(index), reason)
-                    if pixels is not None:
-                        parts.append(pixels.mul(255).round_().to(torch.uint8))
-                        kept += indices
+                    parts.append(pixels.mul(255).round_().to(torch.uint8))
+                    kept += indices
                     images.release()  # what was read before is not needed as it was read
             images = images.subset(kept)
             labels = np.full(len(kept), -1, dtype=np.int64) if images.labels is None else images.labels

@@ -11,20 +11,20 @@ from typing import Any
 from torch import nn
 
 from byol.encoders.encoder import Encoder, save_encoder
-from byol.evaluation.online import OnlineProbe, watching
+from byol.errors import ByolError, Stopped, TrainingError
+from byol.evaluation.online import OnlineProbe, ProbedLearner
 from byol.evaluation.score import Score, read_scores, write_scores
 from byol.method.draws import Stream, seed_of
 from byol.train import checkpoint
 from byol.train.checkpoint import Saver
 from byol.train.config import TrainConfig
-from byol.train.log import BadImages, RunLog, Timed, duration
+from byol.train.log import BadImages, RunLog, duration
 from byol.train.monitor import Monitor
-from byol.train.optim import build_optimizer
 from byol.train.plan import Plan
 from byol.train.run_folder import RunFolder
 from byol.train.setup import Setup, split
 from byol.train.signals import StopSignals
-from byol.train.step import steps
+from byol.train.step import build_optimizer, steps
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,7 +55,7 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
 
     with folder.held(), StopSignals() as stop:
         checkpoint.sweep(folder.path, folder.checkpoints)
-        plan = folder.stored_plan(config, images, setup.world) or setup.new_plan()
+        plan = folder.stored_plan(config, images, setup.world) or setup.new_plan(stop.check)
         learner = setup.learner(plan)
         trained_encoder = setup.encoder(learner, plan)
         checksum = folder.record(plan, config, images, setup.world)
@@ -63,37 +63,40 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
         probe = None
         if config.probe.online:
             probe = OnlineProbe(learner, images.subset(rows), seed_of(plan.seed, Stream.PROBE))
-        trained = nn.ModuleDict(
-            {"learner": learner} if probe is None else {"learner": learner, "probe": probe}
-        )
+        trained = ProbedLearner(learner, probe)
         optimizer = build_optimizer(learner, plan, probe)
         saver = Saver(folder.checkpoints, trained, optimizer, checksum, config)
         start = saver.restore()
         bad = BadImages(folder.bad_files, len(images), config.data.max_bad)
         monitor = Monitor(trained_encoder, images, (rows, hold_out_rows), plan, config.knn, bad, probe)
         images.release()  # what was read until now is not needed as it was read
-        batches = Timed(setup.batches(rows, plan, start, bad, probe))
+        batches = setup.batches(rows, plan, learner, start, bad, probe, stop.check)
         log = RunLog(folder.metrics, plan, start, batches)
         began = time.perf_counter()
 
-        with closing(batches), watching(learner, probe), log:
+        with closing(batches), log:
             log.say(f"run        {folder.path}" + (f", continued at step {start:,}" if start else ""))
             log.say("\n".join(plan.lines()))
-            for result in log.following(steps(learner, batches, optimizer, plan, start, probe)):
-                stop.wait_for_steps()
-                last = result.step == plan.total_steps
-                if result.step % plan.log_every_steps == 0 or last:
-                    log.write(log.metrics(result) | (probe.metrics() if probe else {}))
-                if monitor.due(result.step):
-                    log.write(monitor.look(result.step) if last else monitor.look(result.step, stop.wanted))
-                stopping = stop.wanted() and not last
-                saved = (saver.due(result.step, plan.save_every_steps) or last or stopping) and saver.save(
-                    result.step
-                )
-                if stopping:
-                    raise stop.ended(
-                        result.step, plan.total_steps, saved, checkpoint.last_good(folder.checkpoints)
-                    )
+            done = start
+            try:
+                for result in log.following(steps(learner, batches, optimizer, plan, start, trained)):
+                    done = result.step
+                    last = done == plan.total_steps
+                    if done % plan.log_every_steps == 0 or last:
+                        log.write(log.metrics(result) | (probe.metrics() if probe else {}))
+                    if monitor.due(done):
+                        log.write(monitor.look(done) if last else monitor.look(done, stop.check))
+                    if saver.due(done, plan.save_every_steps) or last:
+                        saver.save(done)
+            except ByolError as failure:
+                # A signal, a dead worker, too many bad images: the steps done are good.
+                if done == start or isinstance(failure, TrainingError):
+                    raise
+                saved = saver.save(done)
+                if isinstance(failure, Stopped):
+                    good = checkpoint.last_good(folder.checkpoints)
+                    raise stop.ended(done, plan.total_steps, saved, good) from None
+                raise
             if start == plan.total_steps and folder.encoder.exists():
                 log.say(f"finished   already, at step {start:,}; nothing is left to do{bad}")
             else:

@@ -5,13 +5,15 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from byol.data.batches import Batch, BatchPlan, load_resident, resident_batches, streamed_batches
+from byol.data.batches import Batches, BatchPlan, Cropped, load_resident, resident_batches, streamed_batches
 from byol.data.images import Images, open_images
+from byol.data.workers import never
 from byol.encoders.encoder import Encoder, EncoderInfo, check_savable
 from byol.errors import ConfigError
 from byol.evaluation.online import OnlineProbe
@@ -21,10 +23,9 @@ from byol.models.build import build_encoder
 from byol.train.config import DataConfig, TrainConfig, seconds_of
 from byol.train.log import BadImages, say
 from byol.train.monitor import Monitor
-from byol.train.optim import build_optimizer
 from byol.train.plan import ImageFacts, Plan, Speed, plan_run
 from byol.train.run_folder import RunFolder
-from byol.train.step import steps
+from byol.train.step import build_optimizer, steps
 from byol.world import World
 
 BadNames = Callable[[str, str], None]  # is told the name of an unreadable image, and why
@@ -77,9 +78,9 @@ class Setup:
         labelled = images.subset([0]).labels is not None
         return ImageFacts(len(images), images.uniform_size(), images.channels, labelled)
 
-    def new_plan(self) -> Plan:
-        """A plan of what was given."""
-        plan = plan_run(self.config, self.facts(), self.world, self.speed)
+    def new_plan(self, poll: Callable[[], object] = never) -> Plan:
+        """A plan of what was given. `poll` is called while it is measured; it may raise, to stop."""
+        plan = plan_run(self.config, self.facts(), self.world, partial(self.speed, poll=poll))
         return (
             plan if self.own is None else replace(plan, encoder=type(self.own).__name__, encoder_options={})
         )
@@ -149,37 +150,46 @@ class Setup:
         return encoder
 
     def batches(
-        self, rows: Tensor, plan: Plan, start: int, bad: BadNames, probe: OnlineProbe | None = None
-    ) -> Generator[Batch]:
+        self,
+        rows: Tensor,
+        plan: Plan,
+        learner: BYOL,
+        start: int,
+        bad: BadNames,
+        probe: OnlineProbe | None = None,
+        poll: Callable[[], object] = never,
+    ) -> Batches:
         """The run's micro-batches of some images from step `start` on, by the plan's route. Nothing is read
-        before the first.
+        before the first. `poll` is called before each and between images; it may raise, to stop.
         """
+        assert learner.views is not None
         images = self.images.subset(rows)
-        what = BatchPlan(
-            plan.seed, len(images), plan.batch_size, plan.accumulation, plan.image_size, self.config.views
-        )
+        what = BatchPlan(plan.seed, len(images), plan.batch_size, plan.accumulation, learner.views)
 
         def report(index: int, reason: str) -> None:
             bad(images.name(index), reason)
             if probe is not None:
                 probe.leave_out(index)
 
-        if plan.in_memory:
-            pixels = load_resident(images, report).to(self.world.device)
-            images.release()
-            yield from resident_batches(pixels, what, start)
-        else:
-            yield from streamed_batches(
-                images,
-                what,
-                channels=plan.channels,
-                device=self.world.device,
-                workers=plan.workers,
-                steps=range(start, plan.total_steps),
-                report=report,
-            )
+        def cropped() -> Generator[Cropped]:
+            if plan.in_memory:
+                pixels = load_resident(images, report, poll).to(self.world.device)
+                images.release()
+                yield from resident_batches(pixels, what, start)
+            else:
+                yield from streamed_batches(
+                    images,
+                    what,
+                    device=self.world.device,
+                    workers=plan.workers,
+                    steps=range(start, plan.total_steps),
+                    report=report,
+                    poll=poll,
+                )
 
-    def speed(self, draft: Plan, looks: bool = True) -> Speed:
+        return Batches(cropped(), what, start, poll)
+
+    def speed(self, draft: Plan, looks: bool = True, poll: Callable[[], object] = never) -> Speed:
         """Time some real steps of a draft plan, and if need be a look, on throw-away networks."""
         assert self.config.budget is not None
         say(f"measuring  steps of {draft.batch_size} images, to fit a budget of {self.config.budget}")
@@ -192,7 +202,8 @@ class Setup:
         learner = trial.learner(draft)
         train, hold_out = split(len(self.images), draft)
         ends: list[float] = []
-        with closing(trial.batches(train[: 4 * draft.batch_size], draft, 0, unheard)) as batches:
+        rows = train[: 4 * draft.batch_size]
+        with closing(trial.batches(rows, draft, learner, 0, unheard, poll=poll)) as batches:
             for _ in steps(learner, batches, build_optimizer(learner, draft), draft):
                 if self.world.device.type == "cuda":
                     torch.cuda.synchronize()
@@ -213,7 +224,7 @@ class Setup:
         took: list[float] = []  # by the first, which reads the images, and by another
         for _ in range(2):
             began = time.perf_counter()
-            few.look(0)
+            few.look(0, poll)
             took.append((time.perf_counter() - began) * share)
         self.images.release()
         return Speed(step, took[1], max(0.0, took[0] - took[1]), time.monotonic() - self.started)
@@ -230,7 +241,7 @@ class Loop:
     """What `steps` takes: steps(loop.learner, loop.batches, loop.optimizer, loop.plan)."""
 
     learner: BYOL
-    batches: Generator[Batch]  # close it when the loop is left early: worker processes may stand behind it
+    batches: Batches  # close it when the loop is left early: worker processes may stand behind it
     optimizer: torch.optim.Optimizer
     plan: Plan
 
@@ -254,4 +265,4 @@ def prepare_loop(encoder: str | nn.Module | None, images: Any, config: TrainConf
     folder.path.mkdir(parents=True, exist_ok=True)
     bad = BadImages(folder.bad_files, len(setup.images), config.data.max_bad)
     rows, _ = split(len(setup.images), plan)
-    return Loop(learner, setup.batches(rows, plan, 0, bad), build_optimizer(learner, plan), plan)
+    return Loop(learner, setup.batches(rows, plan, learner, 0, bad), build_optimizer(learner, plan), plan)

@@ -1,24 +1,26 @@
 """The training step (paper Algorithm 1; official byol_experiment.py: _update_fn)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from byol.data.batches import Batch
-from byol.errors import TrainingError
-from byol.evaluation.online import OnlineProbe
+from byol.errors import DataError, TrainingError
+from byol.evaluation.online import OnlineProbe, ProbedLearner
+from byol.method import schedules
 from byol.method.byol import BYOL
 from byol.method.draws import Stream, seed_of
-from byol.method.schedules import learning_rate, tau
+from byol.method.lars import LARS, parameter_groups
 from byol.train.plan import Plan
 from byol.world import autocast
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did. Reading `loss` on a GPU waits for the step to end; the loop itself waits for forward passes only."""
+    """What one step did. Reading `loss` on a GPU waits for the step to end; the loop waits for forward passes only."""
 
     step: int  # updates done so far, this one included
     loss: Tensor  # () float32, on the device: mean over the batch of both directions, 0 to 8
@@ -29,54 +31,69 @@ class StepResult:
 
 def steps(
     learner: BYOL,
-    batches: Iterator[Batch],
+    batches: Iterable[Batch],
     optimizer: torch.optim.Optimizer,
     plan: Plan,
     start: int = 0,
-    probe: OnlineProbe | None = None,
+    forward: nn.Module | None = None,
 ) -> Iterator[StepResult]:
     """Train from step `start` to the plan's end, yielding after every optimizer step and its one target update.
 
-    A probe that is given learns beside, and the learner nothing from it. Everything random in a step follows from
-    (seed, step), so a resumed run repeats it. Raises TrainingError before the weights are touched when the loss is not
-    finite.
+    `batches` gives (view1, view2, indices) for each micro-batch, whatever the views are. `forward` is what calls the
+    learner: a ProbedLearner of it, by default without a probe. Everything random in a step follows from (seed, step), so a
+    resumed run repeats it. Raises TrainingError when the loss is not finite; a step that fails leaves no trace.
     """
-    assert learner.views is not None
+    forward = ProbedLearner(learner) if forward is None else forward
     device = next(learner.parameters()).device
-    learner.train()
+    forward.train()
+    batches = iter(batches)
     for step in range(start, plan.total_steps):
-        lr = learning_rate(
+        lr = schedules.learning_rate(
             step,
             base_lr=plan.base_lr,
             batch_size=plan.batch_size,
             total_steps=plan.total_steps,
             warmup_steps=plan.warmup_steps,
         )
-        decay = tau(step, base_tau=plan.base_tau, total_steps=plan.total_steps)
+        tau = schedules.tau(step, base_tau=plan.base_tau, total_steps=plan.total_steps)
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)
         loss = torch.zeros((), device=device)
-        for micro in range(plan.accumulation):
-            batch = next(batches)
-            torch.manual_seed(
-                seed_of(plan.seed, Stream.DROPOUT, step, micro)
-            )  # for dropout and the like; behind what may draw itself
-            view1, view2 = learner.views.finish(
-                batch.crops, seed=plan.seed, step=step, first_row=micro * plan.micro_batch_size
-            )
-            with autocast(device, plan.precision):
-                part = learner(view1, view2) / plan.accumulation
-            # The loop's one wait for a GPU, once a micro-batch. Here it costs next to nothing: the backward pass is launched
-            # faster than it runs.
-            stop_unless_finite(part, step)
-            part.backward()
-            if probe is not None:
-                probe.backward(batch.indices, plan.accumulation)
-            loss += part.detach()
+        with undone_on_failure(forward, optimizer):
+            for micro in range(plan.accumulation):
+                try:
+                    batch = Batch(*next(batches))
+                except StopIteration:
+                    said = f"The batches ended in step {step} of {plan.total_steps}. Give an iterator without end."
+                    raise DataError(said) from None
+                torch.manual_seed(
+                    seed_of(plan.seed, Stream.DROPOUT, step, micro)
+                )  # behind what may draw itself
+                with autocast(device, plan.precision):
+                    part, differentiated = forward(*batch)
+                # The loop's one wait for a GPU, once a micro-batch. Here it costs next to nothing: the backward pass is
+                # launched faster than it runs.
+                stop_unless_finite(part, step)
+                (differentiated / plan.accumulation).backward()
+                loss += part.detach() / plan.accumulation
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        learner.update_target(decay)
-        yield StepResult(step + 1, loss, lr, decay, batch)
+        learner.update_target(tau)
+        yield StepResult(step + 1, loss, lr, tau, batch)
+
+
+@contextmanager
+def undone_on_failure(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Put back buffers, BatchNorm's running statistics among them, and drop gradients when passes fail or are stopped."""
+    buffers = list(module.buffers())
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    except BaseException:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+        optimizer.zero_grad(set_to_none=True)
+        raise
 
 
 def stop_unless_finite(loss: Tensor, step: int) -> None:
@@ -86,3 +103,23 @@ def stop_unless_finite(loss: Tensor, step: int) -> None:
             f"The loss of step {step} is {loss.item()}; the weights were not touched. Usual causes: a learning rate that "
             "is too high for this optimizer, or pixels that are not finite."
         )
+
+
+def build_optimizer(learner: BYOL, plan: Plan, probe: OnlineProbe | None = None) -> torch.optim.Optimizer:
+    """LARS, SGD or AdamW over the online network, and the probe beside it; biases and BatchNorm parameters are not decayed.
+
+    `steps` sets the rate: each group's is the schedule's times its `lr_factor`.
+    """
+    parts: list[tuple[nn.Module, float]] = [(learner.online, 1.0), (learner.predictor, plan.predictor_lr)]
+    if probe is not None:
+        parts.append((probe, 1.0))
+    groups = [
+        {**group, "lr_factor": factor}
+        for part, factor in parts
+        for group in parameter_groups(part, weight_decay=plan.weight_decay)
+    ]
+    if plan.optimizer == "lars":
+        return LARS(groups, lr=plan.lr, momentum=plan.momentum)
+    if plan.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=plan.lr, momentum=plan.momentum, foreach=True)
+    return torch.optim.AdamW(groups, lr=plan.lr, betas=(plan.momentum, 0.95), foreach=True)

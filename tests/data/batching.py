@@ -7,25 +7,25 @@ import numpy as np
 import torch
 from pictures import photo
 
-from byol.data.batches import Batch, BatchPlan, streamed_batches
+from byol.data.batches import BatchPlan, Cropped, streamed_batches
 from byol.data.images import Images
-from byol.method.views import ViewConfig
+from byol.method.views import ViewConfig, Views
 
 CPU = torch.device("cpu")
 COUNT = 23
 PHOTOS = np.stack([photo(24, 36, seed) for seed in range(COUNT)])
 
 
-def plan_for(images: int = COUNT, **changes: Any) -> BatchPlan:
-    given = {
-        "seed": 3,
-        "images": images,
-        "batch_size": 10,
-        "accumulation": 1,
-        "size": (16, 16),
-        "views": ViewConfig(),
-    }
-    return BatchPlan(**(given | changes))
+def plan_for(
+    images: int = COUNT,
+    size: tuple[int, int] = (16, 16),
+    channels: int = 3,
+    config: ViewConfig | None = None,
+    **changes: Any,
+) -> BatchPlan:
+    """Batches of 10 with crops of 16 pixels; the config is that of the views."""
+    usual = {"seed": 3, "images": images, "batch_size": 10, "accumulation": 1}
+    return BatchPlan(**(usual | changes), views=Views(size, config, channels))
 
 
 class Reports(list[tuple[int, str]]):
@@ -39,11 +39,10 @@ def streamed(
     steps: range,
     workers: int = 0,
     report: Callable[[int, str], None] | None = None,
-) -> Iterator[Batch]:
+) -> Iterator[Cropped]:
     return streamed_batches(
         images,
         plan,
-        channels=images.channels,
         device=CPU,
         workers=workers,
         steps=steps,
@@ -51,6 +50,6 @@ def streamed(
     )
 
 
-def same(first: list[Batch], second: list[Batch]) -> bool:
+def same(first: list[Cropped], second: list[Cropped]) -> bool:
     pairs = zip(first, second, strict=True)
     return all(torch.equal(a.crops, b.crops) and torch.equal(a.indices, b.indices) for a, b in pairs)

@@ -11,7 +11,7 @@ from batching import COUNT, PHOTOS, Reports, plan_for, same, streamed
 from PIL import Image
 from torch import Tensor
 
-from byol.data.batches import CHUNK, Batch, BatchPlan, Chunk, load_resident, members, order, resident_batches
+from byol.data.batches import CHUNK, BatchPlan, Cropped, load_resident, members, order, resident_batches
 from byol.data.images import open_images
 from byol.errors import DataError
 from byol.method.crops import draw_crops
@@ -100,7 +100,7 @@ def test_a_streamed_crop_is_pillows_to_one_grey_level(files: Path) -> None:
 
 def test_the_crop_settings_are_obeyed() -> None:
     images = open_images(PHOTOS)
-    whole = plan_for(views=ViewConfig(crop_area=(1.0, 1.0), crop_ratio=(1.5, 1.5), flip=0.0), size=(24, 36))
+    whole = plan_for(config=ViewConfig(crop_area=(1.0, 1.0), crop_ratio=(1.5, 1.5), flip=0.0), size=(24, 36))
     for batches in (
         streamed(images, whole, range(1)),
         resident_batches(load_resident(images, Reports()), whole),
@@ -111,7 +111,9 @@ def test_the_crop_settings_are_obeyed() -> None:
         )
         for view in (0, 1):
             assert np.array_equal(crops[:, view].permute(0, 2, 3, 1).numpy(), PHOTOS[batch.indices])
-    flipped = plan_for(views=ViewConfig(crop_area=(1.0, 1.0), crop_ratio=(1.5, 1.5), flip=1.0), size=(24, 36))
+    flipped = plan_for(
+        config=ViewConfig(crop_area=(1.0, 1.0), crop_ratio=(1.5, 1.5), flip=1.0), size=(24, 36)
+    )
     batch = next(streamed(images, flipped, range(1)))
     assert np.array_equal(batch.crops[:, 0].permute(0, 2, 3, 1).numpy(), PHOTOS[batch.indices][:, :, ::-1])
 
@@ -130,12 +132,14 @@ def test_one_crop_of_each_image_is_the_first_of_two() -> None:
 def test_oblong_crops_and_gray_and_many_channels() -> None:
     for channels in (1, 13):
         source = np.random.default_rng(0).integers(0, 256, size=(COUNT, 24, 36, channels), dtype=np.uint8)
-        batch = next(streamed(open_images(source), plan_for(size=(10, 20)), range(1)))
+        batch = next(streamed(open_images(source), plan_for(size=(10, 20), channels=channels), range(1)))
         assert batch.crops.shape == (10, 2, channels, 10, 20)
 
 
 def test_gray_files_are_streamed(files: Path) -> None:
-    gray, colour = (next(streamed(open_images(files, channels=n), plan_for(), range(1))) for n in (1, 3))
+    gray, colour = (
+        next(streamed(open_images(files, channels=n), plan_for(channels=n), range(1))) for n in (1, 3)
+    )
     assert gray.crops.shape == (10, 2, 1, 16, 16)
     weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
     luma = (colour.crops * weights).sum(dim=2, keepdim=True)
@@ -199,7 +203,7 @@ def test_images_of_several_sizes_cannot_be_resident(files: Path) -> None:
 def test_accumulation_gives_the_images_of_one_large_batch(accumulation: int, files: Path) -> None:
     large, small = plan_for(), plan_for(accumulation=accumulation)
     images, resident = open_images(files), load_resident(open_images(PHOTOS), Reports())
-    routes: list[Callable[[BatchPlan, int], list[Batch]]] = [
+    routes: list[Callable[[BatchPlan, int], list[Cropped]]] = [
         lambda plan, _: list(streamed(images, plan, range(1, 3))),
         lambda plan, batches: list(islice(resident_batches(resident, plan, 1), batches)),
     ]
@@ -219,13 +223,3 @@ def test_crops_are_tensors_of_their_own(files: Path) -> None:
     kept: Tensor = first.crops.clone()
     second.crops.zero_()
     assert torch.equal(first.crops, kept)
-
-
-def test_torch_page_locks_the_chunks_of_a_run_on_a_gpu(monkeypatch):
-    """torch looks into tensors, containers and what has a `pin_memory`; other objects it passes on as they are."""
-    locked = torch.zeros(1, 2, 3, 4, 4, dtype=torch.uint8)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: locked)  # locking memory itself takes a GPU
-    chunk = Chunk(torch.ones_like(locked), [7], [(7, "broken")], "none")
-    pinned = torch.utils.data._utils.pin_memory.pin_memory(chunk)
-    assert pinned.crops is locked
-    assert (pinned.indices, pinned.bad, pinned.failure) == (chunk.indices, chunk.bad, chunk.failure)

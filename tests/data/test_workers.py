@@ -2,20 +2,24 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from batching import COUNT, CPU, Reports, plan_for, same, streamed
+import torch
+from batching import COUNT, Reports, plan_for, same, streamed
 from pictures import encoded, photo
 
-from byol.data.batches import load_resident, resident_batches, streamed_batches, substitutes
+from byol.data.batches import load_resident, resident_batches, substitutes
 from byol.data.images import open_images
+from byol.data.workers import made
 from byol.errors import ByolError, DataError
 
 
@@ -93,6 +97,35 @@ def test_the_report_may_stop_the_run(workers: int, with_bad: Path) -> None:
 # Workers
 
 
+def squares(task: int) -> tuple[torch.Tensor, str]:
+    return torch.full((3, 4), task * task, dtype=torch.float32), f"of {task}"
+
+
+def started(work: Callable[[int], Any], workers: int, **options: Any) -> tuple[Iterator[Any], list[Any]]:
+    """Endless results, two of each worker taken, so that all are up; and the processes behind them."""
+    others = multiprocessing.active_children()
+    results = made(work, range(10**9), workers=workers, room=48, **options)
+    for _ in range(2 * workers):
+        next(results)
+    return results, [worker for worker in multiprocessing.active_children() if worker not in others]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("count", [0, 1, 2, 50])
+def test_results_come_in_the_order_of_the_tasks_whoever_makes_them(workers: int, count: int) -> None:
+    found = [(pixels.clone(), rest) for pixels, rest in made(squares, range(count), workers=workers, room=48)]
+    assert [rest for _, rest in found] == [f"of {task}" for task in range(count)]
+    assert all(torch.equal(pixels, squares(task)[0]) for task, (pixels, _) in enumerate(found))
+
+
+def test_results_of_several_shapes_and_none_fit() -> None:
+    def work(task: int) -> tuple[torch.Tensor, int]:
+        return torch.arange(12, dtype=torch.uint8)[: 4 * task].view(task, 4)[:, ::2], task
+
+    for task, (pixels, _) in enumerate(made(work, range(4), workers=2, room=12)):
+        assert torch.equal(pixels, work(task)[0])
+
+
 def test_no_worker_outlives_the_batches(files: Path) -> None:
     others = multiprocessing.active_children()
     batches = streamed(open_images(files), plan_for(), range(1000), workers=2)
@@ -103,68 +136,125 @@ def test_no_worker_outlives_the_batches(files: Path) -> None:
     assert not any(worker.is_alive() for worker in workers)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
-def test_a_signal_to_stop_is_left_to_the_run(number: signal.Signals, files: Path) -> None:
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
+)
+def test_a_signal_to_stop_is_left_to_the_run(number: signal.Signals) -> None:
     """A terminal or a batch system sends it to every process; a worker that obeyed would kill the run before it has saved."""
-    images, plan = open_images(files), plan_for()
-    batches = streamed(images, plan, range(40), workers=2)
-    seen = [next(batches), next(batches)]  # one from each worker: both are up
-    for worker in multiprocessing.active_children():
-        assert worker.pid is not None
+    results, workers = started(squares, 2)
+    for worker in workers:
         os.kill(worker.pid, number)
-    seen += list(batches)
-    assert same(seen, list(streamed(images, plan, range(40))))
+    assert [next(results)[1] for _ in range(50)] == [f"of {task}" for task in range(4, 54)]
 
 
-@pytest.mark.slow
-def test_a_dead_worker_is_one_sentence(files: Path) -> None:
-    others = multiprocessing.active_children()
-    batches = streamed(open_images(files), plan_for(), range(10_000), workers=2)
-    assert len([next(batches), next(batches)]) == 2  # one from each worker: both are up
-    victim = next(worker for worker in multiprocessing.active_children() if worker not in others)
-    assert victim.pid is not None
-    os.kill(victim.pid, signal.SIGKILL)
-    victim.join(10)
+def test_a_dead_worker_is_one_sentence() -> None:
+    results, workers = started(squares, 2)
+    workers[0].kill()
+    workers[0].join(10)
     deadline = time.monotonic() + 0.2
     while time.monotonic() < deadline:  # the run is busy with its step: nothing may be raised here
         sum(range(1000))
-    with pytest.raises(ByolError, match=r"A process that decodes images died .* Lower --workers") as caught:
-        for _ in batches:
+    with pytest.raises(ByolError, match=r"SIGKILL.*--workers") as caught:
+        for _ in results:
             pass
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 70
+    assert not workers[1].is_alive()
 
 
-LEFT_OPEN = """
-import sys
-import numpy as np
-from byol.data.workers import arriving, loader
+def test_a_worker_that_stands_still_is_one_sentence() -> None:
+    results, workers = started(squares, 2, patience=0.5)
+    os.kill(workers[0].pid, signal.SIGSTOP)
+    with pytest.raises(ByolError, match=r"0\.5 seconds.*--workers") as caught:
+        for _ in results:
+            pass
+    assert caught.value.exit_code == 70
+    assert not any(worker.is_alive() for worker in workers)
 
-class Slow:
-    def __len__(self): return 100
-    def __getitem__(self, index): return np.zeros(3)
 
-batches = arriving(loader(Slow(), workers=1))
-next(batches)
-sys.stdout.write(str(__import__("multiprocessing").active_children()[0].pid))
+def test_waiting_for_a_worker_that_stands_still_answers_signals() -> None:
+    class StopNow(Exception):
+        """What a poll raises once a signal has come."""
+
+    heard: list[int] = []
+
+    def poll() -> None:
+        if heard:
+            raise StopNow
+
+    before = signal.signal(signal.SIGALRM, lambda number, frame: heard.append(number))
+    try:
+        results, workers = started(squares, 1, poll=poll)
+        os.kill(workers[0].pid, signal.SIGSTOP)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(StopNow):
+            for _ in results:
+                pass
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_nothing_travels_through_dev_shm_or_open_files() -> None:
+    """Containers have 64 MB there, and the handles of a process are few: a run hung, deaf, when either ran out."""
+
+    def handles() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = handles()
+    results, _ = started(squares, 2)
+    up = handles()
+    kept = [next(results) for _ in range(20)]
+    assert handles() == up <= before + 10
+    assert "/dev/shm" not in Path("/proc/self/maps").read_text()
+    assert len(kept) == 20
+
+
+def test_workers_that_cannot_be_started_are_one_sentence() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 4, before[1]))
+    try:
+        with pytest.raises(ByolError, match=r"Too many open files.*--workers"):
+            next(made(squares, range(10), workers=20, room=48))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert multiprocessing.active_children() == []
+
+
+IN_A_PROGRAM = """
+import multiprocessing, os, signal, sys, time
+import torch
+from byol.data.workers import made
+
+def work(task):
+    time.sleep(0 if task < 4 else 600)
+    return torch.zeros(3), None
+
+results = made(work, range(100), workers=1, room=12)
+next(results)
+time.sleep(0.3)
+sys.stdout.write(str(multiprocessing.active_children()[0].pid))
 sys.stdout.flush()
 {ending}
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "ending", ["", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"], ids=["exit", "kill -9"]
-)
-def test_no_worker_outlives_a_program_that_left_its_batches_open(ending: str) -> None:
-    code = LEFT_OPEN.format(ending=ending)
+@pytest.mark.parametrize("ending", ["", "os.kill(os.getpid(), signal.SIGKILL)"], ids=["exit", "kill -9"])
+def test_workers_end_with_their_program_at_once_and_leave_nothing(ending: str, tmp_path: Path) -> None:
+    """In the midst of their work: of a task that takes ten minutes."""
+    code = IN_A_PROGRAM.format(ending=ending)
     done = subprocess.run(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=120, check=False
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 10
     while Path(f"/proc/{done.stdout}").exists():
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.05)
+    assert list(tmp_path.iterdir()) == []
 
 
 class Broken:
@@ -181,9 +271,20 @@ class Broken:
 def test_a_fault_in_the_code_keeps_its_own_name(workers: int) -> None:
     images = open_images(Broken())
     with pytest.raises(RuntimeError) as caught:  # crops of 3 channels do not fit a tensor of 5
-        list(
-            streamed_batches(
-                images, plan_for(8), channels=5, device=CPU, workers=workers, steps=range(1), report=Reports()
-            )
-        )
+        list(streamed(images, plan_for(8, channels=5), range(1), workers))
     assert not isinstance(caught.value, ByolError)
+
+
+class Unpicklable(Exception):
+    """Made of two arguments and known by one, as foreign exceptions often are."""
+
+    def __init__(self, name: str, number: int) -> None:
+        super().__init__(f"{name} {number}")
+
+
+def test_a_fault_that_cannot_travel_still_tells_what_it_was() -> None:
+    def work(task: int) -> Any:
+        raise Unpicklable("shelf", 7)
+
+    with pytest.raises(RuntimeError, match="Unpicklable: shelf 7"):
+        next(made(work, range(3), workers=1, room=48))

@@ -252,5 +252,8 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(words, tmp_pa
 def test_several_processes_without_torchrun_are_told(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(ConfigError, match="WORLD_SIZE is 2, but the processes do not meet"), World.join("cpu"):
+    with (
+        pytest.raises(ConfigError, match="WORLD_SIZE is 2, but the processes do not meet"),
+        World.join("cpu"),
+    ):
         pass

@@ -16,7 +16,9 @@ import pytest
 import torch
 from small_runs import small_config
 
-from byol.train.log import RunLog, Timed
+from byol.data.batches import Batches, BatchPlan
+from byol.method.views import Views
+from byol.train.log import RunLog
 from byol.train.plan import ImageFacts, plan_run
 from byol.train.step import StepResult
 from byol.world import World
@@ -37,7 +39,7 @@ def told(path: Path, steps: int, start: int, seconds: Iterable[float], log_every
     facts = ImageFacts(8 * steps, (16, 16), 3, False)
     plan = plan_run(small_config(path, epochs=1), facts, World.join("cpu"))
     assert plan.total_steps == steps
-    batches = Timed(iter(()))
+    batches = Batches(iter(()), BatchPlan(0, 8 * steps, 8, 1, Views(16)))
 
     def results() -> Iterable[StepResult]:
         for step, passed in enumerate(seconds, start + 1):

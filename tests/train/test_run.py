@@ -42,12 +42,11 @@ def test_a_stopped_and_resumed_run_gives_the_same_bytes_as_an_uninterrupted_one(
     images = photos if route == "photos" else arrays
     config = small_config(tmp_path / "a", workers=workers, optim=OptimConfig(name=optimizer, accumulation=2))
     whole = byol.pretrain(seeded(), images, config)
-    with pytest.raises(
-        byol.Stopped
-    ) as stopped:  # two passes of two micro-batches a step: in the middle of step 5
+    # Two passes of two micro-batches a step: in the first half of step 5, which is given up.
+    with pytest.raises(byol.Stopped) as stopped:
         byol.pretrain(seeded(StopsItself, 18), images, replace(config, out=str(tmp_path / "b")))
     assert stopped.value.exit_code == 75
-    assert "saved at step 5" in str(stopped.value)
+    assert "saved at step 4" in str(stopped.value)
     resumed = byol.pretrain(seeded(), images, replace(config, out=str(tmp_path / "b")))
     assert resumed.plan.total_steps == whole.plan.total_steps > 5
     assert state_of(tmp_path / "a") == state_of(tmp_path / "b")
@@ -298,7 +297,13 @@ def test_weights_that_a_gradient_made_infinite_are_never_saved(tmp_path, arrays)
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGUSR1, 75), (signal.SIGHUP, 75)],
+    [
+        (signal.SIGTERM, 75),
+        (signal.SIGINT, 130),
+        (signal.SIGUSR1, 75),
+        (signal.SIGUSR2, 75),
+        (signal.SIGHUP, 75),
+    ],
 )
 def test_a_signal_saves_and_leaves_with_its_exit_code(tmp_path, arrays, number, code):
     before = signal.getsignal(number)

@@ -49,27 +49,7 @@ def full_disk() -> Iterator:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-# Signals
-
-
-def test_a_signal_before_the_first_step_ends_at_once_and_corrected_settings_are_planned_anew(
-    tmp_path, arrays, photos
-):
-    with pytest.raises(byol.Stopped, match="Stopped by SIGTERM before a step was done") as stopped:
-        byol.pretrain(seeded(StopsItself, 1), arrays, small_config(tmp_path))
-    assert stopped.value.exit_code == 75
-    assert (tmp_path / "plan.json").exists()
-    with pytest.raises(byol.Stopped, match="before a step"):  # other settings
-        byol.pretrain(seeded(StopsItself, 1), arrays, small_config(tmp_path, batch_size=16))
-    run = byol.pretrain(seeded(), photos, small_config(tmp_path, batch_size=4))  # and other images
-    assert run.plan.batch_size == 4
-    assert "batch_size: 4" in (tmp_path / "config.yaml").read_text()
-
-
-def test_the_first_ctrl_c_is_answered_at_once(tmp_path, arrays, capfd):
-    with pytest.raises(byol.Stopped):
-        byol.pretrain(seeded(StopsItself, 5, signal.SIGINT), arrays, small_config(tmp_path))
-    assert "stopping after this step" in capfd.readouterr().err
+# What is said
 
 
 def watched(source, look):
@@ -82,20 +62,6 @@ def watched(source, look):
             return super().picture(raw)
 
     return byol.Images(images.reader, Watched(**vars(images.reading)))
-
-
-def test_a_signal_while_pictures_are_read_for_scoring_saves_without_reading_on(tmp_path, arrays):
-    read = []
-
-    def stop_at_scoring():
-        read.append(1)
-        if len(read) == 64 + 3:  # all are read once to be kept in memory, then those that score
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(byol.Stopped, match="saved at step 7"):
-        byol.pretrain(seeded(), watched(arrays, stop_at_scoring), small_config(tmp_path))
-    assert not [line for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if "knn_top1" in line]
-    assert byol.pretrain(seeded(), arrays, small_config(tmp_path)).score is not None
 
 
 def test_the_plan_is_printed_before_any_picture_is_decoded(tmp_path, photos, capsys):

@@ -11,9 +11,9 @@ import torch
 from small_runs import Tiny, small_config
 from torch.overrides import TorchFunctionMode
 
-from byol.data.batches import BatchPlan, resident_batches
+from byol.data.batches import Batches, BatchPlan, resident_batches
 from byol.data.images import open_images
-from byol.evaluation.online import OnlineProbe, watching
+from byol.evaluation.online import OnlineProbe, ProbedLearner
 from byol.method.byol import BYOL
 from byol.method.lars import LARS, parameter_groups
 from byol.train import step
@@ -52,9 +52,9 @@ def training(device: torch.device, folder: Path) -> Any:
     learner = BYOL(Tiny(), 16, None, 8, 16).to(device)
     probe = OnlineProbe(learner, source, 0)
     optimizer = LARS([*parameter_groups(learner, 1e-6), *parameter_groups(probe, 1e-6)], lr=0.1)
-    batches = resident_batches(images.to(device), BatchPlan(0, 24, 8, 1, (16, 16), learner.views.config))
-    with watching(learner, probe):
-        yield from step.steps(learner, batches, optimizer, plan, probe=probe)
+    what = BatchPlan(0, 24, 8, 1, learner.views)
+    batches = Batches(resident_batches(images.to(device), what), what)
+    yield from step.steps(learner, batches, optimizer, plan, forward=ProbedLearner(learner, probe))
 
 
 def test_a_step_copies_to_the_device_without_waiting(tmp_path, monkeypatch):
