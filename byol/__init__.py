@@ -10,49 +10,42 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from byol.data.decode import BadImage as BadImage
-    from byol.data.images import Images as Images
-    from byol.data.images import open_images as open_images
+    from byol.data.images import Images as Images, open_images as open_images
     from byol.encoders.encoder import Encoder as Encoder
     from byol.encoders.load import load_encoder as load_encoder
     from byol.encoders.official import official_state as official_state
-    from byol.errors import ByolError as ByolError
-    from byol.errors import CheckpointError as CheckpointError
-    from byol.errors import ConfigError as ConfigError
-    from byol.errors import DataError as DataError
-    from byol.errors import Stopped as Stopped
-    from byol.errors import TrainingError as TrainingError
+    from byol.errors import (
+        ByolError as ByolError,
+        CheckpointError as CheckpointError,
+        ConfigError as ConfigError,
+        DataError as DataError,
+        Stopped as Stopped,
+        TrainingError as TrainingError,
+    )
     from byol.evaluation.knn import knn_predict as knn_predict
     from byol.evaluation.protocols import evaluate as evaluate
     from byol.evaluation.score import Score as Score
-    from byol.exports.export import Exported as Exported
-    from byol.exports.export import export as export
+    from byol.exports.export import Exported as Exported, export as export
     from byol.features.embed import embed as embed
     from byol.features.embedder import Embedder as Embedder
     from byol.features.features import Features as Features
-    from byol.features.neighbours import near_duplicates as near_duplicates
-    from byol.features.neighbours import outliers as outliers
-    from byol.features.neighbours import search as search
-    from byol.features.select import clusters as clusters
-    from byol.features.select import pick as pick
+    from byol.features.neighbours import (
+        near_duplicates as near_duplicates,
+        outliers as outliers,
+        search as search,
+    )
+    from byol.features.select import clusters as clusters, pick as pick
     from byol.method.byol import BYOL as BYOL
-    from byol.method.lars import LARS as LARS
-    from byol.method.lars import parameter_groups as parameter_groups
+    from byol.method.lars import LARS as LARS, parameter_groups as parameter_groups
     from byol.method.loss import regression_loss as regression_loss
-    from byol.method.schedules import learning_rate as learning_rate
-    from byol.method.schedules import tau as tau
-    from byol.method.views import ViewConfig as ViewConfig
-    from byol.method.views import Views as Views
+    from byol.method.schedules import learning_rate as learning_rate, tau as tau
+    from byol.method.views import ViewConfig as ViewConfig, Views as Views
     from byol.models.build import build_encoder as build_encoder
     from byol.train.config import TrainConfig as TrainConfig
-    from byol.train.plan import ImageFacts as ImageFacts
-    from byol.train.plan import Plan as Plan
-    from byol.train.plan import plan_run as plan_run
-    from byol.train.run import Run as Run
-    from byol.train.run import pretrain as pretrain
-    from byol.train.setup import Loop as Loop
-    from byol.train.setup import prepare_loop as prepare_loop
-    from byol.train.step import StepResult as StepResult
-    from byol.train.step import steps as steps
+    from byol.train.plan import ImageFacts as ImageFacts, Plan as Plan, plan_run as plan_run
+    from byol.train.run import Run as Run, pretrain as pretrain
+    from byol.train.setup import Loop as Loop, prepare_loop as prepare_loop
+    from byol.train.step import StepResult as StepResult, steps as steps
     from byol.world import World as World
 
 _HOMES = {

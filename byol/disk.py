@@ -153,9 +153,7 @@ def read_yaml(path: Path, what: str) -> Any:
 def check_writable(folder: Path, advice: str = "Choose another place.") -> None:
     """Raise ConfigError, before any work, when no file can be made in a folder, or where it would be made."""
     place = folder
-    while not os.path.exists(
-        place
-    ):  # unlike Path's own, it takes a folder that may not be looked into for none
+    while not os.path.exists(place):  # unlike Path.exists, it is False where one may not look
         place = place.parent
     try:
         with tempfile.TemporaryFile(dir=place):
@@ -166,19 +164,13 @@ def check_writable(folder: Path, advice: str = "Choose another place.") -> None:
 
 def left_behind(path: Path) -> bool:
     """Whether something temporary, made by `replacing` or `filling`, is of a process that has ended."""
-    pid = path.name.split("-")[1]
-    return not (pid.isdecimal() and running(int(pid)))
-
-
-def running(pid: int) -> bool:
-    """Whether this machine has a process of this number."""
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # somebody else's
+        os.kill(int(path.name.split("-")[1]), 0)
+    except (ValueError, ProcessLookupError, OverflowError):
         return True
-    return True
+    except PermissionError:  # somebody else's
+        return False
+    return False
 
 
 def sync(path: Path) -> None:

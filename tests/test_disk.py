@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from byol.disk import append_text, filling, left_behind, replacing, running, write_text
+from byol.disk import append_text, filling, left_behind, replacing, write_text
 from byol.errors import DiskError
 
 
@@ -214,8 +214,8 @@ def test_lines_are_added_whole_or_not_at_all(tmp_path, full_disk):
 
 def test_an_error_of_the_disk_is_pickled_whole():
     there = pickle.loads(pickle.dumps(DiskError(28, "No space left on device", "a.txt")))
-    assert (str(there), there.exit_code) == ("a.txt cannot be written: No space left on device. Make room, or choose "
-                                             "another place.", 70)  # fmt: skip
+    assert str(there).startswith("a.txt cannot be written: No space left on device. ")
+    assert there.exit_code == 70
 
 
 def test_kill_at_any_moment_leaves_one_whole_content(tmp_path):
@@ -247,15 +247,11 @@ def test_what_a_dead_process_left_is_told_from_what_a_living_one_writes():
     living = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     ended.wait()
     try:
-        assert (running(ended.pid), running(living.pid), running(1), running(10**30)) == (
-            False,
-            True,
-            True,
-            False,
-        )
         assert left_behind(Path(f".tmp-{ended.pid}-a.npz"))
         assert not left_behind(Path(f".tmp-{living.pid}-a.npz"))
+        assert not left_behind(Path(".tmp-1-a.npz"))
         assert left_behind(Path(".tmp-x-a.npz"))
+        assert left_behind(Path(f".tmp-{10**30}-a.npz"))
     finally:
         living.kill()
         living.communicate()

@@ -10,8 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from byol.encoders.convert import Conversion, Preprocessing
-from byol.encoders.convert import convert as converted
+from byol.encoders.convert import Conversion, Preprocessing, convert as converted
 from byol.encoders.encoder import FILE, save_encoder
 from byol.errors import ConfigError
 from byol.models.resnet import Padding

@@ -8,8 +8,7 @@ import tyro
 
 from byol.encoders.load import folder_of, load_encoder
 from byol.errors import ConfigError
-from byol.exports.export import Format
-from byol.exports.export import export as write_export
+from byol.exports.export import Format, export as write_export
 from byol.exports.verify import BATCHES, TOLERANCE
 from byol.settings import parse
 

@@ -25,8 +25,7 @@ from byol.data.workers import made, never
 from byol.disk import check_writable, left_behind, parse_json, replacing
 from byol.encoders.encoder import Encoder, check_savable, device_of, digest
 from byol.errors import CheckpointError, ConfigError, DataError, Stopped, printable
-from byol.features.features import Array, Rows, Values, check_finite, check_format
-from byol.features.features import Features as Features
+from byol.features.features import Array, Features as Features, Rows, Values, check_finite, check_format
 from byol.world import World
 
 logger = logging.getLogger("byol")

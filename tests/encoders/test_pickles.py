@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from byol.encoders.official import array_in, official_state, read_official
 from byol.encoders.pickles import Made, Stretch, bytes_in, is_pickle, read_pickle

@@ -6,8 +6,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from byol.errors import ConfigError, DataError
 from byol.evaluation import knn
 from byol.evaluation.knn import knn_correct, knn_predict
-from byol.features import features as files
-from byol.features import neighbours
+from byol.features import features as files, neighbours
 from byol.features.embed import Features
 
 

@@ -7,8 +7,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 
 from byol.errors import ConfigError, DataError
-from byol.features import features as files
-from byol.features import neighbours
+from byol.features import features as files, neighbours
 from byol.features.features import Features
 from byol.features.neighbours import near_duplicates, nearest, outliers, search
 

@@ -11,8 +11,7 @@ from PIL import Image
 
 from byol.encoders.encoder import save_encoder
 from byol.errors import CheckpointError, ConfigError, DataError, Stopped
-from byol.features import embed as extract
-from byol.features import embed as partial
+from byol.features import embed as extract, embed as partial
 from byol.features.embed import embed, embed_to
 from byol.features.features import Features
 from byol.world import World

@@ -7,8 +7,7 @@ from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
 from byol.errors import ConfigError, DataError
-from byol.features import features as files
-from byol.features import select
+from byol.features import features as files, select
 from byol.features.features import Features
 from byol.features.select import clusters, pick
 

@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed as dist
-from torch import nn
+from torch import distributed as dist, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from byol.method.byol import BYOL

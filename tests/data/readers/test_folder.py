@@ -16,8 +16,7 @@ from torchvision.datasets import ImageFolder
 
 from byol.data.decode import BadImage, decode
 from byol.data.images import open_images
-from byol.data.readers.folder import FileReader, listed, read_file
-from byol.data.readers.folder import scan as scan_and_count
+from byol.data.readers.folder import FileReader, listed, read_file, scan as scan_and_count
 from byol.errors import DataError
 
 FolderOf = Callable[..., Path]
