@@ -34,12 +34,12 @@ def floor(bank: torch.Tensor, queries: torch.Tensor, k: int = 20) -> None:
 def knn(rows: int, dimensions: int, queries: int) -> None:
     """kNN in memory over its floor."""
     generator = torch.Generator().manual_seed(0)
-    bank, asked = (torch.randn(count, dimensions, generator=generator) for count in (rows, queries))
+    bank, vectors = (torch.randn(count, dimensions, generator=generator) for count in (rows, queries))
     labels = torch.randint(CLASSES, (rows,), generator=generator)
-    normal = [torch.nn.functional.normalize(x, dim=1) for x in (bank, asked)]
+    normal = [torch.nn.functional.normalize(x, dim=1) for x in (bank, vectors)]
     ways = {
         "bare product and top-k": lambda: floor(*normal),
-        "byol kNN": lambda: knn_predict(bank, labels, asked),
+        "byol kNN": lambda: knn_predict(bank, labels, vectors),
     }
     seconds = alternate(ways, repeats=3)
     least = seconds["bare product and top-k"]
@@ -59,10 +59,10 @@ def streamed_knn(folder: Path, rows: int = 1_280_000, dimensions: int = 2048, qu
             (min(10_000, rows - first), dimensions), dtype=np.float32
         )
     labels = torch.from_numpy(generator.integers(CLASSES, size=rows))
-    asked = torch.from_numpy(generator.standard_normal((queries, dimensions), dtype=np.float32))
+    vectors = torch.from_numpy(generator.standard_normal((queries, dimensions), dtype=np.float32))
     stored = torch.from_numpy(np.load(path, mmap_mode="r+"))
     started = time.perf_counter()
-    knn_predict(stored, labels, asked)
+    knn_predict(stored, labels, vectors)
     seconds = time.perf_counter() - started
     lines = [["byol kNN", f"{seconds:.1f}", f"{queries / seconds:.0f}"]]
     table(
@@ -94,12 +94,12 @@ def logistic_regression(train: Features, test: Features, every: int = 5) -> None
 
     assert train.y is not None
     assert test.y is not None
-    x, y, asked = (torch.from_numpy(part) for part in (train.x, train.y, test.x))
+    x, y, test_x = (torch.from_numpy(part) for part in (train.x, train.y, test.x))
     started = time.perf_counter()
-    classifier = linear.fit(x, y, CLASSES)
+    classifier = linear.fit(x, y)
     seconds = {"byol": time.perf_counter() - started}
-    standard, asked_standard = (((part - classifier.mean) / classifier.std).numpy() for part in (x, asked))
-    held_out = int(linear.HELD_OUT * len(x))
+    standard, test_standard = (((part - classifier.mean) / classifier.std).numpy() for part in (x, test_x))
+    validation = int(linear.VALIDATION * len(x))
     values = linear.L2[::every]
 
     def sklearn(
@@ -111,7 +111,7 @@ def logistic_regression(train: Features, test: Features, every: int = 5) -> None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it has not converged
         for l2 in values:
-            sklearn(l2, held_out)
+            sklearn(l2, validation)
     seconds[f"scikit-learn, {len(values)} of them"] = measured = time.perf_counter() - started
     seconds["scikit-learn, so all 45"] = measured * len(linear.L2) / len(values)
     lines = [[name, f"{value:.1f}", f"{value / seconds['byol']:.1f}"] for name, value in seconds.items()]
@@ -121,17 +121,17 @@ def logistic_regression(train: Features, test: Features, every: int = 5) -> None
         lines,
     )
     expected = sklearn(classifier.l2, 0, max_iter=5000, tol=1e-6)
-    ours, theirs = classifier(asked).numpy(), expected.predict(asked_standard)
+    ours, theirs = classifier.predict(test_x)[:, 0].numpy(), expected.predict(test_standard)
     lines = [
-        [name, f"{100 * (answers == test.y).mean():.2f} %"]
-        for name, answers in (("byol", ours), ("scikit-learn", theirs))
+        [name, f"{100 * (found == test.y).mean():.2f} %"]
+        for name, found in (("byol", ours), ("scikit-learn", theirs))
     ]
-    lines.append(["same answer", f"{100 * (ours == theirs).mean():.2f} %"])
+    lines.append(["same class", f"{100 * (ours == theirs).mean():.2f} %"])
     table(f"accuracy at the chosen l2 {classifier.l2:.3g}", ["", "test images"], lines)
 
 
 def votes(train: Features, test: Features, k: int = 20, temperature: float = 0.07) -> None:
-    """kNN answers beside those of scikit-learn's brute force."""
+    """kNN predictions beside those of scikit-learn's brute force."""
     from sklearn.neighbors import KNeighborsClassifier
 
     assert train.y is not None
@@ -142,7 +142,7 @@ def votes(train: Features, test: Features, k: int = 20, temperature: float = 0.0
         k, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / temperature)
     )
     theirs = model.fit(train.x, train.y).predict(test.x)
-    lines = [["same answer", f"{(ours == theirs).sum():,} of {len(ours):,}"]]
+    lines = [["same class", f"{(ours == theirs).sum():,} of {len(ours):,}"]]
     table(f"kNN, k {k}, temperature {temperature}, beside scikit-learn", ["", "test images"], lines)
 
 

@@ -24,10 +24,9 @@ from typing import Any
 import torch
 from measure import machine, table
 
-from byol import Features, TrainConfig, build_encoder, load_encoder, open_images, prepare_loop, steps
+from byol import TrainConfig, build_encoder, load_encoder, open_images, prepare_loop, steps
 from byol.encoders.encoder import Encoder, EncoderInfo, save_encoder
-from byol.evaluation.knn import knn_correct
-from byol.features.embed import embed
+from byol.evaluation.protocols import evaluate
 from byol.method.hidden import HiddenLayer
 from byol.settings import parse, preset_flags
 
@@ -265,8 +264,7 @@ def learning(path: str, test: str, minutes: float, looks: int = 4) -> None:
 def score(folder: Path, bank: Any, queries: Any) -> float:
     """kNN of an encoder on the test images, the training images as bank."""
     encoder = load_encoder(folder)
-    parts: list[Features] = [embed(encoder, images) for images in (bank, queries)]
-    return float(knn_correct(*parts).mean())
+    return evaluate(encoder, train=bank, test=queries, protocols="knn")["knn"].value
 
 
 def main() -> None:

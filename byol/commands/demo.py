@@ -9,7 +9,7 @@ from byol.data.demo_images import photograph_tiles
 from byol.data.images import open_images
 from byol.encoders.encoder import Encoder
 from byol.encoders.load import untrained
-from byol.evaluation.knn import knn_correct
+from byol.evaluation.protocols import evaluate
 from byol.features.embed import Features, embed
 from byol.settings import parse, preset_flags
 from byol.train.config import TrainConfig
@@ -56,7 +56,7 @@ def demo(arguments: Sequence[str]) -> int:
             else replace(embed(encoder, open_images(images)), y=labels)
             for images, labels in ((tiles.train, tiles.train_labels), (tiles.test, tiles.test_labels))
         )
-        return float(knn_correct(bank, queries, k=NEIGHBOURS).mean())
+        return evaluate(train=bank, test=queries, protocols="knn", k=NEIGHBOURS)["knn"].value
 
     print(
         f"\nkNN accuracy (k = {NEIGHBOURS}) on {len(test):,} test tiles of {len(tiles.names)} photographs "

@@ -1,14 +1,14 @@
 """What an encoder is compared with: the raw pixels, and the same network without training or trained on labels alone."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from byol.encoders.encoder import Encoder
 from byol.encoders.load import untrained
-from byol.evaluation.protocols import Protocol, protocol_named
+from byol.evaluation.protocols import Protocol
 from byol.method.hidden import HiddenLayer
 
 SIDE = 32  # pixels: larger images are shrunk, else their pixels would be too many features
@@ -18,20 +18,12 @@ SIDE = 32  # pixels: larger images are shrunk, else their pixels would be too ma
 class Baseline:
     """An encoder made for comparison with another one."""
 
-    make: Callable[[Encoder, int, str | None], Encoder]  # encoder, seed, name of code of the user's own
+    make: Callable[..., Encoder]  # of an encoder and a seed; net names code of the user's own
     takes: Callable[[Protocol], bool]  # which protocols it is scored by
     anew: bool = False  # whether each seed has fresh weights of its own
 
-    def again(self, encoder: Encoder, net: str | None) -> Callable[[int], Encoder] | None:
-        """What makes it for another seed, where that is another one."""
-        return (lambda seed: self.make(encoder, seed, net)) if self.anew else None
 
-    def scored_by(self, asked: Sequence[str]) -> tuple[str, ...]:
-        """The protocols among those asked for that this baseline is scored by."""
-        return tuple(name for name in asked if self.takes(protocol_named(name)))
-
-
-def pixels(encoder: Encoder, seed: int, net: str | None) -> Encoder:
+def pixels(encoder: Encoder, seed: int, net: str | None = None) -> Encoder:
     """The pixels that the encoder is fed, normalised as for it, as features; shrunk to a side of 32 at most."""
     info = encoder.info
     height, width = (min(SIDE, side) for side in info.image_size)
@@ -41,7 +33,7 @@ def pixels(encoder: Encoder, seed: int, net: str | None) -> Encoder:
     return Encoder(HiddenLayer(nn.Flatten()), expected).eval()
 
 
-def fresh(encoder: Encoder, seed: int, net: str | None) -> Encoder:
+def fresh(encoder: Encoder, seed: int, net: str | None = None) -> Encoder:
     """The same network with fresh weights that follow from the seed; see `untrained`."""
     return untrained(encoder, seed=seed, net=net)
 

@@ -1,12 +1,11 @@
 """Transfer (paper §4.3, Table 3): one encoder on a list of data sets, each with its metric."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from byol.disk import read_yaml
-from byol.errors import ConfigError, did_you_mean
+from byol.errors import ConfigError, did_you_mean, printable
 from byol.evaluation.metrics import METRICS
 
 
@@ -31,26 +30,18 @@ def read_data_sets(path: str | Path) -> list[DataSet]:
         raise ConfigError(
             f"{path} names no data sets; expected lines such as `pets: {{train: pets/train, test: pets/test}}`."
         )
-    return [data_set(str(name), values, path) for name, values in held.items()]
-
-
-def data_set(name: str, values: Any, path: Path) -> DataSet:
-    """One entry of the list."""
-    if not isinstance(values, Mapping) or not all(
-        isinstance(values.get(side), str) for side in ("train", "test")
-    ):
-        raise ConfigError(
-            f"{name} in {path} is {values!r}; expected {{train: PATH, test: PATH}} and perhaps a metric."
-        )
-    known = ("train", "test", "metric")
-    for key in values:
-        if key not in known:
+    sets = []
+    for key, values in held.items():
+        name, known = printable(str(key)), ("train", "test", "metric")
+        given: dict[str, Any] = {word: values.get(word) for word in known} if isinstance(values, dict) else {}
+        unknown = [str(word) for word in values if word not in known] if given else []
+        paths = isinstance(given.get("train"), str) and isinstance(given.get("test"), str)
+        if unknown or not paths or given["metric"] not in (None, *METRICS):
+            meant = did_you_mean(unknown[0], known) if unknown else ""
             raise ConfigError(
-                f"{name} in {path} has the key {key!r}.{did_you_mean(str(key), known)} Expected train, test and metric."
+                f"{name} in {path} is {printable(str(values))}.{meant} Expected {{train: PATH, test: PATH}}, and perhaps "
+                f"a metric, one of {', '.join(METRICS)}."
             )
-    metric = values.get("metric")
-    if metric is not None and metric not in METRICS:
-        raise ConfigError(
-            f"{name} in {path} has the metric {metric!r}. Expected one of {', '.join(METRICS)}."
-        )
-    return DataSet(name, str(path.parent / values["train"]), str(path.parent / values["test"]), metric)
+        train, test = (str(path.parent / given[side]) for side in ("train", "test"))
+        sets.append(DataSet(name, train, test, given["metric"]))
+    return sets

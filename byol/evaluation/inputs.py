@@ -1,171 +1,165 @@
-"""What a protocol is given and gives: labelled images and their features in, scores of the test images out."""
+"""What a protocol gets and gives: a train and a test split, and predictions for the test images."""
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from numbers import Real
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from byol.data.decode import BadImage
 from byol.data.images import Images, open_images
 from byol.data.labels import Labels
 from byol.data.readers.reader import evenly_spaced
-from byol.encoders.encoder import Encoder
-from byol.errors import ConfigError, DataError, TrainingError
-from byol.evaluation.knn import check_votes
-from byol.evaluation.sgd import ClassifierConfig
-from byol.features.embed import Features, cached
+from byol.encoders.encoder import Encoder, device_of
+from byol.errors import ConfigError, DataError
+from byol.features.embed import Features, cached, check_encoder
+from byol.features.features import blocks
+from byol.world import pick_device
 
 Array = np.ndarray[Any, Any]
-TRAINING = (
-    "base_lrs",
-    "epochs",
-    "weight_decays",
-    "logit_cap",
-    "logit_penalty",
-)  # settings of protocols that train by SGD
+Source = Features | Images
+FEATURES = (".npz", ".parquet", ".safetensors")  # files that may hold features with labels
 logger = logging.getLogger("byol")
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
-    """Settings of the protocols. Nothing is ever chosen on test images."""
+class Split:
+    """Images or features, with labels, to learn from or to score; features of images once a protocol uses them."""
 
-    k: tuple[int, ...] = (20,)
-    """Neighbours that vote in kNN. Several give a score each."""
-    temperature: float = 0.07
-    """Of the votes in kNN: exp(cosine / temperature)."""
-    metric: str | None = None
-    """top1, mean_per_class or map11; by default top1, and map11 where images have several labels."""
-    base_lrs: tuple[float, ...] = ()
-    """Learning rates per 256 images: semi and finetune try 0.01 0.05 0.2 by default, linear-sgd 0.05 0.1 0.2 0.3 0.4."""
-    epochs: tuple[float, ...] = ()
-    """Passes over the images that they try; by default 80 in linear-sgd, 50 in semi, 10 in finetune."""
-    weight_decays: tuple[float, ...] = ()
-    """Weight decays that they try; by default none."""
-    logit_cap: float | None = None
-    """Squash their logits by a tanh into (-cap, cap); 20 in the paper's Table 7. By default not."""
-    logit_penalty: float | None = None
-    """Weight of the mean squared logit in their loss; 0.01 in the paper's Table 7. By default 0."""
-
-    def __post_init__(self) -> None:
-        for name, kind in get_type_hints(EvaluationConfig).items():
-            if name != "metric":
-                object.__setattr__(
-                    self, name, plain(name, getattr(self, name), several=get_origin(kind) is tuple)
-                )
-        check_votes(self.k, self.temperature)
-        self.classifier(ClassifierConfig(base_lrs=(0.1,), epochs=(1.0,)))  # which checks
-
-    def classifier(self, usual: ClassifierConfig) -> ClassifierConfig:
-        """A protocol's usual way to train a classifier, with what is given here in its place."""
-        given = {name: getattr(self, name) for name in TRAINING}
-        return replace(usual, **{name: value for name, value in given.items() if value not in ((), None)})
-
-
-def plain(name: str, value: Any, *, several: bool) -> Any:
-    """A setting as Python's own number, or several as a tuple of them: evaluate(..., k=5) or k=np.array([5, 10])."""
-    if value is None:
-        return None
-    values = (
-        list(value) if several and isinstance(value, Iterable) and not isinstance(value, str) else [value]
-    )
-    numbers = tuple(one.item() if isinstance(one, np.generic) else one for one in values)
-    if not all(isinstance(one, Real) for one in numbers):
-        raise ConfigError(f"{name} is {value!r}; expected {'numbers' if several else 'a number'}.")
-    return numbers if several else numbers[0]
-
-
-@dataclass(frozen=True)
-class Given:
-    """One side, train or test: labelled images or features, and the features once a protocol asks for them."""
-
-    source: Images | Features
-    encoder: Encoder
+    source: Source
+    encoder: Encoder | None = None  # None for features
+    device: torch.device | None = None  # where features are worked on; None is the CPU
     workers: int = 0
     cache: Path | None = None  # where features of images are kept
 
     @property
     def images(self) -> Images:
-        """The images, for a protocol that works on them; `prepare` has refused features."""
+        """The images, for a protocol that works on them: a task has refused features then."""
         assert isinstance(self.source, Images)
         return self.source
 
     @property
     def labels(self) -> Array:
-        """Of all that was given: int64 (N,), or (N, classes) of 0 and 1."""
+        """int64 (N,), or (N, classes) of 0 and 1."""
         labels = labels_of(self.source)
         assert labels is not None
         return labels
 
     @property
     def classes(self) -> int:
-        """How many classes there are, those without an image included."""
-        labels, names = self.labels, self.source.classes
-        return labels.shape[1] if labels.ndim == 2 else max(int(labels.max()) + 1, len(names or ()))
-
-    @property
-    def description(self) -> str:
-        """For people."""
-        return (
-            self.source.description
-            if isinstance(self.source, Images)
-            else f"features of {len(self.source.x):,} images"
-        )
+        """How many classes there are: those that occur, and of multi-label images all."""
+        return self.labels.shape[1] if self.labels.ndim == 2 else len(np.unique(self.labels))
 
     @cached_property
     def features(self) -> Features:
-        """The representations of the images that can be read, with their labels; computed when first asked for."""
+        """The representations of the images that can be read, with their labels; computed when first used."""
         if isinstance(self.source, Features):
             return self.source
+        assert self.encoder is not None
         return cached(self.encoder, self.source, self.cache, workers=self.workers)
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """The features and their labels."""
+        found = self.features
+        assert found.y is not None
+        return tensor_of(found.x), tensor_of(found.y)
+
+    @property
+    def checksum(self) -> str:
+        """Of the encoder, as in its file."""
+        own = self.source.encoder if isinstance(self.source, Features) else None
+        return self.encoder.checksum() if self.encoder is not None else own or "unknown"
+
+
+def tensor_of(array: Array) -> Tensor:
+    """An array as a tensor to read from, without a copy where it is in one piece."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that a mapped file cannot be written to
+        return torch.from_numpy(np.ascontiguousarray(array))
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a protocol says of the test images that could be read."""
+class Predictions:
+    """What a classifier says of the test images that could be read."""
 
-    scores: Array  # float (Q, classes), larger for a likelier class; minus infinity is no answer
-    labels: (
-        Array | None
-    )  # of the same images, as in `Given`; None where they carry none, and then there is no score
-    settings: dict[str, Any]  # given and chosen
+    classes: Array  # int64 (Q, up to 5) the likeliest first, -1 for none; multi-label: float (Q, classes), a score each
+    labels: Array | None  # of the same images; None where they carry none, and then there is no score
+    settings: dict[str, Any]  # requested and chosen
     train_images: int  # learned from, those that settings were chosen on included
 
-    def __post_init__(self) -> None:
-        if np.isnan(self.scores).any():
-            raise TrainingError(
-                "The classifier answers NaN: its training diverged. Try a lower learning rate."
-            )
+
+def open_splits(
+    encoder: Encoder | None,
+    train: Any,
+    test: Any,
+    *,
+    device: str | None = None,
+    workers: int = 0,
+    cache: str | Path | None = None,
+) -> tuple[Split, Split]:
+    """Both sides opened, their labels numbers of the same classes. Raises ConfigError or DataError before any work.
+
+    Each is Features, a file of them, or what `open_images` takes; without an encoder only features will do, which are
+    worked on by the device.
+    """
+    if encoder is not None:
+        check_encoder(encoder)
+    learned = opened(train, "train", encoder)
+    sources = same_classes(learned, opened(test, "test", encoder, learned.classes))
+    learnable_labels(sources[0])
+    checksum, width = (None, None) if encoder is None else (encoder.checksum(), encoder.info.features)
+    for role, source in zip(("train", "test"), sources, strict=True):
+        if isinstance(source, Features):
+            checksum, width = checksum or source.encoder, width or source.x.shape[1]
+            if source.encoder not in (None, checksum) or source.x.shape[1] != width:
+                raise ConfigError(
+                    f"The {source.x.shape[1]}-dimensional features given as {role} are of another encoder; expected those of "
+                    f"one, {width}-dimensional. Give the images, or features of the same encoder."
+                )
+    where = pick_device(device) if encoder is None else device_of(encoder)
+    folder = None if cache is None else Path(cache)
+    first, second = (Split(source, encoder, where, workers, folder) for source in sources)
+    return first, second
 
 
-def labelled(
-    images: Any, role: str, encoder: Encoder, classes: Sequence[str] | None = None
-) -> Features | Images:
-    """The images of a role, opened; raises DataError before any work when they carry no labels.
+def opened(given: Any, role: str, encoder: Encoder | None, classes: Sequence[str] | None = None) -> Source:
+    """What was given as train or test, with labels.
 
     A folder that holds nothing but one folder named as one of `classes` holds images of this class.
     """
-    opened: Features | Images = images if isinstance(images, Features) else encoder.open(images)
-    if (
-        classes
-        and isinstance(opened, Images)
-        and isinstance(images, str | Path)
-        and labels_of(opened) is None
-    ):
-        opened = of_one_class(opened, Path(images).expanduser(), classes)
-    if labels_of(opened) is None:
-        what = opened.description if isinstance(opened, Images) else "The features"
+    source: Any = given
+    path = Path(given).expanduser() if isinstance(given, str | Path) else None
+    if path is not None and path.suffix in FEATURES:
+        try:
+            source = Features.load(path)
+        except DataError:
+            if encoder is None or path.suffix == ".safetensors":
+                raise  # else it may be a file of images
+    if not isinstance(source, Features):
+        if encoder is None:
+            what = given if path else f"an object of type {type(given).__name__}"
+            raise ConfigError(
+                f"Without an encoder {role} must be features with labels ({', '.join(FEATURES)}); got {what}. "
+                "Name the encoder, or give what `byol embed` wrote."
+            )
+        source = encoder.open(source)
+        if labels_of(source) is None and path is not None and classes:
+            source = of_one_class(source, path, classes)
+    if labels_of(source) is None:
         raise DataError(
-            f"{what} given as {role} carry no labels. Expected a folder with one folder per class, "
+            f"{source.description} given as {role} carry no labels. Expected a folder with one folder per class, "
             "parquet with a label column, or an .npz with y."
         )
-    return opened
+    found: Source = source
+    return found
 
 
 def of_one_class(images: Images, folder: Path, classes: Sequence[str]) -> Images:
@@ -176,41 +170,28 @@ def of_one_class(images: Images, folder: Path, classes: Sequence[str]) -> Images
     return open_images(images, labels=[ends[0][0]] * len(images))
 
 
-def same_images(train: Features | Images, test: Features | Images) -> bool:
-    """Whether what is scored is what was learned from, which is warned of: each image is then its own nearest neighbour."""
-    if isinstance(train, Images) and isinstance(test, Images):
-        same = train.fingerprint() == test.fingerprint() and alike(train, test)
-    else:
-        same = isinstance(train, Features) and isinstance(test, Features) and np.array_equal(train.x, test.x)
-    if same:
-        logger.warning(
-            "Train and test are the same images, so these scores are meaningless: they say nothing of images that were not "
-            "learned from. Give two different sets."
-        )
-    return same
-
-
-def alike(train: Images, test: Images) -> bool:
-    """Whether a few images are the same on both sides: of a dataset that draws them at random only these tell."""
-    for index in evenly_spaced(min(len(train), len(test)), 8):
-        try:
-            if not np.array_equal(train.array(index), test.array(index)):
-                return False
-        except BadImage:
-            continue
-    return True
-
-
-def labels_of(source: Features | Images) -> Array | None:
+def labels_of(source: Source) -> Array | None:
     """The labels of images or features, int64 (N,) or (N, classes), where there are any."""
     if isinstance(source, Features):
         return source.y
     return source.label_matrix if source.labels is None else source.labels
 
 
-def same_classes(
-    train: Features | Images, test: Features | Images
-) -> tuple[Features | Images, Features | Images]:
+def learnable_labels(source: Source) -> Array:
+    """The labels to learn from. Raises DataError where there are none, or those of one class."""
+    labels = labels_of(source)
+    if labels is None:
+        raise DataError(
+            f"{source.description} carry no labels to learn from. Give images whose classes are known."
+        )
+    if labels.ndim == 1 and len(np.unique(labels)) < 2:
+        raise DataError(
+            f"Only one class occurs among {source.description}; expected at least two to learn from."
+        )
+    return labels
+
+
+def same_classes(train: Source, test: Source) -> tuple[Source, Source]:
     """Both with the same class numbers, matched by the classes' names where both have names, train's first.
 
     A class may be missing from either side: two folders that lack different classes number theirs differently.
@@ -220,7 +201,7 @@ def same_classes(
     assert theirs is not None
     if ours.ndim != theirs.ndim:
         raise DataError(
-            "One of train and test has one label an image, the other several. Give labels of one kind on both sides."
+            "One of train and test is multi-label, the other not. Give labels of one kind on both sides."
         )
     if train.classes is None or test.classes is None or train.classes == test.classes:
         if ours.ndim == 2 and ours.shape[1] != theirs.shape[1]:
@@ -233,14 +214,49 @@ def same_classes(
             f"Train and test share no class: train has {', '.join(train.classes[:3])} ..., "
             f"test {', '.join(test.classes[:3])} ... Expected the same class names on both sides."
         )
-    union = (*train.classes, *(name for name in test.classes if name not in train.classes))
-    return with_classes(train, union) if ours.ndim == 2 else train, with_classes(test, union)
+    known = set(train.classes)
+    union = (*train.classes, *(name for name in test.classes if name not in known))
+    return with_classes(train, union), with_classes(test, union)
 
 
-def with_classes(source: Features | Images, classes: tuple[str, ...]) -> Features | Images:
+def with_classes(source: Source, classes: tuple[str, ...]) -> Source:
     """The same with its labels numbered by other names, which hold all of its own."""
     if isinstance(source, Images):
         return source.with_classes(classes)
     assert source.y is not None
     assert source.classes is not None
     return replace(source, y=Labels(source.y, source.classes).renumbered(classes).values, classes=classes)
+
+
+def overlap(train: Source, test: Source) -> int:
+    """How many of the test images are train images too, as far as that is cheap to see; it is warned of."""
+    if isinstance(train, Features) and isinstance(test, Features):
+        count = int(np.isin(row_keys(test), row_keys(train)).sum())
+    elif isinstance(train, Images) and isinstance(test, Images):
+        count = len(test) if train.fingerprint() == test.fingerprint() and alike(train, test) else 0
+    else:
+        return 0
+    if count:
+        logger.warning(
+            "%s of the %s test images are train images too, so these scores %s. Give two sets that share no image.",
+            f"{count:,}", f"{len(test):,}",
+            "are meaningless: they say nothing of other images" if count == len(test) else "come out too high",
+        )  # fmt: skip
+    return count
+
+
+def row_keys(features: Features) -> Array:
+    """A number for each row, uint64 (N,): equal for equal rows, and all but certainly for no others."""
+    weights = np.random.default_rng(0).integers(2**64, size=features.x.shape[1], dtype=np.uint64)
+    return np.concatenate([(x.view(np.uint32) * weights).sum(axis=1) for _, x in blocks(features.x)])
+
+
+def alike(train: Images, test: Images) -> bool:
+    """Whether a few images are the same on both sides: of a dataset that draws them at random only these tell."""
+    for index in evenly_spaced(min(len(train), len(test)), 8):
+        try:
+            if not np.array_equal(train.array(index), test.array(index)):
+                return False
+        except BadImage:
+            continue
+    return True

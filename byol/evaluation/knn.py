@@ -2,18 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from numbers import Integral
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from byol.errors import ConfigError, DataError
-from byol.features.embed import Features
+from byol.evaluation.metrics import TOP, predict
 from byol.features.neighbours import nearest
-
-BLOCK = 2**26  # votes held at once, in bytes
 
 
 def knn_predict(
@@ -23,15 +20,17 @@ def knn_predict(
 
     Labels are int64 (N,) from 0. Fewer than k rows: all of them vote. Works in blocks on the bank's device; returns int64 (Q,).
     """
-    return knn_votes(bank, labels, queries, (k,), temperature)[0].argmax(dim=1)
+    if labels.ndim != 1:
+        raise DataError(f"The labels have the shape {tuple(labels.shape)}; expected one class for each row.")
+    return knn_predictions(bank, labels, queries, (k,), temperature, count=1)[0][:, 0]
 
 
-def knn_votes(
-    bank: Tensor, labels: Tensor, queries: Tensor, ks: Sequence[int], temperature: float
+def knn_predictions(
+    bank: Tensor, labels: Tensor, queries: Tensor, ks: Sequence[int], temperature: float, *, count: int = TOP
 ) -> list[Tensor]:
-    """For each k the votes of the k nearest rows for every class, float32 (Q, classes) on the bank's device.
+    """For each k what the votes of the k nearest rows predict: see `predict`. On the bank's device.
 
-    The votes of a query are relative to its nearest row's. Labels are int64 (N,) from 0, or (N, classes) of 0 and 1.
+    Labels are int64 (N,) from 0, or (N, classes) of 0 and 1. Only classes with a vote are predicted.
     """
     check_votes(ks, temperature)
     if len(bank) == 0 or len(bank) != len(labels) or labels.min() < 0:
@@ -45,17 +44,20 @@ def knn_votes(
     cosines, rows = nearest(bank, queries.to(bank.device), max(ks))
     # Relative to the nearest: the votes' ratios stay, and at a small temperature they neither overflow nor all vanish.
     weights = ((cosines - cosines[:, :1]) / temperature).exp()
-    return [_votes(labels.to(bank.device), rows[:, :k], weights[:, :k]) for k in ks]
+    labels, multi_label = labels.to(bank.device), labels.ndim == 2
+    # The classes that occur are the columns: a label of a million is one of them as any other.
+    classes, columns = (None, labels) if multi_label else labels.unique(return_inverse=True)
 
+    def votes(part: Tensor, k: int) -> Tensor:
+        near, weight = columns[rows[part, :k]], weights[part, :k]
+        if classes is None:
+            return torch.einsum("qk,qkc->qc", weight, near.float())
+        found = weight.new_zeros(len(part), len(classes)).scatter_add_(1, near, weight)
+        return found.masked_fill_(found == 0, -torch.inf)
 
-def _votes(labels: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """The sum of the weights (Q, k) by the classes of the rows (Q, k): (Q, classes)."""
-    if labels.ndim == 1:
-        votes = torch.zeros(len(rows), int(labels.max()) + 1, device=weights.device)
-        return votes.scatter_add_(1, labels[rows], weights)
-    size = max(1, BLOCK // (4 * max(1, rows.shape[1]) * labels.shape[1]))
-    parts = zip(rows.split(size), weights.split(size), strict=True)
-    return torch.cat([torch.einsum("qk,qkc->qc", weight, labels[row].float()) for row, weight in parts])
+    every = torch.arange(len(queries), device=bank.device)
+    widths = {k: len(classes) if classes is not None else k * labels.shape[1] for k in ks}
+    return [predict(every, partial(votes, k=k), classes, width=widths[k], count=count) for k in ks]
 
 
 def check_votes(ks: Sequence[int], temperature: float) -> None:
@@ -65,21 +67,3 @@ def check_votes(ks: Sequence[int], temperature: float) -> None:
             f"kNN got k={', '.join(map(str, ks)) or 'nothing'} and temperature={temperature}; expected a whole k of at "
             "least 1 and a positive temperature."
         )
-
-
-def knn_correct(
-    bank: Features, queries: Features, *, k: int = 20, temperature: float = 0.07
-) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which queries get their own label from the bank's votes: bool (Q,). Labels of both must mean the same classes."""
-    if bank.y is None or queries.y is None:
-        raise DataError(
-            "kNN needs labels on both sides: of the images that vote and of the images that are scored."
-        )
-    predicted = knn_predict(
-        torch.from_numpy(bank.x),
-        torch.from_numpy(bank.y),
-        torch.from_numpy(queries.x),
-        k=k,
-        temperature=temperature,
-    )
-    return np.asarray(predicted.numpy() == queries.y)

@@ -1,15 +1,17 @@
-"""Numbers that scores of test images come down to, and how far they would move with other test images.
+"""Metrics of predictions, and how far each would move with other test images.
 
-`scores` are float (N, classes), larger for a likelier class. `labels` are int64 (N,), or (N, classes) of 0 and 1 where
-images have several.
+Predictions are int64 (N, m): the likeliest classes of every image, the likeliest first, -1 where there is none. Of
+multi-label images they are float (N, classes), a score for each class. Labels are int64 (N,), or (N, classes) of 0 and 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from byol.errors import ConfigError, did_you_mean
+from byol.errors import ConfigError, TrainingError, did_you_mean
 
 Array = np.ndarray[Any, Any]
 METRICS = (
@@ -17,58 +19,106 @@ METRICS = (
     "mean_per_class",
     "map11",
 )  # paper Table 10: top-1, mean per class, 11-point mAP of VOC 2007
+TOP = 5  # classes that are kept of each image
+BLOCK = 2**24  # scores held at once
 RESAMPLES = 1000
 
 
 def metric_for(labels: Array, name: str | None) -> str:
     """A metric by name, or the usual one for such labels. Raises ConfigError for one that they do not allow."""
-    several = labels.ndim == 2
+    multi_label = labels.ndim == 2
     if name is None:
-        return "map11" if several else "top1"
+        return "map11" if multi_label else "top1"
     if name not in METRICS:
-        raise ConfigError(
-            f"There is no metric {name!r}.{did_you_mean(name, METRICS)} There are: {', '.join(METRICS)}."
+        meant = did_you_mean(name, METRICS)
+        raise ConfigError(f"There is no metric {name!r}.{meant} There are: {', '.join(METRICS)}.")
+    if multi_label != (name == "map11"):
+        kind, right = (
+            ("multi-label", "map11") if multi_label else ("of one label each", "top1 or mean_per_class")
         )
-    if several != (name == "map11"):
-        kind, right = ("several labels", "map11") if several else ("one label", "top1 or mean_per_class")
-        raise ConfigError(f"The metric is {name}, but these images have {kind} each; expected {right}.")
+        raise ConfigError(f"The metric is {name}, but these images are {kind}; expected {right}.")
     return name
 
 
-def measure(metric: str, scores: Array, labels: Array) -> float:
-    """A metric as a fraction."""
-    if metric == "map11":
-        return mean_average_precision(scores, labels)
-    right = place(scores, labels) == 0
-    return mean_per_class(right, labels) if metric == "mean_per_class" else float(right.mean())
+def predict(
+    x: Tensor, scores_of: Callable[[Tensor], Tensor], classes: Tensor | None, *, width: int, count: int = TOP
+) -> Tensor:
+    """Predictions for the rows of x (N, ...), from scores (n, C) of a block of them, `width` numbers a row in memory.
 
-
-def place(scores: Array, labels: Array) -> Array:
-    """How many classes come before each image's own, int64 (N,): 0 is a right answer, less than 5 is within the top five.
-
-    Of equal scores the lower class comes first, as argmax has it. A class without a column, or with a score of minus
-    infinity, is no answer at all and comes last.
+    `classes` int64 (C,) tells which classes the columns are: what is kept are the `count` likeliest, so that scores of
+    20,000 classes are never held for all images. None keeps all scores, as multi-label images need them.
     """
-    known = labels < scores.shape[1]
-    columns = np.where(known, labels, 0)[:, None]
-    own = np.take_along_axis(scores, columns, axis=1)
-    before = (scores > own) | ((scores == own) & (np.arange(scores.shape[1]) < columns))
-    places: Array = np.where(known & (own[:, 0] > -np.inf), before.sum(axis=1), scores.shape[1])
-    return places
+    found = []
+    for part in x.split(max(1, BLOCK // width)):
+        scores = scores_of(part)
+        if scores.isnan().any():
+            raise TrainingError(
+                "The classifier predicts NaN: its training diverged. Try a lower learning rate."
+            )
+        found.append(scores if classes is None else likeliest(scores, classes, count))
+    return torch.cat(found)
 
 
-def mean_per_class(right: Array, labels: Array) -> float:
-    """The mean over the classes that occur of the share of their images that is right."""
-    counts = np.bincount(labels)
-    return float((np.bincount(labels, weights=right) / np.maximum(counts, 1))[counts > 0].mean())
+def likeliest(scores: Tensor, classes: Tensor, count: int = TOP) -> Tensor:
+    """The classes of the highest scores (N, C), of equal scores the first: int64 (N, count), -1 for minus infinity."""
+    rest, found = scores.clone(), []
+    for _ in range(min(count, len(classes))):
+        best, columns = rest.max(dim=1)
+        found.append(torch.where(best > -torch.inf, classes[columns], -1))
+        rest.scatter_(1, columns[:, None], -torch.inf)
+    return torch.stack(found, dim=1)
 
 
-def mean_average_precision(scores: Array, labels: Array) -> float:
-    """The 11-point average precision of VOC 2007, averaged over the classes with an image; 0 when there is none."""
-    columns = [
-        _Ranking(scores[:, c], labels[:, c]).precision() for c in range(labels.shape[1]) if labels[:, c].any()
-    ]
-    return float(np.mean(columns)) if columns else 0.0
+def measure(metric: str, predictions: Array, labels: Array) -> float:
+    """A metric as a fraction."""
+    values, counts = _by_counts(metric, [predictions], labels)
+    return float(values(counts[None])[0])
+
+
+def interval(metric: str, predictions: Sequence[Array], labels: Array, seed: int = 0) -> tuple[float, float]:
+    """A 95 % bootstrap interval over the test images, of the metric's mean over several seeds' predictions.
+
+    Duplicates in a resample raise an average precision, so the interval of map11 is moved down by the mean rise.
+    """
+    values, counts = _by_counts(metric, predictions, labels)
+    generator, share = np.random.default_rng(seed), counts / len(labels)
+    size = min(RESAMPLES, max(1, BLOCK // (16 * len(counts))))  # that fit in memory at once
+    draws = (generator.multinomial(len(labels), share, size) for _ in range(0, RESAMPLES, size))
+    drawn = np.concatenate([values(draw) for draw in draws])
+    if metric == "map11":
+        drawn = (drawn + (values(counts[None]) - drawn.mean())).clip(0, 1)
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _by_counts(
+    metric: str, predictions: Sequence[Array], labels: Array
+) -> tuple[Callable[[Array], Array], Array]:
+    """A metric, the mean over several predictions, for (R, K) counts of K kinds of images; and the counts as they are.
+
+    Images of one class that are equally often right are of one kind.
+    """
+    if metric == "map11":
+        occurring = np.flatnonzero(labels.any(axis=0))
+        rankings = [_Ranking(scores[:, c], labels[:, c]) for scores in predictions for c in occurring]
+
+        def mean_precision(counts: Array) -> Array:
+            found = np.array([[ranking.precision(row) for ranking in rankings] for row in counts])
+            means: Array = found.clip(0).sum(axis=1) / (found >= 0).sum(axis=1).clip(1)
+            return means
+
+        return mean_precision, np.ones(len(labels), dtype=np.int64)
+    right = np.mean([found[:, 0] == labels for found in predictions], axis=0)
+    groups = labels if metric == "mean_per_class" else np.zeros_like(labels)
+    kinds, counts = np.unique(np.stack([groups, right]), axis=1, return_counts=True)
+    starts = np.flatnonzero(np.append(True, np.diff(kinds[0]) > 0))
+
+    def mean_right(counts: Array) -> Array:
+        totals, sums = (np.add.reduceat(numbers, starts, axis=1) for numbers in (counts, counts * kinds[1]))
+        means: Array = np.nanmean(np.where(totals > 0, sums / np.maximum(totals, 1), np.nan), axis=1)
+        return means
+
+    return mean_right, counts
 
 
 class _Ranking:
@@ -82,67 +132,15 @@ class _Ranking:
         )  # equal scores are taken all at once
         self.truth = truth[self.order].astype(np.int64)
 
-    def precision(self, weights: Array | None = None) -> float:
-        """Mean over the recalls 0, 0.1 ... 1 of the best precision at that recall or more; weights say how often each image is.
+    def precision(self, counts: Array) -> float:
+        """The 11-point average precision of VOC 2007 when each image counts so often; -1 when none of it is left.
 
-        NaN when no image of the class is left.
+        It is the mean over the recalls 0, 0.1 ... 1 of the best precision at that recall or more.
         """
-        counts = np.ones(len(self.order), dtype=np.int64) if weights is None else weights[self.order]
+        counts = counts[self.order]
         right, taken = (np.cumsum(values)[self.ends] for values in (counts * self.truth, counts))
         if right[-1] == 0:
-            return float("nan")
+            return -1.0
         best = np.maximum.accumulate((right / np.maximum(taken, 1))[::-1])[::-1]
         # In whole numbers: a recall of 3 in 10 is 0.3, which floating point may put on either side of 0.3.
         return float(best[np.searchsorted(10 * right, np.arange(11) * right[-1])].mean())
-
-
-def interval(metric: str, answers: Sequence[Array], labels: Array, seed: int = 0) -> tuple[float, float]:
-    """A 95 % bootstrap interval over the test images: percentiles of 1,000 resamples of them, the same for all answers.
-
-    `answers` are scores (N, classes), one for each seed of a protocol; the metric is their mean.
-    """
-    generator = np.random.default_rng(seed)
-    if metric == "map11":
-        # An image drawn twice raises a precision, so the resamples lie higher than the metric: by as much they are put back.
-        drawn = _resampled_precisions(answers, labels, generator)
-        value = np.mean([mean_average_precision(scores, labels) for scores in answers])
-        drawn = (drawn + (value - drawn.mean())).clip(0, 1)
-    else:
-        right = np.mean([place(scores, labels) == 0 for scores in answers], axis=0)
-        drawn = resampled_means(
-            right, labels if metric == "mean_per_class" else np.zeros_like(labels), generator
-        )
-    return bounds(drawn)
-
-
-def bounds(drawn: Array) -> tuple[float, float]:
-    """The 95 % interval of a metric from its values in resamples."""
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    return float(low), float(high)
-
-
-def resampled_means(right: Array, groups: Array, generator: np.random.Generator) -> Array:
-    """The mean over groups of the mean of `right` (N,), in each resample.
-
-    Images of one group with the same value are alike, so a resample is one multinomial draw of how many of each kind.
-    """
-    kinds, counts = np.unique(np.stack([groups, right]), axis=1, return_counts=True)
-    drawn = generator.multinomial(len(right), counts / len(right), RESAMPLES)
-    starts = np.flatnonzero(np.append(True, np.diff(kinds[0]) > 0))
-    totals, sums = (np.add.reduceat(values, starts, axis=1) for values in (drawn, drawn * kinds[1]))
-    means: Array = np.nanmean(np.where(totals > 0, sums / np.maximum(totals, 1), np.nan), axis=1)
-    return means
-
-
-def _resampled_precisions(answers: Sequence[Array], labels: Array, generator: np.random.Generator) -> Array:
-    """The mean average precision in each resample."""
-    classes = np.flatnonzero(labels.any(axis=0))
-    if len(classes) == 0:
-        return np.zeros(RESAMPLES)
-    rankings = [_Ranking(scores[:, c], labels[:, c]) for scores in answers for c in classes]
-    drawn = np.zeros(RESAMPLES)
-    for number in range(RESAMPLES):
-        weights = np.bincount(generator.integers(len(labels), size=len(labels)), minlength=len(labels))
-        precisions = np.array([ranking.precision(weights) for ranking in rankings])
-        drawn[number] = precisions[~np.isnan(precisions)].mean() if (~np.isnan(precisions)).any() else 0.0
-    return drawn

@@ -28,11 +28,11 @@ class Amount:
     def __post_init__(self) -> None:
         if self.per_class and not (self.value >= 1 and float(self.value).is_integer()):
             raise ConfigError(
-                f"{self.value:g} images per class were asked for; expected a whole number of at least 1."
+                f"{self.value:g} images per class were requested; expected a whole number of at least 1."
             )
         if not self.per_class and not 0 < self.value <= 100:
             raise ConfigError(
-                f"{self.value:g} % of the labels were asked for; expected more than 0 and at most 100."
+                f"{self.value:g} % of the labels were requested; expected more than 0 and at most 100."
             )
 
     @classmethod
@@ -41,7 +41,7 @@ class Amount:
         found = re.fullmatch(r"(\d+(?:\.\d+)?)(?:\s*%|([- ]per[- ]class))?", text.strip())
         if found is None:
             raise ConfigError(
-                f"{text!r} is no amount of labels; expected a percentage such as 1 or 0.5, or a number such as 25-per-class."
+                f"{text!r} is not an amount of labels; expected a percentage such as 1 or 0.5, or a number such as 25-per-class."
             )
         return cls(float(found[1]), per_class=found[2] is not None)
 
@@ -52,7 +52,7 @@ class Amount:
 def few(labels: Rows, amount: Amount, seed: int = 0, classes: Sequence[str] | None = None) -> Rows:
     """The images of a subset, sorted rows int64 (n,): so many of every class that occurs in `labels`, int64 (N,).
 
-    `classes` names the classes in messages. Raises DataError when a class has fewer images than are asked for.
+    `classes` names the classes in messages. Raises DataError when a class has fewer.
     """
     groups = by_class(labels, seed, Stream.SUBSET)
     chosen = []
@@ -61,25 +61,25 @@ def few(labels: Rows, amount: Amount, seed: int = 0, classes: Sequence[str] | No
         if count > len(rows):
             number = int(labels[rows[0]])
             raise DataError(
-                f"Class {classes[number] if classes else number} has {len(rows)} labelled images, and {amount} were asked for. "
-                f"Ask for at most {min(map(len, groups))} per class, or for a percentage."
+                f"Class {classes[number] if classes else number} has {len(rows)} labelled images, and {amount} were requested. "
+                f"Request at most {min(map(len, groups))} per class, or for a percentage."
             )
         chosen.append(rows[:count])
     return np.sort(np.concatenate(chosen))
 
 
-def held_out(labels: Rows, share: float, seed: int = 0) -> tuple[Rows, Rows]:
-    """Rows to learn from and rows to choose settings on, both sorted: a share of every class is held out.
+def validation_split(labels: Rows, share: float, seed: int = 0) -> tuple[Rows, Rows]:
+    """Rows to learn from and rows to choose settings on, both sorted: a share of every class is for validation.
 
     A class of two images or more gives at least one and keeps at least one; a class of one image gives none.
     """
     if not 0 <= share < 1:
-        raise ConfigError(f"held_out is {share}; expected a share from 0 to less than 1.")
-    out = np.zeros(len(labels), dtype=bool)
+        raise ConfigError(f"validation_share is {share}; expected a share from 0 to less than 1.")
+    chosen = np.zeros(len(labels), dtype=bool)
     for rows in by_class(labels, seed, Stream.VALIDATION):
         count = min(max(1, int(share * len(rows) + 0.5)), len(rows) - 1) if share else 0
-        out[rows[:count]] = True
-    return np.flatnonzero(~out), np.flatnonzero(out)
+        chosen[rows[:count]] = True
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
 def by_class(labels: Rows, seed: int, stream: Stream) -> list[Rows]:

@@ -31,19 +31,21 @@ SIDE = 128  # pixels; up to it images are small enough to be kept in memory
 
 
 @dataclass(frozen=True)
-class Labelled:
+class TrainImages:
     """Labelled images on their way to a device: kept there when they are small, else decoded by worker processes."""
 
     images: Images
-    labels: Tensor  # int64 (N,) on the device; UNREADABLE once that is known of an image
+    classes: Tensor  # int64 (C,) which classes occur: what the columns of a classifier's logits stand for
+    labels: Tensor  # int64 (N,) columns, on the device; UNREADABLE once that is known of an image
     pixels: Tensor | None  # uint8 (N, C, H, W) on the device
     workers: int
     told: set[str] = field(default_factory=set)  # the unreadable images that were warned of
 
     @classmethod
-    def open(cls, images: Images, device: torch.device, workers: int = 0) -> "Labelled":
+    def open(cls, images: Images, device: torch.device, workers: int = 0) -> "TrainImages":
         """Read small images now, if they fit in memory; photographs are read in `batches`."""
-        opened = cls(images, torch.tensor(images.labels, device=device), None, workers)
+        classes, labels = torch.tensor(images.labels).unique(return_inverse=True)
+        opened = cls(images, classes, labels.to(device), None, workers)
         if not fits(images, device):
             return opened
         try:
@@ -57,12 +59,7 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
-    def classes(self) -> int:
-        """The number of classes, those without an image included."""
-        return len(self.images.classes or ())
-
-    def subset(self, rows: Rows) -> "Labelled":
+    def subset(self, rows: Rows) -> "TrainImages":
         """Some of the images, by their rows int64 (n,)."""
         chosen = torch.from_numpy(rows).to(self.labels.device)
         pixels = None if self.pixels is None else self.pixels[chosen]
@@ -83,9 +80,8 @@ class Labelled:
                 self.images.picture(row)
             except BadImage as failure:
                 self.leave_out(row, str(failure))
-        good: Rows = rows[
-            (self.labels[torch.from_numpy(rows).to(self.labels.device)] != UNREADABLE).cpu().numpy()
-        ]
+        readable = self.labels[torch.from_numpy(rows).to(self.labels.device)] != UNREADABLE
+        good: Rows = rows[readable.cpu().numpy()]
         return good
 
     def count(self) -> int:

@@ -8,7 +8,8 @@ from typing import Any
 from byol.disk import read_json
 from byol.encoders.encoder import PLAN, Encoder, EncoderInfo
 from byol.errors import CheckpointError
-from byol.evaluation.score import SCORES, TITLES, in_words, read_scores
+from byol.evaluation.score import SCORES, read_scores
+from byol.evaluation.tables import TITLES, in_words
 
 TIMM = """```python
 import timm
@@ -104,7 +105,7 @@ def score_section(encoder: Encoder, run: Path) -> str:
     own = encoder.checksum(), "" if os.path.exists(run / PLAN) else None
     found = {}
     for score in read_scores(path) if os.path.exists(path) else ():
-        if score.blake2b in own and not score.same_images:
+        if score.encoder_checksum in own and score.overlap < score.test_images:
             images = score.train, score.test, score.train_images
             found[score.data_set, score.protocol, score.metric, in_words(score.settings), images] = score
     named = any(score.data_set for score in found.values())

@@ -52,6 +52,14 @@ class Features:
         object.__setattr__(self, "x", x)
         object.__setattr__(self, "y", y)
 
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def description(self) -> str:
+        """For people: "features of 1,234 images"."""
+        return f"features of {len(self.x):,} images"
+
     def save(self, path: str | Path) -> None:
         """Write a file of the kind its suffix says; it appears as a whole or not at all.
 

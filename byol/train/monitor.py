@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,10 @@ from byol.data.images import Images
 from byol.data.workers import never
 from byol.encoders.encoder import Encoder
 from byol.errors import TrainingError
-from byol.evaluation.knn import knn_correct
+from byol.evaluation.inputs import Predictions
+from byol.evaluation.knn import knn_predict
 from byol.evaluation.online import OnlineProbe
-from byol.evaluation.score import Score, scored
+from byol.evaluation.score import Score, score_of
 from byol.features.embed import Features, prepared_batches
 from byol.method.draws import Stream, uniforms
 from byol.method.health import health
@@ -87,22 +87,36 @@ class Monitor:
             and len(query_pixels)
             and len(bank)
         ):
-            votes = Features(bank.numpy(), bank_labels, classes=self.classes)
-            queries = Features(self._embed(query_pixels).numpy(), query_labels, classes=self.classes)
-            correct = knn_correct(votes, queries, k=self.knn.k, temperature=self.knn.temperature)
-            settings = {
-                "k": self.knn.k,
-                "temperature": self.knn.temperature,
-                "images": "held out of training",
-            }
+            queries = self._embed(query_pixels)
+            k, temperature = self.knn.k, self.knn.temperature
+            votes = torch.from_numpy(bank_labels)
+            predicted = knn_predict(bank, votes, queries, k=k, temperature=temperature)
             seconds = time.perf_counter() - started
-            self.scores["knn"] = scored("knn", correct, votes, settings, self.plan.seed, seconds)
+            settings: dict[str, Any] = {"k": k, "temperature": temperature}
+            self._score("knn", predicted.numpy() == query_labels, query_labels, settings, len(bank), seconds)
             if self.probe is not None:
-                settings = {"optimizer": self.plan.optimizer, "images": "held out of training"}
-                online = scored("online", self.probe.correct(queries), votes, settings, self.plan.seed, 0.0)
-                self.scores["online"] = replace(online, train_images=self.plan.images)
+                correct = self.probe.correct(Features(queries.numpy(), query_labels))
+                settings = {"optimizer": self.plan.optimizer}
+                self._score("online", correct, query_labels, settings, self.plan.images, 0.0)
             metrics |= {f"{name}_top1": score.top1 for name, score in self.scores.items()}
         return metrics
+
+    def _score(
+        self,
+        name: str,
+        correct: np.ndarray[Any, np.dtype[np.bool_]],
+        labels: np.ndarray[Any, np.dtype[np.int64]],
+        settings: dict[str, Any],
+        train_images: int,
+        seconds: float,
+    ) -> None:
+        """Keep the score of classes that were predicted right or not."""
+        predicted = np.where(correct, labels, -1)[:, None]
+        found = Predictions(predicted, labels, {**settings, "images": "held out of training"}, train_images)
+        classes, seeds = len(self.classes or ()), (self.plan.seed,)
+        self.scores[name] = score_of(
+            name, [found], metric="top1", classes=classes, seeds=seeds, seconds=seconds
+        )
 
     def _embed(self, images: Tensor) -> Tensor:
         device = next(self.encoder.parameters()).device

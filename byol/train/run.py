@@ -115,4 +115,4 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
 def own_scores(folder: RunFolder) -> dict[str, Score]:
     """The scores that the run itself has written; those of `byol evaluate` name their encoder."""
     scores = read_scores(folder.scores) if folder.scores.exists() else []
-    return {score.protocol: score for score in scores if not score.blake2b}
+    return {score.protocol: score for score in scores if not score.encoder_checksum}

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -57,9 +56,9 @@ def test_evaluate_computes_features_once_and_repeats_what_is_random(run, labelle
         ("linear", "top1", [0, 1], None),
         ("knn", "mean_per_class", [], 20),
     ]
-    assert {line["encoder"] for line in lines} == {str(run)}
+    assert {line["encoder_name"] for line in lines} == {str(run)}
     assert lines[0]["test"] == f"24 images in {labelled}/ (3 classes)"
-    assert "spread" in capsys.readouterr().out
+    assert "standard deviation over the seeds 0, 1" in capsys.readouterr().out
 
 
 def test_evaluate_puts_runs_and_baselines_side_by_side(run, labelled, tmp_path, capsys):
@@ -82,7 +81,8 @@ def test_evaluate_puts_runs_and_baselines_side_by_side(run, labelled, tmp_path, 
     assert [line.split()[0] for line in table[1:3]] == ["knn", "linear"]
     assert table[1].split()[2] == table[1].split()[4]  # the same encoder twice
     kept = [
-        json.loads(line)["encoder"] for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()
+        json.loads(line)["encoder_name"]
+        for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()
     ]
     assert kept == [str(run)] * 2 + ["pixels"] * 2 + ["untrained"] * 2
     assert len((other / "scores.jsonl").read_text().splitlines()) == 2
@@ -109,7 +109,7 @@ def test_evaluate_puts_few_labels_beside_training_from_scratch_on_them(run, labe
     table = capsys.readouterr().out.splitlines()
     assert table[0].split() == ["protocol", "metric", str(run), "untrained", "supervised"]
     lines = [json.loads(line) for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
-    kept = [(line["encoder"], line["protocol"], line["train_images"]) for line in lines]
+    kept = [(line["encoder_name"], line["protocol"], line["train_images"]) for line in lines]
     assert kept == [
         (str(run), "knn", 24),
         (str(run), "semi-50", 12),
@@ -138,22 +138,46 @@ def test_scores_that_cannot_be_written_are_told_in_a_sentence(run, labelled, tmp
     assert line.startswith(f"byol evaluate: {tmp_path}/scores.jsonl cannot be written: ")
 
 
-def test_a_run_that_cannot_be_written_to_can_be_compared_with(
-    run, labelled, tmp_path, capsys, caplog, monkeypatch
-):
-    other = shutil.copytree(run, tmp_path / "other")
-    places = {str(run): run, str(other): Path("/proc/nowhere")}  # where not even root can write
-    monkeypatch.setattr("byol.commands.evaluate.folder_of", places.get)
+def test_a_run_that_cannot_be_written_to_can_be_compared_with(run, labelled, capsys, caplog):
     words = ["--train", str(labelled), "--test", str(labelled), "--protocols", "knn", "--no-cache"]
-    assert main(["evaluate", str(run), *words, "--compare", str(other)]) == 0
-    assert "Its scores are shown and not kept." in caplog.text
-    shown = capsys.readouterr().out
-    assert str(other) in shown.splitlines()[0]
-    assert [line for line in shown.splitlines() if line.startswith("written")] == [
-        f"written    {run}/scores.jsonl"
-    ]
-    assert main(["evaluate", str(other), *words]) == 2
-    assert "Name another folder with --out." in capsys.readouterr().err
+    with (run / "encoder.safetensors").open("rb") as file:
+        other = f"/proc/self/fd/{file.fileno()}"  # a folder where not even root can write
+        assert main(["evaluate", str(run), *words, "--compare", other]) == 0
+        assert "Its scores are shown and not kept." in caplog.text
+        shown = capsys.readouterr().out
+        assert other in shown.splitlines()[0]
+        written = [line for line in shown.splitlines() if line.startswith("written")]
+        assert written == [f"written    {run}/scores.jsonl"]
+        assert main(["evaluate", other, *words]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_evaluate_takes_features_without_an_encoder(run, labelled, tmp_path, capsys):
+    """What `byol embed` wrote scores as the images do, with the run beside it or without."""
+    files = [str(tmp_path / name) for name in ("train.npz", "test.parquet")]
+    for file in files:
+        assert main(["embed", str(run), "--data", str(labelled), "--out", file]) == 0
+    sides = ["--train", files[0], "--test", files[1]]
+    tables = []
+    for words in ([str(run), "--train", str(labelled), "--test", str(labelled)], [str(run), *sides], sides):
+        capsys.readouterr()
+        assert main(["evaluate", *words, "--out", str(tmp_path / "o")]) == 0
+        tables.append(capsys.readouterr().out)
+    assert tables[0] == tables[1] == tables[2]
+    lines = [json.loads(line) for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
+    assert len({line["encoder_checksum"] for line in lines}) == 1
+    assert [line["encoder_name"] for line in lines] == [str(run)] * 4 + ["features"] * 2
+    assert main(["evaluate", *sides, "--protocols", "knn"]) == 0
+    assert "--out FOLDER keeps the scores" in capsys.readouterr().out
+    for words, says in (
+        (["--train", str(labelled), "--test", files[1]], "train must be features"),
+        ([*sides, "--protocols", "semi-10"], "works on images"),
+        ([*sides, "--compare", "pixels"], "--compare"),
+        ([*sides, "--encoder", "a:b"], "--encoder"),
+        ([*sides, "--weights", "a.pth"], "--weights"),
+    ):
+        assert main(["evaluate", *words]) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_evaluate_scores_a_list_of_data_sets_each_by_its_metric(run, labelled, tmp_path, capsys):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from byol.data.images import Images, open_images
 from byol.encoders.encoder import Encoder
-from byol.evaluation.train_batches import Labelled
+from byol.evaluation.train_batches import TrainImages
 from byol.method.draws import Stream, seed_of
 
 HUES = ((200, 60, 60), (60, 190, 70), (70, 80, 200), (180, 170, 60))
@@ -39,13 +39,18 @@ def net(dropout: float = 0.0, seed: int = 0) -> Net:
     return made
 
 
-def pixels(count: int, classes: int = 4, seed: int = 0, spread: int = 60) -> tuple[np.ndarray, np.ndarray]:
+def pixels(count: int, classes: int = 4, seed: int = 0, noise: int = 60) -> tuple[np.ndarray, np.ndarray]:
     """Noisy pictures (N, 16, 16, 3), each of nearly its class's hue, and the classes."""
     generator = np.random.default_rng(seed)
     y = np.arange(count) % classes
-    tint = np.array(HUES)[y] + generator.normal(0, spread, (count, 3))
-    noise = generator.normal(0, 40, (count, 16, 16, 3))
-    return (tint[:, None, None] + noise).clip(0, 255).astype(np.uint8), y
+    tint = np.array(HUES)[y] + generator.normal(0, noise, (count, 3))
+    grain = generator.normal(0, 40, (count, 16, 16, 3))
+    return (tint[:, None, None] + grain).clip(0, 255).astype(np.uint8), y
+
+
+def enlarged(x: np.ndarray) -> np.ndarray:
+    """Pictures that are too large to be kept in memory: 144 pixels a side."""
+    return x.repeat(9, axis=1).repeat(9, axis=2)
 
 
 def images(count: int, classes: int = 4, seed: int = 0) -> Images:
@@ -53,8 +58,8 @@ def images(count: int, classes: int = 4, seed: int = 0) -> Images:
     return open_images(x, labels=y)
 
 
-def labelled(count: int, seed: int = 0) -> Labelled:
-    return Labelled.open(images(count, seed=seed), torch.device("cpu"))
+def labelled(count: int, seed: int = 0) -> TrainImages:
+    return TrainImages.open(images(count, seed=seed), torch.device("cpu"))
 
 
 def state(encoder: Encoder) -> dict[str, Tensor]:
@@ -68,7 +73,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 def plain_torch(
     encoder: Encoder,
     classifier: nn.Linear,
-    part: Labelled,
+    part: TrainImages,
     *,
     lr: float,
     decay: float,

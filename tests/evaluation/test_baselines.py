@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,7 @@ from torch import nn
 from byol.encoders.load import untrained
 from byol.errors import ConfigError
 from byol.evaluation.baselines import BASELINES, fresh, pixels
-from byol.evaluation.inputs import EvaluationConfig
-from byol.evaluation.protocols import evaluate, judge, prepare
+from byol.evaluation.protocols import EvaluationConfig, evaluate, judge, prepare, protocols_named
 from byol.features.embed import embed
 
 ARRAYS = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
@@ -54,10 +55,13 @@ def test_untrained_code_of_ones_own_is_built_only_when_it_is_named(encoder_of, t
 
 
 def test_a_baseline_is_scored_by_what_it_can_be_scored_by():
-    asked = ("knn", "linear-sgd", "semi-1", "finetune", "linear")
-    assert BASELINES["pixels"].scored_by(asked) == ("knn", "linear")
-    assert BASELINES["untrained"].scored_by(asked) == ("knn", "linear-sgd", "linear")
-    assert BASELINES["supervised"].scored_by(asked) == ("semi-1", "finetune")
+    every = protocols_named(("knn", "linear-sgd", "semi-1", "finetune", "linear"), EvaluationConfig())
+    taken = {name: [one.name for one in every if baseline.takes(one)] for name, baseline in BASELINES.items()}
+    assert taken == {
+        "pixels": ["knn", "linear"],
+        "untrained": ["knn", "linear-sgd", "linear"],
+        "supervised": ["semi-1", "finetune"],
+    }
 
 
 def test_baselines_can_be_scored_as_any_encoder(encoder_of):
@@ -75,12 +79,12 @@ def test_baselines_can_be_scored_as_any_encoder(encoder_of):
 
 def test_training_from_scratch_starts_from_other_weights_with_each_seed(encoder_of):
     encoder = encoder_of("convnet", width=4)
-    again = BASELINES["supervised"].again(encoder, None)
+    again = partial(BASELINES["supervised"].make, encoder)
     assert [again(seed).checksum() for seed in (0, 1)] == [
         untrained(encoder, seed=seed).checksum() for seed in (0, 1)
     ]
     assert again(0).checksum() != again(1).checksum()
-    assert BASELINES["untrained"].again(encoder, None) is None  # its features are computed once
+    assert [name for name, baseline in BASELINES.items() if baseline.anew] == ["supervised"]
     made = []
 
     def anew(seed: int):
@@ -88,7 +92,7 @@ def test_training_from_scratch_starts_from_other_weights_with_each_seed(encoder_
         return again(seed)
 
     config = EvaluationConfig(base_lrs=0.1, epochs=1.0)
-    sets = images(16), images(16, seed=1), "finetune", config
+    sets = images(16), images(16, seed=1), protocols_named("finetune", config), config
     [(_, score)] = judge(prepare(encoder, *sets, seed=3, seeds=2, anew=anew))
     assert made == [3, 4]
     alone = [score for seed in (3, 4) for _, score in judge(prepare(again(seed), *sets, seed=seed))]

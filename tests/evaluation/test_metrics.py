@@ -1,18 +1,11 @@
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, precision_recall_curve, top_k_accuracy_score
 
-from byol.errors import ConfigError
-from byol.evaluation.metrics import (
-    RESAMPLES,
-    interval,
-    mean_average_precision,
-    mean_per_class,
-    measure,
-    metric_for,
-    place,
-)
+from byol.errors import ConfigError, TrainingError
+from byol.evaluation.metrics import RESAMPLES, interval, likeliest, measure, metric_for, predict
 
 
 def judged(count: int, classes: int, seed: int = 0, help: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -34,37 +27,67 @@ def tagged(count: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndar
 # Metrics
 
 
+def ranked(scores: np.ndarray) -> np.ndarray:
+    """What is kept of scores."""
+    scores = torch.from_numpy(scores)
+    return likeliest(scores, torch.arange(scores.shape[1])).numpy()
+
+
 @pytest.mark.parametrize("classes", [3, 20])
 def test_top1_and_top5_are_those_of_scikit_learn(classes):
     scores, labels = judged(500, classes)
-    places = place(scores, labels)
-    assert measure("top1", scores, labels) == pytest.approx((scores.argmax(axis=1) == labels).mean())
+    found = ranked(scores)
+    assert found.shape == (500, min(classes, 5))
+    assert measure("top1", found, labels) == pytest.approx((scores.argmax(axis=1) == labels).mean())
     for k in (1, 2, 5):
         if k < classes:
             expected = top_k_accuracy_score(labels, scores, k=k, labels=np.arange(classes))
-            assert (places < k).mean() == pytest.approx(expected)
-    assert 0.1 < (places == 0).mean() < 0.9
+            assert (found[:, :k] == labels[:, None]).any(axis=1).mean() == pytest.approx(expected)
+    assert 0.1 < measure("top1", found, labels) < 0.9
 
 
 def test_of_equal_scores_the_lower_class_comes_first_as_argmax_has_it():
-    scores = np.zeros((4, 4))
-    assert place(scores, np.arange(4)).tolist() == [0, 1, 2, 3]
+    assert ranked(np.zeros((2, 40))).tolist() == [[0, 1, 2, 3, 4]] * 2
+    several = np.random.default_rng(0).integers(0, 3, (300, 40)).astype(np.float32)
+    assert np.array_equal(ranked(several), np.argsort(-several, axis=1, kind="stable")[:, :5])
 
 
-def test_what_was_not_answered_is_wrong_however_many_answers_count():
+def test_a_class_that_is_not_predicted_is_wrong_however_many_count():
     scores = np.array([[1.0, -np.inf, -np.inf], [-np.inf, -np.inf, -np.inf]])
-    assert place(scores, np.array([1, 0])).tolist() == [3, 3]
-    assert place(scores, np.array([0, 5])).tolist() == [0, 3]  # the classifier knows three classes
+    assert ranked(scores).tolist() == [[0, -1, -1], [-1, -1, -1]]
+
+
+def test_columns_are_the_classes_that_occur():
+    classes = torch.tensor([3, 70, 999_999])
+    assert likeliest(torch.tensor([[0.0, 2.0, 1.0]]), classes, 2).tolist() == [[70, 999_999]]
+
+
+@pytest.mark.parametrize("classes", [None, torch.arange(20_000)])
+def test_predictions_are_made_in_blocks_and_nan_is_refused(classes):
+    """For 1,000 images of 20,000 classes never more than 2**24 scores at once."""
+    sizes = []
+
+    def scores(rows: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(rows))
+        return torch.randn(len(rows), 20_000, generator=torch.Generator().manual_seed(int(rows[0])))
+
+    found = predict(torch.arange(1_000), scores, classes, width=20_000)
+    assert max(sizes) * 20_000 <= 2**24
+    assert sum(sizes) == 1_000
+    again = scores(torch.arange(sizes[0]))
+    expected = again if classes is None else torch.from_numpy(ranked(again.numpy()))
+    assert torch.equal(found[: sizes[0]], expected)
+    with pytest.raises(TrainingError, match="NaN"):
+        predict(torch.zeros(3, 1), lambda x: x.log() - x.log(), classes, width=1)
 
 
 def test_mean_per_class_is_the_balanced_accuracy_of_scikit_learn():
     scores, labels = judged(400, 7)
     labels[labels == 3], scores[:, 3] = 4, -9.0  # a class without an image
-    right = scores.argmax(axis=1) == labels
     expected = balanced_accuracy_score(labels, scores.argmax(axis=1))
-    assert mean_per_class(right, labels) == pytest.approx(expected)
-    assert measure("mean_per_class", scores, labels) == pytest.approx(expected)
-    assert abs(expected - right.mean()) > 0.005
+    assert measure("mean_per_class", ranked(scores), labels) == pytest.approx(expected)
+    assert measure("mean_per_class", ranked(scores) * 100_000, labels * 100_000) == pytest.approx(expected)
+    assert abs(expected - measure("top1", ranked(scores), labels)) > 0.005
 
 
 def eleven_points(scores: np.ndarray, truth: np.ndarray) -> float:
@@ -82,7 +105,6 @@ def test_mean_average_precision_is_voc_2007s_from_the_curves_of_scikit_learn(cou
     scores, labels = tagged(count, 6)
     columns = [c for c in range(6) if labels[:, c].any()]
     expected = np.mean([eleven_points(scores[:, c], labels[:, c]) for c in columns])
-    assert mean_average_precision(scores, labels) == pytest.approx(expected, abs=1e-12)
     assert measure("map11", scores, labels) == pytest.approx(expected, abs=1e-12)
     assert 0.3 < expected < 0.95
 
@@ -90,21 +112,21 @@ def test_mean_average_precision_is_voc_2007s_from_the_curves_of_scikit_learn(cou
 def test_average_precision_worked_by_hand():
     """Ranked right, wrong, right: precision 1 up to recall 1/2 (six points), 2/3 up to recall 1 (five)."""
     scores, labels = np.array([[3.0], [2.0], [1.0]]), np.array([[1], [0], [1]])
-    assert mean_average_precision(scores, labels) == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
+    assert measure("map11", scores, labels) == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
 
 
 def test_equal_scores_are_taken_all_at_once_whatever_the_order_of_the_images():
     labels = np.array([[1], [0], [0], [0]])
     for turn in range(4):
-        assert mean_average_precision(np.zeros((4, 1)), np.roll(labels, turn, axis=0)) == pytest.approx(0.25)
+        assert measure("map11", np.zeros((4, 1)), np.roll(labels, turn, axis=0)) == pytest.approx(0.25)
 
 
 def test_a_class_without_a_test_image_is_left_out_of_the_mean():
     scores, labels = tagged(60, 4)
-    alone = mean_average_precision(scores[:, :3], labels[:, :3])
+    alone = measure("map11", scores[:, :3], labels[:, :3])
     labels[:, 3] = 0
-    assert mean_average_precision(scores, labels) == pytest.approx(alone)
-    assert mean_average_precision(scores, np.zeros_like(labels)) == 0.0
+    assert measure("map11", scores, labels) == pytest.approx(alone)
+    assert measure("map11", scores, np.zeros_like(labels)) == 0.0
 
 
 def test_a_metric_that_the_labels_do_not_allow_is_refused():
@@ -113,11 +135,11 @@ def test_a_metric_that_the_labels_do_not_allow_is_refused():
     with pytest.raises(ConfigError, match=r"no metric 'top-1'\. Did you mean 'top1'"):
         metric_for(one, "top-1")
     with pytest.raises(
-        ConfigError, match="The metric is map11, but these images have one label each; expected top1"
+        ConfigError, match="The metric is map11, but these images are of one label each; expected top1"
     ):
         metric_for(one, "map11")
     with pytest.raises(
-        ConfigError, match="The metric is top1, but these images have several labels each; expected map11"
+        ConfigError, match="The metric is top1, but these images are multi-label; expected map11"
     ):
         metric_for(several, "top1")
 
@@ -125,17 +147,17 @@ def test_a_metric_that_the_labels_do_not_allow_is_refused():
 # Intervals
 
 
-def answers(right: int, count: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Scores of two classes that are right for some images, and the classes."""
+def predicted(right: int, count: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Predictions among two classes that are right for some images, and the classes."""
     correct = np.random.default_rng(0).permutation(np.arange(count) < right)
-    return [np.stack([~correct, correct], axis=1).astype(float)], np.ones(count, dtype=np.int64)
+    return [correct[:, None].astype(np.int64)], np.ones(count, dtype=np.int64)
 
 
 @pytest.mark.parametrize(("right", "count"), [(5, 20), (150, 200), (500, 1000), (990, 1000), (7000, 10_000)])
 def test_interval_of_top1_is_that_of_a_bootstrap_over_the_images(right, count):
-    scores, labels = answers(right, count)
+    scores, labels = predicted(right, count)
     low, high = interval("top1", scores, labels)
-    correct = scores[0][:, 1]
+    correct = scores[0][:, 0]
     expected = stats.bootstrap(
         (correct,), np.mean, n_resamples=4000, method="percentile", batch=500, rng=np.random.default_rng(1)
     ).confidence_interval
@@ -151,6 +173,7 @@ def test_interval_of_top1_is_that_of_a_bootstrap_over_the_images(right, count):
 def test_interval_of_other_metrics_is_that_of_resampled_images(metric):
     """A bootstrap the long way: images drawn with replacement, the metric measured anew; precisions come out too high in it."""
     scores, labels = tagged(150, 3) if metric == "map11" else judged(300, 4)
+    scores = scores if metric == "map11" else ranked(scores)
     generator = np.random.default_rng(5)
     drawn = []
     for _ in range(1500):
@@ -166,10 +189,7 @@ def test_interval_of_other_metrics_is_that_of_resampled_images(metric):
 def test_interval_of_several_seeds_is_of_their_mean_over_the_same_images():
     """Two classifiers that err on other images: their mean is surer than each alone."""
     labels = np.ones(400, dtype=np.int64)
-    halves = [
-        np.stack([half, ~half], axis=1).astype(float)
-        for half in (np.arange(400) < 200, np.arange(400) >= 200)
-    ]
+    halves = [half[:, None].astype(np.int64) for half in (np.arange(400) < 200, np.arange(400) >= 200)]
     low, high = interval("top1", halves, labels)
     assert low == high == 0.5
     assert interval("top1", [halves[0], halves[0]], labels) == interval("top1", halves[:1], labels)
@@ -180,28 +200,26 @@ def test_interval_covers_the_truth_in_about_95_of_100_samples():
     covered = []
     for _ in range(500):
         correct = generator.random(400) < 0.7
-        scores = np.stack([~correct, correct], axis=1).astype(float)
-        low, high = interval(
-            "top1", [scores], np.ones(400, dtype=np.int64), seed=int(generator.integers(2**31))
-        )
+        found, seed = correct[:, None].astype(np.int64), int(generator.integers(2**31))
+        low, high = interval("top1", [found], np.ones(400, dtype=np.int64), seed=seed)
         covered.append(low <= 0.7 <= high)
     assert 0.92 < np.mean(covered) < 0.98
 
 
 @pytest.mark.parametrize("count", [1, 5, 1000])
 def test_interval_of_all_right_or_all_wrong_is_that_one_number(count):
-    assert interval("top1", *answers(count, count)) == (1.0, 1.0)
-    assert interval("top1", *answers(0, count)) == (0.0, 0.0)
+    assert interval("top1", *predicted(count, count)) == (1.0, 1.0)
+    assert interval("top1", *predicted(0, count)) == (0.0, 0.0)
 
 
 def test_interval_stays_within_0_and_1_and_holds_plain_floats():
-    low, high = interval("top1", *answers(1, 3))
+    low, high = interval("top1", *predicted(1, 3))
     assert 0 <= low <= high <= 1
     assert type(low) is type(high) is float
 
 
 def test_interval_is_the_same_for_the_same_seed():
-    scores, labels = answers(150, 200)
+    scores, labels = predicted(150, 200)
     state = np.random.get_state()[1].copy()
     assert interval("top1", scores, labels) == interval("top1", scores, labels)
     assert interval("top1", scores, labels, seed=1) == interval("top1", scores, labels, seed=1)
@@ -217,7 +235,7 @@ def test_the_interval_of_a_mean_average_precision_lies_around_it():
         labels = (generator.random((40, 3)) < 0.2).astype(int)
         labels[0] = 1
         scores = labels + generator.normal(0, 1.5, labels.shape)
-        value = mean_average_precision(scores, labels)
+        value = measure("map11", scores, labels)
         low, high = interval("map11", [scores], labels)
         inside.append(low < value < high)
         middles.append((low + high) / 2 - value)

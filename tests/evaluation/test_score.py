@@ -1,30 +1,29 @@
 import json
 import resource
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from byol.errors import CheckpointError, DiskError
-from byol.evaluation.inputs import Answers
-from byol.evaluation.score import Score, comparison, read_scores, score_of, score_table, scored, write_scores
-from byol.features.embed import Features
+from byol.evaluation.inputs import Predictions
+from byol.evaluation.score import Score, read_scores, score_of, write_scores
+from byol.evaluation.tables import Scores, comparison
 
 
-def answered(right: int, **settings: object) -> Answers:
-    """Answers of 200 test images among 8 classes, some of them right, the others right at the second choice."""
+def predicted(right: int, **settings: object) -> Predictions:
+    """Predictions for 200 test images of 8 classes, some of them right, the others right at the second choice."""
     labels = np.arange(200) % 8
-    scores = np.zeros((200, 8))
-    scores[np.arange(200), labels] = 1.0
-    scores[right:, :] += 2 * np.eye(8)[(labels[right:] + 1) % 8]
-    return Answers(scores, labels, settings, 1000)
+    classes = (labels[:, None] + np.arange(5)) % 8
+    classes[right:, :2] = classes[right:, 1::-1]
+    return Predictions(classes, labels, settings, 1000)
 
 
 def score(protocol: str, *rights: int, **settings: object) -> Score:
     seeds = tuple(range(len(rights))) if len(rights) > 1 else ()
-    answers = [answered(right, **settings) for right in rights]
-    return score_of(
-        protocol, "top1", answers, 8, seeds=seeds, seconds=1.5, encoder="runs/a", train="train/", test="test/"
-    )
+    runs = [predicted(right, **settings) for right in rights]
+    known = {"seconds": 1.5, "encoder_name": "runs/a", "train": "train/", "test": "test/"}
+    return score_of(protocol, runs, metric="top1", classes=8, seeds=seeds, **known)
 
 
 def test_scores_are_appended_as_lines_of_json_that_give_them_back(tmp_path):
@@ -33,7 +32,7 @@ def test_scores_are_appended_as_lines_of_json_that_give_them_back(tmp_path):
     write_scores({"linear": first}, path)
     write_scores({"knn": second}, str(path))
     assert read_scores(path) == [first, second]
-    assert json.loads(path.read_text().splitlines()[0])["encoder"] == "runs/a"
+    assert json.loads(path.read_text().splitlines()[0])["encoder_name"] == "runs/a"
 
 
 @pytest.mark.parametrize("room", [0, 1, 100])
@@ -52,13 +51,25 @@ def test_a_disk_that_fills_up_leaves_whole_lines(tmp_path, room):
 
 
 @pytest.mark.parametrize("line", ["no", "7", "{}", '{"seeds": [], "surprise": 1}'])
-def test_a_line_that_is_no_score_is_told_by_its_number(tmp_path, line):
+def test_a_line_that_is_not_a_score_is_told_by_its_number(tmp_path, line):
     path = tmp_path / "scores.jsonl"
     write_scores({"knn": score("knn", 100, k=20)}, path)
     with path.open("a") as file:
         file.write(f"{line}\n")
-    with pytest.raises(CheckpointError, match=r"Line 2 of .*scores\.jsonl is no score"):
+    with pytest.raises(CheckpointError, match=r"Line 2 of .*scores\.jsonl is not a score"):
         read_scores(path)
+
+
+def test_lines_that_were_written_before_names_changed_are_still_read(tmp_path):
+    expected = score("linear", 150, 160, l2=0.1)
+    old = asdict(expected) | {"encoder_checksum": "ab"}
+    names = {"std": "spread", "encoder_name": "encoder", "encoder_checksum": "blake2b"}
+    old = {names.get(name, name): value for name, value in old.items() if name != "overlap"}
+    lines = [json.dumps(old | {"same_images": same}) for same in (False, True)]
+    (tmp_path / "scores.jsonl").write_text("\n".join(lines) + "\n")
+    first, second = read_scores(tmp_path / "scores.jsonl")
+    assert (first.std, first.encoder_name, first.encoder_checksum) == (expected.std, "runs/a", "ab")
+    assert (first.overlap, second.overlap) == (0, 200)
 
 
 def test_table_shows_every_score_in_percent():
@@ -66,8 +77,9 @@ def test_table_shows_every_score_in_percent():
         score("knn", 150, k=20, temperature=0.07),
         score("linear", 150, 170, l2=0.1, tried=list(range(45))),
     )
-    lines = score_table({"knn": one, "linear": several}).splitlines()
-    assert lines[0].split() == ["protocol", "metric", "value", "95", "%", "interval", "top-5", "spread"]
+    scores = Scores({"knn": one, "linear": several})
+    lines = str(scores).splitlines()
+    assert lines[0].split() == ["protocol", "metric", "value", "95", "%", "interval", "top-5", "std"]
     assert lines[1].split()[:4] == ["knn", "top-1", "75.00", "%"]
     assert f"{100 * one.low:.2f} to {100 * one.high:.2f}" in lines[1]
     assert lines[1].split()[7:9] == ["100.00", "-"]
@@ -76,9 +88,20 @@ def test_table_shows_every_score_in_percent():
     assert lines[3:] == [
         "knn: k 20, temperature 0.07",
         "linear: l2 0.1",  # what is long is in scores.jsonl
-        "spread: standard deviation over the seeds 0, 1",
+        "std: standard deviation over the seeds 0, 1",
         "200 test images of 8 classes, learned from 1,000",
     ]
+
+
+def test_scores_and_a_score_are_shown_for_people():
+    scores = Scores(knn=score("knn", 150))
+    assert repr(scores) == str(scores)  # as a notebook shows it
+    assert scores["knn"].top1 == 0.75
+    assert (
+        repr(scores["knn"])
+        == f"Score(knn: top1 75.00 %, {100 * scores['knn'].low:.2f} to {100 * scores['knn'].high:.2f})"
+    )
+    assert str(Scores()).splitlines() == ["protocol   metric   value   95 % interval   top-5   std"]
 
 
 def test_comparison_has_a_row_for_each_protocol_and_a_column_for_each_encoder():
@@ -97,9 +120,11 @@ def test_comparison_has_a_row_for_each_protocol_and_a_column_for_each_encoder():
     assert lines[4] == "200 test images of 8 classes, learned from 1,000"
 
 
-def test_answers_known_only_as_right_or_wrong_score_alike():
-    """What the monitor of a run has: the same value and interval as from the scores of the classes."""
-    train = Features(np.zeros((1000, 2)), np.arange(1000) % 8)
-    found, expected = scored("knn", np.arange(200) < 150, train, {}, 0, 1.0), score("knn", 150)
+def test_one_predicted_class_has_no_top5():
+    """What the monitor of a run has: the same value and interval as from five classes."""
+    full = predicted(150)
+    alone = Predictions(full.classes[:, :1], full.labels, {}, 1000)
+    found = score_of("knn", [alone], metric="top1", classes=8, seeds=(0,), seconds=1.0)
+    expected = score("knn", 150)
     assert (found.value, found.low, found.high) == (expected.value, expected.low, expected.high)
-    assert (found.top1, found.classes, found.test_images, found.train_images) == (0.75, 8, 200, 1000)
+    assert (found.top1, found.top5, expected.top5) == (0.75, None, 1.0)

@@ -6,7 +6,7 @@ import torch
 from sklearn.model_selection import StratifiedShuffleSplit
 
 from byol.errors import ConfigError, DataError
-from byol.evaluation.subsets import Amount, few, held_out
+from byol.evaluation.subsets import Amount, few, validation_split
 
 BALANCED = np.random.default_rng(0).permutation(np.arange(2000) % 10)
 LONG_TAIL = np.random.default_rng(1).permutation(np.repeat(np.arange(6), [500, 200, 100, 30, 4, 1]))
@@ -76,12 +76,12 @@ def test_every_image_is_as_likely_as_every_other():
     labels = np.arange(40) % 4
     chosen = sum(np.bincount(few(labels, Amount(30), seed), minlength=40) for seed in range(400))
     assert chosen.sum() == 400 * 12
-    assert np.abs(chosen - 120).max() < 5 * np.sqrt(400 * 0.3 * 0.7)  # five deviations of a binomial
+    assert np.abs(chosen - 120).max() < 5 * np.sqrt(400 * 0.3 * 0.7)  # five standard deviations of a binomial
 
 
-def test_fewer_images_than_asked_for_are_told_with_the_class_and_what_is_possible():
+def test_fewer_images_than_requested_are_told_with_the_class_and_what_is_possible():
     with pytest.raises(
-        DataError, match=r"Class heron has 4 labelled images, and 10 per class were asked for.*at most 1 per"
+        DataError, match=r"Class heron has 4 labelled images, and 10 per class were requested.*at most 1 per"
     ):
         few(LONG_TAIL, Amount(10, per_class=True), classes=["a", "b", "c", "d", "heron", "ibis"])
 
@@ -105,7 +105,7 @@ def test_amounts_are_read_and_said_in_words(text, amount, words):
 @pytest.mark.parametrize(
     "text", ["", "ten", "-1", "0", "101", "1e3", "2.5-per-class", "0-per-class", "5 per cent", "nan"]
 )
-def test_no_amount_is_refused_in_a_sentence(text):
+def test_what_is_not_an_amount_is_refused_in_a_sentence(text):
     with pytest.raises(ConfigError, match="expected"):
         Amount.parse(text)
 
@@ -114,8 +114,8 @@ def test_no_amount_is_refused_in_a_sentence(text):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
-def test_the_held_out_part_is_the_same_share_of_every_class(share):
-    learn, choose = held_out(BALANCED, share)
+def test_the_validation_part_is_the_same_share_of_every_class(share):
+    learn, choose = validation_split(BALANCED, share)
     assert counts(BALANCED, choose) == [round(200 * share)] * 10
     assert sorted([*learn, *choose]) == list(range(2000))
     assert sorted(learn) == list(learn)
@@ -123,26 +123,26 @@ def test_the_held_out_part_is_the_same_share_of_every_class(share):
 
 def test_every_class_gives_one_to_choose_on_and_keeps_one_to_learn_from():
     labels = np.repeat(np.arange(4), [1, 2, 3, 10])
-    learn, choose = held_out(labels, 0.01)
+    learn, choose = validation_split(labels, 0.01)
     assert counts(labels, choose) == [0, 1, 1, 1]
-    learn, choose = held_out(labels, 0.99)
+    learn, choose = validation_split(labels, 0.99)
     assert counts(labels, learn) == [1, 1, 1, 1]
 
 
 def test_one_image_per_class_leaves_nothing_to_choose_on():
-    learn, choose = held_out(np.arange(5), 0.2)
+    learn, choose = validation_split(np.arange(5), 0.2)
     assert learn.tolist() == list(range(5))
     assert len(choose) == 0
 
 
-def test_the_held_out_part_is_fixed_by_the_seed_and_apart_from_the_subsets():
-    first = held_out(BALANCED, 0.1, seed=1)[1]
-    assert np.array_equal(first, held_out(BALANCED, 0.1, seed=1)[1])
-    assert not np.array_equal(first, held_out(BALANCED, 0.1, seed=2)[1])
+def test_the_validation_part_is_fixed_by_the_seed_and_apart_from_the_subsets():
+    first = validation_split(BALANCED, 0.1, seed=1)[1]
+    assert np.array_equal(first, validation_split(BALANCED, 0.1, seed=1)[1])
+    assert not np.array_equal(first, validation_split(BALANCED, 0.1, seed=2)[1])
     assert not np.array_equal(first, few(BALANCED, Amount(10), seed=1))
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
-def test_a_share_that_cannot_be_held_out_is_refused(share):
-    with pytest.raises(ConfigError, match="held_out"):
-        held_out(BALANCED, share)
+def test_a_share_that_cannot_be_split_off_is_refused(share):
+    with pytest.raises(ConfigError, match="validation_share"):
+        validation_split(BALANCED, share)

@@ -16,9 +16,9 @@ from byol.exports.card import plain
 
 HOSTILE = "<script>alert(1)</script> [click](http://x.y) | **bold** `code` ![i](j) \\| &amp; www.x.y\n# title"
 SCORE = Score(
-    protocol="knn", metric="top1", value=0.931, low=0.92, high=0.94, spread=None, top1=0.931, top5=0.99,
+    protocol="knn", metric="top1", value=0.931, low=0.92, high=0.94, std=None, top1=0.931, top5=0.99,
     settings={"k": 20, "temperature": 0.07}, train_images=50000, test_images=10000, classes=10, seeds=(), seconds=1.0,
-    encoder="/home/secret/runs/a",
+    encoder_name="/home/secret/runs/a",
 )  # fmt: skip
 PLAN = {
     "encoder": HOSTILE, "encoder_options": {"stem": "small"}, "images": 49000, "image_size": [32, 32], "epochs": 200.0,
@@ -75,7 +75,7 @@ def test_the_card_tells_each_score_by_its_metric_and_data_set_and_leaves_other_e
     encoder = encoder_of("convnet")
     pets = replace(
         SCORE,
-        blake2b=encoder.checksum(),
+        encoder_checksum=encoder.checksum(),
         protocol="linear",
         metric="mean_per_class",
         value=0.7,
@@ -93,8 +93,8 @@ def test_the_card_tells_each_score_by_its_metric_and_data_set_and_leaves_other_e
         settings={},
     )
     again = replace(pets, test="other pets", value=0.65)
-    untrained = replace(SCORE, blake2b="0" * 32, value=0.123)
-    meaningless = replace(pets, value=0.999, same_images=True)
+    untrained = replace(SCORE, encoder_checksum="0" * 32, value=0.123)
+    meaningless = replace(pets, value=0.999, overlap=10_000)
     for score in (pets, tags, again, untrained, meaningless):
         write_scores({"": score}, finished / "scores.jsonl")
     byol.export(encoder, tmp_path / "e", run=finished)
