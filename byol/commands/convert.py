@@ -89,7 +89,7 @@ def report(found: Conversion) -> None:
         f"{info.interpolation} resize ({'' if info.antialias else 'not '}antialiased) to {height} x {width}"
     )
     print(f"read       {found.source}")
-    print(f"matched    {found.matched} tensors: {info.encoder}{options}, {info.features} features")
+    print(f"matched    {found.matched} tensors: {info.architecture}{options}, {info.features} features")
     print(
         f"left out   {', '.join(f'{name} ({count})' for name, count in found.left_out.items()) or 'nothing'}"
     )

@@ -67,7 +67,7 @@ def export(arguments: Sequence[str]) -> int:
         pixels = "in [0, 1]" if command.from_pixels else "normalised"
         size = "H, W" if len(done.check.sizes) > 1 else "{}, {}".format(*encoder.info.image_size)
         print(f"takes      images float32 (B, {encoder.info.channels}, {size}) {pixels}")
-    model = (command.model or encoder.info.encoder or "").rpartition(":")[2]
+    model = (command.model or encoder.info.architecture or "").rpartition(":")[2]
     read = "torch.load" if done.path.suffix == ".pth" else "safetensors.torch.load_file"
     print(f"load       {LOADS[done.check.tool].format(path=done.path, read=read, model=model)}")
     return 0

@@ -71,6 +71,6 @@ def report(run: Run) -> None:
             "hold-out set"
         )
     # A file alone never makes a program run code.
-    own = f" --encoder {info.encoder}" if info.encoder is not None and is_own_code(info.encoder) else ""
+    own = f" --encoder {info.architecture}" if is_own_code(info.architecture or "") else ""
     print(f"next       byol evaluate {run.folder}{own} --train LABELLED_TRAIN --test LABELLED_TEST")
     print(f"           byol embed {run.folder}{own} --data IMAGES --out features.npz")

@@ -1,11 +1,11 @@
-"""Encoder files: the network's tensors and everything needed to use them, in one safetensors file.
+"""An encoder ready to use, and its file: the network's tensors and everything needed to use them.
 
 `encoder.safetensors` carries its description and a checksum in its header, so the file alone is enough;
 `encoder.json` beside it is the same description for people and other programs.
 """
 
 import json
-import os
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -16,90 +16,96 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from byol.data.images import Images, open_images
 from byol.disk import parse_json, replacing, write_text
 from byol.errors import CheckpointError, ConfigError, complaint
 from byol.method.byol import evaluating
 from byol.method.crops import Interpolation
-from byol.method.hidden import OUTPUT, HiddenLayer, Pooling, layer_name
+from byol.method.hidden import INPUT, OUTPUT, HiddenLayer, Pooling, layer_name
 from byol.method.pixels import check_images, prepare
+from byol.models.build import build_encoder, is_own_code
 
-FORMAT = 1
+FORMAT = 2  # format 1 called the architecture "encoder"
 FILE = "encoder.safetensors"
 PLAN = "plan.json"  # of the run that an encoder comes from
+PIXELS = 2**24  # the most that an image fed to a network may have: 4096 x 4096
 
 
 @dataclass(frozen=True)
 class EncoderInfo:
-    """How an encoder is built and what it expects."""
+    """How an encoder is built and what it expects. Raises ConfigError for values that cannot be."""
 
-    encoder: str | None  # name for `build_encoder`; None for a module of the user's own
+    architecture: str | None  # name for `build_encoder`; None for a module of the user's own
     options: dict[str, Any]  # of `build_encoder`
     image_size: tuple[int, int]  # height, width in pixels of what the network is fed
     channels: int
     mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
     std: tuple[float, ...]
     features: int  # D of the representation
-    hidden_layer: (
-        str | None
-    )  # dotted name of the layer that gives the representation; None is the network's output
+    hidden_layer: str | None  # dotted name of the layer that gives it; None is the network's output
     pooling: Pooling
     skip: int  # tokens left out of an average
     calls: int  # how often a forward pass runs the hidden layer
-    crop_ratio: float = (
-        0.875  # side of the central square that is resized to image_size, as a share of the shorter side
-    )
+    crop_ratio: float = 0.875  # side of the central square that is resized, as a share of the shorter side
     interpolation: Interpolation = "bicubic"  # of that resize
     antialias: bool = True
     levels: tuple[float, float] | None = None  # samples of more than 8 bits that are black and white
 
-    @classmethod
-    def of(
-        cls, encoder: HiddenLayer, name: str | None, options: dict[str, Any], **expected: Any
-    ) -> "EncoderInfo":
-        """The description of a network that is read at a hidden layer; `expected` gives the other fields."""
-        layer = None if encoder.layer == OUTPUT else encoder.layer
-        return cls(name, options, hidden_layer=layer, pooling=encoder.pooling, skip=encoder.skip,
-                   calls=encoder.eval_calls, **expected)  # fmt: skip
+    def __post_init__(self) -> None:
+        black, white, *more = self.levels or (0, 1)
+        numbers = (*self.mean, *self.std, self.crop_ratio, black, white)
+        finite = all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+        counts = (*self.image_size, self.channels, self.features, self.skip + 1, self.calls + 1)
+        whole = all(type(count) is int and count > 0 for count in counts)
+        right = {
+            "architecture": isinstance(self.architecture, str | None),
+            "options": isinstance(self.options, dict),
+            "image_size": whole and len(self.image_size) == 2 and math.prod(self.image_size) <= PIXELS,
+            "features": whole and self.features <= PIXELS,
+            "mean": finite and len(self.mean) == self.channels,
+            "std": finite and len(self.std) == self.channels and min(self.std) > 0,
+            "hidden_layer": isinstance(self.hidden_layer, str | None),
+            "pooling": self.pooling in get_args(Pooling),
+            "crop_ratio": finite and 0 < self.crop_ratio <= 1,
+            "interpolation": self.interpolation in get_args(Interpolation),
+            "antialias": isinstance(self.antialias, bool),
+            "levels": finite and black < white and not more,
+        }
+        for name, good in right.items():
+            if not good:
+                raise ConfigError(f"An encoder cannot have {name} {getattr(self, name)!r:.80}.")
 
     @classmethod
-    def read(cls, values: dict[str, Any]) -> "EncoderInfo":
-        """The inverse of `asdict` behind JSON. Raises ValueError or TypeError for anything else."""
-        names = ("image_size", "mean", "std", *(["levels"] if values.get("levels") else []))
-        values = {**values, **{name: tuple(values[name]) for name in names}}
-        info = cls(**values)
-        whole = (*info.image_size, info.channels, info.features)
-        right = (
-            all(type(number) is int and number > 0 for number in whole)
-            and len(info.image_size) == 2
-            and len(info.mean) == len(info.std) == info.channels
-            and all(isinstance(number, int | float) for number in (*info.mean, *info.std))
-            and all(number > 0 for number in info.std)
-            and info.pooling in get_args(Pooling)
-            and all(type(number) is int and number >= 0 for number in (info.skip, info.calls))
-            and isinstance(info.options, dict)
-            and isinstance(info.crop_ratio, int | float)
-            and 0 < info.crop_ratio <= 1
-            and info.interpolation in get_args(Interpolation)
-            and isinstance(info.antialias, bool)
-            and (info.levels is None or (len(info.levels) == 2 and info.levels[0] < info.levels[1]))
-            and all(isinstance(name, str | None) for name in (info.encoder, info.hidden_layer))
-        )
-        if not right:
-            raise ValueError("values of other kinds")
-        return info
+    def of(
+        cls, encoder: HiddenLayer, architecture: str | None, options: dict[str, Any], **expected: Any
+    ) -> "EncoderInfo":
+        """The description of a network that is read at a hidden layer; `expected` gives the other fields."""
+        layer = plain_name(encoder.net, encoder.layer)
+        return cls(architecture, options, hidden_layer=None if layer in ("", OUTPUT) else layer,
+                   pooling=encoder.pooling, skip=encoder.skip, calls=encoder.eval_calls, **expected)  # fmt: skip
+
+    @property
+    def from_a_library(self) -> bool:
+        """Whether its name is enough to build the network: one of this package, of torchvision or of timm."""
+        return self.architecture is not None and not is_own_code(self.architecture)
+
+    def build(self, name: str) -> nn.Module:
+        """The network of this name, with fresh weights, for these images."""
+        return build_encoder(name, channels=self.channels, image_size=self.image_size, **self.options)
 
     def preprocessing(self) -> dict[str, Any]:
         """What is done to an image before the network sees it, as plain values for other programs."""
-        values = asdict(self)
         names = ("image_size", "channels", "crop_ratio", "interpolation", "antialias", "mean", "std")
+        values = asdict(self)
         levels = {} if self.levels is None else {"levels": self.levels}
         return {name: values[name] for name in names} | levels
 
 
 class Encoder(nn.Module):
-    """An encoder ready to use: images (B, C, H, W) uint8, or float in [0, 1], of any size give (B, D) float32.
+    """An encoder ready to use: images (B, C, H, W) uint8, or float in [0, 1], of any size give (B, D)
+    float32.
 
     Always in eval mode and without gradients. `net` is the network itself.
     """
@@ -114,10 +120,14 @@ class Encoder(nn.Module):
         """The network that was trained."""
         return self.network.net
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The network's tensors by their plain names. Raises ConfigError for state that is not a tensor."""
+        check_savable(self.net)
+        return {plain_name(self.net, name): tensor for name, tensor in self.net.state_dict().items()}
+
     def checksum(self) -> str:
         """Hexadecimal, of the network's tensors and the description; the `blake2b` of the encoder's file."""
-        check_savable(self.net)
-        return digest(self.net.state_dict(), {"format": FORMAT, **asdict(self.info)})
+        return digest(self.tensors(), {"format": FORMAT, **asdict(self.info)})
 
     def open(self, images: Any) -> Images:
         """Anything `open_images` takes, read as those that the encoder was trained on. Raises DataError."""
@@ -126,33 +136,29 @@ class Encoder(nn.Module):
         black, white = self.info.levels or (None, None)
         return open_images(images, channels=self.info.channels, black=black, white=white)
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """Images as the network is fed them, but not normalised: float32 (B, C, h, w) in [0, 1]."""
-        return self._prepare(images)
+    def prepare(self, images: Tensor, *, normalised: bool = False) -> Tensor:
+        """Images as the network is fed them, by default not yet normalised: float32 (B, C, h, w) in [0, 1]."""
+        info = self.info
+        check_images(images, info.channels)
+        mean, std = (info.mean, info.std) if normalised else (None, None)
+        return prepare(images, info.image_size, mean=mean, std=std, crop_ratio=info.crop_ratio,
+                       interpolation=info.interpolation, antialias=info.antialias)  # fmt: skip
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """The representation (B, D) of images."""
-        x = self._prepare(images, mean=self.info.mean, std=self.info.std)
         with evaluating(self.network):
-            representation: Tensor = self.network(x)
+            representation: Tensor = self.network(self.prepare(images, normalised=True))
+        if representation.shape != (len(images), self.info.features):
+            raise CheckpointError(
+                f"The encoder gives features {tuple(representation.shape)} for {len(images)} images, and its "
+                f"description says {self.info.features} for each: they do not belong together."
+            )
         return representation.float()
-
-    def _prepare(self, images: Tensor, **normalisation: tuple[float, ...]) -> Tensor:
-        info = self.info
-        check_images(images, info.channels)
-        return prepare(
-            images,
-            info.image_size,
-            crop_ratio=info.crop_ratio,
-            interpolation=info.interpolation,
-            antialias=info.antialias,
-            **normalisation,
-        )
 
 
 def save_encoder(encoder: Encoder, folder: str | Path) -> Path:
-    """Write encoder.safetensors and encoder.json into a folder; each is replaced as a whole. Returns the former's path."""
+    """Write encoder.safetensors and encoder.json into a folder, each whole. Returns the former's path."""
     folder = Path(folder)
     with replacing(folder / FILE) as temporary:
         description = write(encoder, temporary)
@@ -164,69 +170,8 @@ def write(encoder: Encoder, file: Path) -> dict[str, Any]:
     """Write an encoder file. Returns its description."""
     description = {"format": FORMAT, **asdict(encoder.info), "blake2b": encoder.checksum()}
     metadata = {"byol": json.dumps(description)}  # one entry: their order is not fixed
-    save_file(unshared(encoder.net.state_dict()), file, metadata=metadata)
+    save_file(unshared(encoder.tensors()), file, metadata=metadata)
     return description
-
-
-def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors takes them: on the CPU, contiguous, and none in the memory of another one.
-
-    A network may use a tensor under several names (tied weights, a block that runs twice); a file holds it under each.
-    """
-    found, memory = {}, set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        place = tensor.untyped_storage().data_ptr()
-        found[name] = tensor.clone() if place in memory else tensor
-        memory.add(place)
-    return found
-
-
-def filled(
-    net: nn.Module,
-    tensors: dict[str, Tensor],
-    info: EncoderInfo,
-    path: str | Path,
-    device: torch.device | None = None,
-) -> Encoder:
-    """An encoder of a network and the tensors that fill it, read from `path`. Raises CheckpointError when they do not fit.
-
-    A network on the meta device takes the tensors as they are, without a copy.
-    """
-    try:
-        net.load_state_dict(tensors, assign=any(p.is_meta for p in net.parameters()))
-    except RuntimeError as failure:
-        raise CheckpointError(
-            f"The tensors in {path} do not fit the network {type(net).__name__}: {complaint(failure)}"
-        ) from failure
-    network = HiddenLayer(
-        net, layer_name(net, info.hidden_layer or OUTPUT), info.pooling, info.skip, info.calls
-    )
-    return ready(network, info, device or torch.device("cpu"))
-
-
-def ready(network: HiddenLayer, info: EncoderInfo, device: torch.device) -> Encoder:
-    """An encoder on a device, in the memory format that is fast there, in eval mode."""
-    return Encoder(network, info).to(device).to(memory_format=torch.channels_last).eval()
-
-
-def find(path: Path) -> Path:
-    """The encoder file that a path means."""
-    file = path / FILE if os.path.isdir(path) else path
-    if os.path.isfile(file):
-        return file
-    if os.path.exists(path / PLAN):
-        raise CheckpointError(
-            f"The run in {path} has no encoder yet: it is not finished. Run the same `byol train` command again to continue it."
-        )
-    if os.path.exists(path / "config.json"):
-        raise CheckpointError(
-            f"{path} is a folder for timm or Hugging Face, without an {FILE}. Name the run or encoder file it was made of."
-        )
-    raise CheckpointError(
-        f"There is no encoder at {path}; expected a run's folder, an {FILE} file, an official .pkl, or torchvision:NAME or "
-        "timm:NAME."
-    )
 
 
 def read(file: Path) -> tuple[dict[str, Tensor], EncoderInfo]:
@@ -251,29 +196,96 @@ def read(file: Path) -> tuple[dict[str, Tensor], EncoderInfo]:
             raise CheckpointError(f"{file} was written by a newer version of byol. Upgrade byol to read it.")
         if description.pop("blake2b") != digest(tensors, description):
             raise CheckpointError(damaged)
-        del description["format"]
-    except (ValueError, KeyError, TypeError, AttributeError) as failure:
+        if description.pop("format") == 1:
+            description["architecture"] = description.pop("encoder")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as failure:
         raise CheckpointError(damaged) from failure
     try:
-        return tensors, EncoderInfo.read(description)
-    except (TypeError, ValueError, KeyError) as failure:
+        names = ("image_size", "mean", "std", *(["levels"] if description.get("levels") else []))
+        lists = {name: tuple(description[name]) for name in names}
+        return tensors, EncoderInfo(**{**description, **lists})
+    except (TypeError, ValueError, KeyError, OverflowError) as failure:
         raise CheckpointError(
-            f"{file} does not describe an encoder as this version of byol does ({failure}). Write it again with this version."
+            f"{file} does not describe an encoder as this version of byol does ({failure}). "
+            "Write it again with this version."
         ) from failure
 
 
+def fill(net: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Fill a network with the tensors in a file. Raises CheckpointError unless all fit and none is missing.
+
+    A network on the meta device takes the tensors as they are, without a copy.
+    """
+    names = {plain_name(net, name): name for name in net.state_dict()}
+    # Files of format 1 may hold the names of a compiled or parallel network.
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+    if not names.keys() & state.keys():
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    state = {names.get(name, name): tensor for name, tensor in state.items()}
+    try:
+        net.load_state_dict(state, assign=any(p.is_meta for p in net.parameters()))
+    except RuntimeError as failure:
+        raise CheckpointError(
+            f"The tensors in {path} do not fit the network {type(net).__name__}: {complaint(failure)}"
+        ) from failure
+
+
+def filled(
+    net: nn.Module, tensors: Mapping[str, Tensor], info: EncoderInfo, path: str | Path, device: torch.device
+) -> Encoder:
+    """An encoder of a network and the tensors that fill it, read from `path`."""
+    fill(net, tensors, path)
+    layers = {plain_name(net, name): name for name, _ in net.named_modules(remove_duplicate=False)}
+    asked = info.hidden_layer or OUTPUT
+    start = INPUT if asked.startswith(INPUT) else ""
+    layer = start + layers.get(asked.removeprefix(start), asked.removeprefix(start))
+    network = HiddenLayer(net, layer_name(net, layer), info.pooling, info.skip, info.calls)
+    return ready(network, info, device)
+
+
+def ready(network: HiddenLayer, info: EncoderInfo, device: torch.device) -> Encoder:
+    """An encoder on a device, in the memory format that is fast there, in eval mode."""
+    return Encoder(network, info).to(device).to(memory_format=torch.channels_last).eval()
+
+
+def plain_name(net: nn.Module, name: str) -> str:
+    """A name in a network without `_orig_mod.` of torch.compile and `module.` of DataParallel and DDP."""
+    start, words = INPUT if name.startswith(INPUT) else "", list[str]()
+    part: Any = net
+    for word in name.removeprefix(start).split("."):
+        if word != "_orig_mod" and not isinstance(part, nn.DataParallel | DistributedDataParallel):
+            words.append(word)
+        part = getattr(part, word, None)
+    return start + ".".join(words)
+
+
 def check_savable(net: nn.Module) -> None:
-    """Raise ConfigError for a network with state that is no tensor: an encoder file could not hold it."""
+    """Raise ConfigError for a network with state that is not a tensor: an encoder file could not hold it."""
     strange = [name for name, value in net.state_dict().items() if not isinstance(value, Tensor)]
     if strange:
         raise ConfigError(
-            f"{type(net).__name__} keeps state that is no tensor ({', '.join(strange[:3])}), and an encoder file holds tensors "
-            "only. Keep it as a buffer, or leave it out of the state (get_extra_state)."
+            f"{type(net).__name__} keeps state that is not a tensor ({', '.join(strange[:3])}), and an "
+            "encoder file holds tensors only. Keep it as a buffer, or leave it out (get_extra_state)."
         )
 
 
-def digest(tensors: dict[str, Tensor], description: dict[str, Any]) -> str:
-    """BLAKE2b of the description, and of every tensor's name, type, shape and bytes. The same in every format."""
+def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors takes them: on the CPU, contiguous, and none in the memory of another one.
+
+    A network may use a tensor under several names (tied weights, a block that runs twice); a file has
+    it by each.
+    """
+    found, memory = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if place in memory else tensor
+        memory.add(place)
+    return found
+
+
+def digest(tensors: Mapping[str, Tensor], description: dict[str, Any]) -> str:
+    """BLAKE2b of the description, and of every tensor's name, type, shape and bytes."""
     state = blake2b(json.dumps(description).encode(), digest_size=16)
     for name in sorted(tensors):
         value = tensors[name].detach().cpu()

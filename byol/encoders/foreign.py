@@ -1,5 +1,6 @@
-"""Encoders in the torch checkpoints of byol-pytorch, lightly and solo-learn, found by the prefixes of their tensors' names."""
+"""Encoders in torch checkpoints of byol-pytorch, lightly and solo-learn, found by their tensors' names."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -10,20 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from byol.errors import CheckpointError, complaint
+from byol.errors import CheckpointError, complaint, printable
 
-ZIP, LEGACY = (
-    b"PK\x03\x04",
-    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
-)  # how torch's files begin, since and before 1.6
-NPY = b"\x93NUMPY"
-STATES = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "net",
-    "online_backbone",
-)  # where checkpoints keep the tensors
+ZIP = b"PK\x03\x04"  # how torch's files begin, and numpy's .npz
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # and torch's before version 1.6
+KINDS = {
+    LEGACY: "torch",
+    b"\x93NUMPY": "an array of numpy's",
+    b"<": "a web page: download the file itself",
+    b"version https:": "a git-lfs pointer: fetch the file it stands for",
+    b"\x1f\x8b": "compressed: unpack it first",
+    b"\x89HDF": "an HDF5 file",
+}
+STATES = ("state_dict", "model_state_dict", "model", "net", "online_backbone")  # where the tensors are
 # Where each library keeps the online encoder, and what stands beside it; the first that is there counts.
 LAYOUTS = (
     ("byol-pytorch", "online_encoder.net.", ""),
@@ -33,6 +33,7 @@ LAYOUTS = (
     ("lightly or solo-learn", "backbone.", ""),
     ("an older solo-learn", "encoder.", "momentum_encoder."),
 )
+BLOCK = "layer1.0.conv1.weight"  # a tensor that every ResNet has
 # torchvision's ResNet as lightly's examples keep it: nn.Sequential(*children without fc)
 CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 
@@ -41,30 +42,57 @@ CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3
 class ForeignEncoder:
     """The tensors of an encoder by their names in the network, and where they were."""
 
-    library: str
+    source: str  # what the file is
     prefix: str
     tensors: dict[str, Tensor]
     left_out: dict[str, int]  # the first part of the other tensors' names -> how many there are
-    padded_stem: bool  # solo-learn pads the small first convolution by 2
+    seen: str = ""  # all that the file holds, for people
+    padded_stem: bool = False  # solo-learn pads the small first convolution by 2
+    official: bool = False
+
+    @property
+    def advice(self) -> str:
+        """What to do when it is not the network that it was taken for."""
+        return (
+            ""
+            if self.official
+            else (
+                " Name the network with --encoder (torchvision:NAME, timm:NAME or package.module:function), or its "
+                "place with --prefix."
+            )
+        )
 
 
-def is_torch(head: bytes) -> bool:
-    """Whether a file's first bytes (64 or so) are those of a torch checkpoint; numpy's .npz are zip archives too."""
-    first = head[
-        30 : 30 + int.from_bytes(head[26:28], "little")
-    ]  # the name of the first file in a zip archive
-    return head.startswith(LEGACY) or (head.startswith(ZIP) and not first.endswith(b".npy"))
+def kind_of(path: Path) -> str:
+    """What a file is by its first bytes: "torch", "pickle", or in words."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as failure:
+        reason = "it is a folder" if os.path.isdir(path) else str(failure.strerror)
+        raise CheckpointError(f"{path} cannot be read ({reason}). Give a checkpoint file.") from failure
+    for start, kind in KINDS.items():
+        if head.startswith(start):
+            return kind
+    if head.startswith(ZIP):
+        first = head[30 : 30 + int.from_bytes(head[26:28], "little")]  # the name of the first file in it
+        return "an array of numpy's" if first.endswith(b".npy") else "torch"
+    if head[8:9] == b"{":  # behind the header's length
+        return "a safetensors file: an encoder already, or tensors for --weights of torchvision:NAME or timm:NAME"
+    if head[:1] == b"\x80" and head[1:2] > b"\x01":  # protocol 2 or newer
+        return "pickle"
+    return "damaged, or something else" if head else "empty"
 
 
 def read_foreign(path: Path, prefix: str | None = None) -> ForeignEncoder:
-    """The online encoder in a torch checkpoint; `prefix` says where it is when it is in none of the known places.
+    """The online encoder in a torch checkpoint; `prefix` says where it is if it is in none of the known
+    places.
 
     Raises CheckpointError for a file that is damaged, needs code to be run, or holds no tensors there.
     """
     state = tensors_in(load(path), path)
-    names = {
-        re.sub(r"^module\.|(?<![^.])_orig_mod\.", "", name): name for name in state
-    }  # of DDP, of torch.compile
+    # Without the names that DDP and torch.compile put in front.
+    names = {re.sub(r"^module\.|(?<![^.])_orig_mod\.", "", name): name for name in state}
     library = "what you named"
     if prefix is None:
         there = (
@@ -74,17 +102,16 @@ def read_foreign(path: Path, prefix: str | None = None) -> ForeignEncoder:
         )
         library, prefix = next(there, ("a plain network", ""))
     prefix = f"{prefix}." if prefix and not prefix.endswith(".") else prefix
-    tensors = {
-        name.removeprefix(prefix): state[full] for name, full in names.items() if name.startswith(prefix)
-    }
+    inside = {name.removeprefix(prefix): full for name, full in names.items() if name.startswith(prefix)}
+    tensors = {name: state[full] for name, full in inside.items()}
+    seen = seen_in(names)
     if not tensors:
-        raise CheckpointError(f"{path} has no tensors under {prefix!r}. It has: {listed(grouped(names))}.")
+        raise CheckpointError(f"{path} has no tensors under {prefix!r}. Its tensors are {seen}.")
     if {name.partition(".")[0] for name in tensors} == CHILDREN.keys():
-        tensors = {
-            re.sub(r"^\d", lambda child: CHILDREN[child[0]], name): tensor for name, tensor in tensors.items()
-        }
+        tensors = {CHILDREN[name[0]] + name[1:]: tensor for name, tensor in tensors.items()}
     left_out = grouped((name for name in names if not name.startswith(prefix)), prefix)
-    return ForeignEncoder(library, prefix, tensors, left_out, "momentum_projector" in left_out)
+    source = f"torch checkpoint of {library}" + (f", encoder under {prefix!r}" if prefix else "")
+    return ForeignEncoder(source, prefix, tensors, left_out, seen, "momentum_projector" in left_out)
 
 
 def load(path: Path) -> Any:
@@ -94,11 +121,11 @@ def load(path: Path) -> Any:
             mapped = file.read(4) == ZIP
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as failure:  # damaged files end in nearly every exception there is
-        refused = re.search(r"GLOBAL ([\w.]+)", str(failure))
-        if refused:
+        if refused := re.search(r"GLOBAL ([\w.]+)", str(failure)):
             raise CheckpointError(
-                f"{path} holds more than tensors: it calls for {refused[1]}, which would have to be run, and nothing was. If "
-                "you trust it, save its tensors alone where it was made: torch.save(checkpoint['state_dict'], 'weights.pt')."
+                f"{path} holds more than tensors: it calls for {refused[1]}, which would have to be run, and "
+                "nothing was. If you trust it, save its tensors alone where it was made: "
+                "torch.save(checkpoint['state_dict'], 'weights.pt')."
             ) from failure
         # torch's own words before and behind its unpickler's advise to load the file without this protection.
         unpickler = re.search(r"WeightsUnpickler error: (.+)", str(failure))
@@ -111,27 +138,30 @@ def load(path: Path) -> Any:
 def tensors_in(loaded: Any, path: Path) -> dict[str, Tensor]:
     """The tensors by name: in the part of a checkpoint where trainers put them, or the checkpoint itself."""
     for part in [loaded[key] for key in STATES if isinstance(loaded, dict) and key in loaded] + [loaded]:
-        if isinstance(part, dict):
-            tensors = {
-                name: value
-                for name, value in part.items()
-                if isinstance(name, str) and isinstance(value, Tensor)
-            }
-            if tensors:
-                return tensors
+        pairs = part.items() if isinstance(part, dict) else ()
+        tensors = {name: t for name, t in pairs if isinstance(name, str) and isinstance(t, Tensor)}
+        if tensors:
+            return tensors
     found = (", ".join(map(str, loaded)) or "nothing") if isinstance(loaded, dict) else type(loaded).__name__
     raise CheckpointError(
-        f"{path} holds no tensors by name, only: {found[:200]}. Expected a state dict, or one under 'state_dict'."
+        f"{path} holds no tensors by name, only: {found[:200]}. "
+        "Expected a state dict, or one under 'state_dict'."
     )
 
 
 def grouped(names: Iterable[str], prefix: str = "") -> dict[str, int]:
     """How many names begin with the same first part; two parts tell apart what begins like the prefix."""
     root = prefix.partition(".")[0]
-    parts = (name.split(".") for name in names)
+    parts = (printable(name).split(".") for name in names)
     return dict(Counter(".".join(part[: 2 if part[0] == root else 1]) for part in parts))
 
 
-def listed(groups: dict[str, int]) -> str:
-    """Groups of tensors, for people."""
-    return ", ".join(f"{name} ({count})" for name, count in groups.items()) or "nothing"
+def seen_in(names: Iterable[str]) -> str:
+    """A file's tensors, for people: where its ResNets are, or the first words in which their names differ."""
+    names = [printable(name) for name in names]
+    resnets = [repr(name.removesuffix(BLOCK)) for name in names if name.endswith(BLOCK)]
+    if resnets:
+        return f"those of ResNets under {' and '.join(resnets)}"
+    shared = re.sub(r"[^.]*$", "", os.path.commonprefix(names))
+    groups = Counter(shared + name.removeprefix(shared).partition(".")[0] for name in names)
+    return ", ".join(f"{name} ({count})" for name, count in groups.most_common(12))

@@ -1,4 +1,4 @@
-"""Pretrained networks of torchvision and timm as encoders, from weights that are on this machine. Nothing is downloaded."""
+"""Pretrained networks of torchvision and timm as encoders; nothing is downloaded."""
 
 import inspect
 import os
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from byol.encoders import foreign
-from byol.encoders.encoder import Encoder, EncoderInfo, ready
+from byol.encoders.encoder import Encoder, EncoderInfo, fill, ready
 from byol.errors import CheckpointError, ConfigError, complaint
 from byol.method.crops import Interpolation
 from byol.method.hidden import OUTPUT
@@ -22,20 +22,20 @@ from byol.world import pick_device
 def pretrained_encoder(
     name: str, *, weights: str | Path | None = None, device: str | None = "cpu"
 ) -> Encoder:
-    """An encoder "torchvision:NAME" or "timm:NAME" with pretrained weights, in eval mode and without its classifier.
+    """An encoder "torchvision:NAME" or "timm:NAME" with pretrained weights, in eval mode and without
+    its classifier.
 
-    `weights` is a file of the network's tensors, with or without the classifier's: .safetensors, or what torch.save wrote. By
-    default the library's own are taken from where it keeps what it downloaded before. Images are fed with the size, mean and
-    deviation that the library names for the weights. Raises ConfigError when there are none, CheckpointError for a file
-    that is damaged or does not fit.
+    `weights` is a file of the network's tensors, with or without the classifier's: .safetensors, or
+    what torch.save wrote. By default the library's own are taken from where it keeps what it downloaded
+    before. Images are fed with the size, mean and std that the library names for the weights. Raises
+    ConfigError when there are none, CheckpointError for a file that is damaged or does not fit.
     """
-    given = None if weights is None else Path(weights)
-    if given is not None and not os.path.isfile(given):
-        raise ConfigError(f"There is no file {given}; expected the tensors of {name}.")
-    start, _, model = name.partition(":")
-    net, images = (torchvision_net if start == "torchvision" else timm_net)(model, given)
-    net.eval()
-    found = probe(net, OUTPUT, image_size=images["image_size"], channels=3)
+    file = None if weights is None else Path(weights)
+    if file is not None and not os.path.isfile(file):
+        raise ConfigError(f"There is no file {file}; expected the tensors of {name}.")
+    source, _, model = name.partition(":")
+    net, images = (torchvision_net if source == "torchvision" else timm_net)(model, file)
+    found = probe(net.eval(), OUTPUT, image_size=images["image_size"], channels=3)
     built = name.partition(".")[0]  # a tag tells timm's weights apart, not its networks
     info = EncoderInfo.of(found.encoder, built, {}, channels=3, features=found.features, **images)
     return ready(found.encoder, info, pick_device(device))
@@ -45,36 +45,34 @@ def torchvision_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, 
     """The network without its classifier, and how its images are prepared, by the names of `EncoderInfo`."""
     models = library("torchvision").models
     check_model("torchvision", name)
-    kinds = list(models.get_model_weights(name))
     usual = models.get_model_weights(name).DEFAULT
     folder = Path(torch.hub.get_dir(), "checkpoints")
-    places = {folder / kind.url.rpartition("/")[2]: kind for kind in (usual, *kinds)}
+    kinds = (usual, *models.get_model_weights(name))
+    places = {folder / kind.url.rpartition("/")[2]: kind for kind in kinds}
     file = file or existing(f"torchvision:{name}", list(places))
+    kind = next((kind for place, kind in places.items() if place.name == file.name), usual)
     builder = models.get_model_builder(name)
     takes = inspect.signature(get_type_hints(builder)["return"]).parameters
     # What torchvision builds GoogLeNet and Inception with when it loads their weights itself.
-    kind = next((kind for place, kind in places.items() if place.name == file.name), usual)
-    options = {
-        "aux_logits": True,
-        "transform_input": True,
-        "init_weights": False,
-        "image_size": kind.meta["min_size"][0],
-    }
+    options = {"aux_logits": True, "transform_input": True, "init_weights": False}
+    options["image_size"] = kind.meta["min_size"][0]
     net: nn.Module = builder(weights=None, **{key: value for key, value in options.items() if key in takes})
     # DenseNet's weights have names of long ago, "norm.1" for "norm1".
-    long_ago = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)")
-    fill(net, {long_ago.sub(r"\1\2", key): value for key, value in stored(file).items()}, file)
-    # Their auxiliary classifiers have weights in the file, and nobody asks them.
+    old = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)")
+    tensors = {old.sub(r"\1\2", key): value for key, value in stored(file).items()}
+    fill(net, with_classifier(tensors, net, classifier_of(net)), file)
+    # Their auxiliary classifiers have weights in the file, and no use here.
     for part, value in (("aux1", None), ("aux2", None), ("AuxLogits", None), ("aux_logits", False)):
         if hasattr(net, part):
             setattr(net, part, value)
     remove_head(net)
     images = kind.transforms()
+    side = images.crop_size[0]
     return net, {
-        "image_size": (images.crop_size[0], images.crop_size[0]),
+        "image_size": (side, side),
         "mean": tuple(images.mean),
         "std": tuple(images.std),
-        "crop_ratio": images.crop_size[0] / images.resize_size[0],
+        "crop_ratio": side / images.resize_size[0],
         "interpolation": resize(images.interpolation.value),
     }
 
@@ -88,9 +86,8 @@ def timm_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, Any]]:
     except RuntimeError as failure:
         raise ConfigError(f"timm knows no weights {name!r}: {failure} Leave the tag out.") from failure
     if file is None:
-        folder = Path(torch.hub.get_dir(), "checkpoints")
-        hub = [found for found in map(Path, in_hub_cache(settings.hf_hub_id)) if os.path.isfile(found)]
-        file = existing(f"timm:{name}", [*hub, folder / str(settings.url or "none").rpartition("/")[2]])
+        downloaded = Path(torch.hub.get_dir(), "checkpoints", str(settings.url or "none").rpartition("/")[2])
+        file = existing(f"timm:{name}", [*in_hub_cache(settings.hf_hub_id), downloaded])
     tensors = stored(file)
     if isinstance(settings.classifier, str) and f"{settings.classifier}.weight" not in tensors:
         tensors = with_classifier(tensors, timm.create_model(name), settings.classifier)
@@ -98,7 +95,7 @@ def timm_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, Any]]:
         net: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": tensors})
     except (
         Exception
-    ) as failure:  # timm renames the tensors first, which foreign ones end in nearly every exception there is
+    ) as failure:  # timm renames the tensors first, and raises nearly everything for foreign ones
         raise CheckpointError(f"{file} does not fit timm:{name}: {complaint(failure)}") from failure
     net.pretrained_cfg.pop("state_dict")
     net.reset_classifier(0)
@@ -117,23 +114,18 @@ def resize(interpolation: str) -> Interpolation:
     return "bilinear" if interpolation == "bilinear" else "bicubic"
 
 
-def in_hub_cache(repository: str | None) -> list[str]:
+def in_hub_cache(repository: str | None) -> list[Path]:
     """The weights that huggingface_hub keeps of a repository on this machine."""
     from huggingface_hub import try_to_load_from_cache  # comes with timm
 
-    if repository is None:
-        return []
-    found = [try_to_load_from_cache(repository, name) for name in ("model.safetensors", "pytorch_model.bin")]
-    return [path for path in found if isinstance(path, str)]
+    names = ("model.safetensors", "pytorch_model.bin")
+    found = [try_to_load_from_cache(repository, name) for name in names] if repository else []
+    return [Path(path) for path in found if isinstance(path, str)]
 
 
 def with_classifier(tensors: dict[str, Tensor], net: nn.Module, name: str | None) -> dict[str, Tensor]:
     """The tensors, and if they lack the classifier's the network's own fresh ones: it is taken off anyway."""
-    own = {
-        key: value
-        for key, value in net.state_dict().items()
-        if name is not None and key.startswith(f"{name}.")
-    }
+    own = {key: value for key, value in net.state_dict().items() if name and key.startswith(f"{name}.")}
     return tensors if own.keys() & tensors.keys() else {**own, **tensors}
 
 
@@ -143,13 +135,13 @@ def existing(name: str, places: list[Path]) -> Path:
         if os.path.isfile(place):
             return place
     raise ConfigError(
-        f"There are no weights of {name} on this machine (looked for {places[0]}), and nothing is downloaded. Give a file with "
-        "--weights FILE, or fetch them once with the library itself."
+        f"There are no weights of {name} on this machine (looked for {places[0]}), and nothing is "
+        "downloaded. Give a file with --weights FILE, or fetch them once with the library itself."
     )
 
 
 def stored(file: Path) -> dict[str, Tensor]:
-    """The tensors in a .safetensors or torch file by name. Runs no code. Raises CheckpointError for anything else."""
+    """The tensors in a .safetensors or torch file by name; runs no code."""
     if file.suffix != ".safetensors":
         return foreign.tensors_in(foreign.load(file), file)
     from safetensors.torch import load_file
@@ -160,11 +152,3 @@ def stored(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{file} cannot be read ({complaint(failure)}). Take another copy."
         ) from failure
-
-
-def fill(net: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
-    """Load every tensor; raises CheckpointError unless the names and shapes are the network's own."""
-    try:
-        net.load_state_dict(with_classifier(tensors, net, classifier_of(net)))
-    except RuntimeError as failure:
-        raise CheckpointError(f"{file} does not fit {type(net).__name__}: {complaint(failure)}") from failure

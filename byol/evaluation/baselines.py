@@ -28,7 +28,7 @@ def pixels(encoder: Encoder, seed: int, net: str | None = None) -> Encoder:
     info = encoder.info
     height, width = (min(SIDE, side) for side in info.image_size)
     features = math.prod((info.channels, height, width))
-    expected = replace(info, encoder=None, options={}, image_size=(height, width), features=features, hidden_layer=None,
+    expected = replace(info, architecture=None, options={}, image_size=(height, width), features=features, hidden_layer=None,
                        pooling="none", skip=0, calls=1)  # fmt: skip
     return Encoder(HiddenLayer(nn.Flatten()), expected).eval()
 

@@ -38,8 +38,8 @@ def card(encoder: Encoder, run: Path | None, timm_model: str | None) -> str:
     """
     info = encoder.info
     training = training_section(run) if run else ""
-    name = timm_model or info.encoder or "a network of its author's own"
-    net = "" if info.encoder else ", net=the_same_network"
+    name = timm_model or info.architecture or "a network of its author's own"
+    net = "" if info.architecture else ", net=the_same_network"
     code = (TIMM if timm_model else OWN).format(features=info.features, channels=info.channels, net=net)
     parts = [
         f"---\nlibrary_name: {'timm' if timm_model else 'byol'}\npipeline_tag: image-feature-extraction\n"

@@ -12,7 +12,7 @@ import torch
 from byol.disk import filling, replacing, write_text
 from byol.encoders import encoder as files
 from byol.encoders.encoder import Encoder
-from byol.encoders.load import from_a_library, load_encoder
+from byol.encoders.load import load_encoder
 from byol.errors import ByolError, ConfigError, did_you_mean
 from byol.exports.card import card
 from byol.exports.graphs import write_graph
@@ -82,7 +82,7 @@ def export(
         if not agrees(check.difference):
             raise ByolError(f"{check.tool} gives {in_words(check.difference)}; the export was deleted.")
         if path.suffix == ".pth":  # holds tensors and nothing else
-            described = {"model": model or encoder.info.encoder, **encoder.info.preprocessing()}
+            described = {"model": model or encoder.info.architecture, **encoder.info.preprocessing()}
             write_text(path.with_name(f"{path.name}.json"), json.dumps(described, indent=1) + "\n")
     return Exported(path, format, check)
 
@@ -116,7 +116,7 @@ def check_own(encoder: Encoder, path: Path) -> Check:
     """Load this package's own file and compare."""
     size = encoder.info.image_size
     net = None
-    if not from_a_library(encoder.info):  # only its author can build it anew, so an emptied copy stands in
+    if not encoder.info.from_a_library:  # only its author can build it anew, so an emptied copy stands in
         net = copy.deepcopy(encoder.net)
         for value in net.state_dict().values():
             value.zero_()

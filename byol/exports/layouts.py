@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from byol.disk import replacing, write_text
 from byol.encoders.encoder import Encoder, unshared
-from byol.encoders.load import from_a_library
 from byol.errors import ByolError, ConfigError
 from byol.exports.verify import Check, agrees, difference, in_words
 from byol.models.build import build_encoder, library, model_names
@@ -41,8 +40,8 @@ def fitted(encoder: Encoder, source: str, model: str | None = None) -> Fitted:
     the library is missing or has no model of that name.
     """
     info = encoder.info
-    home, _, name = (info.encoder or "").rpartition(":")
-    if model is None and not from_a_library(info):
+    home, _, name = (info.architecture or "").rpartition(":")
+    if model is None and not info.from_a_library:
         raise DoesNotFit(
             f"The encoder is a network of your own. If it is one of {source}, say which with model, such as model='resnet50'. "
             "Any network can be exported as safetensors, huggingface, onnx or torch.export."
@@ -57,7 +56,7 @@ def fitted(encoder: Encoder, source: str, model: str | None = None) -> Fitted:
     options = info.options if home == source and model is None else {}
     found = Fitted(source, model or name, options, {})
     net = fresh(found, encoder)
-    ours, theirs = encoder.net.state_dict(), net.state_dict()
+    ours, theirs = encoder.tensors(), net.state_dict()
     for key, value in theirs.items():
         if key not in ours or ours[key].shape != value.shape:
             has = f"{tuple(ours[key].shape)}" if key in ours else "none"

@@ -4,6 +4,7 @@ import copy
 import logging
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,8 +78,11 @@ def probe(
         if example is None:
             assert image_size is not None and channels is not None
             example = _noise((2, channels, *image_size), device)
+        # Compiled parts run as written here: their compiler cannot follow what a probe watches.
+        compiled = any(name.endswith("_orig_mod") for name, _ in net.named_modules())
         try:
-            return _probed(net, trial, layer, example, channels or 3, gpus)
+            with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+                return _probed(net, trial, layer, example, channels or 3, gpus)
         except ConfigError:
             raise
         except Exception as failure:  # a foreign network: whatever it raises, it cannot take such a batch

@@ -251,7 +251,7 @@ def test_encoder_in_another_librarys_checkpoint_gives_that_networks_features(
     found = convert(tmp_path / "checkpoint.pt", preprocessing=Preprocessing(image_size=64))
     assert library in found.source
     assert repr(prefix) in found.source or not prefix
-    assert (found.matched, found.encoder.info.encoder) == (72, "resnet")
+    assert (found.matched, found.encoder.info.architecture) == (72, "resnet")
     tolerance = 2e-2 if layout == "half precision" else 1e-4
     torch.testing.assert_close(
         found.encoder(images), features_of(resnet, images), rtol=tolerance, atol=tolerance
@@ -280,7 +280,7 @@ def test_small_first_convolution_is_padded_as_the_library_does(tmp_path, resnet,
     found = convert(tmp_path / "cifar.ckpt")
     assert found.encoder.info.options["stem"] == stem
     assert found.encoder.info.image_size == (32, 32)
-    assert [f"padding {padding}" in assumption for assumption in found.assumed] == [False, True]
+    assert any(f"padding {padding}" in assumption for assumption in found.assumed)
     images = torch.rand((2, 3, 32, 32), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(found.encoder(images), features_of(net, images), rtol=1e-4, atol=1e-4)
 
@@ -303,7 +303,7 @@ def test_other_networks_are_named(tmp_path, name):
     save_encoder(found, tmp_path)
     loaded = load_encoder(tmp_path)
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in loaded.net.state_dict().items())
-    with pytest.raises(CheckpointError, match="is no ResNet that byol can recognise"):
+    with pytest.raises(CheckpointError, match="is not a ResNet that byol can recognise"):
         convert(tmp_path / "a.ckpt", prefix="teacher_backbone.fc")
 
 
@@ -318,9 +318,7 @@ def test_the_prefix_can_be_told(tmp_path, resnet, images):
     for prefix in ("my.net", "my.net."):
         found = convert(tmp_path / "a.pt", prefix=prefix, preprocessing=Preprocessing(image_size=64))
         torch.testing.assert_close(found.encoder(images), features_of(resnet, images), rtol=1e-4, atol=1e-4)
-    with pytest.raises(
-        CheckpointError, match=r"has no tensors under 'mine\.'\. It has: my \(74\), backbone \(2\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"has no tensors under 'mine\.'.*ResNets under 'my\.net\.'"):
         convert(tmp_path / "a.pt", prefix="mine")
 
 
@@ -329,12 +327,57 @@ def test_tensors_that_fit_no_network_are_never_passed_over(tmp_path, resnet):
     for change, says in (
         ({"layer1.0.se.weight": torch.rand(3)}, r"1 too many \(layer1\.0\.se\.weight, \.\.\.\)"),
         ({"bn1.weight": None}, r"1 missing \(bn1\.weight, \.\.\.\)"),
+        ({"layer3.0.conv1.weight": None}, "layer3.0.conv1.weight"),
+        ({"layer2.7.conv1.weight": torch.rand(8, 8, 3, 3)}, "layer2"),
         ({"bn1.weight": torch.rand(5)}, "do not fit the network ResNet: size mismatch for bn1"),
     ):
         changed = {name: value for name, value in {**state, **change}.items() if value is not None}
         torch.save(changed, tmp_path / "a.pt")
         with pytest.raises(CheckpointError, match=says):
             convert(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("state", "seen"),
+    [(lambda net: prefixed(net, "model.student."), "ResNets under 'model.student.'"),
+     (lambda net: {**prefixed(net, "a.net."), **prefixed(net, "b."), **heads("c")}, "ResNets under 'a.net.' and 'b.'"),
+     (lambda net: heads("trunk.stem", "trunk.body", "trunk.head"), "trunk.stem (2), trunk.body (2), trunk.head (2)"),
+     (lambda net: heads("stem\x1b[2J", "head"), "stem\\x1b[2J (2), head (2)")],
+    ids=["one ResNet", "two", "none", "escape"],
+)  # fmt: skip
+def test_a_checkpoint_without_a_resnet_in_a_known_place_is_told_what_it_holds(tmp_path, resnet, state, seen):
+    torch.save(state(resnet), tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="--prefix") as told:
+        convert(tmp_path / "a.pt")
+    assert seen in str(told.value)
+    assert str(told.value).isprintable()
+
+
+RESNETS = {  # whose tensors are those of a plain ResNet-50, and whose features are not
+    "BlurPool": lambda: timm.create_model("resnetblur50"),
+    "dilated": lambda: models.resnet50(replace_stride_with_dilation=[False, True, True]),
+    "strided in the first convolution": lambda: strided_first(models.resnet50()),
+    "SiLU": lambda: timm.create_model("resnet50", act_layer="silu"),
+}
+
+
+def strided_first(net: nn.Module) -> nn.Module:
+    for stage in (net.layer2, net.layer3, net.layer4):
+        stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    return net
+
+
+@pytest.mark.parametrize("kind", RESNETS)
+def test_what_a_resnets_tensors_do_not_tell_is_said_to_be_assumed(tmp_path, kind):
+    torch.manual_seed(0)
+    net = drawn(RESNETS[kind]())
+    torch.save(net.state_dict(), tmp_path / "a.pt")
+    found = convert(tmp_path / "a.pt", preprocessing=Preprocessing(image_size=64))
+    images = torch.rand((2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    theirs = features_of(net, images)
+    assert (found.encoder(images) - theirs).norm() > 0.05 * theirs.norm()
+    for word in ("ReLU", "stride", "dilation", "BlurPool"):
+        assert any(word in assumption for assumption in found.assumed)
 
 
 def test_files_without_batch_counters_are_taken(tmp_path, resnet):
@@ -399,21 +442,21 @@ def test_torch_checkpoint_that_is_cut_off_or_damaged_is_refused(tmp_path, resnet
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(b"", "it is empty"), (b"<!DOCTYPE html><html>", "begins like a web page"), (b"\x1f\x8b\x08" + b"0" * 20, "compressed"),
+    [(b"", "it is empty"), (b"<!DOCTYPE html><html>", "a web page"), (b"\x1f\x8b\x08" + b"0" * 20, "compressed"),
      (b"version https://git-lfs.github.com/spec/v1\n", "git-lfs pointer"), (b"\x89HDF\r\n\x1a\n", "HDF5"),
      (b"\x80\x02\0\0\0\0\0\0{\"a", "safetensors"),
-     (b"cos\nsystem\n(S'ls'\ntR.", "it is neither"), (np.random.default_rng(0).bytes(99), "it is neither")],
+     (b"cos\nsystem\n(S'ls'\ntR.", "something else"), (np.random.default_rng(0).bytes(99), "something else")],
 )  # fmt: skip
 def test_file_of_another_kind_is_told_from_a_checkpoint(tmp_path, content, says):
     (tmp_path / "a.pkl").write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"no official checkpoint .* and no torch checkpoint: .*{says}"):
+    with pytest.raises(CheckpointError, match=f"official checkpoint .* nor a torch checkpoint: .*{says}"):
         convert(tmp_path / "a.pkl")
 
 
 @pytest.mark.parametrize(
     ("contents", "says"),
     [({"state_dict": {"epoch": 3}}, "holds no tensors by name, only: state_dict"), ([torch.zeros(3)], "only: list"),
-     ({"weights": {"a": torch.zeros(3)}}, "only: weights"), ({"a": torch.zeros(3)}, "is no ResNet that byol can recognise")],
+     ({"weights": {"a": torch.zeros(3)}}, "only: weights"), ({"a": torch.zeros(3)}, "is not a ResNet that byol can recognise")],
 )  # fmt: skip
 def test_torch_file_without_an_encoder_is_told_what_it_lacks(tmp_path, contents, says):
     torch.save(contents, tmp_path / "a.pt")
@@ -444,7 +487,7 @@ def test_official_resnet18_is_refused_with_the_reason(tmp_path):
         for part in (parameters, state)
     )
     with pytest.raises(
-        CheckpointError, match="its first stage has a projection, as the official code's ResNet-18"
+        CheckpointError, match="its first stage has a projection, as only the official code's ResNet-18"
     ):
         convert(write_official(tmp_path / "a.pkl", basic))
 
@@ -457,7 +500,7 @@ def test_hostile_shapes_build_no_large_network(tmp_path):
     for block in range(1, 200):
         parameters[f"{root}/block_{block}/~/conv_0"] = {"w": np.zeros((1, 1, 1, 1), np.float32)}
     file = write_official(tmp_path / "a.pkl", (parameters, state))
-    with pytest.raises(CheckpointError, match="do not fit the network ResNet"):
+    with pytest.raises(CheckpointError, match="are not those of resnet: 199 too many"):
         convert(file)
 
 

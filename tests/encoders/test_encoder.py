@@ -1,5 +1,7 @@
+import copy
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -88,7 +90,7 @@ def test_description_beside_the_file_is_the_one_inside(encoder_of, tmp_path):
     encoder = encoder_of("convnet", width=6)
     beside = json.loads((save_encoder(encoder, tmp_path).parent / "encoder.json").read_text())
     assert beside == described(tmp_path / FILE)
-    assert beside["encoder"] == "convnet"
+    assert beside["architecture"] == "convnet"
     assert beside["options"] == {"width": 6}
     assert (beside["image_size"], beside["channels"], beside["features"]) == ([16, 16], 3, 96)
     assert beside["mean"] == [0.485, 0.456, 0.406]
@@ -331,10 +333,10 @@ def rewritten(file: Path, **changes: object) -> Path:
 
 
 def test_file_of_a_newer_format_asks_for_an_upgrade(encoder_of, tmp_path):
-    file = rewritten(save_encoder(encoder_of("convnet"), tmp_path), format=2, something_new="x")
+    file = rewritten(save_encoder(encoder_of("convnet"), tmp_path), format=3, something_new="x")
     with pytest.raises(CheckpointError, match=r"written by a newer version of byol\. Upgrade byol"):
         load_encoder(file)
-    description = {**described(file), "format": 3, "checksum": "of another kind"}
+    description = {**described(file), "format": 4, "checksum": "of another kind"}
     save_file(load_file(file), file, metadata={"byol": json.dumps(description)})
     with pytest.raises(CheckpointError, match=r"written by a newer version of byol\. Upgrade byol"):
         load_encoder(file)
@@ -370,11 +372,168 @@ def test_file_from_before_preprocessing_was_told_is_read(encoder_of, tmp_path):
     assert (info.crop_ratio, info.interpolation, info.antialias) == (0.875, "bicubic", True)
 
 
+def test_file_of_format_1_is_read_whose_architecture_was_called_encoder(encoder_of, tmp_path):
+    file = save_encoder(encoder_of("convnet"), tmp_path)
+    info, told = load_encoder(file).info, described(file)
+    told["encoder"] = told.pop("architecture")
+    description = {**told, "format": 1}
+    del description["blake2b"]
+    tensors = load_file(file)
+    description["blake2b"] = digest(tensors, description)
+    save_file(tensors, file, metadata={"byol": json.dumps(description)})
+    assert load_encoder(file).info == info
+
+
+CLAIMS = [
+    {"image_size": [1_000_000, 1_000_000]},
+    {"image_size": [1, 2**40]},
+    {"image_size": [0, 16]},
+    {"image_size": [16]},
+    {"image_size": 16},
+    {"image_size": [16.0, 16]},
+    {"channels": 2**70},
+    {"features": 0},
+    {"features": "many"},
+    {"mean": [0.5, 0.5]},
+    {"mean": [float("nan")] * 3},
+    {"mean": [10**400] * 3},
+    {"std": [float("inf")] * 3},
+    {"std": [0.5, 0.5, 0]},
+    {"crop_ratio": float("nan")},
+    {"skip": -1},
+    {"calls": 0.5},
+    {"options": [1]},
+    {"pooling": "\x1b[2J"},
+]
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=str)
+def test_a_description_that_cannot_be_is_one_sentence(encoder_of, tmp_path, claim):
+    file = rewritten(save_encoder(encoder_of("convnet"), tmp_path), **claim)
+    with pytest.raises(CheckpointError, match=f"{FILE} does not describe an encoder") as told:
+        load_encoder(file)
+    assert str(told.value).isprintable()
+
+
+@pytest.mark.parametrize("where", ["description", "options", "header"])
+def test_json_that_is_nested_without_end_is_one_sentence(encoder_of, tmp_path, where):
+    file = save_encoder(encoder_of("convnet"), tmp_path)
+    deep = "[" * 200_000 + "]" * 200_000
+    if where == "header":
+        header = ('{"a":' + deep + "}").encode()
+        file.write_bytes(len(header).to_bytes(8, "little") + header)
+    else:
+        text = (
+            deep
+            if where == "description"
+            else json.dumps(described(file)).replace('"width": 4', f'"width": {deep}')
+        )
+        save_file(load_file(file), file, metadata={"byol": text})
+    with pytest.raises(CheckpointError, match=f"{FILE} (is damaged|cannot be read)") as told:
+        load_encoder(file)
+    assert len(str(told.value)) < 1000
+
+
+LARGE = {
+    "deep": ("timm:test_vit", {"depth": 99_999}),
+    "long list": ("timm:test_resnet", {"layers": [9999] * 4}),
+    "wide": ("timm:test_vit", {"embed_dim": 64_000}),
+    "wide, of torchvision": ("torchvision:resnet18", {"width_per_group": 64, "num_classes": 99_999}),
+    "deep, of torchvision": ("torchvision:vit_b_16", {"num_layers": 99_999}),
+    "another network": ("timm:vit_giant_patch14_224", {}),
+    "a network that needs its memory": ("torchvision:regnet_y_128gf", {}),
+    "our own, deep": ("resnet", {"blocks": [99_999] * 4}),
+    "our own, wide": ("convnet", {"width": 99_999}),
+    "number without end": ("timm:test_vit", {"depth": 10**9}),
+    "as text": ("timm:test_vit", {"depth": "1" * 10_000}),
+    "numbers without end": ("timm:test_vit", {"depth": [1] * 100_000}),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_file_cannot_have_a_network_built_that_is_larger_than_its_tensors(encoder_of, tmp_path, kind):
+    """In a process that may take a gigabyte more than it has."""
+    name, options = LARGE[kind]
+    file = rewritten(save_encoder(encoder_of("convnet"), tmp_path), architecture=name, options=options)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + 2**30, limits[1]))
+    try:
+        with pytest.raises(ByolError) as told:
+            load_encoder(file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert len(str(told.value)) < 1000
+    assert "memory" not in str(told.value)
+
+
+class Parts(nn.Module):
+    """A network with a part that may be wrapped, and one that has the name of torch's wrapper."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self.module = nn.Conv2d(4, 5, 1)
+
+    def forward(self, x):
+        return self.module(self.body(x)).mean(dim=(2, 3))
+
+
+def compiled(net: nn.Module) -> nn.Module:
+    return torch.compile(net, backend="eager")
+
+
+@pytest.mark.parametrize(
+    ("wrap", "part"),
+    [(compiled, "body"), *((nn.DataParallel, part) for part in (None, "body", "module"))],
+)
+def test_a_compiled_or_parallel_network_is_saved_by_its_plain_names(encoder_of, tmp_path, wrap, part):
+    def wrapped(net: nn.Module) -> nn.Module:
+        if part is None:
+            return wrap(net)
+        setattr(net, part, wrap(getattr(net, part)))
+        return net
+
+    torch.manual_seed(0)
+    plain = Parts()
+    expected = encoder_of(copy.deepcopy(plain))(IMAGES)
+    names = set(plain.state_dict())
+    file = save_encoder(encoder_of(wrapped(plain)), tmp_path)
+    assert set(load_file(file)) == names
+    for other in (Parts(), wrapped(Parts()), compiled(Parts())):
+        torch.testing.assert_close(load_encoder(file, net=other)(IMAGES), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_hidden_layer_in_a_parallel_network_has_its_plain_name(encoder_of, tmp_path):
+    torch.manual_seed(0)
+    encoder = encoder_of(nn.DataParallel(Parts()), "module.body.0")
+    save_encoder(encoder, tmp_path)
+    assert described(tmp_path / FILE)["hidden_layer"] == "body.0"
+    for net in (Parts(), nn.DataParallel(Parts())):
+        loaded = load_encoder(tmp_path, net=net)
+        torch.testing.assert_close(loaded(IMAGES), encoder(IMAGES), rtol=1e-5, atol=1e-5)
+
+
+def test_a_file_that_was_saved_with_the_names_of_a_wrapper_is_read(encoder_of, tmp_path):
+    torch.manual_seed(0)
+    encoder = encoder_of(Parts())
+    file = save_encoder(encoder, tmp_path)
+    for prefix in ("_orig_mod.", "module.", "module._orig_mod."):
+        tensors = {prefix + name: tensor for name, tensor in encoder.net.state_dict().items()}
+        description = described(file)
+        del description["blake2b"]
+        description["blake2b"] = digest(tensors, description)
+        save_file(tensors, file, metadata={"byol": json.dumps(description)})
+        torch.testing.assert_close(
+            load_encoder(file, net=Parts())(IMAGES), encoder(IMAGES), rtol=1e-5, atol=1e-5
+        )
+
+
 def test_missing_file_says_what_was_expected(tmp_path):
     for path in (tmp_path, tmp_path / "nothing", tmp_path / "nothing" / FILE):
         with pytest.raises(
             CheckpointError,
-            match=rf"no encoder at {path}; expected a run's folder, an {FILE} file, an official",
+            match=rf"no encoder at {path}; expected a run's folder, an {FILE} file or an official",
         ):
             load_encoder(path)
 

@@ -39,7 +39,7 @@ def code_of_your_own(tmp_path, monkeypatch):
 def saved(encoder_of, folder: Path, name: str | None, **options: object) -> Path:
     """An encoder file of a network whose name is whatever one wishes."""
     encoder = encoder_of(net())
-    encoder.info = replace(encoder.info, encoder=name, options=options)
+    encoder.info = replace(encoder.info, architecture=name, options=options)
     return save_encoder(encoder, folder)
 
 

@@ -191,15 +191,15 @@ def test_reading_one_part_takes_little_more_memory_than_that_part(tmp_path):
     tracemalloc.start()
     try:
         tree = read_official(file)
-        of_tree = tracemalloc.get_traced_memory()[1]
+        of_tree = tracemalloc.get_traced_memory()[0]
         state = tree.state()
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    largest = max(value.nbytes for value in state.values())
-    # torch's tensors share numpy's memory here, so they are counted: the encoder, one array in its four forms, and the tree
+    largest = max(array.nbytes for array in tree.networks["online"].values())
+    # torch's tensors share numpy's memory here, so they are counted: the encoder, one array in its forms, and the tree
     assert peak < sum(value.nbytes for value in state.values()) + 5 * largest + of_tree
-    assert of_tree < file.stat().st_size / 3
+    assert of_tree < file.stat().st_size / 6
 
 
 def test_arrays_that_share_their_bytes_cannot_fill_the_memory(tmp_path):
@@ -258,7 +258,7 @@ def test_another_pickle_is_told_what_it_lacks(tmp_path, contents, says):
     file = tmp_path / "other.pkl"
     file.write_bytes(pickle.dumps(contents, 2))
     with pytest.raises(
-        CheckpointError, match=f"but no official BYOL checkpoint of pretraining: {re.escape(says)}"
+        CheckpointError, match=f"but not an official BYOL checkpoint of pretraining: {re.escape(says)}"
     ):
         read_official(file)
 
@@ -280,10 +280,10 @@ def test_part_that_is_not_there_is_named(tmp_path, network):
     with pytest.raises(CheckpointError, match="holds no classifier of the target network"):
         official_state(file, "target", "classifier")
     with pytest.raises(
-        ConfigError, match="has no 'head'; expected one of encoder, projector, predictor, classifier"
+        ConfigError, match="has no 'head'; expected encoder or projector or predictor or classifier"
     ):
         official_state(file, part="head")
-    with pytest.raises(ConfigError, match="has no 'student'; expected one of online, target"):
+    with pytest.raises(ConfigError, match="has no 'student'; expected online or target"):
         official_state(file, "student")
 
 

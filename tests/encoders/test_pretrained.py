@@ -60,7 +60,7 @@ def test_torchvision_weights_are_taken_from_where_it_keeps_its_downloads(hub):
     torch.save(net.state_dict(), hub / models.ResNet18_Weights.DEFAULT.url.rpartition("/")[2])
     encoder = pretrained_encoder("torchvision:resnet18")
     torch.testing.assert_close(encoder(PIXELS), before_the_classifier(net, net.fc), rtol=1e-3, atol=1e-4)
-    assert (encoder.info.encoder, encoder.info.image_size, encoder.info.features) == (
+    assert (encoder.info.architecture, encoder.info.image_size, encoder.info.features) == (
         "torchvision:resnet18",
         (224, 224),
         512,
@@ -146,7 +146,7 @@ def test_timm_weights_are_found_in_the_hub_cache(hub, tmp_path):
     (place / "refs" / "main").write_text("abc")
     save_file(net.state_dict(), place / "snapshots" / "abc" / "model.safetensors")
     encoder = pretrained_encoder("timm:test_resnet.r160_in1k")
-    assert encoder.info.encoder == "timm:test_resnet"
+    assert encoder.info.architecture == "timm:test_resnet"
     torch.testing.assert_close(dict(encoder.net.named_parameters())["conv1.0.weight"], net.conv1[0].weight)
 
 
@@ -246,5 +246,5 @@ def test_weights_may_lack_the_classifier_that_is_taken_off_anyway_and_nothing_el
     assert torch.equal(*features)
     del without[next(iter(without))]
     torch.save(without, tmp_path / "2.pt")
-    with pytest.raises(CheckpointError, match="does not fit"):
+    with pytest.raises(CheckpointError, match="not fit"):
         pretrained_encoder(name, weights=tmp_path / "2.pt")
