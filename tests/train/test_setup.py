@@ -32,7 +32,7 @@ def test_images_that_are_open_already_are_read_as_the_config_says(tmp_path, arra
     images = byol.open_images(arrays)
     loop = byol.prepare_loop("convnet", images, small_config(tmp_path / "a", data=DataConfig(channels=1)))
     assert (images.channels, loop.plan.channels) == (3, 1)
-    assert next(loop.batches).crops.shape[2] == 1
+    assert next(loop.batches).view1.shape[1] == 1
 
 
 def images_of_12_bits(seed: int) -> tuple[np.ndarray, np.ndarray]:
