@@ -1,18 +1,26 @@
 """`byol embed`"""
 
+import os
 import shlex
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
+from byol.disk import check_writable
 from byol.encoders.load import load_encoder
-from byol.features.embed import check_out, embed_to
+from byol.errors import ConfigError, DataError
+from byol.features.embed import compute, embed as features_of
+from byol.features.features import Features
+from byol.features.formats import check_format
+from byol.features.store import Store, shard_numbers, store_beside
 from byol.settings import parse
 from byol.train.log import duration
+from byol.train.signals import StopSignals
 from byol.world import World
 
 SECONDS = 10.0  # between lines of progress
@@ -21,17 +29,17 @@ SECONDS = 10.0  # between lines of progress
 @dataclass(frozen=True)
 class Embed:
     run: tyro.conf.Positional[str]
-    """Run folder, encoder.safetensors, official .pkl, or torchvision:NAME or timm:NAME with pretrained weights."""
+    """Run folder, encoder.safetensors, official .pkl, or torchvision:NAME or timm:NAME, pretrained."""
     data: str
     """Images: folder, text file of paths, .parquet, .npy or .npz."""
     out: str
-    """Where the features go: .npz (x, y, names), .npy (x alone), .parquet (name, label, x) or .safetensors."""
+    """Where they go: .npz (x, y, names), .npy (x alone), .parquet (name, label, x) or .safetensors."""
     normalize: bool = False
     """Scale every row to length 1."""
     encoder: str | None = None
     """package.module:function that builds the network, for a run that trained one of your own."""
     weights: str | None = None
-    """File of a torchvision: or timm: network's tensors; by default what the library has downloaded before."""
+    """File of a torchvision: or timm: network's tensors; by default what the library has downloaded."""
     device: str | None = None
     """cpu, cuda, cuda:N or mps. By default the GPU when there is one."""
     workers: int = 0
@@ -41,46 +49,66 @@ class Embed:
 def embed(arguments: Sequence[str]) -> int:
     """Write the features of every image."""
     description = (
-        "Turn every image into a feature vector. What a large job has done is kept beside --out until it is finished: the same "
-        "command continues it. Under torchrun the processes share the images, and the file is the same."
+        "Turn every image into a feature vector. What a large job has done is kept beside --out until it is "
+        "finished: the same command continues it. Under torchrun the processes share the images."
     )
     command = parse(Embed, arguments, prog="byol embed", description=description, switches=True)
     out = Path(command.out)
     check_out(out)
-    with World.join(command.device) as world:
-        encoder = load_encoder(
-            command.run, net=command.encoder, weights=command.weights, device=str(world.device)
-        )
+    with StopSignals() as stop, World.join(command.device) as world:
+        device = str(world.device)
+        encoder = load_encoder(command.run, net=command.encoder, weights=command.weights, device=device)
         images = encoder.open(command.data)
-        progress = Progress() if world.rank == 0 else lambda done, total: None
-        features = embed_to(
-            out, encoder, images, world, workers=command.workers, normalize=command.normalize, report=progress
-        )
-    if features is not None:
-        print(f"written    {out}: {features.x.shape[0]:,} images x {features.x.shape[1]:,} features")
-        given = {"encoder": command.encoder, "weights": command.weights}
-        more = [part for name, word in given.items() if word is not None for part in (f"--{name}", word)]
-        words = ["byol", "search", str(out), "--query", "PICTURE", "--run", command.run, *more]
-        print(f"next       {shlex.join(words)}")
+        with store_beside(out, encoder, images, command.normalize, world) as store:
+            how: dict[str, Any] = {"workers": command.workers, "normalize": command.normalize}
+            how["progress"] = Progress(stop, store, world)
+            if world.size > 1:
+                compute(encoder, images, shard_numbers(images)[world.rank :: world.size], store, **how)
+                world.wait()
+            if world.rank > 0:
+                return 0
+            features = features_of(encoder, images, store=store, **how)
+            features.save(out)
+    print(f"written    {out}: {features.x.shape[0]:,} images x {features.x.shape[1]:,} features")
+    given = {"encoder": command.encoder, "weights": command.weights}
+    more = [part for name, word in given.items() if word is not None for part in (f"--{name}", word)]
+    words = ["byol", "search", str(out), "--query", "PICTURE", "--run", command.run, *more]
+    print(f"next       {shlex.join(words)}")
     return 0
 
 
-class Progress:
-    """Says on stderr how far a large job is, at most every ten seconds."""
+def check_out(out: Path) -> None:
+    """Raise ConfigError, before any work, for a file that features cannot go to, or that would be lost."""
+    check_format(out)
+    if os.path.isdir(out):
+        raise ConfigError(f"--out is {out}, which is a folder. Give the name of a file.")
+    if os.path.exists(out):
+        try:
+            Features.load(out, mapped=True)
+        except DataError as failure:
+            raise ConfigError(
+                f"--out is there already and is not replaced: {failure} Give another name."
+            ) from failure
+    check_writable(out.parent)
 
-    def __init__(self) -> None:
+
+class Progress:
+    """Says on stderr how far a job is, at most every ten seconds, and ends it when a signal has come."""
+
+    def __init__(self, stop: StopSignals, store: Store | None, world: World) -> None:
+        self.stop, self.store, self.silent = stop, store, world.rank > 0
         self.before: int | None = None  # images that were done at the start
 
     def __call__(self, done: int, total: int) -> None:
+        kept = 0 if self.store is None else min(self.store.images(), total)
+        self.stop.check(f"with {kept:,} of {total:,} images done and kept. The same command goes on.")
         now = time.monotonic()
         if self.before is None:
             self.before, self.started, self.said = done, now, now
-            if done:
+            if done and not self.silent:
                 print(f"continued  {done:,} of {total:,} images were done already", file=sys.stderr)
-        elif now - self.said >= SECONDS:
+        elif now - self.said >= SECONDS and not self.silent:
             rate = (done - self.before) / (now - self.started)
-            print(
-                f"{done:,}/{total:,} images  {rate:,.0f} images/s  left {duration((total - done) / rate)}",
-                file=sys.stderr,
-            )
+            left = duration((total - done) / rate) if rate else "?"
+            print(f"{done:,}/{total:,} images  {rate:,.0f} images/s  left {left}", file=sys.stderr)
             self.said = now

@@ -22,7 +22,8 @@ from byol.evaluation.metrics import BLOCK, measure, predict
 from byol.evaluation.sgd import ClassifierConfig, Trial, batch_size_for, finite, fit, logits_of
 from byol.evaluation.subsets import Amount, few, validation_split
 from byol.evaluation.train_batches import TrainImages
-from byol.features.embed import Features, check_channels, check_encoder, embed
+from byol.features.embed import check_encoder, embed
+from byol.features.features import Features
 from byol.machine import settle
 from byol.world import World
 
@@ -60,13 +61,11 @@ def train_classifier(
 
     Settings are chosen by the metric on a validation part of those labels; no other is seen. On a frozen encoder the
     classifier that does best there predicts; fine-tuning starts again with the chosen settings, on all of them. `test` may be
-    the frozen encoder's features. Raises DataError for images without labels or of one class, ConfigError for other channels,
+    the frozen encoder's features. Raises DataError for images without labels, of one class or of other channels,
     TrainingError when nothing converges.
     """
     check_encoder(encoder)
-    for role, images in (("train", train), ("test", test)):
-        if isinstance(images, Images):
-            check_channels(encoder, images, role)
+    train, test = encoder.open(train), test if isinstance(test, Features) else encoder.open(test)
     if not finite(encoder):
         raise DataError(
             "The encoder's weights hold NaN or infinity: they are damaged or diverged. Take another checkpoint."

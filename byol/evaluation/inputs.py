@@ -19,8 +19,8 @@ from byol.data.labels import Labels
 from byol.data.readers.reader import evenly_spaced
 from byol.encoders.encoder import Encoder, device_of
 from byol.errors import ConfigError, DataError
-from byol.features.embed import Features, cached, check_encoder
-from byol.features.features import blocks
+from byol.features.embed import check_encoder, embed
+from byol.features.features import Features, blocks
 from byol.world import pick_device
 
 Array = np.ndarray[Any, Any]
@@ -63,7 +63,7 @@ class Split:
         if isinstance(self.source, Features):
             return self.source
         assert self.encoder is not None
-        return cached(self.encoder, self.source, self.cache, workers=self.workers)
+        return embed(self.encoder, self.source, store=self.cache, workers=self.workers)
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor]:
@@ -75,7 +75,7 @@ class Split:
     @property
     def checksum(self) -> str:
         """Of the encoder, as in its file."""
-        own = self.source.encoder if isinstance(self.source, Features) else None
+        own = self.source.encoder_checksum if isinstance(self.source, Features) else None
         return self.encoder.checksum() if self.encoder is not None else own or "unknown"
 
 
@@ -118,8 +118,8 @@ def open_splits(
     checksum, width = (None, None) if encoder is None else (encoder.checksum(), encoder.info.features)
     for role, source in zip(("train", "test"), sources, strict=True):
         if isinstance(source, Features):
-            checksum, width = checksum or source.encoder, width or source.x.shape[1]
-            if source.encoder not in (None, checksum) or source.x.shape[1] != width:
+            checksum, width = checksum or source.encoder_checksum, width or source.x.shape[1]
+            if source.encoder_checksum not in (None, checksum) or source.x.shape[1] != width:
                 raise ConfigError(
                     f"The {source.x.shape[1]}-dimensional features given as {role} are of another encoder; expected those of "
                     f"one, {width}-dimensional. Give the images, or features of the same encoder."

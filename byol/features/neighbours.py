@@ -1,22 +1,22 @@
 """Which rows are alike: exact cosine neighbours, near-duplicates, outliers.
 
-Everything works on a block of rows and a block of similarities at a time, so features in a mapped file may be larger than
-the memory. A search reads every row once; near-duplicates and outliers compare every row with every other.
+Everything works on a block of rows and a block of similarities at a time, so features in a mapped file may
+be larger than memory. A search reads every row once; near-duplicates and outliers compare every row with
+every other.
 """
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from byol.errors import ConfigError, DataError
-from byol.features.features import BLOCK, Array, Features, Rows, Values, block_rows, blocks, check_finite
+from byol.features.features import BLOCK, Features, Rows, Values, block_rows, matrix, unit, unit_blocks
+from byol.features.formats import Array
 from byol.world import pick_device
 
 logger = logging.getLogger("byol")
@@ -49,9 +49,10 @@ def search(
 ) -> Neighbours:
     """The k rows of `features` (N, D) with the highest cosine to each query; all there are when k is larger.
 
-    Exact up to float32 rounding; of equal cosines the lower row comes first. Queries are vectors `query` (Q, D), or the
-    numbers `rows` (Q,) of rows of the features, which do not find themselves. Raises ConfigError for k below 1 or rows that
-    are not there, DataError for queries that are empty, not finite or of another width.
+    Exact up to float32 rounding; of equal cosines the lower row comes first. Queries are vectors `query`
+    (Q, D), or the numbers `rows` (Q,) of rows of the features, which do not find themselves. Raises
+    ConfigError for k below 1 or rows that are not there, DataError for queries that are empty, not finite
+    or of another width.
     """
     x = matrix(features)
     check_at_least_one("k", k)
@@ -61,81 +62,90 @@ def search(
         )
     if query is None:
         numbers = row_numbers(rows, len(x))
-        warn_of_zeros(x[numbers])
-        cosines, found = nearest_others(x, numbers, k, device)
+        queries = x[numbers]
+        cosines, found = _nearest_others(x, numbers, k, device)
     else:
-        asked = queries_of(query, x.shape[1])
-        warn_of_zeros(asked)
-        cosines, found = nearest(x, torch.tensor(asked, device=pick_device(device)), k)
+        queries = matrix(query)
+        if queries.shape[1] != x.shape[1]:
+            widths = f"{queries.shape[1]}-dimensional and the features {x.shape[1]}-dimensional"
+            raise DataError(f"The queries are {widths}; expected both from the same encoder.")
+        cosines, found = nearest(x, torch.tensor(queries, device=pick_device(device)), k)
+    zeros = np.flatnonzero(~queries.any(axis=1))
+    if len(zeros):
+        words = "%d of %d queries are all zeros, the first is number %d: their similarity to everything is 0."
+        logger.warning(words, len(zeros), len(queries), zeros[0])
     return Neighbours(found.cpu().numpy(), cosines.cpu().numpy())
 
 
 def near_duplicates(
     features: Features | Array, similarity: float = 0.97, *, device: str | None = "cpu"
 ) -> list[Rows]:
-    """Groups of at least two rows whose cosine is at least `similarity`, the largest group first, rows rising.
+    """Groups of two or more rows whose cosine is at least `similarity`, the largest group first, rows rising.
 
-    A group is a chain: each row is that similar to some other row of it, not to all. N x N comparisons. Raises ConfigError
-    for a similarity that is not above 0 and at most 1.
+    A group is a chain: each row is that similar to some other row of it, not to all. N x N comparisons.
+    Raises ConfigError for a similarity that is not above 0 and at most 1.
     """
     if not 0 < similarity <= 1:
-        raise ConfigError(
-            f"The similarity of near-duplicates is {similarity}; expected above 0 and at most 1, such as 0.97."
-        )
+        raise ConfigError(f"similarity is {similarity}; expected above 0 and at most 1, such as 0.97.")
     x = matrix(features)
     group = np.arange(len(x))  # of each row: the lowest row it is known to be linked to
     for first, rows in unit_blocks(x, pick_device(device)):
         for other, columns in unit_blocks(x[first:], rows.device):
             for place, part in enumerate(rows.split(size := max(1, BLOCK // (4 * len(columns))))):
                 pairs = (part @ columns.T >= similarity - ROUNDING).nonzero().cpu().numpy()
-                join(group, pairs[:, 0] + (first + place * size), pairs[:, 1] + (first + other))
+                _join(group, pairs[:, 0] + (first + place * size), pairs[:, 1] + (first + other))
     order = np.argsort(group, kind="stable")
-    ends = np.flatnonzero(np.diff(group[order])) + 1
-    groups = [part for part in np.split(order, ends) if len(part) > 1]
-    return sorted(groups, key=lambda part: (-len(part), part[0]))
+    groups = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+    return sorted((part for part in groups if len(part) > 1), key=lambda part: (-len(part), part[0]))
+
+
+def _join(group: Rows, first: Rows, second: Rows) -> None:
+    """Make one group of the groups of each pair (P,), in place."""
+    while not np.array_equal(one := group[first], other := group[second]):
+        np.minimum.at(group, np.maximum(one, other), np.minimum(one, other))
+        while not np.array_equal(group, lower := group[group]):
+            group[:] = lower
 
 
 def outliers(
     features: Features | Array, count: int = 10, *, k: int = 10, device: str | None = "cpu"
 ) -> Outliers:
-    """The `count` rows least like their k nearest other rows by mean cosine (Angiulli and Pizzuti 2002). N x N comparisons."""
+    """The `count` rows least like their k nearest other rows, by mean cosine (Angiulli and Pizzuti 2002).
+
+    N x N comparisons.
+    """
     x = matrix(features)
     check_at_least_one("The number of outliers", count)
     check_at_least_one("k", k)
-    step = block_rows(x)
-    distances = [
-        1 - nearest_others(x, np.arange(first, min(first + step, len(x))), k, device)[0].mean(dim=1)
-        for first in range(0, len(x), step)
-    ]
-    top = torch.cat(distances).sort(descending=True, stable=True)
+    parts = np.split(np.arange(len(x)), range(step := block_rows(x), len(x), step))
+    distances = torch.cat([1 - _nearest_others(x, rows, k, device)[0].mean(dim=1) for rows in parts])
+    top = distances.sort(descending=True, stable=True)
     return Outliers(top.indices[:count].cpu().numpy(), top.values[:count].cpu().numpy())
 
 
 def nearest(bank: Tensor | Array, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest cosines of each query (Q, D) with the rows of a bank (N, D), falling, and those rows: both (Q, min(k, N)).
+    """The k highest cosines of each query (Q, D) with rows of a bank (N, D), and these: both (Q, min(k, N)).
 
-    Of equal cosines the lower row comes first. Works on the queries' device, on a block of the bank and of the queries at a
-    time; the bank is read once.
+    Falling; of equal cosines the lower row comes first. Works on the queries' device, on a block of the
+    bank and of the queries at a time; the bank is read once.
     """
-    parts = F.normalize(queries.float(), dim=1).split(max(1, BLOCK // (4 * block_rows(bank))))
+    parts = unit(queries).split(max(1, BLOCK // (4 * block_rows(bank))))
     best: list[tuple[Tensor, Tensor]] = []
     for first, rows in unit_blocks(bank, queries.device):
         for place, part in enumerate(parts):
-            cosines, indices = highest((part @ rows.T).clamp_(-1, 1), k)
+            cosines, indices = _highest((part @ rows.T).clamp_(-1, 1), k)
             indices += first
             if first == 0:
                 best.append((cosines, indices))
                 continue
-            cosines, indices = (
-                torch.cat(pair, dim=1) for pair in zip(best[place], (cosines, indices), strict=True)
-            )
-            cosines, order = highest(cosines, k)
-            best[place] = cosines, indices.gather(1, order)
+            both = torch.cat((best[place][0], cosines), dim=1), torch.cat((best[place][1], indices), dim=1)
+            cosines, order = _highest(both[0], k)
+            best[place] = cosines, both[1].gather(1, order)
     return torch.cat([cosines for cosines, _ in best]), torch.cat([indices for _, indices in best])
 
 
-def highest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest of each row (Q, N), falling, and their columns, the lower of equal ones first: both (Q, min(k, N))."""
+def _highest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest of each row (Q, N), falling, and their columns, the lower of equal ones first."""
     top, columns = values.topk(min(k + 1, values.shape[1]), dim=1)
     equal = (top[:, 1:] == top[:, :-1]).any(dim=1)  # of such topk takes any, in any order
     if equal.any():
@@ -143,56 +153,15 @@ def highest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return top[:, :k], columns[:, :k]
 
 
-def nearest_others(x: Array, rows: Rows, k: int, device: str | None) -> tuple[Tensor, Tensor]:
-    """As `nearest` for rows (Q,) of the matrix (N, D) itself, each of which is left out of its own neighbours."""
+def _nearest_others(x: Array, rows: Rows, k: int, device: str | None) -> tuple[Tensor, Tensor]:
+    """As `nearest` for rows (Q,) of the matrix (N, D) itself; each is left out of its own neighbours."""
     if len(x) < 2:
         raise DataError("There is one feature row; expected at least two to compare.")
     k = min(k, len(x) - 1)
-    queries = torch.tensor(x[rows], device=pick_device(device))
-    cosines, found = nearest(x, queries, k + 1)
+    cosines, found = nearest(x, torch.tensor(x[rows], device=pick_device(device)), k + 1)
     own = found == torch.from_numpy(rows).to(found.device)[:, None]
     own[~own.any(dim=1), -1] = True  # so many equal rows that it is not among them: the last one gives way
     return cosines[~own].view(-1, k), found[~own].view(-1, k)
-
-
-def unit_blocks(x: Tensor | Array, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-    """Blocks of rows scaled to length 1, float32 on the device, each with the number of its first row."""
-    for first, block in blocks(x):
-        if isinstance(block, np.ndarray):  # torch takes none that is read-only without a copy
-            block = torch.from_numpy(block if block.flags.writeable else block.copy())
-        yield first, F.normalize(block.to(device).float(), dim=1)
-
-
-def join(group: Rows, first: Rows, second: Rows) -> None:
-    """Make one group of the groups of each pair (P,), in place; `group` (N,) says of each row the lowest row of its group."""
-    while not np.array_equal(one := group[first], other := group[second]):
-        np.minimum.at(group, np.maximum(one, other), np.minimum(one, other))
-        while not np.array_equal(group, lower := group[group]):
-            group[:] = lower
-
-
-def matrix(features: Features | Array) -> Values:
-    """The matrix (N, D) of features, checked."""
-    return features.x if isinstance(features, Features) else Features(features).x
-
-
-def queries_of(query: Features | Array, width: int) -> Values:
-    """The vectors (Q, D) of queries. Raises DataError for those that cannot be compared with rows of `width`."""
-    asked = np.asarray(query.x if isinstance(query, Features) else query, dtype=np.float32)
-    if asked.ndim != 2 or len(asked) == 0 or asked.shape[1] != width:
-        raise DataError(
-            f"The query has shape {asked.shape}; expected (Q, {width}) of at least one query, by the same encoder."
-        )
-    check_finite(asked, "A query must be finite.")
-    return asked
-
-
-def warn_of_zeros(queries: Values) -> None:
-    """Say so when queries (Q, D) have no direction: their cosine with everything is 0."""
-    zeros = np.flatnonzero((queries == 0).all(axis=1))
-    if len(zeros):
-        words = "%d of %d queries are all zeros, the first is number %d: their similarity to everything is 0."
-        logger.warning(words, len(zeros), len(queries), zeros[0])
 
 
 def row_numbers(rows: Any, count: int) -> Rows:
@@ -200,10 +169,9 @@ def row_numbers(rows: Any, count: int) -> Rows:
     chosen = np.atleast_1d(np.asarray(rows))
     if chosen.ndim != 1 or len(chosen) == 0 or chosen.dtype.kind not in "iu":
         raise ConfigError(
-            f"The rows are {chosen.dtype} of shape {chosen.shape}; expected at least one whole number."
+            f"The rows are {chosen.dtype} of shape {chosen.shape}; expected whole numbers, at least one."
         )
-    if not 0 <= chosen.min() <= chosen.max() < count:
-        wrong = chosen[(chosen < 0) | (chosen >= count)][0]
+    for wrong in chosen[(chosen < 0) | (chosen >= count)]:
         raise ConfigError(f"There is no row {wrong}: the features have {count:,} rows, counted from 0.")
     return chosen.astype(np.int64)
 

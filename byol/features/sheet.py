@@ -31,49 +31,38 @@ class Cell:
 
 def check_sheet(path: Path) -> None:
     """Raise ConfigError for a file that a sheet cannot be written to."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"The sheet is {path.name}; expected a name that ends in {', '.join(SUFFIXES)}.")
-    if os.path.isdir(path) or not os.path.isdir(path.parent):
-        raise ConfigError(
-            f"The sheet is {path}, which is a folder or in a folder that is not there. Give the name of a file."
-        )
+    if path.suffix.lower() not in SUFFIXES or os.path.isdir(path):
+        raise ConfigError(f"The sheet is {path}; expected a file's name that ends in {', '.join(SUFFIXES)}.")
     check_writable(path.parent)
 
 
 def write_sheet(groups: Sequence[Sequence[Cell]], path: Path) -> None:
-    """Draw each group from a new line on, COLUMNS pictures to a line; the file appears as a whole or not at all."""
+    """Draw each group from a new line on, COLUMNS pictures to a line; missing folders are made."""
     check_sheet(path)
     font = ImageFont.load_default(LINE - 3)
-    cells = [cell for group in groups for cell in group]
-    wide, tall = SIDE + GAP, SIDE + GAP + LINE * max(len(cell.words) for cell in cells)
-    columns = min(COLUMNS, max(map(len, groups)))
-    lines = sum(-(-len(group) // COLUMNS) for group in groups)
-    page = Image.new("RGB", (GAP + wide * columns, GAP + tall * lines), "white")
+    wide, tall = SIDE + GAP, SIDE + GAP + LINE * max(len(cell.words) for group in groups for cell in group)
+    lines = [group[first : first + COLUMNS] for group in groups for first in range(0, len(group), COLUMNS)]
+    page = Image.new("RGB", (GAP + wide * max(map(len, lines)), GAP + tall * len(lines)), "white")
     draw = ImageDraw.Draw(page)
-    top = GAP
-    for group in groups:
-        if top > GAP:
+    beginnings = np.cumsum([0, *(-(-len(group) // COLUMNS) for group in groups)]).tolist()[1:-1]
+    for number, line in enumerate(lines):
+        top = GAP + number * tall
+        if number in beginnings:
             draw.line([(0, top - GAP // 2), (page.width, top - GAP // 2)], "lightgray")
-        for place, cell in enumerate(group):
-            corner = GAP + place % COLUMNS * wide, top + place // COLUMNS * tall
-            page.paste(tile(cell.picture), corner)
+        for place, cell in enumerate(line):
+            left = GAP + place * wide
+            page.paste(tile(cell.picture), (left, top))
             if cell.framed:
-                draw.rectangle(
-                    [corner[0] - 3, corner[1] - 3, corner[0] + SIDE + 2, corner[1] + SIDE + 2],
-                    outline="black",
-                    width=2,
-                )
-            for number, text in enumerate(cell.words):
-                draw.text(
-                    (corner[0], corner[1] + SIDE + 1 + number * LINE), shortened(text, font), "black", font
-                )
-        top += -(-len(group) // COLUMNS) * tall
+                draw.rectangle([left - 3, top - 3, left + SIDE + 2, top + SIDE + 2], outline="black", width=2)
+            for below, text in enumerate(cell.words):
+                draw.text((left, top + SIDE + 1 + below * LINE), shortened(text, font), "black", font)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with replacing(path) as temporary:
             page.save(temporary)
     except ValueError as failure:  # more pixels than the format can hold
         raise ByolError(
-            f"The sheet cannot be written to {path}: {failure}. Take a .png, which may be of any size."
+            f"{path} cannot be written: {failure}. Take a .png, which may be of any size."
         ) from failure
 
 
@@ -91,43 +80,34 @@ def tile(picture: Image.Image | None) -> Image.Image:
 
 
 def shortened(text: str, font: Any) -> str:
-    """A line that is no wider than a picture, on which any character can be drawn; of a long one the end is kept."""
-    text = printable(text)
-    kept = text[-SIDE:]  # no letter is narrower than a pixel
+    """A line no wider than a picture, on which any character can be drawn; of a long one the end is kept."""
+    kept = printable(text)[-SIDE:]  # no letter is narrower than a pixel
     while font.getlength(kept) > SIDE:
         kept = "…" + kept[2:]
     return kept
 
 
 def pictures(images: Images, features: Features, rows: set[int]) -> dict[int, Image.Image]:
-    """The pictures of some rows, found among the images by name; by number when the features have no names.
+    """The readable pictures of some rows: by name among the images, by number when features have no names.
 
-    Unreadable ones are left out. Raises DataError when none of the rows is found.
+    Raises DataError when none of the rows is found.
     """
     if features.names:
         wanted = {features.names[row] for row in rows}
         place_of = {name: index for index in range(len(images)) if (name := images.name(index)) in wanted}
-        places = {row: place_of[features.names[row]] for row in rows if features.names[row] in place_of}
+        places = {row: place_of.get(features.names[row]) for row in rows}
     else:
-        places = {row: row for row in rows} if len(images) == len(features.x) else {}
+        places = {row: row for row in rows if len(images) == len(features.x)}
     found = {}
     for row, index in places.items():
         try:
-            found[row] = tile(drawable(images.picture(index)))
+            if index is not None:
+                found[row] = tile(images[index])
         except BadImage:
             continue
     if not found:
         raise DataError(
-            f"None of the {len(rows)} images to show is in {images.description}. Give the images that the features are of, as "
-            "they were given to `byol embed`."
+            f"None of the {len(rows)} images to show is in {images.description}. Give the images that the "
+            "features are of, as they were given to `byol embed`."
         )
     return found
-
-
-def drawable(picture: Image.Image | np.ndarray[Any, Any]) -> Image.Image:
-    """An image of any number of channels as a Pillow image: the first three, or the first as gray."""
-    if isinstance(picture, Image.Image):
-        return picture
-    return Image.fromarray(
-        np.ascontiguousarray(picture[:, :, :3] if picture.shape[2] >= 3 else picture[:, :, 0])
-    )

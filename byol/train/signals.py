@@ -37,10 +37,10 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def check(self) -> None:
-        """Raise Stopped when a signal has come."""
+    def check(self, how: str = "before a step was done. The same command takes it up again.") -> None:
+        """Raise Stopped, which tells how, when a signal has come."""
         if self._first is not None:
-            raise self._stopped("before a step was done. The same command takes it up again.")
+            raise self._stopped(how)
 
     def ended(self, step: int, total: int, saved: bool, last_good: str) -> ByolError:
         """What to raise when `check` has stopped a run that had done steps."""

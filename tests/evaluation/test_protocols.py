@@ -261,7 +261,7 @@ def test_a_percentage_of_less_than_an_image_a_class_is_told(encoder_of, caplog):
 
 def test_features_of_another_encoder_are_refused(encoder, encoder_of):
     mine, other = (embed(each, images(12)) for each in (encoder, encoder_of("convnet", width=4)))
-    evaluate(encoder, train=mine, test=replace(mine, encoder=None), protocols="knn")
+    evaluate(encoder, train=mine, test=replace(mine, encoder_checksum=None), protocols="knn")
     for sets, role in (({"train": other, "test": mine}, "train"), ({"train": mine, "test": other}, "test")):
         with pytest.raises(ConfigError, match=f"given as {role} are of another encoder"):
             evaluate(encoder, protocols="knn", **sets)

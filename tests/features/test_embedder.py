@@ -1,6 +1,8 @@
 """The encoder inside scikit-learn."""
 
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -85,7 +87,25 @@ def test_unreadable_images_are_an_error_and_not_a_missing_row(encoder_of, tmp_pa
 
 
 def test_what_is_no_encoder_is_told_when_it_is_fitted(coloured, tmp_path):
-    with pytest.raises(ConfigError, match="expected what load_encoder"):
+    with pytest.raises(ConfigError, match="load_encoder"):
         Embedder(len).fit(coloured[0])
     with pytest.raises(CheckpointError, match="no encoder at"):
         Embedder(tmp_path / "nothing").fit(coloured[0])
+
+
+def test_the_name_is_there_without_scikit_learn_and_a_sentence_tells_when_it_is_used():
+    """`from byol import *` and hasattr ask for the name alone."""
+    code = """
+import sys
+sys.modules["sklearn"] = None  # as if it were not installed
+from byol import *
+import byol
+assert hasattr(byol, "Embedder")
+try:
+    Embedder("runs/a")
+except ConfigError as failure:
+    print(failure)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "scikit-learn" in done.stdout, done.stderr
+    assert "pip install" in done.stdout

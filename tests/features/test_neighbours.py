@@ -54,7 +54,7 @@ def test_features_arrays_and_tensors_are_searched_alike():
 
 
 def test_of_equal_cosines_the_lower_row_comes_first(block):
-    """As in numpy's stable sort, wherever the last one that fits in falls among equals; and rows of zeros are like nothing."""
+    """As in numpy's stable sort, wherever the last one falls among equals; rows of zeros are like nothing."""
     kinds = np.eye(10, 9, dtype=np.float32)  # whose cosines are 0 and 1 exactly; the last is zero
     numbers = np.random.default_rng(0).integers(0, 10, 300)
     cosines = kinds @ kinds[numbers].T
@@ -94,7 +94,7 @@ def test_a_row_among_many_equal_ones_is_not_its_own_neighbour(block):
     np.testing.assert_allclose(found.similarities, 1, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [1e-10, 1e-3, 1e6, 1e15])
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e-3, 1e6, 1e15, 1e25])
 def test_the_length_of_rows_does_not_matter(scale):
     x, queries = rows_of(100), rows_of(5, seed=1)
     expected = search(x, queries, k=7)
@@ -119,8 +119,8 @@ def test_mapped_features_give_the_same_answers(tmp_path, block, suffix):
 
 @pytest.mark.parametrize(
     ("query", "message"),
-    [(np.zeros((0, 9)), r"shape \(0, 9\); expected \(Q, 9\)"),
-     (np.zeros((2, 8)), r"shape \(2, 8\); expected \(Q, 9\).* by the same encoder"),
+    [(np.zeros((0, 9)), r"shape \(0, 9\)"),
+     (np.zeros((2, 8)), "8-dimensional .* 9-dimensional"),
      (np.zeros(9), r"shape \(9,\)"),
      (np.array([[0.0] * 8 + [np.nan]]), "1 of 1 feature rows hold NaN")],
 )  # fmt: skip
@@ -137,8 +137,8 @@ def test_queries_that_cannot_be_compared_are_told(query, message):
      ({"rows": 1, "query": np.zeros((1, 9))}, "either query=.* or rows="),
      ({"rows": 5}, "no row 5: the features have 5 rows"),
      ({"rows": [0, -1]}, "no row -1"),
-     ({"rows": []}, "expected at least one whole number"),
-     ({"rows": 1.5}, "expected at least one whole number"),
+     ({"rows": []}, "whole numbers, at least one"),
+     ({"rows": 1.5}, "whole numbers, at least one"),
      ({"rows": 0, "device": "gpu"}, "expected cpu, cuda")],
 )  # fmt: skip
 def test_questions_that_cannot_be_asked_are_told(options, message):

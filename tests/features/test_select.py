@@ -93,11 +93,20 @@ def test_no_image_is_picked_twice_even_among_copies():
     assert len(pick(np.ones((2, 3)), 5, labelled=[0, 1])) == 0
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_the_scale_of_features_does_not_matter(scale):
+    """The squares of such numbers overflow, or vanish."""
+    x = rows_of(60) + 1
+    assert np.array_equal(pick(x * np.float32(scale), 20), pick(x, 20))
+    assert adjusted_rand_score(clusters(x * np.float32(scale), 4).labels, clusters(x, 4).labels) == 1
+
+
 @pytest.mark.parametrize(
     ("uncertainty", "says"),
     [
         *((odd, "expected a number from 0 for each of the 5 feature rows") for odd in (
-            np.ones(4), np.ones((5, 1)), np.ones((5, 0)), np.ones((4, 3)), np.ones((5, 2, 2)), np.array(list("abcde")), 1.0,
+            np.ones(4), np.ones((5, 1)), np.ones((5, 0)), np.ones((4, 3)), np.ones((5, 2, 2)),
+            np.array(list("abcde")), 1.0,
         )),
         (np.full(5, np.nan), "NaN, infinity or negative"),
         (np.full((5, 2), np.nan), "NaN, infinity or negative"),

@@ -89,7 +89,7 @@ def test_the_suffix_decides_the_format(tmp_path, suffix):
         assert page.format == {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}[suffix]
 
 
-@pytest.mark.parametrize("name", ["a.gif", "a", "nowhere/a.png", "folder.png"])
+@pytest.mark.parametrize("name", ["a.gif", "a", "folder.png"])
 def test_a_sheet_that_cannot_be_written_is_told(tmp_path, name):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(ConfigError, match="The sheet is"):

@@ -1,0 +1,114 @@
+"""`byol embed` in processes of its own: stopped by signals, shared out, killed and continued."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from byol.cli import main
+from byol.encoders.encoder import save_encoder
+from byol.features.features import Features
+from byol.features.store import SHARD
+
+BYOL = (sys.executable, "-m", "byol")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "byol")
+
+
+@pytest.fixture
+def words(tmp_path, encoder_of, monkeypatch) -> list[str]:
+    """The words of a command of some seconds, up to its --out; one.npz is what one process makes of it."""
+    save_encoder(encoder_of("convnet", width=4, size=(8, 8)), tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (5 * SHARD + 100, 8, 8, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = ["embed", "encoder.safetensors", "--data", "images.npy", "--device", "cpu", "--out"]
+    assert main([*words, "one.npz"]) == 0
+    return words
+
+
+def started(*command: str) -> "subprocess.Popen[str]":
+    """A process that has kept its first shard and has more to do."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(Path().glob("f.npz.partial-*/shard-*.npz")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+     pytest.param(signal.SIGHUP, 75, marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_a_signal_ends_it_with_a_sentence_and_the_same_command_continues(words, capsys, number, code):
+    process = started(*BYOL, *words, "f.npz")
+    process.send_signal(number)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == code, said
+    assert said.startswith("byol embed: Stopped by ") or number == signal.SIGINT
+    assert "same command" in said
+    assert "Traceback" not in said
+    assert not os.path.exists("f.npz")
+    capsys.readouterr()
+    assert main([*words, "f.npz"]) == 0
+    assert "images were done already" in capsys.readouterr().err
+    assert Path("f.npz").read_bytes() == Path("one.npz").read_bytes()
+    assert not list(Path().glob("f.npz.partial-*"))
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_bytes_of_one(words):
+    done = subprocess.run([*TORCHRUN, *words, "f.npz"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written ") == 1
+    assert Path("f.npz").read_bytes() == Path("one.npz").read_bytes()
+    assert not list(Path().glob("f.npz.partial-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/task"), reason="the processes of torchrun are looked up there"
+)
+def test_a_killed_process_ends_the_others_and_one_alone_can_continue(words):
+    process = started(*TORCHRUN, *words, "f.npz")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert not os.path.exists("f.npz")
+    assert main([*words, "f.npz"]) == 0
+    assert Path("f.npz").read_bytes() == Path("one.npz").read_bytes()
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(words):
+    limited = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (2000, 2000))"
+    script = f"{limited}; from byol.cli import main; exit(main({[*words, 'f.npz']}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 70
+    assert done.stderr.startswith("byol embed: f.npz.partial-")
+    assert done.stderr.count("\n") == 1
+    assert not list(Path().glob("f.npz*"))
+
+
+def test_names_that_a_terminal_cannot_show_are_no_failure(words, tmp_path):
+    """A Latin-1 terminal, and a picture of a cat in its own name."""
+    (tmp_path / "🦊").mkdir()
+    for name in ("🐈.png", "é.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "🦊" / name)
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    for command in (
+        ["embed", "encoder.safetensors", "--data", "🦊", "--out", "🦊.npz"],
+        ["search", "🦊.npz", "--outliers", "2", "--sheet", "🐈.png", "--data", "🦊"],
+        ["search", "🦊.npz", "--query", "🦊/🐈.png", "--run", "encoder.safetensors"],
+    ):
+        done = subprocess.run([*BYOL, *command], capture_output=True, timeout=120, env=environment)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.decode("latin-1").count("\n") == 3
+    assert Features.load("🦊.npz").names == ["é.png", "🐈.png"]
