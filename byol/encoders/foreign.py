@@ -162,6 +162,6 @@ def seen_in(names: Iterable[str]) -> str:
     resnets = [repr(name.removesuffix(BLOCK)) for name in names if name.endswith(BLOCK)]
     if resnets:
         return f"those of ResNets under {' and '.join(resnets)}"
-    shared = re.sub(r"[^.]*$", "", os.path.commonprefix(names))
+    shared = re.sub(r"[^.]*$", "", os.path.commonprefix(names))  # noqa: RUF071  # letter by letter is meant
     groups = Counter(shared + name.removeprefix(shared).partition(".")[0] for name in names)
     return ", ".join(f"{name} ({count})" for name, count in groups.most_common(12))

@@ -41,7 +41,8 @@ class Amount:
         found = re.fullmatch(r"(\d+(?:\.\d+)?)(?:\s*%|([- ]per[- ]class))?", text.strip())
         if found is None:
             raise ConfigError(
-                f"{text!r} is not an amount of labels; expected a percentage such as 1 or 0.5, or a number such as 25-per-class."
+                f"{text!r} is not an amount of labels; expected a percentage such as 1 or 0.5, or a number such "
+                "as 25-per-class."
             )
         return cls(float(found[1]), per_class=found[2] is not None)
 

@@ -76,7 +76,8 @@ def probe(
         if image_size is not None and channels is None:
             channels = _channels(trial, image_size, device)
         if example is None:
-            assert image_size is not None and channels is not None
+            assert image_size is not None
+            assert channels is not None
             example = _noise((2, channels, *image_size), device)
         # Compiled parts run as written here: their compiler cannot follow what a probe watches.
         compiled = any(name.endswith("_orig_mod") for name, _ in net.named_modules())

@@ -177,7 +177,7 @@ def test_l2_values_are_the_papers_45():
 
 
 def test_chosen_l2_is_the_one_that_scikit_learn_does_best_with_on_the_validation_images():
-    """Few images, many features of no use, one class rare: the best l2 for top-1 is another than that for the mean per class."""
+    """Few images, many useless features, one class rare: top-1 and the mean per class have other best values."""
     generator = np.random.default_rng(0)
     y = (generator.random(500) < 0.15).astype(int)
     x = generator.normal(size=(500, 150))
