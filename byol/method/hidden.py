@@ -41,7 +41,7 @@ class HiddenLayer(nn.Module):
 
     def forward(self, view: Any) -> Tensor:
         x = pool(self.read(view), self.pooling, self.skip)
-        return x if torch.is_autocast_enabled(x.device.type) else x.float()
+        return x if x.dtype == torch.float32 or torch.is_autocast_enabled(x.device.type) else x.float()
 
     def read(self, view: Any) -> Tensor:
         """What the hidden layer gives of a view, not pooled yet."""

@@ -325,7 +325,7 @@ def test_a_network_of_your_own_is_asked_for_its_model(encoder_of, tmp_path):
 
 
 def test_something_that_is_no_encoder_gets_a_sentence(tmp_path):
-    with pytest.raises(ConfigError, match="expected what load_encoder"):
+    with pytest.raises(ConfigError, match="load_encoder"):
         byol.export(own_resnet(), tmp_path / "e.onnx")
 
 

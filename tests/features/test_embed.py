@@ -229,7 +229,7 @@ def test_nothing_readable_is_an_error_with_the_first_reason(encoder_of, folder_o
     folder = folder_of("1.png", "2.png")
     for path in folder.iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"None of 2 images in .* can be read: 1.png \(the file is empty\)"):
+    with pytest.raises(DataError, match=r"No image in .*1\.png.*the file is empty"):
         embed(encoder_of("convnet"), folder)
     with pytest.raises(DataError, match=r"None of 0 of .* can be read: there are none"):
         embed(encoder_of("convnet"), open_images(noise(3)).subset([]))
@@ -269,7 +269,7 @@ from byol.encoders.encoder import Encoder, EncoderInfo
 torch.set_num_threads(1)
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
 network = HiddenLayer(build_encoder("convnet", width=1))
-info = EncoderInfo("convnet", {}, (8, 8), 3, (0.5,) * 3, (0.5,) * 3, 8, None, "none", 0, 1)
+info = EncoderInfo("convnet", {}, (8, 8), 3, (0.5,) * 3, (0.5,) * 3, 16, None, "none", 0, 1)
 images = np.random.default_rng(0).integers(0, 256, (600, 8, 8, 3), dtype=np.uint8)
 print(embed(Encoder(network, info), images, workers=3).x.shape)
 """

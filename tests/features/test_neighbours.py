@@ -139,7 +139,7 @@ def test_queries_that_cannot_be_compared_are_told(query, message):
      ({"rows": [0, -1]}, "no row -1"),
      ({"rows": []}, "whole numbers, at least one"),
      ({"rows": 1.5}, "whole numbers, at least one"),
-     ({"rows": 0, "device": "gpu"}, "expected cpu, cuda")],
+     ({"rows": 0, "device": "gpu"}, "cpu, cuda")],
 )  # fmt: skip
 def test_questions_that_cannot_be_asked_are_told(options, message):
     with pytest.raises(ConfigError, match=message):

@@ -172,7 +172,7 @@ def test_a_finished_run_says_that_it_was_finished_already_and_looks_at_nothing_a
     net, passes = seeded(), []
     net.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
     byol.pretrain(net, images, small_config(tmp_path))
-    assert sum(passes) <= 4  # to learn the shape of the representation
+    assert sum(passes) <= 6  # to learn the shape of the representation
     assert "finished   already, at step" in capsys.readouterr().err
 
 

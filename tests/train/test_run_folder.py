@@ -32,9 +32,12 @@ def test_every_file_name_of_a_run_is_spelt_once_in_the_package(tmp_path):
 
 def test_a_forked_process_that_outlives_its_run_does_not_hold_the_folder(tmp_path):
     """As the workers of a run that was killed do for a moment."""
-    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    fork = multiprocessing.get_context("fork")
+    begun = fork.Event()
+    worker = fork.Process(target=lambda: (begun.set(), time.sleep(60)))
     with RunFolder(tmp_path).held():
         worker.start()
+        assert begun.wait(60)
     try:
         with RunFolder(tmp_path).held():
             assert worker.is_alive()

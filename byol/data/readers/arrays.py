@@ -49,7 +49,7 @@ class Arrays(Reader):
         return self._labels and self._labels.of(rows)
 
     def digest(self, everything: bool) -> bytes:
-        digest = blake2b(f"{self.data.shape} {self.data.dtype}".encode())
+        digest = blake2b(f"{self.data.shape} {self.data.dtype} {self.tensor}".encode())
         few = None if everything or self.data.nbytes <= HASHED else evenly_spaced(len(self), 4096)
         for start in few or range(0, len(self), 64):
             digest.update(np.ascontiguousarray(self.data[start : start + (1 if few else 64)]).tobytes())
