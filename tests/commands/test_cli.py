@@ -163,7 +163,7 @@ BAD = [
     (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--compare", "pixel"], 2, "'pixels'"),
     (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--weights", "w.pth"], 2, "expected one"),
     (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--out", "{run}/config.yaml"], 2, "is a file"),
-    (["evaluate", "{run}", "--transfer", "{run}/config.yaml"], 2, "expected {train: PATH, test: PATH}"),
+    (["evaluate", "{run}", "--transfer", "{run}/config.yaml"], 2, "{train: PATH, test: PATH}"),
     (["evaluate", "{run}", "--transfer", "{run}/config.yaml", "--test", "{pictures}"], 2, "Give one or the other"),
     (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--k", "0"], 2, "kNN got k=0"),
     (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--base-lrs", "nan"], 2, "base_lrs"),
