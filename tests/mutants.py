@@ -1,0 +1,126 @@
+"""Wrong changes that the tests must notice: `make mutants` makes each of them, one at a time, and runs the tests that guard it.
+
+A change is a piece of text that stands once in a file of the package, and what is put in its place. The guards are the
+quickest test files that should fail. Prints a line for each change and ends with 1 when one survives, or when a piece of
+text is no longer there: then the list below has to follow the code.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy  # noqa: F401  # here, once, for all the children
+import pytest
+import torch
+from mutations import MUTATIONS, Mutation
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("byol", "tests", "benchmarks", "examples", "docs", "README.md", "pyproject.toml")
+SECONDS = 300  # for the guards of one change; what hangs is noticed too
+
+
+@dataclass(frozen=True)
+class Outcome:
+    mutation: Mutation
+    noticed: bool
+    words: str  # what happened
+    seconds: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="changes whose file or name holds this word")
+    parser.add_argument("--part", default="1/1", help="2/4: the second quarter of the changes")
+    parser.add_argument("--jobs", type=int, default=2, help="how many are tried at once")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # threads do not survive a fork
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    part, parts = map(int, options.part.split("/"))
+    chosen = [one for one in MUTATIONS if options.only in f"{one.file} {one.name}"][part - 1 :: parts]
+    with tempfile.TemporaryDirectory(prefix="byol-mutants-") as folder:
+        outcomes = try_all(chosen, Path(folder), options.jobs)
+    survivors = [one for one in outcomes if not one.noticed]
+    print(f"\n{len(outcomes)} wrong changes, {len(survivors)} not noticed")
+    for one in survivors:
+        print(f"  {one.mutation.file}: {one.mutation.name} ({one.words})")
+    return 1 if survivors or not outcomes else 0
+
+
+def try_all(mutations: list[Mutation], folder: Path, jobs: int) -> list[Outcome]:
+    """Every change in a copy of the project, `jobs` at once, each in a process that is forked with torch already loaded."""
+    copies = [copy_of_the_project(folder / str(number)) for number in range(jobs)]
+    waiting, running, outcomes = list(mutations), {}, []
+    while waiting or running:
+        while waiting and copies:
+            mutation, copy = waiting.pop(0), copies.pop()
+            count = (copy / "byol" / mutation.file).read_text(encoding="utf-8").count(mutation.old)
+            if count == 1:
+                running[start(mutation, copy)] = mutation, copy, time.monotonic()
+            else:
+                words = f"its text stands {count} times in the file, expected once"
+                outcomes.append(told(Outcome(mutation, False, words, 0.0)))
+                copies.append(copy)
+        for child, (mutation, copy, started) in list(running.items()):
+            done, status = os.waitpid(child, os.WNOHANG)
+            seconds = time.monotonic() - started
+            if not done and seconds < SECONDS:
+                continue
+            if not done:
+                os.killpg(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+            code = os.waitstatus_to_exitcode(status) if done else 1
+            words = f"pytest ended with {code}" if done else "hung"
+            outcomes.append(told(Outcome(mutation, code == 1, words, seconds)))
+            shutil.copy(ROOT / "byol" / mutation.file, copy / "byol" / mutation.file)
+            copies.append(copy)
+            del running[child]
+        time.sleep(0.05)
+    return outcomes
+
+
+def told(outcome: Outcome) -> Outcome:
+    mark = "noticed " if outcome.noticed else "SURVIVED"
+    print(f"{mark} {outcome.seconds:5.0f}s  {outcome.mutation.file}: {outcome.mutation.name}", flush=True)
+    return outcome
+
+
+def copy_of_the_project(folder: Path) -> Path:
+    folder.mkdir()
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    return folder
+
+
+def start(mutation: Mutation, copy: Path) -> int:
+    """Make the change and run its guards in a child of its own. Returns the child's number.
+
+    The child ends with pytest's exit code: 1 when a test failed. Anything else but 0 is a fault of the list.
+    """
+    file = copy / "byol" / mutation.file
+    file.write_text(file.read_text(encoding="utf-8").replace(mutation.old, mutation.new), encoding="utf-8")
+    child = os.fork()
+    if child:
+        return child
+    os.setsid()
+    os.chdir(copy)
+    sys.path.insert(0, str(copy))
+    os.environ["PYTHONPATH"] = str(copy)
+    with (copy / "output.txt").open("w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *mutation.guards])
+    os._exit(int(code))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
