@@ -63,9 +63,16 @@ def probe(
         with torch.random.fork_rng([]):  # a network's own __deepcopy__ may draw fresh weights
             trial = copy.deepcopy(net)
     except (RuntimeError, TypeError, NotImplementedError) as failure:
+        hooks = {
+            type(hook).__name__ for module in net.modules() for hook in module._forward_pre_hooks.values()
+        }
+        advice = "Build the parts that cannot be copied inside the module's __init__, as plain parameters."
+        for old, name in (("WeightNorm", "weight_norm"), ("SpectralNorm", "spectral_norm")):
+            if old in hooks:
+                advice = f"Use torch.nn.utils.parametrizations.{name} in place of torch.nn.utils.{name}."
         raise ConfigError(
             f"{type(net).__name__} cannot be copied ({failure}), and BYOL needs a copy of it as its target. "
-            "Build the parts that cannot be copied inside the module's __init__, as plain parameters."
+            + advice
         ) from failure
     device = next((p.device for p in trial.parameters()), torch.device("cpu"))
     gpus = sorted({p.device.index for p in trial.parameters() if p.device.type == "cuda"})

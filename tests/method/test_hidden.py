@@ -7,6 +7,7 @@ import torchvision
 from torch import nn
 
 from byol.errors import ConfigError
+from byol.method.byol import BYOL
 from byol.method.hidden import HiddenLayer, layer_name, run
 from byol.method.probe import probe
 
@@ -319,6 +320,20 @@ def test_network_that_cannot_be_copied_is_refused():
     net.halved = net.conv.weight / 2  # not a leaf: torch refuses to copy it
     with pytest.raises(ConfigError, match="cannot be copied"):
         probe(net, "flat", IMAGES)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("name", ["weight_norm", "spectral_norm"])
+def test_the_successor_of_an_old_norm_that_cannot_be_copied_is_named_and_works(name):
+    def network(norm) -> nn.Sequential:
+        net = nn.Sequential(norm(nn.Conv2d(3, 8, 3)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        net(torch.rand(2, 3, 16, 16))
+        return net
+
+    with pytest.raises(ConfigError, match=rf"torch\.nn\.utils\.parametrizations\.{name}"):
+        BYOL(network(getattr(nn.utils, name)), 16, "2", 8, 16)
+    learner = BYOL(network(getattr(nn.utils.parametrizations, name)), 16, "2", 8, 16)
+    assert torch.isfinite(learner(torch.rand(4, 3, 16, 16)))
 
 
 def test_tuples_are_spread_over_positional_and_mappings_over_keyword_arguments():
