@@ -1,4 +1,4 @@
-"""From a name to an encoder: "resnet50x2", "convnet", "torchvision:NAME", "timm:NAME", "package.module:function"."""
+"""From a name to an encoder: "resnet50x2", "convnet", "torchvision:NAME", "timm:NAME", "module:function"."""
 
 import inspect
 import re
@@ -15,91 +15,79 @@ from byol.models.resnet import BLOCKS, DEPTHS, ResNet, resnet
 
 WIDTHS = (1, 2, 3, 4)  # of the paper, Table 1
 LIBRARIES = ("torchvision:", "timm:")  # how the names of other libraries' networks begin
-LOADING = (
-    "checkpoint_path",
-    "pretrained",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-    "cache_dir",
-)  # timm's; may run a pickle
+LOADING = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")  # timm's
 HEADS = ("fc", "classifier", "heads", "head")  # what torchvision calls the classifier at a network's end
+OPTIONS = ("stem", "padding", "last_gamma")  # of every ResNet of this package
 
 
 def build_encoder(
     name: str, *, channels: int = 3, image_size: int | tuple[int, int] | None = None, **options: Any
 ) -> nn.Module:
-    """A network with fresh weights whose forward gives the representation of float images (B, channels, H, W).
+    """A network with fresh weights whose forward gives the representation of float images (B, channels,
+    H, W).
 
-    - "resnet18" ... "resnet200", with "x2", "x3" or "x4" for a width of the paper; options stem, padding, last_gamma.
-    - "resnet": one that has no such name; also takes block ("basic", "bottleneck"), blocks, stem_channels, stage_channels.
+    - "resnet18" ... "resnet200", with "x2", "x3" or "x4" for a width of the paper; options stem, padding,
+      last_gamma.
+    - "resnet": any other; also takes block ("basic", "bottleneck"), blocks, stem_channels, stage_channels.
     - "convnet": the small encoder for CPUs; option width.
-    - "torchvision:NAME", "timm:NAME": any image classification model without its classifier; options are the model's own.
+    - "torchvision:NAME", "timm:NAME": an image classification model without its classifier; its own options.
     - "package.module:function": your own code, imported and called with the options, and with `channels` and
       `image_size` if it has parameters of these names. Building such a name runs that code.
 
-    `image_size` is the side, or height and width, of the views; it reaches the models whose weights depend on it, such
-    as ViTs. The representation is (B, D), or a map or tokens of a timm model or your own, which `BYOL` pools. No
-    weights are ever downloaded. Raises ConfigError for an unknown name or option, a missing library, or a network that
-    cannot be.
+    `image_size` is the side, or height and width, of the views, for models whose weights depend on it,
+    such as ViTs. The representation is (B, D), or a map or tokens of a timm model or your own, which
+    `BYOL` pools. Nothing is downloaded. Raises ConfigError for an unknown name or option, a missing
+    library, or a network that cannot be.
     """
     if not isinstance(channels, int) or channels < 1:
         raise ConfigError(f"channels is {channels!r}; expected a whole number of at least 1.")
-    library, colon, model = name.partition(":")
+    if is_own_code(name):
+        return imported_encoder(name, {"channels": channels, "image_size": image_size}, options)
+    source, colon, model = name.partition(":")
     if not colon:
         return own_encoder(name, channels, options)
-    size = (
-        (image_size, image_size) if isinstance(image_size, int) else tuple(image_size) if image_size else None
-    )
-    if library == "torchvision":
-        return torchvision_encoder(model, channels, size, options)
-    if library == "timm":
-        return timm_encoder(model, channels, size, options)
-    return imported_encoder(name, {"channels": channels, "image_size": image_size}, options)
+    build = torchvision_encoder if source == "torchvision" else timm_encoder
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return build(model, channels, tuple(size) if size else None, options)
 
 
 def is_own_code(name: str) -> bool:
     """Whether building the encoder of this name imports code of the user's own, "package.module:function".
 
-    No file may make the program do that: such a name counts only when the caller gives it in the same call or command.
+    No file may make the program do that: such a name counts only when the caller gives it in the same call.
     """
     return ":" in name and not name.startswith(LIBRARIES)
 
 
 def known_encoders() -> list[str]:
     """The names of this package's own encoders."""
-    resnets = [f"resnet{depth}" + (f"x{width}" if width > 1 else "") for depth in DEPTHS for width in WIDTHS]
-    return ["convnet", *resnets]
+    widths = ["", *(f"x{width}" for width in WIDTHS[1:])]
+    return ["convnet", *(f"resnet{depth}{width}" for depth in DEPTHS for width in widths)]
 
 
 def own_encoder(name: str, channels: int, options: dict[str, Any]) -> nn.Module:
-    """One of `known_encoders()`."""
+    """One of `known_encoders()`, or "resnet": of any blocks and channels, by default ResNet-50's."""
     if name == "convnet":
         check_options(name, options, ("width",))
         return convnet(channels=channels, **options)
-    if name == "resnet":
-        return unnamed_resnet(channels, options)
-    if name not in known_encoders():
+    if name in known_encoders():
+        check_options(name, options, OPTIONS)
+        depth, _, width = name.removeprefix("resnet").partition("x")
+        return resnet(int(depth), int(width or 1), channels=channels, **options)
+    if name != "resnet":
         raise ConfigError(
             f"There is no encoder {name!r}.{did_you_mean(name, known_encoders())} Expected convnet, "
-            f"resnet{'|'.join(map(str, DEPTHS))} with x2, x3 or x4 if you like, torchvision:NAME, timm:NAME or "
-            "package.module:function."
+            f"resnet{'|'.join(map(str, DEPTHS))} with x2, x3 or x4 if you like, torchvision:NAME, timm:NAME "
+            "or package.module:function."
         )
-    check_options(name, options, ("stem", "padding", "last_gamma"))
-    depth, _, width = name.removeprefix("resnet").partition("x")
-    return resnet(int(depth), int(width or 1), channels=channels, **options)
-
-
-def unnamed_resnet(channels: int, options: dict[str, Any]) -> nn.Module:
-    """A ResNet of any number of blocks and channels, ResNet-50's by default."""
-    known = ("block", "blocks", "stem_channels", "stage_channels", "stem", "padding", "last_gamma")
-    check_options("resnet", options, known)
+    check_options(name, options, ("block", "blocks", "stem_channels", "stage_channels", *OPTIONS))
     given = {"block": "bottleneck", "blocks": DEPTHS[50][1], **options}
     block = BLOCKS.get(str(given.pop("block")))
     if block is None:
         raise ConfigError(f"block is {options['block']!r}; expected {' or '.join(map(repr, BLOCKS))}.")
-    for name in ("blocks", "stage_channels"):
-        if not isinstance(given.get(name, []), list | tuple):
-            raise ConfigError(f"{name} is {given[name]!r}; expected four whole numbers.")
+    for option in ("blocks", "stage_channels"):
+        if not isinstance(given.get(option, []), list | tuple):
+            raise ConfigError(f"{option} is {given[option]!r}; expected four whole numbers.")
     return ResNet(block, given.pop("blocks"), channels=channels, **given)
 
 
@@ -111,16 +99,13 @@ def torchvision_encoder(
     check_model("torchvision", name)
     builder = models.get_model_builder(name)
     takes = inspect.signature(get_type_hints(builder)["return"]).parameters
-    # GoogLeNet and Inception: one output instead of three, and no warning about how the weights start
-    given: dict[str, Any] = {
-        key: value for key, value in (("aux_logits", False), ("init_weights", True)) if key in takes
-    }
-    if size is not None and "input_size" in takes:
-        given["input_size"] = size
-    if size is not None and "image_size" in takes:
-        if len(set(size)) > 1:
+    # GoogLeNet and Inception: one output instead of three, and no warning about how the weights start.
+    given: dict[str, Any] = {"aux_logits": False, "init_weights": True}
+    if size is not None:
+        given |= {"input_size": size, "image_size": size[0]}
+        if "image_size" in takes and len(set(size)) > 1:
             raise ConfigError(f"torchvision:{name} needs square images; image_size is {size}.")
-        given["image_size"] = size[0]
+    given = {key: value for key, value in given.items() if key in takes}
     net = construct(f"torchvision:{name}", builder, {**given, **options}, takes, weights=None)
     remove_head(net)
     if channels != 3:
@@ -140,8 +125,7 @@ def timm_encoder(
                 f"timm:{name} is built with fresh weights, and {option} would load others. Leave it out."
             )
     settings = timm.get_pretrained_cfg(name)
-    # timm's sign that a model takes img_size
-    fixed = settings is not None and settings.fixed_input_size
+    fixed = settings is not None and settings.fixed_input_size  # timm's sign that a model takes img_size
     given = {"img_size": size} if size is not None and fixed else {}
     model = get_type_hints(timm.model_entrypoint(name)).get("return")
     takes = inspect.signature(model).parameters if inspect.isclass(model) else ()
@@ -153,10 +137,12 @@ def timm_encoder(
 
 
 def imported_encoder(name: str, offered: dict[str, Any], options: dict[str, Any]) -> nn.Module:
-    """What your own function returns, called with the options and those of the offered arguments that it names."""
+    """What your own function returns, called with the options and the offered arguments that it names."""
     module, _, attribute = name.partition(":")
     if not re.fullmatch(r"\w+(\.\w+)*", module) or not attribute.isidentifier():
-        raise ConfigError(f"The encoder {name!r} is no name of a function; expected package.module:function.")
+        raise ConfigError(
+            f"The encoder {name!r} is not the name of a function; expected package.module:function."
+        )
     try:
         home = import_module(module)
     except ImportError as failure:
@@ -185,12 +171,11 @@ def imported_encoder(name: str, offered: dict[str, Any], options: dict[str, Any]
         raise ConfigError(f"{name} cannot be called with the options {options}: {failure}.") from failure
     try:
         net = function(**given, **options)
-    except (
-        Exception
-    ) as failure:  # code of the user's own: whatever it raises, the chained traceback shows where
+    except Exception as failure:  # code of the user's own
         last = traceback.extract_tb(failure.__traceback__)[-1]
         raise ConfigError(
-            f"The encoder function {name} failed: {type(failure).__name__}: {failure} ({last.filename}:{last.lineno})."
+            f"The encoder function {name} failed: {type(failure).__name__}: {failure} "
+            f"({last.filename}:{last.lineno})."
         ) from failure
     if not isinstance(net, nn.Module):
         raise ConfigError(f"{name} returned a {type(net).__name__}; expected a torch.nn.Module.")
@@ -207,13 +192,14 @@ def construct(
         shown = ", ".join(f"{key}={value!r}" for key, value in given.items()) or "its defaults"
         known = list(takes)
         hint = "".join(did_you_mean(key, known) for key in given if known and key not in known)
-        said = str(failure).rstrip(".!")
-        raise ConfigError(f"{name} cannot be built with {shown}: {said}.{hint}") from failure
+        raise ConfigError(
+            f"{name} cannot be built with {shown}: {str(failure).rstrip('.!')}.{hint}"
+        ) from failure
     return net
 
 
 def remove_head(net: nn.Module) -> None:
-    """Put Identity in the place of a classifier's last layer, so that the network gives what the classifier was given."""
+    """Put Identity in the place of a classifier's last layer: the network gives what that was given."""
     name = classifier_of(net)
     if name is not None:
         net.set_submodule(name, nn.Identity())
@@ -273,7 +259,7 @@ def check_model(source: str, name: str) -> None:
         )
 
 
-def check_options(name: str, options: dict[str, Any], known: Iterable[str]) -> None:
+def check_options(name: str, options: Iterable[str], known: Iterable[str]) -> None:
     """Raise ConfigError for the first option that an encoder does not have."""
     names = list(known)
     for option in options:

@@ -12,19 +12,21 @@ GRID = 2
 
 
 class ConvNet(nn.Module):
-    """Convolutions, each with BatchNorm and ReLU, averaged on a raster: (B, channels, H, W) to (B, num_features).
+    """Convolutions, each with BatchNorm and ReLU, averaged on a raster: (B, channels, H, W) to (B,
+    num_features).
 
-    `stages` gives (out_channels, kernel, stride) of each convolution. The last map is averaged in `grid` x `grid` parts of
-    the image, so that a representation tells roughly where something is: num_features is the last out_channels x grid^2.
-    Weights start Kaiming-normal (He et al. 2015). Raises ConfigError when there is no stage, or a number is below 1.
+    `stages` gives (out_channels, kernel, stride) of each convolution. The last map is averaged in
+    `grid` x `grid` parts of the image, so that a representation tells roughly where something is:
+    num_features is the last out_channels x grid^2. Weights start Kaiming-normal (He et al. 2015).
+    Raises ConfigError when there is no stage, or a number is below 1.
     """
 
     def __init__(self, stages: Sequence[tuple[int, int, int]], channels: int = 3, grid: int = GRID) -> None:
         super().__init__()
         if not stages or min(channels, grid) < 1 or any(min(stage) < 1 for stage in stages):
             raise ConfigError(
-                f"ConvNet got stages={list(stages)}, channels={channels} and grid={grid}; expected at least one "
-                "(out_channels, kernel, stride), and every number at least 1."
+                f"ConvNet got stages={list(stages)}, channels={channels} and grid={grid}; expected at least "
+                "one (out_channels, kernel, stride), and every number at least 1."
             )
         layers: list[nn.Module] = []
         in_channels = channels
@@ -46,5 +48,5 @@ class ConvNet(nn.Module):
 
 
 def convnet(width: int = 64, channels: int = 3, grid: int = GRID) -> ConvNet:
-    """The default stack: five convolutions of `width` to 4 x `width` channels, the image's side divided by 8."""
+    """The default stack: five convolutions of `width` to 4 x `width` channels; the side is divided by 8."""
     return ConvNet([(multiple * width, kernel, stride) for multiple, kernel, stride in STACK], channels, grid)

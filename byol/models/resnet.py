@@ -1,7 +1,7 @@
-"""ResNet encoders of the paper (§3.3, Table 1; official networks.py, Haiku's resnet.py) with torchvision's state-dict names."""
+"""ResNet encoders of the paper (§3.3, Table 1; official networks.py), with torchvision's state-dict names."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ Padding = Literal["symmetric", "same"]
 
 
 def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
-    """Pad (..., H, W) as SAME of TensorFlow and JAX: ceil(size / stride) outputs, the odd pixel at the right and bottom."""
+    """Pad (..., H, W) as TensorFlow's SAME: ceil(size / stride) outputs, the odd pixel right and below."""
     pads: list[int] = []
     for size in (x.shape[-1], x.shape[-2]):  # F.pad counts dimensions from the last
         total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
@@ -78,7 +78,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions around a shortcut; the 3x3 one strides ("v1.5"), as in Haiku and torchvision."""
+    """1x1, 3x3 and 1x1 convolutions around a shortcut; the 3x3 one strides ("v1.5"), as in torchvision."""
 
     expansion = 4
 
@@ -118,17 +118,19 @@ DEPTHS: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
 
 
 class ResNet(nn.Module):
-    """A residual network whose forward turns float images (B, channels, H, W) into representations (B, num_features).
+    """A residual network: float images (B, channels, H, W) to representations (B, num_features).
 
-    `blocks` counts the blocks of the four stages and `stage_channels` gives the channels of their 3x3 convolutions; a
-    Bottleneck puts out four times as many. `stem` is "imagenet" (7x7, stride 2, then max-pooling) or "small" (3x3,
-    stride 1, no pooling; for images up to about 64 pixels), or "solo-learn" (small, but padded by 2, as that library's
-    encoders for CIFAR are). `padding` is "symmetric" as in torchvision or "same" as in
-    TensorFlow and JAX, which the official checkpoints need. `last_gamma` is the first scale of each block's last
-    BatchNorm: 1 gave the paper's results, 0 is what the released code does to bottlenecks.
+    `blocks` counts the blocks of the four stages, `stage_channels` gives the channels of their 3x3
+    convolutions; a Bottleneck puts out four times as many. `stem` is "imagenet" (7x7, stride 2, then
+    max-pooling), "small" (3x3, stride 1, no pooling; for images up to about 64 pixels), or "solo-learn"
+    (small, but padded by 2, as that library's encoders for CIFAR are). `padding` is "symmetric" as in
+    torchvision or "same" as in TensorFlow and JAX, which the official checkpoints need. `last_gamma` is
+    the first scale of each block's last BatchNorm: 1 gave the paper's results, 0 is what the released
+    code does to bottlenecks.
 
-    Weights start as in the official code: a truncated normal of std 1/sqrt(fan_in). BatchNorm's decay 0.9 and epsilon
-    1e-5 there are torch's defaults. Raises ConfigError for a stem, padding or number that cannot be.
+    Weights start as in the official code: a truncated normal of std 1/sqrt(fan_in). BatchNorm's decay
+    0.9 and epsilon 1e-5 there are torch's defaults. Raises ConfigError for a stem, padding or number
+    that cannot be.
     """
 
     def __init__(
@@ -144,8 +146,9 @@ class ResNet(nn.Module):
         channels: int = 3,
     ) -> None:
         super().__init__()
-        _check_choice("stem", stem, get_args(Stem))
-        _check_choice("padding", padding, get_args(Padding))
+        for name, value, choices in (("stem", stem, get_args(Stem)), ("padding", padding, get_args(Padding))):
+            if value not in choices:
+                raise ConfigError(f"{name} is {value!r}; expected {' or '.join(map(repr, choices))}.")
         _check_counts(
             blocks=blocks, stage_channels=stage_channels, stem_channels=(stem_channels,), channels=(channels,)
         )
@@ -153,35 +156,23 @@ class ResNet(nn.Module):
             raise ConfigError(
                 f"A ResNet has four stages; got blocks={blocks} and stage_channels={stage_channels}."
             )
-
         small = stem != "imagenet"
         self.conv1 = conv(channels, stem_channels, 3 if small else 7, 1 if small else 2, padding)
         if stem == "solo-learn":
             self.conv1.padding = (2, 2)
         self.bn1 = nn.BatchNorm2d(stem_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = (
-            nn.Identity()
-            if small
-            else SameMaxPool2d()
-            if padding == "same"
-            else nn.MaxPool2d(3, 2, padding=1)
-        )
-
-        def stage(index: int, in_channels: int, stride: int) -> nn.Sequential:
-            width = stage_channels[index]
-            out_channels = width * block.expansion
-            first = block(in_channels, width, stride, padding, last_gamma)
-            rest = [block(out_channels, width, 1, padding, last_gamma) for _ in range(blocks[index] - 1)]
-            return nn.Sequential(first, *rest)
-
-        outputs = [width * block.expansion for width in stage_channels]
-        self.layer1 = stage(0, stem_channels, stride=1)
-        self.layer2 = stage(1, outputs[0], stride=2)
-        self.layer3 = stage(2, outputs[1], stride=2)
-        self.layer4 = stage(3, outputs[2], stride=2)
+        pooling = SameMaxPool2d() if padding == "same" else nn.MaxPool2d(3, 2, padding=1)
+        self.maxpool = nn.Identity() if small else pooling
+        stages, in_channels = [], stem_channels
+        for count, width, stride in zip(blocks, stage_channels, (1, 2, 2, 2), strict=True):
+            layers = [block(in_channels, width, stride, padding, last_gamma)]
+            in_channels = width * block.expansion
+            layers += [block(in_channels, width, 1, padding, last_gamma) for _ in range(count - 1)]
+            stages.append(nn.Sequential(*layers))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.num_features = outputs[3]
+        self.num_features = in_channels
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 init_truncated(module.weight)
@@ -193,39 +184,19 @@ class ResNet(nn.Module):
         return x.flatten(1)
 
 
-def resnet(
-    depth: int,
-    width: int = 1,
-    *,
-    stem: Stem = "imagenet",
-    padding: Padding = "symmetric",
-    last_gamma: float = 1.0,
-    channels: int = 3,
-) -> ResNet:
+def resnet(depth: int, width: int = 1, **options: Any) -> ResNet:
     """ResNet-18 to -200 with all channels, the stem's too, times `width` (paper Table 1; 1 to 4 there).
 
-    Width 1 has torchvision's state dict without `fc`. So ResNet-18 and -34 have no projection in the first stage, where
-    the official code has one. Options are `ResNet`'s. Raises ConfigError for a depth or width that does not exist.
+    Width 1 has torchvision's state dict without `fc`. So ResNet-18 and -34 have no projection in the
+    first stage, where the official code has one. Options are `ResNet`'s. Raises ConfigError for what
+    does not exist.
     """
     if depth not in DEPTHS:
         raise ConfigError(f"There is no ResNet-{depth}; expected one of {', '.join(map(str, DEPTHS))}.")
     _check_counts(width=(width,))
     block, blocks = DEPTHS[depth]
-    return ResNet(
-        block,
-        blocks,
-        stem_channels=64 * width,
-        stage_channels=[64 * width, 128 * width, 256 * width, 512 * width],
-        stem=stem,
-        padding=padding,
-        last_gamma=last_gamma,
-        channels=channels,
-    )
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} is {value!r}; expected {' or '.join(repr(choice) for choice in choices)}.")
+    channels = [64 * width * multiple for multiple in (1, 2, 4, 8)]
+    return ResNet(block, blocks, stem_channels=64 * width, stage_channels=channels, **options)
 
 
 def _check_counts(**counts: Sequence[int]) -> None:
