@@ -1,10 +1,10 @@
 """One NVIDIA card in under ten minutes: is it right, how near is it to the card's limit, does it learn?
 
     python benchmarks/gpu.py                                            # random pixels; no learning run
-    python benchmarks/gpu.py TRAIN.npz TEST.npz --budget 4m             # x uint8 (N, H, W, 3) and y, such as CIFAR-10's
-    python benchmarks/gpu.py --small                                    # seconds on a CPU: shows that the script still runs
+    python benchmarks/gpu.py TRAIN.npz TEST.npz --budget 4m    # x uint8 (N, H, W, 3) and y, as CIFAR-10's
+    python benchmarks/gpu.py --small                           # seconds on a CPU: shows that it still runs
 
-Needs torch, numpy, Pillow, safetensors, rich and the package itself (no installation: run it in the repository's root).
+Needs torch, numpy, Pillow, safetensors, rich and the package itself (run it in the repository's root).
 """
 
 import argparse
@@ -128,7 +128,7 @@ def peak(precision: Precision, size: int) -> float:
 
 
 def speed(case: Case, product: int, repeats: int) -> None:
-    """Steps per second, as a share of the card's measured peak; the views' share; waits per step; peak memory."""
+    """Steps per second and share of the card's measured peak; the views' share; waits a step; peak memory."""
     rows = []
     with FlopCounterMode(display=False) as counter:
         Bench.of(case).loss()
@@ -197,12 +197,14 @@ def learning(train: str | None, test: str | None, budget: str, case: Case) -> No
         started = now()
         run = pretrain(None, images, config)
         print(
-            f"\nlearning   {run.plan.epochs:.0f} epochs, {run.plan.total_steps:,} steps in {now() - started:.0f} s"
+            f"\nlearning   {run.plan.epochs:.0f} epochs, {run.plan.total_steps:,} steps "
+            f"in {now() - started:.0f} s"
         )
         print(f"checkpoint {sorted(path.name for path in (run.folder / 'checkpoints').iterdir())[-1]}")
         for score in evaluate(run.encoder, train=images, test=held_out).values():
             print(
-                f"{score.protocol:10} {100 * score.top1:.2f} % (95 %: {100 * score.low:.2f} to {100 * score.high:.2f})"
+                f"{score.protocol:10} {100 * score.top1:.2f} % "
+                f"(95 %: {100 * score.low:.2f} to {100 * score.high:.2f})"
             )
 
 

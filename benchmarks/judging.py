@@ -1,8 +1,9 @@
-"""Judging: kNN beside the bare matrix product and top-k, logistic regression beside scikit-learn, embedding a folder.
+"""Judging: kNN beside the bare product and top-k, logistic regression beside scikit-learn, embedding.
 
 python benchmarks/judging.py [PHOTOS/] [--features TRAIN.npz TEST.npz] [--large]
 
---features takes what `byol embed` wrote instead of made-up features; --large adds 1.28 million x 2048 (13 GB on disk).
+--features takes what `byol embed` wrote instead of made-up features; --large adds 1.28 million x 2048
+(13 GB on disk).
 """
 
 import argparse
@@ -73,7 +74,7 @@ def streamed_knn(folder: Path, rows: int = 1_280_000, dimensions: int = 2048, qu
 
 
 def made_up(rows: int, dimensions: int, seed: int) -> Features:
-    """Features that tell the class a little and repeat one another, as those of networks do; the same classes for all seeds."""
+    """Features that tell the class a little and repeat one another, as those of networks do."""
     shared, generator = torch.Generator().manual_seed(99), torch.Generator().manual_seed(seed)
     directions = torch.randn(CLASSES, dimensions, generator=shared)
     mixing = (
@@ -85,10 +86,10 @@ def made_up(rows: int, dimensions: int, seed: int) -> Features:
 
 
 def logistic_regression(train: Features, test: Features, every: int = 5) -> None:
-    """The sweep of 45 l2 values and the last fit, beside scikit-learn's on the same cores: of the sweep every fifth value.
+    """The sweep of 45 l2 values and the last fit, beside scikit-learn's: of the sweep every fifth value.
 
-    scikit-learn stops after its usual 100 iterations, which for small l2 is before the end; the accuracy at the chosen l2 is
-    compared with its after as many as it needs.
+    scikit-learn stops after its usual 100 iterations, which for small l2 is before the end; the accuracy at
+    the chosen l2 is compared with its after as many as it needs.
     """
     from sklearn.linear_model import LogisticRegression
 

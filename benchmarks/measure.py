@@ -1,4 +1,4 @@
-"""Measuring several ways of doing one thing in the same run: alternating, so that the machine's moods hit all alike."""
+"""Measuring several ways of doing one thing in turns, so that the machine's moods hit all alike."""
 
 import platform
 import time
@@ -11,7 +11,7 @@ import torch
 
 
 def alternate(ways: dict[str, Callable[[], object]], repeats: int = 7) -> dict[str, float]:
-    """Median seconds of each way, called in turn after one warm-up round. On a GPU each call is waited for."""
+    """Median seconds of each way, called in turn after a warm-up round. On a GPU each call is waited for."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats + 1):
         for name, way in ways.items():

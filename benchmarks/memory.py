@@ -1,6 +1,6 @@
-"""Peak memory of a training run on 50,000 small images against 5,000: it should grow by the images themselves, no more.
+"""Peak memory of a run on 50,000 small images against 5,000: it should grow by the images, no more.
 
-python benchmarks/memory.py [IMAGES.parquet]    # without a file: random pixels as .npy; with one: its rows, as .npy and parquet
+python benchmarks/memory.py [IMAGES.parquet]    # its rows as .npy and parquet; else random pixels
 """
 
 import subprocess
@@ -69,7 +69,8 @@ def main() -> None:
             )
             images = (COUNTS[1] - COUNTS[0]) * 32 * 32 * 3
             print(
-                f"{kind:8} peak {few / 2**20:.0f} and {many / 2**20:.0f} MiB: grew by {(many - few) / 2**20:.1f}, ",
+                f"{kind:8} peak {few / 2**20:.0f} and {many / 2**20:.0f} MiB: "
+                f"grew by {(many - few) / 2**20:.1f}, ",
                 end="",
             )
             print(f"the images by {images / 2**20:.1f} MiB")

@@ -1,11 +1,12 @@
-"""End to end: `byol train` beside lightly's building blocks in their documented loop, same images, same small encoder.
+"""End to end: `byol train` beside lightly's blocks in their documented loop, same images and encoder.
 
     pip install 'byol[bench]'
-    python benchmarks/run.py TRAIN.parquet                          # images per second, share of time not computing, memory
-    python benchmarks/run.py TRAIN.parquet --test TEST.parquet --minutes 20    # both for so long, then kNN curves
+    python benchmarks/run.py TRAIN.parquet    # images per second, share of time not computing, memory
+    python benchmarks/run.py TRAIN.parquet --test TEST.parquet --minutes 20    # both so long, then kNN
 
-lightly's loop is the one of its documentation (examples/pytorch/byol.py): BYOLTransform at 32 pixels without blur, batches
-of 256, SGD at 0.06, heads of 1024 and 256, the target updated with a cosine from 0.996; with 2 loader workers.
+lightly's loop is the one of its documentation (examples/pytorch/byol.py): BYOLTransform at 32 pixels without
+blur, batches of 256, SGD at 0.06, heads of 1024 and 256, the target updated with a cosine from 0.996; with 2
+loader workers.
 """
 
 import argparse
@@ -101,7 +102,7 @@ def lightly_steps(path: str) -> Iterator[tuple[torch.nn.Module, int]]:
 
 
 def lightly_worker(path: str, seconds: float, out: Path, looks: int) -> None:
-    """Run the loop for a time; print images per second and save the backbone `looks` times, evenly in time."""
+    """Run the loop for a time; print images per second and save the backbone `looks` times, evenly."""
     steps = lightly_steps(path)
     for _ in range(WARM_UP):
         next(steps)
@@ -137,7 +138,7 @@ def save(backbone: torch.nn.Module, folder: Path) -> None:
 
 
 def bare_worker(path: str, seconds: float, out: Path) -> None:
-    """The run's own steps, in turn on batches as they come and on one that is there; print images per second of both."""
+    """The run's own steps, in turn on batches as they come and on one that is there; print both speeds."""
     config = parse(
         TrainConfig,
         ["--out", str(out), *preset_flags("cifar10-cpu"), *FLAGS[2:]],
@@ -176,7 +177,7 @@ def measured(command: list[str]) -> tuple[dict[str, Any], float]:
 
 
 def throughput(path: str, repeats: int = 3, seconds: float = 60) -> None:
-    """Images per second of the preset, of it with lightly's views and batch, of its bare steps and of lightly, alternating."""
+    """Images per second of the preset, of it with lightly's views and batch, of bare steps, of lightly."""
     recipes = {
         "byol train, the preset (24 pixels, batch 128)": PRESET,
         "byol train, 32 pixels, batch 256": FLAGS,
@@ -214,7 +215,8 @@ def throughput(path: str, repeats: int = 3, seconds: float = 60) -> None:
     ]
     table("end to end", ["", "images/s", "over lightly", "peak MiB of a process"], rows)
     print(
-        f"byol train waits for data {100 * median(waits):.1f} % of its time. In one process, in turn, steps on batches as they"
+        f"byol train waits for data {100 * median(waits):.1f} % of its time. In one process, in turn, "
+        "steps on batches as they"
     )
     print(f"come are {100 * median(behind):.1f} % slower than on one that is there.")
 
@@ -245,7 +247,8 @@ def learning(path: str, test: str, minutes: float, looks: int = 4) -> None:
         result, _ = measured([*worker, "--out", str(theirs)])
         curve = [score(theirs / str(n + 1), bank_images, queries) for n in range(looks + 1)]
         print(
-            f"lightly     {result['images']:,} images; kNN on the test images after each {minutes / (looks + 1):g} minutes:"
+            f"lightly     {result['images']:,} images; kNN on the test images after each "
+            f"{minutes / (looks + 1):g} minutes:"
         )
         print("  " + "  ".join(f"{value:.4f}" for value in curve))
         flags = ["--preset", "cifar10-cpu", "--epochs", "None", "--budget", f"{minutes}m"]
@@ -256,7 +259,8 @@ def learning(path: str, test: str, minutes: float, looks: int = 4) -> None:
         looked = [f"{line['knn_top1']:.4f} at {line['epoch']:.1f}" for line in lines if "knn_top1" in line]
         final = score(ours, bank_images, queries)
     print(
-        f"byol train  {took / 60:.1f} minutes; kNN of held-out training images, bank of 5,000, at epoch: {', '.join(looked)}"
+        f"byol train  {took / 60:.1f} minutes; kNN of the hold-out set, bank of 5,000, at epoch: "
+        f"{', '.join(looked)}"
     )
     print(f"  kNN on the test images at the end: {final:.4f}, ahead by {final - curve[-1]:.4f}")
 

@@ -1,6 +1,6 @@
-"""Scale: listing and opening up to a million files, the memory of the index, the first batch; memory over many steps.
+"""Scale: listing up to a million files, the memory of the index, the first batch; memory over many steps.
 
-python benchmarks/scale.py [--files 1000000] [--steps 2000]    # needs an inode per file in the temporary folder
+python benchmarks/scale.py [--files 1000000] [--steps 2000]    # an inode per file in the temporary folder
 """
 
 import argparse
@@ -110,7 +110,8 @@ def memory_over(steps: int) -> None:
         early = max(bytes for step, bytes in seen if step <= steps // 5)
         late = max(bytes for step, bytes in seen if step > steps // 5)
     print(
-        f"\nresident memory over {steps:,} steps: {early / 1e6:.0f} MB in the first fifth, {late / 1e6:.0f} MB after: ",
+        f"\nresident memory over {steps:,} steps: {early / 1e6:.0f} MB in the first fifth, "
+        f"{late / 1e6:.0f} MB after: ",
         end="",
     )
     print(f"{100 * (late / early - 1):+.1f} %")

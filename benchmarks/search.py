@@ -1,4 +1,4 @@
-"""Searching features: seconds and peak memory from a file of a million rows, beside the bare product and scikit-learn.
+"""Searching a file of a million rows: seconds, peak memory, beside the bare product and scikit-learn.
 
 python benchmarks/search.py [--rows 1000000] [--threads 2]
 """
@@ -62,7 +62,7 @@ def in_memory(x: np.ndarray) -> None:
 
 
 def from_file(x: np.ndarray, threads: int) -> None:
-    """A process that loads a file and searches it: all its time after the imports, and the memory it needs besides."""
+    """A process that loads a file and searches it: its time after the imports, and the memory it needs."""
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.npy"
@@ -77,7 +77,8 @@ def from_file(x: np.ndarray, threads: int) -> None:
             lines.append(
                 [f"Features.load(mapped={how == 'mapped'})", f"{seconds:.2f}", f"{mebibytes:,.0f} MiB"]
             )
-    title = f"load and search {len(x):,} x {DIMENSIONS} ({x.nbytes / 2**20:,.0f} MiB) in a file, {QUERIES} queries"
+    size = f"{len(x):,} x {DIMENSIONS} ({x.nbytes / 2**20:,.0f} MiB)"
+    title = f"load and search {size} in a file, {QUERIES} queries"
     table(title, ["", "seconds", "peak memory"], lines)
 
 

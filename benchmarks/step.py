@@ -3,8 +3,9 @@
     pip install 'byol[bench]'
     python benchmarks/step.py [resnet50 resnet18]
 
-At equal precision all get the same views of the same images; the floor is two forward-and-backward passes and two forward
-passes of the encoder alone. Ours is the run's own `steps`: it also finishes its views from uint8 crops, and updates.
+At equal precision all get the same views of the same images; the floor is two forward-and-backward passes and
+two forward passes of the encoder alone. Ours is the run's own `steps`: it also finishes its views from uint8
+crops, and updates.
 At defaults each library does what its documentation shows, from its own views on.
 """
 

@@ -1,7 +1,7 @@
-"""Two views of an image: ours beside lightly, torchvision's transforms.v2 and kornia, on one core and then on all.
+"""Two views of an image: ours beside lightly, torchvision's transforms.v2 and kornia, on one core and all.
 
     pip install 'byol[bench]'
-    python benchmarks/views.py PHOTOS/ [SMALL.parquet]    # a folder of photographs; small images (random ones without)
+    python benchmarks/views.py PHOTOS/ [SMALL.parquet]    # photographs; small images (else random)
 
 Ours is timed as a run works: crops one image at a time, as workers do, the rest batch by batch.
 """
@@ -36,7 +36,7 @@ def lightly_views(size: int) -> Callable[[Image.Image], Any]:
 
 
 def torchvision_views(size: int) -> Callable[[Image.Image], Any]:
-    """The paper's Table 6 in torchvision's words, as its documentation recommends: uint8 tensors first, floats late."""
+    """The paper's Table 6 in torchvision's words, as its documentation says: uint8 first, floats late."""
     from torchvision.transforms import v2
 
     def view(blur: float, solarize: float) -> Any:
@@ -117,7 +117,7 @@ def each(transform: Callable[[Any], Any], images: list[Any]) -> Callable[[], Non
 
 
 def photographs(folder: Path) -> dict[str, dict[str, Callable[[], object]]]:
-    """Ways from decoded photographs, from crops (the photometric part alone) and from JPEG bytes to two 224-pixel views."""
+    """Ways from decoded photographs, from crops (the photometric part) and from JPEG bytes to two views."""
     files = [
         path.read_bytes() for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")
     ][: 2 * BATCH]

@@ -33,7 +33,7 @@ def main() -> None:
     print(photos.description)
     for step in range(args.steps):
         rows = torch.randint(len(photos), (args.batch_size,)).tolist()
-        # Photographs have many sizes, so each is cut into its two views by itself; a batch of equal sizes is one call.
+        # Photographs have many sizes, so each is cut alone; a batch of equal sizes is one call.
         views = [learner.draw_views(photograph(photos, row)) for row in rows]
         loss = learner(torch.cat([view1 for view1, _ in views]), torch.cat([view2 for _, view2 in views]))
         optimizer.zero_grad()

@@ -166,17 +166,26 @@ def full_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def opened(write):
+    """A way to write into a file that is open, which is closed again when it fails."""
+
+    def writer(path: Path) -> None:
+        with path.open("wb", buffering=0) as file:
+            write(file)
+
+    return writer
+
+
 WRITERS = {
     "text": lambda path: path.write_text("x" * 10_000),
-    "numpy": lambda path: np.save(path.open("wb"), np.zeros(1000)),
-    "numpy's archive": lambda path: np.savez(path.open("wb"), np.zeros(1000)),
+    "numpy": opened(lambda file: np.save(file, np.zeros(1000))),
+    "numpy's archive": opened(lambda file: np.savez(file, np.zeros(1000))),
     "safetensors": lambda path: safetensors.numpy.save_file({"x": np.zeros(1000)}, path),
     "parquet": lambda path: pq.write_table(pa.table({"x": np.random.default_rng(0).random(1000)}), path),
     "Pillow": lambda path: Image.effect_noise((99, 99), 50).save(path, "png"),
 }
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize("writer", WRITERS)
 def test_whichever_library_meets_the_full_disk_the_path_is_named(tmp_path, full_disk, writer):
     with (
