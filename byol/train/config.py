@@ -49,6 +49,8 @@ def conform(config: Any) -> None:
             value = os.fspath(value)
         if isinstance(value, np.generic):
             value = value.item()
+        if isinstance(value, list) and get_origin(hint) is tuple:  # as JSON has it
+            value = tuple(value)
         fits = any(_is_a(value, kind) for kind in kinds)
         check(fits, f"{name} is {value!r}; expected {' or '.join(map(_in_words, kinds))}.")
         object.__setattr__(config, name, value)

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from byol.errors import ConfigError, DataError
@@ -14,11 +14,17 @@ from byol.world import Precision, World
 logger = logging.getLogger("byol")
 SMALL_SIDE = 64  # up to this side an image counts as small: a 3x3 stem, and the whole set kept on the device
 HOLD_OUT_MOST = 2000  # images
-SAVES = (
-    20  # checkpoints a run by default; one costs about a few steps, and the run saves by the clock as well
+SAVES = 20  # checkpoints a run by default; the run saves by the clock as well
+BANK = (
+    5000  # training images that vote for the hold-out set: enough to rank runs, cheap enough to score often
 )
-ENOUGH_STEPS, LEAST_STEPS = 100, 10  # in a budget: below them batches and views shrink, and there is no run
-USED, LOOKS = 0.96, 0.2  # of a budget: what is planned for (saving and a slower machine take the rest); looks
+# Of a budget of time:
+ENOUGH_STEPS, LEAST_STEPS = (
+    100,
+    10,
+)  # below the first batches and views shrink, below the second there is no run
+USED, LOOKS = 0.96, 0.2  # shares: what is planned for (saving and a slower machine take the rest), and looks
+PASSES = 8  # forward passes that a step is worth: of two views, online thrice with its gradient, and target
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,10 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class Speed:
-    """What the parts of a run take, in seconds, measured with a draft of its plan."""
+    """Seconds, measured with a draft of a plan."""
 
     step: float
-    look: float = 0.0  # at the representation
-    reading: float = 0.0  # of the images for the first look
+    image: float = 0.0  # to read one
     spent: float = 0.0  # since the run was started
 
 
@@ -94,24 +99,14 @@ class Plan:
             f"hardware   {self.device}, {self.precision}",
         ]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for plan.json."""
-        return {**asdict(self), "image_size": list(self.image_size), "eval_size": list(self.eval_size)}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Plan":
-        """A plan of what `to_json` gave. Raises ValueError, KeyError or TypeError for anything else."""
-        sizes = {name: tuple(values[name]) for name in ("image_size", "eval_size")}
-        return cls(**{**values, **sizes})
-
 
 def plan_run(
-    config: TrainConfig, facts: ImageFacts, world: World, measure: Callable[[Plan, bool], Speed] | None = None
+    config: TrainConfig, facts: ImageFacts, world: World, measure: Callable[[Plan], Speed] | None = None
 ) -> Plan:
     """Derive every number of a run from its config, its images and the hardware.
 
-    `measure` tells the speed of a draft plan, of steps alone or of looks too; only a config with a time budget
-    needs it. Raises DataError for too few images, ConfigError for settings that do not fit one another.
+    `measure` tells the speed of a draft plan; only a config with a time budget needs it. Raises DataError for
+    too few images, ConfigError for settings that do not fit one another.
     """
     precision = config.precision or world.default_precision()
     if config.budget is not None:
@@ -191,7 +186,7 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World, precision: Pre
 
 
 def fitted(
-    config: TrainConfig, derive: Callable[[TrainConfig], Plan], measure: Callable[[Plan, bool], Speed]
+    config: TrainConfig, derive: Callable[[TrainConfig], Plan], measure: Callable[[Plan], Speed]
 ) -> TrainConfig:
     """The config with epochs in place of its budget.
 
@@ -205,17 +200,19 @@ def fitted(
     usual = derive(draft)
     micro = min(8, usual.micro_batch_size)
     few = replace(usual, micro_batch_size=micro, batch_size=micro * usual.accumulation)
-    pixel = (
-        measure(few, False).step / few.batch_size / usual.image_size[0] ** 2
-    )  # seconds; less in larger batches
-    choices = [(size, side, budget / (pixel * size * side**2)) for size, side in smaller(config, usual)]
+    pixel = measure(few).step / few.batch_size / usual.image_size[0] ** 2  # seconds; less in larger batches
+    left = (USED - LOOKS) * budget
+    choices = [(size, side, left / (pixel * size * side**2)) for size, side in smaller(config, usual)]
     size, side, steps = next((choice for choice in choices if choice[2] >= ENOUGH_STEPS), choices[-1])
     plan, times = derive(replace(draft, batch_size=size, image_size=side)), config.knn.times
     if steps >= 1:
-        speed = measure(plan, True)
-        times = min(times, max(1, int(LOOKS * budget / speed.look))) if speed.look else times
-        spent = min(speed.spent, budget / 2)  # half of a tiny budget is trained all the same
-        steps = (USED * budget - spent - speed.reading - times * speed.look) / speed.step
+        speed = measure(plan)
+        scored = min(BANK, plan.images) + plan.hold_out_images
+        look = scored * speed.step / size / PASSES * (plan.eval_size[0] / side) ** 2
+        times = min(times, max(1, int(LOOKS * budget / look)))
+        read = (scored + plan.images * plan.in_memory) * speed.image / max(1, plan.workers)
+        spent = min(speed.spent + read, budget / 2)  # half of a tiny budget is trained all the same
+        steps = (USED * budget - spent - times * look) / speed.step
     if steps < LEAST_STEPS:
         raise ConfigError(
             f"A budget of {config.budget} is only {max(0.0, steps):.1f} steps of {size} images here. Give "

@@ -1,6 +1,4 @@
-"""A whole run, from images to an encoder file. Read `pretrain` from top to bottom: it is the table of
-contents.
-"""
+"""A whole run, from images to an encoder file. Read `pretrain` from top to bottom: it tells it all."""
 
 import time
 from contextlib import closing
@@ -42,13 +40,12 @@ class Run:
 
 
 def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) -> Run:
-    """Train an encoder on unlabelled images; a run that was stopped or killed in `config.out` is continued
-    bit for bit.
+    """Train an encoder on unlabelled images; a run that was stopped or killed is continued bit for bit.
 
     `encoder` is a name (see `build_encoder`), a module of your own, of which `config.hidden_layer` gives the
     representation, or None for `config.encoder`. `images` is anything `open_images` takes. Sets torch's
-    random state. Raises ConfigError, DataError, CheckpointError, TrainingError, and Stopped after saving
-    when a signal asked to stop.
+    random state. Raises ConfigError, DataError, CheckpointError, TrainingError, and Stopped after saving when
+    a signal asked to stop.
     """
     setup = Setup.of(encoder, images, config)
     config, images, folder = setup.config, setup.images, RunFolder(config.out)
@@ -101,10 +98,8 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
                 log.say(f"finished   already, at step {start:,}; nothing is left to do{bad}")
             else:
                 save_encoder(trained_encoder, folder.path)
-                log.say(
-                    f"finished   {plan.total_steps - start:,} steps in "
-                    f"{duration(time.perf_counter() - began)}{bad}"
-                )
+                took = duration(time.perf_counter() - began)
+                log.say(f"finished   {plan.total_steps - start:,} steps in {took}{bad}")
         if plan.hold_out_images and not own_scores(folder):
             if not monitor.scores:  # of a run that was killed between its last checkpoint and here
                 monitor.look(plan.total_steps)

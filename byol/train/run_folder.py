@@ -123,7 +123,7 @@ class RunFolder:
             stored = read_json(self.plan)
             if stored.pop("blake2b") != encoder.digest({}, stored) or stored["format"] != FORMAT:
                 raise ValueError("it does not match its checksum")
-            plan = Plan.from_json(stored["plan"])
+            plan = Plan(**stored["plan"])
             changed = differences(stored["config"], to_plain(config))
             changed = [line for line in changed if line.split(":")[0] not in FREE_TO_CHANGE]
             if stored["data"] != source.fingerprint():
@@ -168,7 +168,7 @@ class RunFolder:
                 "threads": torch.get_num_threads(),
             }
             images = {"data": source.fingerprint(), "images": source.description}
-            stored = {"format": FORMAT, "plan": plan.to_json(), "config": to_plain(config), **images}
+            stored = {"format": FORMAT, "plan": to_plain(plan), "config": to_plain(config), **images}
             write_text(self.config, to_yaml(config))
             write_text(self.environment, json.dumps(environment, indent=1))
             # Last: a folder with a plan is a run.

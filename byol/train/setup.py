@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,24 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from byol.data.batches import Batches, BatchPlan, Cropped, load_resident, resident_batches, streamed_batches
+from byol.data.decode import BadImage
 from byol.data.images import Images, open_images
 from byol.data.workers import never
 from byol.encoders.encoder import Encoder, EncoderInfo, check_savable
-from byol.errors import ConfigError
+from byol.errors import ConfigError, complaint
 from byol.evaluation.online import OnlineProbe
 from byol.method.byol import BYOL
 from byol.method.draws import Stream, seed_of, uniforms
 from byol.models.build import build_encoder
 from byol.train.config import DataConfig, TrainConfig, seconds_of
 from byol.train.log import BadImages, say
-from byol.train.monitor import Monitor
 from byol.train.plan import ImageFacts, Plan, Speed, plan_run
 from byol.train.run_folder import RunFolder
 from byol.train.step import build_optimizer, steps
 from byol.world import World
 
 BadNames = Callable[[str, str], None]  # is told the name of an unreadable image, and why
-SAMPLE = 128  # images that the time of a look is measured with
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Setup:
         elif encoder is not None:
             if config.encoder not in (None, encoder):
                 raise ConfigError(
-                    f"The encoder is {encoder!r}, and config.encoder is {config.encoder!r}. Give one of them."
+                    f"The encoder is {encoder!r} and config.encoder {config.encoder!r}. Give one."
                 )
             config = replace(config, encoder=encoder)
         world = World.join(config.device, alone=True)
@@ -81,14 +80,12 @@ class Setup:
     def new_plan(self, poll: Callable[[], object] = never) -> Plan:
         """A plan of what was given. `poll` is called while it is measured; it may raise, to stop."""
         plan = plan_run(self.config, self.facts(), self.world, partial(self.speed, poll=poll))
-        return (
-            plan if self.own is None else replace(plan, encoder=type(self.own).__name__, encoder_options={})
-        )
+        if self.own is not None:
+            plan = replace(plan, encoder=type(self.own).__name__, encoder_options={})
+        return plan
 
     def learner(self, plan: Plan) -> BYOL:
-        """The pair of networks at step 0, a function of the plan's seed, on the device and laid out for
-        fast convolutions.
-        """
+        """The pair of networks at step 0, a function of the seed, laid out for fast convolutions."""
 
         def network(stream: Stream) -> nn.Module:
             torch.manual_seed(seed_of(plan.seed, stream))
@@ -114,11 +111,9 @@ class Setup:
         return learner.to(self.world.device).to(memory_format=torch.channels_last)
 
     def encoder(self, learner: BYOL, plan: Plan) -> Encoder:
-        """The online encoder as it will be saved; it shares the learner's weights, so it is always the
-        newest.
+        """The online encoder as it will be saved; it shares the learner's weights.
 
-        Raises ConfigError for a network that cannot be saved, or that cannot take images of the plan's
-        eval_size.
+        Raises ConfigError for a network that cannot be saved, or cannot take images of the plan's eval_size.
         """
         assert learner.views is not None
         network = learner.online.encoder
@@ -136,16 +131,15 @@ class Setup:
         )
         encoder = Encoder(network, info)
         if plan.eval_size != plan.image_size:
+            images = torch.zeros(
+                (2, plan.channels, *plan.eval_size), dtype=torch.uint8, device=self.world.device
+            )
             try:
-                encoder(
-                    torch.zeros(
-                        (2, plan.channels, *plan.eval_size), dtype=torch.uint8, device=self.world.device
-                    )
-                )
+                encoder(images)
             except (RuntimeError, ValueError, AssertionError) as failure:
                 raise ConfigError(
                     f"{plan.encoder} takes images of {plan.image_size[0]} pixels and none of "
-                    f"{plan.eval_size[0]} ({failure}). Leave --eval-size out."
+                    f"{plan.eval_size[0]} ({complaint(failure)}). Leave --eval-size out."
                 ) from failure
         return encoder
 
@@ -159,8 +153,9 @@ class Setup:
         probe: OnlineProbe | None = None,
         poll: Callable[[], object] = never,
     ) -> Batches:
-        """The run's micro-batches of some images from step `start` on, by the plan's route. Nothing is read
-        before the first. `poll` is called before each and between images; it may raise, to stop.
+        """The run's micro-batches of some images from step `start` on. Nothing is read before the first.
+
+        `poll` is called before each and between images; it may raise, to stop.
         """
         assert learner.views is not None
         images = self.images.subset(rows)
@@ -189,8 +184,8 @@ class Setup:
 
         return Batches(cropped(), what, start, poll)
 
-    def speed(self, draft: Plan, looks: bool = True, poll: Callable[[], object] = never) -> Speed:
-        """Time some real steps of a draft plan, and if need be a look, on throw-away networks."""
+    def speed(self, draft: Plan, poll: Callable[[], object] = never) -> Speed:
+        """Time some real steps of a draft plan on throw-away networks, and how long images take to read."""
         assert self.config.budget is not None
         say(f"measuring  steps of {draft.batch_size} images, to fit a budget of {self.config.budget}")
         allowed = min(3.0, seconds_of(self.config.budget) / 50)  # seconds
@@ -198,12 +193,10 @@ class Setup:
         def unheard(name: str, reason: str) -> None:
             """The run itself will report unreadable images."""
 
-        trial = replace(self, own=copy.deepcopy(self.own))
-        learner = trial.learner(draft)
-        train, hold_out = split(len(self.images), draft)
+        learner = replace(self, own=copy.deepcopy(self.own)).learner(draft)
+        rows = split(len(self.images), draft)[0][: 4 * draft.batch_size]
         ends: list[float] = []
-        rows = train[: 4 * draft.batch_size]
-        with closing(trial.batches(rows, draft, learner, 0, unheard, poll=poll)) as batches:
+        with closing(self.batches(rows, draft, learner, 0, unheard, poll=poll)) as batches:
             for _ in steps(learner, batches, build_optimizer(learner, draft), draft):
                 if self.world.device.type == "cuda":
                     torch.cuda.synchronize()
@@ -212,22 +205,13 @@ class Setup:
                     break
         # The first step warms up; the mean of the others includes what data and the machine's noise cost.
         step = (ends[-1] - ends[0]) / (len(ends) - 1)
-        if not looks:
-            return Speed(step)
-        whole = Monitor(
-            trial.encoder(learner, draft), self.images, (train, hold_out), draft, self.config.knn, unheard
-        )
-        few = Monitor(
-            whole.encoder, self.images, (train[:SAMPLE], hold_out[:SAMPLE]), draft, self.config.knn, unheard
-        )
-        share = sum(map(len, whole.rows)) / sum(map(len, few.rows))
-        took: list[float] = []  # by the first, which reads the images, and by another
-        for _ in range(2):
-            began = time.perf_counter()
-            few.look(0, poll)
-            took.append((time.perf_counter() - began) * share)
+        sample = rows[:64].tolist()
+        for index in sample:
+            with suppress(BadImage):
+                self.images.array(index)
+        image = (time.perf_counter() - ends[-1]) / len(sample)
         self.images.release()
-        return Speed(step, took[1], max(0.0, took[0] - took[1]), time.monotonic() - self.started)
+        return Speed(step, image, time.monotonic() - self.started)
 
 
 def split(count: int, plan: Plan) -> tuple[Tensor, Tensor]:
@@ -247,17 +231,13 @@ class Loop:
 
 
 def prepare_loop(encoder: str | nn.Module | None, images: Any, config: TrainConfig) -> Loop:
-    """Prepare what `pretrain` would train, with the same arguments, numbers and order of images; you run
-    the steps.
+    """Prepare what `pretrain` would train, with the same numbers and order of images; you run the steps.
 
     Nothing is saved, scored or logged, but for unreadable images, which are listed in config.out. The
-    images that `pretrain` would hold out for its score are held out here too. Sets torch's random state.
-    Raises what `pretrain` does.
+    hold-out set is left out here too. Sets torch's random state. Raises what `pretrain` does.
     """
     if config.probe.online:
-        raise ConfigError(
-            "probe.online is on, but only pretrain trains the probe. Leave it out of a loop of your own."
-        )
+        raise ConfigError("probe.online is on, but only pretrain trains the probe. Leave it out here.")
     setup = Setup.of(encoder, images, config)
     plan = setup.new_plan()
     learner = setup.learner(plan)

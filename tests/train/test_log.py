@@ -62,7 +62,7 @@ def test_a_file_hears_of_the_loss_after_the_first_step_and_then_by_time(tmp_path
     lines = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"step 11/1,000 .* loss 1\.250", lines[0])
     assert re.fullmatch(r"time +about 1h 05m more, .*", lines[1])
-    assert re.fullmatch(r"step 14/1,000 .* loss 1\.250 .* 2 images/s .* data 25 % .* left 1h 05m", lines[2])
+    assert re.fullmatch(r"step 14/1,000 .* loss 1\.250 .* 2 images/s .* waiting 25% .* left 1h 05m", lines[2])
     assert [line.split("/")[0] for line in lines[2:5]] == ["step 14", "step 17", "step 20"]
 
 
@@ -117,5 +117,5 @@ def test_the_bar_is_a_bar_that_moves_every_step_and_tells_the_loss(columns, tmp_
     last = frames[-1]
     assert last.startswith("40,000/123,456")
     assert len(last.rstrip()) <= columns
-    assert "loss 1.250  12,000 images/s  waits 25%" in last
+    assert "loss 1.250  12,000 images/s  waiting 25%" in last
     assert len(re.search("[━╸╺]+", last).group()) >= (8 if columns == 80 else 40)

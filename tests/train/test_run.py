@@ -416,8 +416,7 @@ def test_the_speed_of_a_draft_is_measured_without_a_trace(tmp_path, arrays, labe
     setup = Setup.of(net, images, config)
     speed = setup.speed(plan_run(replace(config, budget=None), setup.facts(), setup.world))
     assert 0 < speed.step < speed.spent
-    assert 0 < speed.look < speed.spent
-    assert speed.reading >= 0
+    assert 0 < speed.image < speed.spent
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert not (tmp_path / "a").exists()
 
