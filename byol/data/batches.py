@@ -24,7 +24,7 @@ from byol.data.decode import BadImage
 from byol.data.images import Images
 from byol.data.workers import made, never
 from byol.errors import DataError
-from byol.method.crops import crop_boxes, crop_draws, crop_resize, to_device
+from byol.method.crops import crop_draws, crop_resize, to_device
 from byol.method.draws import Stream, seed_of, uniforms
 from byol.method.views import Views
 
@@ -128,7 +128,8 @@ def resident_batches(images: Tensor, plan: BatchPlan, start: int = 0) -> Generat
     for position in range(start * plan.batch_size, 2**62, micro):
         epochs, indices = members(position, micro, plan.seed, plan.images)
         epochs, rows = (numbers.repeat_interleave(plan.crops) for numbers in (epochs, indices))
-        boxes = views.draw_crops(plan.seed, epochs, rows, view, height, width)
+        heights, widths = torch.full_like(rows, height), torch.full_like(rows, width)
+        boxes = views.config.crops(crop_draws(plan.seed, epochs, rows, view), heights, widths)
         chosen = images[to_device(rows, images.device)]
         crops = crop_resize(chosen, boxes, views.size, views.config.antialias)
         yield Cropped(crops.div_(255).clamp_(0, 1).view(micro, plan.crops, *crops.shape[1:]), indices)
@@ -226,9 +227,7 @@ def cut(picture: Any, views: Views, drawn: Tensor) -> Tensor:
     image = (pixels[:, :, None] if pixels.ndim == 2 else pixels).permute(2, 0, 1)[None]
     heights, widths = (torch.full((len(drawn),), length) for length in image.shape[2:])
     config = views.config
-    crops = crop_boxes(
-        drawn, heights, widths, area=config.crop_area, ratio=config.crop_ratio, flip=config.flip
-    )
+    crops = config.crops(drawn, heights, widths)
     if not config.antialias:
         resized = crop_resize(image.expand(len(drawn), -1, -1, -1), crops, views.size, antialias=False)
         return resized.round_().clamp_(0, 255).to(torch.uint8)

@@ -1,8 +1,8 @@
 """Bootstrap Your Own Latent (Grill et al. 2020, §3.1, Algorithm 1; official code: byol_experiment.py).
 
-Two views of every image. The online network (encoder, projector, predictor) predicts, from one view, the projection
-that the target network (encoder, projector) gives of the other view. Only the online network is trained; after each
-optimizer step the target's parameters move a little towards the online ones.
+Two views of every image. The online network (encoder, projector, predictor) predicts, from one view, the
+projection that the target network (encoder, projector) gives of the other view. Only the online network is
+trained; after each optimizer step the target's parameters move a little towards the online ones.
 """
 
 import copy
@@ -22,7 +22,6 @@ from byol.method.probe import probe
 from byol.method.views import ViewConfig, Views, height_and_width
 
 logger = logging.getLogger("byol")
-_MOVING = (torch.float32, torch.complex64)
 
 
 class Network(nn.Module):
@@ -42,23 +41,23 @@ class Network(nn.Module):
 class BYOL(nn.Module):
     """Learn a network's representation from unlabelled images.
 
-    `net` is any module; it is trained in place and stays yours. `image_size` is the side (or height and width) of the
-    views. `hidden_layer` says where the representation comes out: a layer's dotted name or a child's index, "input of
-    NAME" for what a layer is fed, or "output" for the network's own output. By default it is what the network itself
-    feeds its classifier, and the output of a network without one. Maps and token sequences are pooled.
+    `net` is any module; it is trained in place and stays yours. `image_size` is the side (or height and
+    width) of the views. `hidden_layer` says where the representation comes out: a layer's dotted name or a
+    child's index, "input of NAME" for what a layer is fed, or "output" for the network's own output. By
+    default it is what the network itself feeds its classifier, or the output of one without. Maps and token
+    sequences are pooled.
 
-    `forward(images)` draws two views per image of (B, C, H, W) uint8, or float in [0, 1], and returns the scalar loss
-    (mean over the batch of both directions, 0 to 8). `forward(view1, view2)` takes views of your own, of any shape;
-    tuples are spread over the network's positional arguments, dicts over its keyword arguments.
+    `forward(images)` draws two views per image of (B, C, H, W) uint8, or float in [0, 1], and returns the
+    loss. `forward(view1, view2)` takes views of your own, of any shape; tuples are spread over the network's
+    positional arguments, dicts over its keyword arguments.
 
-    `augment_fn`, `augment_fn2` replace the built-in views by functions of a batch. `example`, a small batch of inputs,
-    stands in for `image_size` when the inputs are not images. `target_net` starts the target from another network of
-    the same architecture, as the official code does, instead of a copy. `joint_batchnorm` lets both views share their
-    BatchNorm statistics, which the paper does not. `sync_batchnorm` shares them over the processes of a distributed run,
-    as the paper does; None does so where it can: in a process group of several that works on GPUs (NCCL), even if the
-    network is moved to its GPU only afterwards. On CPUs torch cannot, and each process keeps its own statistics, with a
-    warning. Parameters behind the hidden layer are frozen. Lazy layers (nn.LazyLinear ...) need one pass of the network
-    first. Raises ConfigError for a layer or network that cannot serve.
+    `augment_fn`, `augment_fn2` replace the built-in views by functions of a batch. `example`, a small batch
+    of inputs, stands in for `image_size` when the inputs are not images. `target_net` starts the target from
+    another network of the same architecture, as the official code does, instead of a copy. `joint_batchnorm`
+    lets both views share their BatchNorm statistics, which the paper does not. `sync_batchnorm` shares them
+    over the processes of a distributed run, as the paper does; None does so in a process group that works on
+    GPUs (NCCL), even if the network is moved there only afterwards; on CPUs torch cannot. Raises ConfigError
+    for a layer or network that cannot serve.
     """
 
     def __init__(
@@ -82,17 +81,11 @@ class BYOL(nn.Module):
         super().__init__()
         _check_tau(moving_average_decay, "moving_average_decay")
         if min(projection_size, projection_hidden_size) < 1:
-            raise ConfigError(
-                f"projection_size={projection_size} and projection_hidden_size={projection_hidden_size}; both start at 1."
-            )
+            raise ConfigError(f"{projection_size=} and {projection_hidden_size=}; both start at 1.")
         if image_size is None and example is None:
-            raise ConfigError(
-                "Give image_size, or example=: a small batch of the network's inputs when they are not images."
-            )
+            raise ConfigError("Give image_size, or example=: a small batch of inputs that are not images.")
         if augment_fn is None and augment_fn2 is not None:
-            raise ConfigError(
-                "augment_fn2 came without augment_fn. Give both, or augment_fn alone for both views."
-            )
+            raise ConfigError("augment_fn2 came without augment_fn. Give both, or augment_fn for both views.")
         _check_network(net)
         size = None if image_size is None else height_and_width(image_size)
         found = probe(net, hidden_layer, example, image_size=size, channels=channels)
@@ -137,28 +130,25 @@ class BYOL(nn.Module):
         return_projection: bool = True,
         return_representation: bool = False,
     ) -> Any:
-        """The loss, a float32 scalar.
+        """The loss, a float32 scalar: mean over the batch of both directions, 0 to 8.
 
-        With return_representation, (loss, representation): that of view 1, (B, D) without gradient, for a classifier that
-        learns beside. With return_embedding no loss, but (projection, representation) of unaugmented images.
+        With return_representation (loss, representation): view 1's, (B, D) without gradient, for a classifier
+        that learns beside. With return_embedding (projection, representation) of unaugmented images.
         """
         if return_embedding:
             representation = self.online.encoder(self.prepare(view1))
-            if self.training and return_projection:
-                _check_count(len(representation))
-            return (
-                (self.online.projector(representation), representation)
-                if return_projection
-                else representation
-            )
+            if not return_projection:
+                return representation
+            self._check_counts(len(representation))
+            return self.online.projector(representation), representation
         if view2 is None:
             view1, view2 = self.draw_views(view1)
         elif self.views is not None and not self.views.drawn:
             self._fed_views = True
         if isinstance(view1, Tensor) and isinstance(view2, Tensor):  # before BatchNorm sees them
-            self._check_pair(view1, view2)
+            self._check_counts(len(view1), len(view2))
         representation1, representation2 = self._both(self.online.encoder, view1, view2)
-        self._check_pair(representation1, representation2)
+        self._check_counts(len(representation1), len(representation2))
         prediction1, prediction2 = self._both(self._predicted, representation1, representation2)
         with torch.no_grad():  # the target teaches, it is not taught
             projection1, projection2 = self._both(self.target, view1, view2)
@@ -166,7 +156,7 @@ class BYOL(nn.Module):
         return (loss, representation1.detach()) if return_representation else loss
 
     def predict(self, view: Any) -> Tensor:
-        """The online network's prediction (B, projection_size) of the target's projection of the other view."""
+        """The online network's prediction (B, projection_size) of the other view's projection."""
         return self._predicted(self.online.encoder(view))
 
     def _predicted(self, representation: Tensor) -> Tensor:
@@ -174,29 +164,23 @@ class BYOL(nn.Module):
         return prediction
 
     def draw_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Two views of each image, drawn from torch's own random state, so that torch.manual_seed repeats them."""
+        """Two views of each image, from torch's own random state: torch.manual_seed repeats them."""
         if self.augment_fn is not None and self.augment_fn2 is not None:
             return self.augment_fn(images), self.augment_fn2(images)
         if self.views is None:
-            raise ConfigError(
-                "This learner has no image_size, so it cannot draw views: call it with two views, learner(view1, view2)."
-            )
+            raise ConfigError("Without image_size a learner draws no views: give it two views.")
         return self.views(images)
 
     @torch.no_grad()
     def update_target(self, tau: float) -> None:
-        """Move every target parameter: target = tau * target + (1 - tau) * online. Call it after the optimizer's step.
+        """target = tau * target + (1 - tau) * online, for each parameter. Call it after the optimizer's step.
 
         Parameters only: the target's BatchNorm buffers are its own (official byol_experiment.py).
         """
         _check_tau(tau, "tau")
         # A complex number moves as its two parts do; integers stay.
         targets, onlines = (
-            [
-                torch.view_as_real(p) if p.is_complex() else p
-                for p in network.parameters()
-                if p.dtype in _MOVING
-            ]
+            [torch.view_as_real(p) if p.is_complex() else p for p in network.parameters() if _is_number(p)]
             for network in (self.target, self.online)
         )
         torch._foreach_lerp_(targets, onlines, 1.0 - tau)
@@ -207,20 +191,16 @@ class BYOL(nn.Module):
 
     @torch.no_grad()
     def embed(self, images: Any) -> Tensor:
-        """The representation (B, D) float32 of images as evaluation sees them: no augmentation, eval mode, no gradient.
-
-        Built-in views: images are cropped, resized and normalised as in evaluation. Views of your own: the input goes
-        to the network as it is.
-        """
+        """The representation (B, D) float32 of images after `prepare`, in eval mode, without gradient."""
         with evaluating(self.online.encoder):
             representation: Tensor = self.online.encoder(self.prepare(images))
         return representation.float()
 
     def prepare(self, images: Any) -> Any:
-        """Images as the network expects them in evaluation.
+        """Images as evaluation feeds them to the network: with built-in views resized and normalised.
 
-        Cropped, resized and normalised when this learner draws its views. They stay as they are when the views are
-        yours: of `augment_fn`, of `example`, or given as view1 and view2 by code that never used `self.views`.
+        With views of your own they stay as they are: by `augment_fn`, or given as view1 and view2 when
+        `self.views` never drew any.
         """
         if self.views is None or self.augment_fn is not None or not isinstance(images, Tensor):
             return images
@@ -229,22 +209,18 @@ class BYOL(nn.Module):
     def extra_repr(self) -> str:
         return f"frozen={', '.join(self.frozen)}" if self.frozen else ""
 
-    def _check_pair(self, one: Tensor, other: Tensor) -> None:
-        if len(one) != len(other):
-            raise ConfigError(
-                f"The views hold {len(one)} and {len(other)} samples; expected two views of the same samples."
-            )
-        if self.training:
-            _check_count(len(one))
+    def _check_counts(self, *counts: int) -> None:
+        if len(set(counts)) > 1:
+            raise ConfigError(f"The views hold {counts[0]} and {counts[1]} samples; expected as many.")
+        if self.training and counts[0] < 2:
+            raise ConfigError(f"A batch of {counts[0]} cannot be trained on: BatchNorm needs two samples.")
 
     def _both(self, network: Callable[[Any], Tensor], view1: Any, view2: Any) -> tuple[Tensor, Tensor]:
-        """One pass per view, each with its own BatchNorm statistics, as the official code does; or one joint pass."""
+        """One pass per view, with its own BatchNorm statistics as in the official code; or one joint pass."""
         if not self.joint_batchnorm:
             return network(view1), network(view2)
         if not (isinstance(view1, Tensor) and isinstance(view2, Tensor)):
-            raise ConfigError(
-                "joint_batchnorm joins two tensors; these views are not tensors. Leave it False for them."
-            )
+            raise ConfigError("joint_batchnorm joins two tensors, and these views are not. Leave it False.")
         first, second = network(torch.cat([view1, view2])).chunk(2)
         return first, second
 
@@ -261,59 +237,57 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
+def _is_number(p: Tensor) -> bool:
+    return p.is_floating_point() or p.is_complex()
+
+
 def _check_network(net: nn.Module) -> None:
     """Raise ConfigError for a network that cannot be trained as it is."""
     kind = type(net).__name__
-    wrapped = (
-        "module" if isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel) else "_orig_mod"
-    )
+    parallel = isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    wrapped = "module" if parallel else "_orig_mod"  # torch.compile's
     if isinstance(getattr(net, wrapped, None), nn.Module):
         raise ConfigError(
-            f"The network came inside {kind}, which gives its weights other names. Give the network itself "
-            f"(net.{wrapped}), and wrap or compile afterwards: DistributedDataParallel(learner), learner.compile(), or "
-            "net.compile() for the network alone; these compile in place."
+            f"The network came inside {kind}, which gives its weights other names. Give the network itself, "
+            f"net.{wrapped}. Compile in place with learner.compile(), or net.compile() for the network "
+            "alone; distribute the learner, DistributedDataParallel(learner)."
         )
-    lazy = next((name for name, p in net.named_parameters() if nn.parameter.is_lazy(p)), None)
-    if lazy is not None:
-        raise ConfigError(
-            f"{kind} has lazy layers, which have no weights yet ({lazy}). Run one batch of its inputs through it first: "
-            "net(batch)."
-        )
+    for name, p in net.named_parameters():
+        if nn.parameter.is_lazy(p):
+            raise ConfigError(
+                f"{kind} has lazy layers, which have no weights yet ({name}). Run one batch of its inputs "
+                "through it first: net(batch)."
+            )
+        if p.requires_grad and p.dtype not in (torch.float32, torch.complex64):
+            raise ConfigError(
+                f"{kind} has weights of {p.dtype} ({name}); expected torch.float32. Call net.float(): the "
+                "arithmetic may be bf16 (torch.autocast), the weights may not."
+            )
     if not any(p.requires_grad for p in net.parameters()):
         raise ConfigError(f"{kind} has no trainable parameter, so there is nothing to learn.")
-    for name, p in net.named_parameters():
-        if (p.is_floating_point() or p.is_complex()) and p.dtype not in _MOVING:
-            raise ConfigError(
-                f"{kind} has weights of {p.dtype} ({name}); expected torch.float32. Call net.float(): the arithmetic "
-                "may be bf16 (torch.autocast), the weights may not."
-            )
 
 
 def _freeze(net: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Parameters behind the hidden layer never get a gradient; left trainable, DDP would wait for theirs for ever."""
+    """Parameters behind the hidden layer never get a gradient; left trainable, DDP would wait for theirs."""
     for name in names:
         net.get_parameter(name).requires_grad_(False)
     if names:
         logger.warning(
-            "%d parameters that the representation does not depend on are frozen (%s). To train them afterwards: "
-            "requires_grad_(True).",
-            len(names),
-            ", ".join(names[:2]) + (", ..." if len(names) > 2 else ""),
-        )
+            "%d parameters that the representation does not depend on are frozen (%s%s). To train them "
+            "afterwards: requires_grad_(True).",
+            len(names), ", ".join(names[:2]), ", ..." if names[2:] else "",
+        )  # fmt: skip
         logger.info("Frozen: %s.", ", ".join(names))
     return names
 
 
 def _check_same_architecture(net: nn.Module, target_net: nn.Module) -> None:
-    ours = {name: tuple(p.shape) for name, p in net.named_parameters()}
-    theirs = {name: tuple(p.shape) for name, p in target_net.named_parameters()}
-    shared = {id(t) for t in (*net.parameters(), *net.buffers())} & {
-        id(t) for t in (*target_net.parameters(), *target_net.buffers())
-    }
-    if ours != theirs or shared:
+    ours, theirs = ({name: p.shape for name, p in one.named_parameters()} for one in (net, target_net))
+    tensors, others = ({id(t) for t in (*one.parameters(), *one.buffers())} for one in (net, target_net))
+    if ours != theirs or tensors & others:
         raise ConfigError(
-            "target_net must be another network of the same architecture as net: the same parameters with the same shapes, "
-            f"and none of its own shared with net ({len(shared)} are)."
+            "target_net must be another network of the same architecture as net: the same parameters with "
+            f"the same shapes, and none of its own shared with net ({len(tensors & others)} are)."
         )
 
 
@@ -328,23 +302,13 @@ def _shares_statistics(parameter: Tensor) -> bool:
     if parameter.is_cuda or (torch.cuda.is_available() and "nccl" in group.get_backend_config()):
         return True
     logger.warning(
-        "BatchNorm statistics are not shared by the %d processes: torch shares them on GPUs only, and this network is on %s. "
-        "If it goes to a GPU later, give sync_batchnorm=True; sync_batchnorm=False leaves them apart without this warning.",
-        group.get_world_size(),
-        parameter.device.type,
-    )
+        "BatchNorm statistics are not shared by the %d processes: torch shares them on GPUs only, and this "
+        "network is on %s. If it goes to a GPU later, give sync_batchnorm=True, else False.",
+        group.get_world_size(), parameter.device.type,
+    )  # fmt: skip
     return False
-
-
-def _check_count(count: int) -> None:
-    if count < 2:
-        raise ConfigError(
-            f"A batch of {count} cannot be trained on: BatchNorm needs at least two samples. Use batches of two or more."
-        )
 
 
 def _check_tau(value: float, name: str) -> None:
     if not 0.0 <= value <= 1.0:
-        raise ConfigError(
-            f"{name} is {value}; expected a number from 0 (the target follows at once) to 1 (it never moves)."
-        )
+        raise ConfigError(f"{name} is {value}; expected from 0 (the target follows at once) to 1 (it stays).")

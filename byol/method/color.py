@@ -1,7 +1,8 @@
-"""The operations that views are made of, each on float images (N, C, H, W) in [0, 1] with one parameter per image.
+"""The operations that views are made of: float images (N, C, H, W) in [0, 1], one parameter per image.
 
-As in the official augmentations.py: additive brightness, contrast around each channel's own mean, saturation and hue in
-HSV, a blur that sees zeros beyond the border. The torchvision_* functions are what other libraries mean by the words.
+As in the official augmentations.py: additive brightness, contrast around each channel's own mean, saturation
+and hue in HSV, a blur that sees zeros beyond the border. The torchvision_* functions are other libraries'
+meanings.
 """
 
 from collections.abc import Iterator
@@ -33,7 +34,8 @@ def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
 def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
     """Multiply HSV saturation, limited to 1, at constant hue and value.
 
-    No conversion is needed: with V and m the largest and smallest channel, x' = V - (V - x) min(factor, V / (V - m)).
+    No conversion is needed: with the largest channel V and the smallest m, x' = V - (V - x) min(factor, V /
+    (V - m)).
     """
     largest, smallest = extremes(x)
     most = largest / (largest - smallest).clamp_min_(1e-12)
@@ -44,9 +46,9 @@ def adjust_hue(x: Tensor, delta: Tensor) -> Tensor:
     """Turn the HSV hue by delta turns, from -0.5 to 0.5, at constant saturation and value.
 
     The hue h goes from 0 to 6. With m the smallest channel, a channel is m + chroma times a trapezoid of h:
-    clamp(|h - 3| - 1) for red, clamp(2 - |h - 2|) for green and clamp(2 - |h - 4|) for blue, each to [0, 1]. The hue itself
-    is 1 + (green + blue - red - m) / chroma in the half of the circle where green >= blue, and its negative in the other:
-    plain arithmetic, several times faster on a CPU than comparing and choosing.
+    clamp(|h - 3| - 1) for red, clamp(2 - |h - 2|) for green, clamp(2 - |h - 4|) for blue, each to [0, 1]. The
+    hue itself is 1 + (green + blue - red - m) / chroma in the half of the circle where green >= blue, and its
+    negative in the other: plain arithmetic, several times faster on a CPU than comparing and choosing.
     """
     red, green, blue = x.split(1, dim=1)
     largest, smallest = extremes(x)
@@ -91,6 +93,13 @@ def luma(x: Tensor) -> Tensor:
     return gray
 
 
+# The jitter in the order of its draws; the paper's order is random.
+JITTER = {
+    "official": (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue),
+    "torchvision": (torchvision_brightness, torchvision_contrast, torchvision_saturation, adjust_hue),
+}
+
+
 def grayscale(x: Tensor) -> Tensor:
     """The gray image in all three channels."""
     return luma(x).expand_as(x)
@@ -104,8 +113,8 @@ def solarize(x: Tensor, threshold: float = 0.5) -> Tensor:
 def blur(x: Tensor, sigma: Tensor, taps: int) -> Tensor:
     """Gaussian blur of an odd number of taps; beyond the border there is black, as in the official code.
 
-    Along each axis a product with a band matrix, which takes one sigma per image, in blocks along the band: at 224 pixels
-    a quarter of the whole product.
+    Along each axis a product with a band matrix, which takes one sigma per image, in blocks along the band: a
+    quarter of the whole product at 224 pixels.
     """
     count, channels, height, width = x.shape
     band = blur_band(sigma, taps, min(BLOCK, max(height, width)))
@@ -120,7 +129,7 @@ def blur(x: Tensor, sigma: Tensor, taps: int) -> Tensor:
 
 
 def blur_band(sigma: Tensor, taps: int, size: int) -> Tensor:
-    """Normalised Gaussian weights (N, size + taps - 1, size): column j is centred taps // 2 rows below row j."""
+    """Gaussian weights (N, size + taps - 1, size): column j is centred taps // 2 rows below row j."""
     offsets = torch.arange(taps, device=sigma.device) - taps // 2
     kernel = torch.exp(-offsets.square() / (2 * sigma[:, None].square()))  # (N, taps)
     kernel = kernel / kernel.sum(dim=1, keepdim=True)
@@ -134,7 +143,7 @@ def blur_band(sigma: Tensor, taps: int, size: int) -> Tensor:
 
 
 def _blocks(band: Tensor, taps: int, length: int) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The stretches of an axis: the places of each, the places that reach into it, and the weights between them."""
+    """The stretches of an axis: their places, the places that reach into them, the weights between."""
     size = band.shape[2]
     for start in range(0, length, size):
         stop = min(length, start + size)

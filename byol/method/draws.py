@@ -1,7 +1,7 @@
 """Random numbers as a function of a key, not of a generator's hidden state.
 
-The same (seed, stream, epoch, image, view) gives the same numbers on any device, rank or worker, before and after a
-resume. Every use has a stream of its own, right behind the seed, so that no two share their numbers.
+The same (seed, stream, epoch, image, view) gives the same numbers on any device, rank or worker, before and
+after a resume. Every use has a stream of its own, right behind the seed, so that no two share their numbers.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _MIX2 = 0x94D049BB133111EB - 2**64
 
 
 class Stream(IntEnum):
-    """What random numbers are drawn for; the second part of a key. The numbers stay: runs are repeated by them."""
+    """What random numbers are drawn for, the second part of a key. The values stay: runs repeat by them."""
 
     ENCODER = 0  # weights of the online network
     TARGET = 1  # weights of a target that starts apart from it

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def mlp(in_features: int, hidden: int, out_features: int) -> nn.Sequential:
-    """Linear, BatchNorm, ReLU, Linear without bias: (B, in_features) to (B, out_features). Nothing normalises the output."""
+    """Linear, BatchNorm, ReLU, Linear without bias: (B, in_features) to (B, out_features), not normalised."""
     first, last = nn.Linear(in_features, hidden), nn.Linear(hidden, out_features, bias=False)
     for layer in (first, last):
         init_truncated(layer.weight)
@@ -15,6 +15,6 @@ def mlp(in_features: int, hidden: int, out_features: int) -> nn.Sequential:
 
 
 def init_truncated(weight: Tensor) -> None:
-    """Haiku's default weights: normal with std 1/sqrt(fan_in), cut at two std and not rescaled (initializers.py)."""
+    """Haiku's default weights: normal of 1/sqrt(fan_in), cut at twice that and not rescaled."""
     std = 1 / sqrt(weight[0].numel())
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

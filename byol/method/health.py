@@ -10,10 +10,11 @@ from byol.method.loss import normalize
 def health(x: Tensor, other: Tensor | None = None) -> dict[str, Tensor]:
     """Scalars about rows (B, D), as tensors on their device: nothing here waits for it.
 
-    `std`: mean standard deviation of the normalised rows' dimensions times sqrt(D); about 1 when they fill the sphere,
-    0 when all rows are equal. `effective_rank`: exp of the entropy of the singular values (RankMe, Garrido et al. 2023).
-    `uniformity`: log mean exp(-2 d^2) over pairs of rows (Wang & Isola 2020); 0 on collapse. With `other`, the same
-    images' other views: `alignment`, the mean squared distance of partners.
+    `std`: mean standard deviation of the normalised rows' dimensions times sqrt(D); about 1 when they fill
+    the sphere, 0 when all rows are equal. `effective_rank`: exp of the entropy of the singular values
+    (RankMe, Garrido et al. 2023). `uniformity`: log mean exp(-2 d^2) over pairs of rows (Wang & Isola 2020);
+    0 on collapse. With `other`, the same images' other views: `alignment`, the mean squared distance of
+    partners.
     """
     rows = normalize(x.float())
     count, dims = rows.shape

@@ -20,7 +20,8 @@ class Reached(BaseException):
 
 
 class HiddenLayer(nn.Module):
-    """A network whose forward gives the representation (B, D) at one of its layers, float32 or as autocast has it.
+    """A network whose forward gives the representation (B, D) at one of its layers; float32, but under
+    autocast.
 
     The layers behind the hidden layer are not run: they cost nothing and keep their buffers.
     """
@@ -41,13 +42,21 @@ class HiddenLayer(nn.Module):
 
     def forward(self, view: Any) -> Tensor:
         x = pool(self.read(view), self.pooling, self.skip)
-        return x if x.dtype == torch.float32 or torch.is_autocast_enabled(x.device.type) else x.float()
+        if x.dtype == torch.float32:
+            return x
+        # Autocast leaves float64 alone.
+        halved = x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+        return x if halved else x.float()
 
     def read(self, view: Any) -> Tensor:
         """What the hidden layer gives of a view, not pooled yet."""
-        if self.layer in (OUTPUT, HEAD):
-            return single_tensor(run_whole(self.net, self.layer, view), self.layer)
-        layer = self.net.get_submodule(self.layer.removeprefix(INPUT))
+        net: Any = self.net
+        if self.layer == OUTPUT:
+            return single_tensor(run(net, view), self.layer)
+        if self.layer == HEAD:
+            features = run(net.forward_features, view)
+            return single_tensor(net.forward_head(features, pre_logits=True), self.layer)
+        layer = net.get_submodule(self.layer.removeprefix(INPUT))
         kind = "_forward_pre_hooks" if self.layer.startswith(INPUT) else "_forward_hooks"
         left = self.calls if self.net.training else self.eval_calls
         found: Tensor | None = None
@@ -61,18 +70,20 @@ class HiddenLayer(nn.Module):
                     raise Reached
                 found = found.clone()  # the layers behind may write into it
 
-        # Hooks for this pass alone: between passes the network is as it was. They are put in place by hand because
-        # torch.compile takes the whole pass as one graph then, and breaks it at register_forward_hook.
+        # A hook for this pass alone: between passes the network is as it was. It is put in place by hand
+        # because torch.compile takes the pass as one graph then, and cannot follow register_forward_hook.
         hooks = layer.__dict__[kind]
         layer.__dict__[kind] = OrderedDict([*hooks.items(), (-1, reached)])
         try:
-            run(self.net, view)
+            run(net, view)
         except Reached:
             pass
         finally:
             layer.__dict__[kind] = hooks
         if found is None:
-            raise never_run(self.layer)
+            raise ConfigError(
+                f"The network has a layer {self.layer!r}, but never runs it. Choose another one."
+            )
         return found
 
     def extra_repr(self) -> str:
@@ -80,7 +91,7 @@ class HiddenLayer(nn.Module):
 
 
 def run(net: Callable[..., Any], view: Any) -> Any:
-    """Call a network: a tuple is spread over its positional arguments, a mapping over its keyword arguments."""
+    """Call a network: a tuple is spread over its positional, a mapping over its keyword arguments."""
     if isinstance(view, tuple):
         return net(*view)
     if isinstance(view, Mapping):
@@ -88,47 +99,33 @@ def run(net: Callable[..., Any], view: Any) -> Any:
     return net(view)
 
 
-def run_whole(net: Any, layer: str, view: Any) -> Any:
-    """All of a network, or with `HEAD` all but its classifier."""
-    if layer == HEAD:
-        return net.forward_head(run(net.forward_features, view), pre_logits=True)
-    return run(net, view)
-
-
 def layer_name(net: nn.Module, hidden_layer: str | int) -> str:
-    """How a hidden layer given by name or by child index (negative counts from the end) is named.
+    """How a hidden layer given by name or by a child's index (negative counts from the end) is named.
 
-    That is a dotted name, "input of NAME", "output" for the network's own output, or "forward_head" for what this
-    method of timm's networks gives without their classifier.
+    That is a dotted name, "input of NAME", "output" for the network's own output, or "forward_head" for what
+    this method of timm's networks gives without their classifier.
     """
     if hidden_layer == OUTPUT or (hidden_layer == HEAD and hasattr(net, HEAD)):
         return hidden_layer
     children = [name for name, _ in net.named_children()]
-    if isinstance(hidden_layer, str):
-        name = hidden_layer.removeprefix(INPUT)
-        names = [name for name, _ in net.named_modules(remove_duplicate=False) if name]
-        if name in names:
-            return hidden_layer
-        if name.removeprefix("-").isdecimal():  # an index, as a command line gives it
-            return hidden_layer.removesuffix(name) + layer_name(net, int(name))
-        raise ConfigError(
-            f"{type(net).__name__} has no layer {name!r}.{did_you_mean(name, names)} Its outermost layers are: "
-            f"{', '.join(children) or 'none'}. {OUTPUT!r} takes the network's own output."
-        )
-    if isinstance(hidden_layer, bool) or not isinstance(hidden_layer, int):
-        raise ConfigError(
-            f"hidden_layer is {hidden_layer!r}; expected a layer's name, a child's index, or {OUTPUT!r}."
-        )
-    if not -len(children) <= hidden_layer < len(children):
-        raise ConfigError(
-            f"hidden_layer={hidden_layer} does not exist: {type(net).__name__} has {len(children)} child layers"
-            f"{' (' + ', '.join(children) + ')' if children else ''}. Give a name, another index, or {OUTPUT!r}."
-        )
-    return children[hidden_layer]
+    names = [name for name, _ in net.named_modules(remove_duplicate=False) if name]
+    bare = str(hidden_layer).removeprefix(INPUT)
+    if isinstance(hidden_layer, str) and bare in names:
+        return hidden_layer
+    number = (
+        isinstance(hidden_layer, str | int) and bare.removeprefix("-").isdecimal()
+    )  # text on a command line
+    if number and -len(children) <= int(bare) < len(children):
+        return str(hidden_layer).removesuffix(bare) + children[int(bare)]
+    raise ConfigError(
+        f"{type(net).__name__} has no layer {hidden_layer!r}.{did_you_mean(bare, names)} Expected a dotted "
+        f"name, an index of its {len(children)} outermost layers ({', '.join(children) or 'none'}), or "
+        f"{OUTPUT!r} for the network's own output."
+    )
 
 
 def pool(output: Tensor, pooling: Pooling, skip: int = 0) -> Tensor:
-    """A layer's output as a representation (B, D): maps and tokens are averaged, or the class token is taken."""
+    """A layer's output as a representation (B, D): an average of maps or tokens, or the class token."""
     if pooling == "channels first":
         return output.flatten(2).mean(2)
     if pooling == "channels last":
@@ -151,7 +148,7 @@ def tensors_in(output: Any) -> dict[str, Tensor]:
 
 
 def single_tensor(output: Any, layer: str) -> Tensor:
-    """The one tensor in a layer's output; several are refused, because only the user knows which is meant."""
+    """The one tensor in a layer's output; of several only the user knows which is meant."""
     parts = tensors_in(output)
     for known in ("pooler_output", "last_hidden_state"):  # transformers' names for an encoder's result
         if known in parts:
@@ -160,18 +157,7 @@ def single_tensor(output: Any, layer: str) -> Tensor:
         return next(iter(parts.values()))
     shapes = ", ".join(f"{key}: {tuple(value.shape)}" for key, value in parts.items())
     raise ConfigError(
-        f"{described(layer)} holds {len(parts)} tensors ({shapes or type(output).__name__}); expected one. Name the "
-        "layer that gives the representation with hidden_layer, or wrap the network so that it returns one tensor."
-    )
-
-
-def described(layer: str) -> str:
-    """A hidden layer at the start of a sentence."""
-    return "The network's output" if layer == OUTPUT else f"hidden_layer={layer!r}"
-
-
-def never_run(layer: str) -> ConfigError:
-    return ConfigError(
-        f"Layer {layer.removeprefix(INPUT)!r} exists, but the network's forward pass never runs it. "
-        "Choose a layer that it runs."
+        f"hidden_layer={layer!r} holds {len(parts)} tensors ({shapes or type(output).__name__}); expected one. "
+        "Name the layer that gives the representation with hidden_layer, or wrap the network to return one "
+        "tensor."
     )

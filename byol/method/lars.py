@@ -19,8 +19,9 @@ class LARS(torch.optim.Optimizer):
         buffer = momentum * buffer + g
         w = w - lr * buffer
 
-    Parameters with at most one dimension (biases, BatchNorm) skip the first two lines however they are grouped. Norms
-    stay on the device: a step never waits for it. Raises ConfigError for values outside their range.
+    Parameters with at most one dimension (biases, BatchNorm) skip the first two lines however they are
+    grouped. Norms stay on the device: a step never waits for it. Raises ConfigError for values outside their
+    range.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient. Returns the closure's loss, if there is a closure."""
+        """One update of every parameter that has a gradient. Returns the loss of a closure that is given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -74,7 +75,7 @@ def trust_ratios(parameters: list[Tensor], gradients: list[Tensor], eta: float) 
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """A module's trainable parameters in two groups for any optimizer: decayed, and (biases, BatchNorm) not decayed."""
+    """Trainable parameters in two groups for any optimizer: biases and norms go without weight decay."""
     trainable = [p for p in module.parameters() if p.requires_grad]
     if not trainable:
         raise ConfigError(f"{type(module).__name__} has no trainable parameter to optimise.")

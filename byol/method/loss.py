@@ -7,18 +7,17 @@ from byol.errors import ConfigError
 
 
 def regression_loss(prediction: Tensor, projection: Tensor) -> Tensor:
-    """Squared distance of the normalised rows, 2 - 2 cos: (B, D) and (B, D) give float32 (B,), each from 0 to 4.
+    """Squared distance of the normalised rows, 2 - 2 cos: (B, D) and (B, D) to float32 (B,), from 0 to 4.
 
-    Always computed in float32, also under autocast: bf16 loses the small differences a normalised loss lives on.
+    Always computed in float32, also under autocast: bf16 loses the differences a normalised loss lives on.
     """
     if prediction.shape != projection.shape:
-        raise ConfigError(
-            f"The prediction has shape {tuple(prediction.shape)}, the projection {tuple(projection.shape)}; expected the same."
-        )
+        shapes = f"{tuple(prediction.shape)}, the projection {tuple(projection.shape)}"
+        raise ConfigError(f"The prediction has shape {shapes}; expected the same.")
     with torch.autocast(prediction.device.type, enabled=False):
         return (normalize(prediction.float()) - normalize(projection.float())).square().sum(dim=-1)
 
 
 def normalize(x: Tensor) -> Tensor:
-    """Rows of length 1; a zero row stays zero, and so does its gradient's size stay finite (official floor 1e-12)."""
+    """Rows of length 1; a zero row stays zero, and its gradient finite (official floor 1e-12)."""
     return x * x.square().sum(dim=-1, keepdim=True).clamp_min(1e-12).rsqrt()

@@ -14,7 +14,7 @@ from torch import Tensor
 from byol.data.batches import CHUNK, BatchPlan, Cropped, load_resident, members, order, resident_batches
 from byol.data.images import open_images
 from byol.errors import DataError
-from byol.method.crops import draw_crops
+from byol.method.crops import crop_boxes, crop_draws
 from byol.method.views import ViewConfig
 
 
@@ -77,17 +77,9 @@ def test_a_streamed_crop_is_pillows_to_one_grey_level(files: Path) -> None:
     for row, (epoch, index) in enumerate(zip(epochs.tolist(), indices.tolist(), strict=True)):
         picture = Image.open(files / f"{index:02}.png")
         for view in (0, 1):
-            drawn = draw_crops(
-                plan.seed,
-                torch.tensor([epoch]),
-                torch.tensor([index]),
-                view,
-                torch.tensor([picture.height]),
-                torch.tensor([picture.width]),
-                area=(0.08, 1.0),
-                ratio=(3 / 4, 4 / 3),
-                flip=0.5,
-            )
+            size = torch.tensor([picture.height]), torch.tensor([picture.width])
+            draws = crop_draws(plan.seed, torch.tensor([epoch]), torch.tensor([index]), view)
+            drawn = crop_boxes(draws, *size, area=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5)
             top, left, height, width = drawn.boxes[0].tolist()
             crop = picture.crop((left, top, left + width, top + height)).resize(
                 (16, 16), Image.Resampling.BICUBIC

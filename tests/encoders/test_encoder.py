@@ -67,6 +67,15 @@ def test_loaded_encoder_is_bit_for_bit_the_saved_one(encoder_of, tmp_path):
         torch.testing.assert_close(loaded(IMAGES), encoder(IMAGES), rtol=1e-5, atol=1e-5)
 
 
+def test_floats_of_another_scale_are_told(encoder_of, caplog):
+    """Features of floats from 0 to 255 would be off by hundreds, without a word; the first batch is looked at."""
+    encoder = encoder_of()
+    encoder(IMAGES / 255 if IMAGES.dtype == torch.uint8 else IMAGES)
+    assert caplog.text == ""
+    encoder_of()(torch.full((2, 3, 16, 16), 200.0))
+    assert "from 200 to 200; expected floats from 0 to 1" in caplog.text
+
+
 def test_saving_again_what_was_loaded_writes_the_same_bytes(encoder_of, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

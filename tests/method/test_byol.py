@@ -270,7 +270,9 @@ def test_sync_batchnorm_converts_encoder_projector_predictor_and_target_alike():
 def test_processes_on_gpus_share_their_statistics_wherever_the_network_lies_yet(
     monkeypatch, caplog, backend, shared
 ):
-    """The usual script is DDP(BYOL(net, ...).cuda()): on a CPU when it is built, on a GPU in its first pass."""
+    """The usual script is DDP(BYOL(net, ...).cuda()): on a CPU when it is built, on a GPU in its first
+    pass.
+    """
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "get_backend_config", lambda: backend)
@@ -444,6 +446,35 @@ def test_learner_with_views_of_its_own_feeds_evaluation_images_as_they_are():
     torch.testing.assert_close(learner.embed(noise()), learner.net.eval()[:-1](noise()).detach())
 
 
+def test_learner_that_is_given_its_views_feeds_evaluation_images_as_they_are():
+    """It has an image size, but the user's own code made the views, so only that code knows how images are
+    prepared.
+    """
+    learner, images = small_learner(), noise() * 4 - 2
+    learner(images, images.flip(3))
+    torch.testing.assert_close(learner.embed(images), learner.net.eval()[:-1](images).detach())
+    learner.eval()
+    _, representation = learner(images, return_embedding=True)
+    torch.testing.assert_close(representation, learner.net[:-1](images))
+
+
+def test_learner_that_is_given_views_of_its_own_making_prepares_images():
+    learner, twin = small_learner(), small_learner()
+    learner(*learner.draw_views(noise()))
+    twin(noise())
+    images = noise(size=24)
+    torch.testing.assert_close(learner.prepare(images), twin.prepare(images))
+    assert learner.embed(images).shape == (6, 8)
+
+
+def test_floats_of_another_scale_are_told_when_they_are_embedded(caplog):
+    learner = small_learner()
+    learner.embed(noise())
+    assert "expected floats" not in caplog.text
+    small_learner().embed(noise() * 255)
+    assert caplog.text.count("expected floats from 0 to 1") == 1
+
+
 # Views of the user's own, of any shape
 
 
@@ -564,7 +595,9 @@ def test_return_embedding_gives_projection_and_representation_as_in_byol_pytorch
 
 @pytest.mark.parametrize("joint", [False, True])
 def test_representation_of_view_1_comes_with_the_loss_and_without_gradient(joint):
-    """What a classifier beside needs, from the same forward pass: behind DDP no hook has to look into the module."""
+    """What a classifier beside needs, from the same forward pass: behind DDP no hook has to look into the
+    module.
+    """
     learner, twin = (small_learner(joint_batchnorm=joint) for _ in range(2))
     seen: list[Tensor] = []
     learner.online.encoder.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))

@@ -8,10 +8,14 @@ from PIL import Image
 from torch.nn import functional as F
 
 from byol.errors import ConfigError
-from byol.method.crops import Crops, crop_boxes, crop_resize, cubic, draw_crops, to_device
+from byol.method.crops import Crops, crop_boxes, crop_draws, crop_resize, cubic, to_device
 
 TABLE_6 = {"area": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5}
 SIZES = [(1, 1), (1, 7), (2, 3), (32, 32), (375, 500), (4000, 2), (2, 4000), (5184, 3456)]
+
+
+def drawn(seed, epochs, indices, view, sides) -> Crops:
+    return crop_boxes(crop_draws(seed, epochs, indices, view), sides, sides, **TABLE_6)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -46,7 +50,9 @@ def official_box(drawn: list[float], height: int, width: int) -> tuple[int, int,
 
 
 def tensorflow_bicubic(x: np.ndarray, out_size: int) -> np.ndarray:
-    """tf.image.resize(antialias=False) along the first axis, tap by tap: Keys' kernel, weights renormalised in the image."""
+    """tf.image.resize(antialias=False) along the first axis, tap by tap: Keys' kernel, weights renormalised
+    in the image.
+    """
     result = np.zeros((out_size, *x.shape[1:]))
     for i in range(out_size):
         centre = (i + 0.5) * len(x) / out_size - 0.5
@@ -84,7 +90,7 @@ def test_crop_area_is_uniform_aspect_log_uniform_and_half_are_flipped():
     count, side = 4000, 10_000
     keys = torch.arange(count)
     sides = torch.full((count,), side)
-    found = draw_crops(0, torch.zeros_like(keys), keys, 0, sides, sides, **TABLE_6)
+    found = drawn(0, torch.zeros_like(keys), keys, 0, sides)
     _, _, height, width = found.boxes.double().unbind(1)
     inside = (height < side) & (width < side)  # the others were clipped
     share, aspect = (height * width / side**2)[inside], (width / height)[inside].log()
@@ -101,11 +107,9 @@ def test_crop_area_is_uniform_aspect_log_uniform_and_half_are_flipped():
 def test_crop_follows_from_seed_epoch_index_and_view_alone():
     indices = torch.tensor([5, 9, 2])
     sides = torch.full((3,), 100)
-    together = draw_crops(7, torch.tensor([1, 1, 2]), indices, 1, sides, sides, **TABLE_6)
+    together = drawn(7, torch.tensor([1, 1, 2]), indices, 1, sides)
     for row, (epoch, index) in enumerate([(1, 5), (1, 9), (2, 2)]):
-        alone = draw_crops(
-            7, torch.tensor([epoch]), torch.tensor([index]), 1, sides[:1], sides[:1], **TABLE_6
-        )
+        alone = drawn(7, torch.tensor([epoch]), torch.tensor([index]), 1, sides[:1])
         assert alone.boxes[0].tolist() == together.boxes[row].tolist()
         assert alone.flips[0] == together.flips[row]
 
@@ -114,9 +118,7 @@ def test_crop_follows_from_seed_epoch_index_and_view_alone():
 def test_crop_changes_with_each_part_of_its_key(change):
     def box(seed: int = 0, epoch: int = 0, index: int = 0, view: int = 0) -> list[list[int]]:
         side = torch.tensor([1000])
-        return draw_crops(
-            seed, torch.tensor([epoch]), torch.tensor([index]), view, side, side, **TABLE_6
-        ).boxes.tolist()
+        return drawn(seed, torch.tensor([epoch]), torch.tensor([index]), view, side).boxes.tolist()
 
     assert box() != box(**change)
 

@@ -1,3 +1,4 @@
+import copy
 from collections import OrderedDict, namedtuple
 
 import pytest
@@ -175,6 +176,91 @@ def test_maps_and_tokens_are_pooled_as_the_networks_own_head_would(build, layer,
     )
 
 
+class CnnLstm(nn.Module):
+    """(B, 2, 50) signals to (B, 50, 24): the channels come last, although the network begins with a
+    convolution.
+    """
+
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.conv, self.lstm = nn.Conv1d(2, 8, 3, padding=1), nn.LSTM(8, 12, batch_first=True, **options)
+
+    def forward(self, x):
+        return self.lstm(self.conv(x).transpose(1, 2))[0]
+
+
+class RootMeanSquare(nn.Module):
+    """A norm of the last axis that torch does not know."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(width) + 0.5)
+
+    def forward(self, x):
+        return self.weight * x * x.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
+
+
+class ChannelsLast(nn.Module):
+    """(B, H, W, C) maps behind a norm."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), norm
+
+    def forward(self, x):
+        return self.norm(self.conv(x).permute(0, 2, 3, 1))
+
+
+class Clip(nn.Module):
+    """The image half of CLIP in transformers, as far as its tokens go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.class_embedding, self.norm = nn.Parameter(torch.randn(8)), nn.LayerNorm(8)
+        self.patch_embedding = nn.Conv2d(3, 8, 8, 8, bias=False)
+
+    def forward(self, x):
+        patches = self.patch_embedding(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_embedding.expand(len(x), 1, -1), patches], dim=1)
+        return self.norm(tokens + patches.mean(1, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    ("net", "x", "axes"),
+    [
+        (CnnLstm(num_layers=1), torch.rand(2, 2, 50), 1),
+        (CnnLstm(bidirectional=True), torch.rand(2, 2, 50), 1),
+        (CnnLstm().conv, torch.rand(2, 2, 50), 2),
+        (ChannelsLast(nn.RMSNorm(8)), IMAGES, (1, 2)),
+        (ChannelsLast(RootMeanSquare(8)), IMAGES, (1, 2)),
+        (ChannelsLast(nn.LayerNorm(8)), IMAGES[:, :, :8, :8], (1, 2)),  # as many channels as rows and columns
+        (nn.Sequential(nn.Conv2d(3, 8, 3), timm.layers.LayerNorm2d(8)), IMAGES, (2, 3)),
+        (nn.Sequential(nn.Conv2d(3, 8, 3), timm.layers.RmsNorm2d(8), nn.ReLU()), IMAGES, (2, 3)),
+    ],
+    ids=["lstm", "both ways", "signals", "rms", "own rms", "cube", "norm of maps", "rms of maps"],
+)
+def test_places_are_averaged_and_channels_are_not(net, x, axes):
+    """Whatever the order of the axes: the last layer with channels tells it."""
+    with torch.no_grad():
+        expected = net.eval()(x).mean(axes)
+    torch.testing.assert_close(representation(net, "output", x), expected, rtol=0, atol=1e-6)
+
+
+def test_videos_of_a_swin_network_are_pooled_as_its_own_head_would():
+    net = torchvision.models.video.SwinTransformer3d(
+        [2, 4, 4], 8, [1, 1], [2, 2], [2, 4, 4], num_classes=5
+    ).eval()
+    x = torch.rand((2, 3, 4, 32, 32), generator=torch.Generator().manual_seed(0))
+    found = representation(net, "norm", x)
+    net.head = nn.Identity()
+    torch.testing.assert_close(found, net(x).detach(), rtol=0, atol=1e-5)
+
+
+def test_the_class_token_of_clip_is_taken():
+    net = Clip()
+    torch.testing.assert_close(representation(net, None), net(IMAGES)[:, 0].detach(), rtol=0, atol=1e-6)
+
+
 def test_tokens_without_class_token_are_averaged():
     net = nn.Sequential(nn.Embedding(11, 6), nn.LayerNorm(6))
     words = torch.arange(10).view(2, 5)
@@ -218,7 +304,9 @@ def test_random_state_is_left_by_a_network_with_dropout():
     "layer", ["conv1", "layer1.0.bn2", "layer2.0.bn2", "layer2.0.conv1", "layer3", "avgpool", "fc", None]
 )
 def test_unreached_parameters_are_exactly_those_that_training_gives_no_gradient(layer):
-    """Also where a later layer writes into the hidden layer's output: a residual block adds its shortcut in place."""
+    """Also where a later layer writes into the hidden layer's output: a residual block adds its shortcut in
+    place.
+    """
     net = torchvision.models.resnet18()
     found = probe(net, layer, IMAGES)
     found.encoder(IMAGES).sum().backward()
@@ -229,6 +317,48 @@ def test_layers_behind_the_hidden_layer_are_not_run():
     net = small_net()
     probe(net, "conv", IMAGES).encoder.train()(IMAGES)
     assert net.norm.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("layer", ["flat", "input of fc", "output"])
+def test_what_a_layer_is_fed_is_what_the_layer_before_gives(layer):
+    net = small_net().eval()
+    expected = net[:-1](IMAGES) if layer != "output" else net(IMAGES)
+    torch.testing.assert_close(representation(net, layer), expected.detach(), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_pass_that_stops_at_the_hidden_layer_compiles_into_one_graph():
+    """Also where the layer runs several times; afterwards the network is as it was."""
+    torch._dynamo.reset()
+    for net, layer, x in (
+        (small_net(), "pool", IMAGES),
+        (small_net(), None, IMAGES),
+        (Reuses(), "shared", torch.rand(2, 4)),
+    ):
+        encoder = probe(net, layer, x).encoder
+        twin = copy.deepcopy(encoder)
+        compiled = torch.compile(encoder, fullgraph=True, backend="eager")
+        for _ in range(2):
+            torch.testing.assert_close(compiled(x), twin(x), rtol=0, atol=0)
+        assert all(
+            torch.equal(ours, theirs) for ours, theirs in zip(net.buffers(), twin.buffers(), strict=True)
+        )
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_network_that_is_compiled_in_place_gives_the_same():
+    torch._dynamo.reset()
+    net = small_net()
+    expected = representation(net, "flat")
+    net.compile(backend="eager")
+    torch.testing.assert_close(representation(net, "flat"), expected)
+
+
+def test_hooks_of_the_users_own_are_heeded_at_the_hidden_layer():
+    net = small_net()
+    net.flat.register_forward_hook(lambda module, inputs, output: output * 2)
+    torch.testing.assert_close(representation(net, "flat"), 2 * net.eval()[:-2](IMAGES).flatten(1).detach())
 
 
 def test_no_hook_stays_on_the_network_after_a_pass():
@@ -283,7 +413,7 @@ def test_output_that_holds_one_tensor_is_unwrapped(wrap):
         (lambda y: y.sum(), r"gave \(\)"),
         (lambda y: y.flatten(), r"gave \(18,\)"),
         (lambda y: y.argmax(dim=1, keepdim=True), "torch.int64"),
-        (lambda y: y[:1], r"gave \(1, 6\) torch.float32 for a batch of 3"),
+        (lambda y: y[:1], r"gave \(1, 6\) torch.float32; expected floating point \(3, D\)"),
         (lambda y: y.detach(), "depends on no trainable parameter"),
     ],
 )
@@ -298,11 +428,14 @@ def test_output_that_cannot_be_a_representation_is_refused(wrap, message):
         ("avgpol", "avgpool"),
         ("layer9", r"layer\d"),
         ("layer2.0.con1", "layer2.0.conv1"),
-        ("zzz", "outermost layers are: conv1, bn1"),
-        (10, "does not exist.*10 child layers"),
-        (-11, "does not exist"),
-        (True, "expected a layer's name"),
-        (1.0, "expected a layer's name"),
+        ("input of fx", "'fc'"),
+        ("zzz", r"outermost layers \(conv1, bn1"),
+        ("10", "its 10 outermost"),
+        (10, "its 10 outermost"),
+        (-11, "its 10 outermost"),
+        (True, "no layer True"),
+        (1.0, "no layer 1.0"),
+        ("forward_head", "no layer 'forward_head'"),
     ],
 )
 def test_wrong_layer_is_refused_with_what_there_is(given, message):
@@ -364,7 +497,7 @@ def test_an_index_may_come_as_text_from_a_command_line():
     net = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), flat=nn.Flatten(), fc=nn.Linear(4, 2)))
     assert layer_name(net, "-2") == layer_name(net, -2) == "flat"
     assert layer_name(net, "0") == "conv"
-    with pytest.raises(ConfigError, match="hidden_layer=-4 does not exist"):
+    with pytest.raises(ConfigError, match="no layer '-4'"):
         layer_name(net, "-4")
     numbered = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.Flatten(), nn.Identity()))
     assert layer_name(numbered, "1") == "1"  # its name, which is its index too

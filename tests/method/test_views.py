@@ -159,7 +159,9 @@ def test_blur_sigma_is_uniform_in_its_range_whatever_the_probability():
 
 
 def test_color_operations_come_in_either_order():
-    """Contrast and hue do not commute: each view is explained by one order, for some contrast and hue, and not by the other."""
+    """Contrast and hue do not commute: each view is explained by one order, for some contrast and hue, and
+    not by the other.
+    """
     image = noise(1, size=2, seed=3) * 0.5 + 0.25
     view = views(2, **NO_COLOR | {"jitter": 1.0, "contrast": 0.4, "hue": 0.1})(image.expand(60, -1, -1, -1))[
         0
@@ -412,7 +414,9 @@ def test_prepare_resizes_the_central_square_of_the_official_code(height, width):
 
 
 def test_floats_that_are_not_from_0_to_1_are_told_of_once(caplog):
-    """They are clamped, so a learner would see black and white; only the first batch is looked at, which costs a wait."""
+    """They are clamped, so a learner would see black and white; only the first batch is looked at, which
+    costs a wait.
+    """
     views = Views(8)
     views(torch.rand(2, 3, 8, 8))
     views(torch.rand(2, 3, 8, 8) * 255)  # not looked at any more
