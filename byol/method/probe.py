@@ -57,8 +57,7 @@ def probe(
             if old in hooks:
                 advice = f"Use torch.nn.utils.parametrizations.{name} in place of torch.nn.utils.{name}."
         raise ConfigError(
-            f"{kind} cannot be copied ({failure}), and BYOL needs a copy of it as its target. "
-            + advice
+            f"{kind} cannot be copied ({failure}), and BYOL needs a copy of it as its target. " + advice
         ) from failure
     device = next((p.device for p in trial.parameters()), torch.device("cpu"))
     gpus = sorted({p.device.index for p in trial.parameters() if p.device.type == "cuda"})
