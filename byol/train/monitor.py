@@ -90,8 +90,8 @@ class Monitor:
         """Keep a score; `correct` tells of the hold-out set which classes were predicted right, bool (N,)."""
         labels, settings = self.kept[1][1], {**settings, "images": "held out of training"}
         predicted = Predictions(np.where(correct, labels, -1)[:, None], labels, settings, train_images)
-        of = {"classes": len(self.classes), "seeds": (self.plan.seed,), "seconds": seconds}
-        self.scores[name] = score_of(name, [predicted], metric="top1", **of)
+        known: dict[str, Any] = {"seeds": (self.plan.seed,), "seconds": seconds}
+        self.scores[name] = score_of(name, [predicted], metric="top1", classes=len(self.classes), **known)
 
     def _embed(self, images: Tensor) -> Tensor:
         device = next(self.encoder.parameters()).device
