@@ -206,6 +206,13 @@ class BYOL(nn.Module):
             return images
         return images if self._fed_views and not self.views.drawn else self.views.prepare(images)
 
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile the networks in place, by torch.compile's options; the views stay as they are: every step
+        draws others.
+        """
+        for part in (self.online.encoder, self.online.projector, self.predictor, self.target):
+            part.compile(*args, **options)
+
     def extra_repr(self) -> str:
         return f"frozen={', '.join(self.frozen)}" if self.frozen else ""
 

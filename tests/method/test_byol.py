@@ -611,6 +611,24 @@ def test_representation_of_view_1_comes_with_the_loss_and_without_gradient(joint
         assert ours.grad is None if theirs.grad is None else torch.equal(ours.grad, theirs.grad)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's compiler, of its own look at it
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("own_views", [False, True])
+def test_compiled_learner_trains_as_before_and_each_network_is_one_graph(own_views):
+    torch._dynamo.reset()
+    learner, twin = small_learner(), small_learner()
+    learner.compile(backend="eager", fullgraph=True)
+    for seed in range(3):
+        losses = []
+        for one in (learner, twin):
+            torch.manual_seed(seed)
+            losses.append(one(noise(), noise(seed=1)) if own_views else one(noise()))
+            losses[-1].backward()
+        torch.testing.assert_close(*losses, rtol=0, atol=0)
+    torch.testing.assert_close(learner.net.conv.weight.grad, twin.net.conv.weight.grad)
+    assert equal(state(learner), state(twin))
+
+
 # Copies and files
 
 
