@@ -25,7 +25,7 @@ def learning_rate(
 
 
 def tau(step: int, *, base_tau: float, total_steps: int) -> float:
-    """The target's decay, rising from base_tau to 1 by a cosine (paper §3.1)."""
+    """The coefficient of the target, rising from base_tau to 1 by a cosine (paper §3.1)."""
     _check(step, total_steps)
     if not 0 <= base_tau <= 1:
         raise ConfigError(f"base_tau is {base_tau}; expected a number from 0 to 1.")

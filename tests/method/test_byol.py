@@ -365,7 +365,7 @@ def test_target_moves_in_update_target_alone_towards_what_the_optimizer_left():
         torch.testing.assert_close(p, 0.9 * started[name] + 0.1 * online[name], rtol=0, atol=1e-6)
 
 
-def test_update_moving_average_is_update_target_with_the_constant_decay():
+def test_update_moving_average_is_update_target_with_the_constant_tau():
     one, other = set_apart(small_learner(moving_average_decay=0.7)), set_apart(small_learner())
     one.update_moving_average()
     other.update_target(0.7)

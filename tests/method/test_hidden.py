@@ -73,7 +73,7 @@ def before_its_head(net: nn.Module, head: str) -> torch.Tensor:
         ("input of -1", "input of fc"),
     ],
 )
-def test_layer_is_found_by_name_index_or_none(given, name):
+def test_layer_is_found_by_name_or_index(given, name):
     assert layer_name(small_net(), given) == name
 
 
