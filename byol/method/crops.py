@@ -30,7 +30,7 @@ class Crops:
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """A host tensor on a device. For a GPU it is copied from page-locked memory: from any other the host waits.
+    """A host tensor on a device. To a GPU it goes from page-locked memory: from any other the host waits.
 
     torch keeps the page-locked block until the copy is done, and then for the next one.
     """

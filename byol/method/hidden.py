@@ -157,7 +157,6 @@ def single_tensor(output: Any, layer: str) -> Tensor:
         return next(iter(parts.values()))
     shapes = ", ".join(f"{key}: {tuple(value.shape)}" for key, value in parts.items())
     raise ConfigError(
-        f"hidden_layer={layer!r} holds {len(parts)} tensors ({shapes or type(output).__name__}); expected one. "
-        "Name the layer that gives the representation with hidden_layer, or wrap the network to return one "
-        "tensor."
+        f"hidden_layer={layer!r} holds {len(parts)} tensors ({shapes or type(output).__name__}), not one. "
+        "Name the layer that gives the representation, or wrap the network so that it returns one tensor."
     )

@@ -1,4 +1,4 @@
-"""LARS as the official code has it (optimizers.py): weight decay, trust ratio, momentum, then the learning rate."""
+"""LARS as the official code has it (optimizers.py): weight decay, trust ratio, momentum, learning rate."""
 
 import math
 from collections.abc import Callable, Iterable

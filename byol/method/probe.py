@@ -117,8 +117,8 @@ def _probed(
     varied = isinstance(example, Tensor) and bool((example != example[:1]).any())
     if varied and bool((representation == representation[:1]).all()):
         logger.warning(
-            "The representation of %s is the same for different inputs: nothing can be learned from it, even if "
-            "the loss is 0. Does its last layer start at zero? Draw its weights, or choose a layer before it.",
+            "The representation of %s is the same for different inputs: nothing can be learned from it, even "
+            "if the loss is 0. Does its last layer start at zero? Draw its weights, or read an earlier one.",
             type(net).__name__,
         )
     encoder = HiddenLayer(net, layer, pooling, skip, trained.calls, evaluated.calls)

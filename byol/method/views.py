@@ -148,7 +148,7 @@ class Views:
         return prepare(images, self.size, mean=self.mean, std=self.std)
 
     def _view(self, crops: Tensor, view: int, seed: int, step: int, first_row: int) -> Tensor:
-        """One finished view of crops (B, C, h, w). On a CPU some images at a time, which stay in its cache."""
+        """One finished view of crops (B, C, h, w). On a CPU some images at a time, to stay in its cache."""
         count = len(crops)
         drawn = uniforms((seed, Stream.VIEWS, step, torch.arange(first_row, first_row + count), view), 13)
         operations = self._operations(drawn, to_device(drawn.float(), crops.device), view, crops.shape[2])
@@ -165,7 +165,7 @@ class Views:
         return result
 
     def _operations(self, drawn: Tensor, on_device: Tensor, view: int, height: int) -> list[Operation]:
-        """What is done to the images, in order, and to which of them; a parameter is uniform in [low, high)."""
+        """What is done to the images, in order, and to which; a parameter is uniform in [low, high)."""
         config, found = self.config, list[Operation]()
 
         def add(function: Function, chosen: Tensor, column: int, low: float, high: float) -> None:
@@ -207,7 +207,7 @@ def _apply(operation: Operation, x: Tensor, part: slice) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Normalisation as a factor and a term a channel, (1, C, 1, 1); kept, so that no step copies them again."""
+    """Normalisation as a factor and a term a channel, (1, C, 1, 1); kept: no step copies them again."""
     factors = torch.tensor([1 / value for value in std], dtype=torch.float64)
     terms = -torch.tensor(mean, dtype=torch.float64) * factors
     scale, shift = (to_device(values.float().view(1, -1, 1, 1), device) for values in (factors, terms))

@@ -611,10 +611,11 @@ def test_representation_of_view_1_comes_with_the_loss_and_without_gradient(joint
         assert ours.grad is None if theirs.grad is None else torch.equal(ours.grad, theirs.grad)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's compiler, of its own look at it
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("own_views", [False, True])
 def test_compiled_learner_trains_as_before_and_each_network_is_one_graph(own_views):
+    """torch's compiler warns of its own look at gradients."""
     torch._dynamo.reset()
     learner, twin = small_learner(), small_learner()
     learner.compile(backend="eager", fullgraph=True)
