@@ -1,8 +1,8 @@
 """What a training step is fed: which images make it, their crops, and the views finished from those.
 
-The order of the images is a function of (seed, epoch), their crops of (seed, epoch, image, view): any number of workers,
-before or after a resume, gives the same batches. Two routes. Photographs: worker processes decode a picture once, cut
-and resize its crops, and send uint8. Small images: one uint8 tensor on the device, cropped there.
+The order of images is a function of (seed, epoch), their crops of (seed, epoch, image, view): any number of
+workers, before or after a resume, gives the same batches. Two routes. Photographs: worker processes decode a
+picture once, cut and resize its crops, and send uint8. Small images: one tensor on the device, cropped there.
 """
 
 import time
@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import chain
 from math import prod
 from mmap import mmap
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,11 +28,15 @@ from byol.method.crops import crop_draws, crop_resize, to_device
 from byol.method.draws import Stream, seed_of, uniforms
 from byol.method.views import Views
 
+NONE_READABLE = "None of the {} images can be read. Run on other files, or see bad_files.jsonl."
 CHUNK = 32  # images a worker sends at once: small enough to keep several workers busy within one batch
 
 
+Report = Callable[[int, str], object]  # is told the row of an unreadable image, and why; may raise, to stop
+
+
 class Batch(NamedTuple):
-    """What a micro-batch is trained on: two views of each image, of any shape and modality, as the encoder takes them."""
+    """What a micro-batch is trained on: two views of each image, or of whatever the encoder takes."""
 
     view1: Any  # (B, ...)
     view2: Any  # (B, ...)
@@ -62,23 +66,15 @@ class BatchPlan:
         return self.batch_size // self.accumulation
 
 
-class BadImageReport(Protocol):
-    """Is told of every image that could not be read; may raise DataError when there are too many."""
-
-    def __call__(self, index: int, reason: str) -> None: ...
-
-
 class Batches(Iterator[Batch]):
-    """Finishes the views of crops as they come; `waited` adds up the seconds that they were waited for."""
+    """Finishes the views of crops as they come; `waited` adds up the seconds that the crops were waited for.
+
+    `start` is the step that the first crops belong to. `poll` is called before each, and may raise, to stop.
+    """
 
     def __init__(
-        self,
-        cropped: Iterator[Cropped],
-        plan: BatchPlan,
-        start: int = 0,
-        poll: Callable[[], object] = never,
+        self, cropped: Iterator[Cropped], plan: BatchPlan, start: int = 0, poll: Callable[[], object] = never
     ) -> None:
-        """`start` is the step that the first crops belong to; `poll` is called before each, and may raise, to stop."""
         self.cropped, self.plan, self.poll, self.waited = cropped, plan, poll, 0.0
         self._count = start * plan.accumulation  # of micro-batches
 
@@ -100,7 +96,7 @@ class Batches(Iterator[Batch]):
 
 @lru_cache(maxsize=2)
 def order(seed: int, epoch: int, images: int) -> Tensor:
-    """The order in which an epoch visits the images: int64 (N,), a permutation that follows from (seed, epoch)."""
+    """The order in which an epoch visits the images: int64 (N,), a permutation."""
     generator = torch.Generator().manual_seed(seed_of(seed, Stream.ORDER, epoch))
     return torch.randperm(images, generator=generator)
 
@@ -108,20 +104,19 @@ def order(seed: int, epoch: int, images: int) -> Tensor:
 def members(position: int, count: int, seed: int, images: int) -> tuple[Tensor, Tensor]:
     """Epochs and indices, int64 (B,), of `count` images from a position in the endless stream of epochs.
 
-    A batch may straddle two epochs, so every image is visited once an epoch and no image is dropped (as in the
+    A batch may straddle two epochs, so every image is visited once an epoch and none is dropped (as in the
     official pipeline, where epochs only count steps).
     """
-    positions = torch.arange(position, position + count)
-    epochs = positions // images
-    indices = torch.empty_like(positions)
-    for epoch in epochs.unique().tolist():
-        here = epochs == epoch
-        indices[here] = order(seed, epoch, images)[positions[here] - epoch * images]
-    return epochs, indices
+    end = position + count
+    parts = [
+        order(seed, epoch, images)[max(0, position - epoch * images) : end - epoch * images]
+        for epoch in range(position // images, -(-end // images))
+    ]
+    return torch.arange(position, end) // images, torch.cat(parts)
 
 
 def resident_batches(images: Tensor, plan: BatchPlan, start: int = 0) -> Generator[Cropped]:
-    """Micro-batches from step `start` on, cropped on the device from all images at once, uint8 (N, C, H, W)."""
+    """Micro-batches from step `start` on, cropped on the device from all images, uint8 (N, C, H, W)."""
     height, width = images.shape[2:]
     views, micro = plan.views, plan.micro_batch_size
     view = torch.arange(micro * plan.crops) % plan.crops
@@ -139,90 +134,51 @@ class SeveralSizes(DataError):
     """Images that make no tensor."""
 
 
-def load_resident(images: Images, report: BadImageReport, poll: Callable[[], object] = never) -> Tensor:
+def load_resident(images: Images, report: Report, poll: Callable[[], object] = never) -> Tensor:
     """All images as uint8 (N, C, H, W); one that cannot be read is replaced by another, chosen by its index.
 
     `poll` is called between images; it may raise, to stop.
     """
     result: Tensor | None = None
-    bad: list[int] = []
+    bad = set()
     for index in range(len(images)):
         poll()
         if index % 4096 == 0:
             images.release()  # what is read once, in order, need not be kept encoded beside the pixels
         try:
-            image = images.array(index)
+            pixels = torch.from_numpy(images.array(index)).permute(2, 0, 1)
         except BadImage as failure:
             report(index, str(failure))
-            bad.append(index)
+            bad.add(index)
             continue
         if result is None:
-            shape = (len(images), image.shape[2], *image.shape[:2])
             # Mapped, beside the heap: so what loading frees there is not cut up, and serves the steps.
-            result = torch.frombuffer(mmap(-1, prod(shape)), dtype=torch.uint8).view(shape)
-        pixels = torch.from_numpy(image).permute(2, 0, 1)
-        height, width = result.shape[2:]
+            room = mmap(-1, len(images) * pixels.numel())
+            result = torch.frombuffer(room, dtype=torch.uint8).view(len(images), *pixels.shape)
         if pixels.shape != result.shape[1:]:
+            here, first = ("{}x{}".format(*shape[-2:]) for shape in (pixels.shape, result.shape))
             raise SeveralSizes(
-                f"{images.name(index)} is {image.shape[0]}x{image.shape[1]} pixels, the first image {height}x{width}: images "
-                "of several sizes cannot be kept in memory as one tensor. Give --data.in-memory False."
+                f"{images.name(index)} is {here} pixels, the first image {first}: images of several sizes "
+                "cannot be kept in memory as one tensor. Give --data.in-memory False."
             )
         result[index] = pixels
     if result is None:
-        raise DataError(
-            f"None of the {len(images)} images can be read. Run on other files, or see bad_files.jsonl."
-        )
-    unreadable = set(bad)
+        raise DataError(NONE_READABLE.format(len(images)))
     for index in bad:
-        substitute = next(i for i in substitutes(index, len(images)) if i not in unreadable)
-        result[index] = result[substitute]
+        result[index] = result[next(i for i in substitutes(index, len(images)) if i not in bad)]
     return result
 
 
 def substitutes(index: int, images: int) -> Iterator[int]:
-    """The images that stand in for an unreadable one, in order: first a few drawn from its index, then its neighbours."""
+    """What stands in for an unreadable image, in order: a few drawn from its index, then its neighbours."""
     for value in uniforms((index, Stream.SUBSTITUTES, torch.arange(16)), 1)[:, 0].tolist():
         yield int(value * images)
     for step in range(1, images):
         yield (index + step) % images
 
 
-class _Crops:
-    """What a worker runs: (position in the stream of epochs, count) -> crops of these images, and what to say of them."""
-
-    def __init__(self, images: Images, plan: BatchPlan, poll: Callable[[], object]) -> None:
-        self.images, self.plan, self.poll = images, plan, poll
-
-    def __call__(self, place: tuple[int, int]) -> tuple[Tensor, tuple[list[int], list[tuple[int, str]]]]:
-        plan = self.plan
-        epochs, chosen = members(*place, plan.seed, plan.images)
-        crops = torch.empty(
-            (len(chosen), plan.crops, plan.views.channels, *plan.views.size), dtype=torch.uint8
-        )
-        drawn = torch.stack(
-            [crop_draws(plan.seed, epochs, chosen, view) for view in range(plan.crops)], dim=1
-        )
-        indices: list[int] = chosen.tolist()
-        bad: list[tuple[int, str]] = []
-        for row, index in enumerate(indices):
-            self.poll()
-            picture = self._readable(index, bad)
-            if picture is None:
-                return crops[:0], ([], bad)
-            crops[row] = cut(picture, plan.views, drawn[row])
-        return crops, (indices, bad)
-
-    def _readable(self, index: int, bad: list[tuple[int, str]]) -> Any:
-        for candidate in chain((index,), substitutes(index, self.plan.images)):
-            try:
-                return self.images.picture(candidate)
-            except BadImage as failure:
-                bad.append((candidate, str(failure)))
-        return None
-
-
 def cut(picture: Any, views: Views, drawn: Tensor) -> Tensor:
-    """The crops of one image, uint8 (V, C, h, w), from their draws (V, 5): one antialiased resize each, then the flip."""
+    """The crops of one image, uint8 (V, C, h, w), from their draws (V, 5): a resize each, then the flip."""
     pixels = torch.from_numpy(np.array(picture))  # uint8 (H, W, C), or (H, W)
     image = (pixels[:, :, None] if pixels.ndim == 2 else pixels).permute(2, 0, 1)[None]
     heights, widths = (torch.full((len(drawn),), length) for length in image.shape[2:])
@@ -232,14 +188,13 @@ def cut(picture: Any, views: Views, drawn: Tensor) -> Tensor:
         resized = crop_resize(image.expand(len(drawn), -1, -1, -1), crops, views.size, antialias=False)
         return resized.round_().clamp_(0, 255).to(torch.uint8)
     result = torch.empty((len(drawn), image.shape[1], *views.size), dtype=torch.uint8)
-    for view, ((top, left, tall, wide), flip) in enumerate(
-        zip(crops.boxes.tolist(), crops.flips.tolist(), strict=True)
-    ):
-        crop = image[:, :, top : top + tall, left : left + wide]
-        resized = F.interpolate(crop, views.size, mode="bicubic", antialias=True)[
+    drawn_boxes = zip(result, crops.boxes.tolist(), crops.flips.tolist(), strict=True)
+    for crop, (top, left, tall, wide), flip in drawn_boxes:
+        box = image[:, :, top : top + tall, left : left + wide]
+        resized = F.interpolate(box, views.size, mode="bicubic", antialias=True)[
             0
         ]  # Pillow's, in a quarter of its time
-        result[view] = resized.flip(2) if flip else resized
+        crop.copy_(resized.flip(2) if flip else resized)
     return result
 
 
@@ -250,23 +205,40 @@ def streamed_batches(
     device: torch.device,
     workers: int,
     steps: range,
-    report: BadImageReport,
+    report: Report,
     poll: Callable[[], object] = never,
 ) -> Generator[Cropped]:
-    """Micro-batches of the given steps, decoded and cropped by worker processes (in this process with 0 workers).
+    """Micro-batches of the given steps, decoded and cropped by worker processes (in this one with 0 workers).
 
     `poll` is called between images and while a worker is waited for; it may raise, to stop.
     """
     micro = plan.micro_batch_size
-    firsts = range(0, micro, CHUNK)
-    starts = range(steps.start * plan.batch_size, steps.stop * plan.batch_size, micro)
-    places = ((start + first, min(CHUNK, micro - first)) for start in starts for first in firsts)
     shape = plan.crops, plan.views.channels, *plan.views.size
-    crop = _Crops(images, plan, poll)
-    with (
-        images.gathered(),
-        closing(made(crop, places, workers=workers, room=CHUNK * prod(shape), ahead=4, poll=poll)) as chunks,
-    ):
+
+    def cropped(place: tuple[int, int]) -> tuple[Tensor, tuple[list[int], list[tuple[int, str]]]]:
+        """What a worker does: crops of images by their place in the stream of epochs, and the bad ones."""
+        epochs, chosen = members(*place, plan.seed, plan.images)
+        crops = torch.empty((len(chosen), *shape), dtype=torch.uint8)
+        drawn = [crop_draws(plan.seed, epochs, chosen, view) for view in range(plan.crops)]
+        bad: list[tuple[int, str]] = []
+        for row, (index, draws) in enumerate(zip(chosen.tolist(), torch.stack(drawn, dim=1), strict=True)):
+            poll()
+            for candidate in chain((index,), substitutes(index, plan.images)):
+                try:
+                    picture = images.picture(candidate)
+                    break
+                except BadImage as failure:
+                    bad.append((candidate, str(failure)))
+            else:
+                return crops[:0], ([], bad)
+            crops[row] = cut(picture, plan.views, draws)
+        return crops, (chosen.tolist(), bad)
+
+    starts = range(steps.start * plan.batch_size, steps.stop * plan.batch_size, micro)
+    firsts = range(0, micro, CHUNK)
+    places = ((start + first, min(CHUNK, micro - first)) for start in starts for first in firsts)
+    arriving = made(cropped, places, workers=workers, room=CHUNK * prod(shape), ahead=4, poll=poll)
+    with images.gathered(poll), closing(arriving) as chunks:
         for _ in starts:
             crops = torch.empty((micro, *shape), dtype=torch.uint8, device=device)
             indices: list[int] = []
@@ -275,7 +247,7 @@ def streamed_batches(
                 for index, reason in bad:
                     report(index, reason)
                 if not chosen:
-                    raise DataError(f"None of the {plan.images} images can be read.")
+                    raise DataError(NONE_READABLE.format(plan.images))
                 crops[first : first + len(pixels)].copy_(to_device(pixels, device), non_blocking=True)
                 indices += chosen
             yield Cropped(crops, torch.tensor(indices))

@@ -3,7 +3,7 @@
 import glob
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
@@ -24,6 +24,7 @@ from byol.data.readers.dataset import Items
 from byol.data.readers.folder import SUFFIXES, FileReader, listed, scan
 from byol.data.readers.parquet import SPLITS, ParquetReader, shards
 from byol.data.readers.reader import Reader, Rows, evenly_spaced
+from byol.data.workers import never
 from byol.errors import DataError, did_you_mean, printable
 
 logger = logging.getLogger("byol")
@@ -166,9 +167,11 @@ class Images:
         """Let go of caches and open files; what is needed later is read again."""
         self.reader.release()
 
-    def gathered(self) -> AbstractContextManager[None]:
-        """For a while, have images that are slow to read in a shuffled order ready to be read in any."""
-        return self.reader.gathered(self.rows)
+    def gathered(self, poll: Callable[[], object] = never) -> AbstractContextManager[None]:
+        """For a while, have images that are slow to read in a shuffled order ready to be read in any. `poll` is called
+        while they are made so; it may raise, to stop.
+        """
+        return self.reader.gathered(self.rows, poll)
 
     @cached_property
     def _labels(self) -> Labels | None:

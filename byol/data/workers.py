@@ -1,7 +1,8 @@
 """Processes that decode images beside the main one.
 
-torch's DataLoader is not used: it hands tensors over through /dev/shm, which containers keep small, and through open
-files, which run out; where either fails, or a worker stands still, it waits for ever and hears no signal.
+torch's DataLoader is not used: it hands tensors over through /dev/shm, which containers keep small, and
+through open files, which run out; where either fails, or a worker stands still, it waits for ever, deaf to
+signals.
 """
 
 import atexit
@@ -15,6 +16,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
 from functools import partial
 from itertools import count, islice
 from mmap import mmap
@@ -29,10 +31,9 @@ from byol.errors import ByolError
 
 Task = TypeVar("Task")
 Made = tuple[Tensor, Any]  # pixels, and what there is to say of them: small, and fit to be pickled
-Work = Callable[[Task], Made]
-# A terminal or a batch system sends them to every process of a run; the run alone answers them, and ends its workers.
+# Sent to every process of a run by terminals and batch systems; the run alone answers, and ends its workers.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-WAIT = 0.1  # seconds between looks at signals and at the worker
+WAIT = 0.1  # seconds between looks at signals and at the worker that is waited for
 PATIENCE = 300.0  # seconds that a worker may take for a task
 _PR_SET_PDEATHSIG = 1
 
@@ -42,7 +43,7 @@ def never() -> None:
 
 
 def made(
-    work: Work[Task],
+    work: Callable[[Task], Made],
     tasks: Iterable[Task],
     *,
     workers: int,
@@ -53,9 +54,9 @@ def made(
 ) -> Generator[Made]:
     """What `work` makes of every task, in their order, by so many forked processes; with 0 in this process.
 
-    The pixels take at most `room` bytes, and are the caller's until the next are asked for; each worker has room for `ahead`
-    results. `poll` is called while a worker is waited for, and may raise. An exception of `work` is raised here as it is; a
-    worker that died or that takes longer than `patience` seconds becomes one sentence.
+    The pixels take at most `room` bytes and are the caller's until the next are asked for; a worker has room
+    for `ahead` results. `poll` is called while a worker is waited for, and may raise. An exception of `work`
+    is raised here as it is; a worker that died, or takes longer than `patience` seconds, is one sentence.
     """
     if workers == 0:
         yield from map(work, tasks)
@@ -69,7 +70,8 @@ def made(
         for done in count():
             for task in islice(waiting, done + len(places) - sent):
                 worker, slot = places[sent % len(places)]
-                worker.give(slot, task)
+                with suppress(OSError):  # of a dead worker, of which `take` tells
+                    worker.connection.send((slot, task))
                 sent += 1
             if done == sent:
                 return
@@ -83,68 +85,52 @@ def made(
 class _Worker:
     """One process, and memory shared with it for each of the results that it may have ready.
 
-    The memory is anonymous: not in /dev/shm, whatever its size, and gone with the last process that knows of it.
+    The memory is anonymous: not in /dev/shm, whatever its size, and gone with the last process that knows it.
     """
 
-    def __init__(self, work: Work[Any], number: int, room: int, ahead: int) -> None:
+    def __init__(self, work: Callable[[Any], Made], number: int, room: int, ahead: int) -> None:
         self.slots = [torch.frombuffer(mmap(-1, room), dtype=torch.uint8) for _ in range(ahead)]
         fork = multiprocessing.get_context("fork")
         heard = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # what is forked inherits it
         try:
             self.connection, theirs = fork.Pipe()
-            self.process = fork.Process(
-                target=_serve,
-                args=(work, self.slots, number, theirs, self.connection, os.getpid()),
-                daemon=True,
-            )
-            with warnings.catch_warnings(
-                action="ignore", category=DeprecationWarning
-            ):  # of threads and forks
+            given = work, self.slots, number, theirs, self.connection, os.getpid()
+            self.process = fork.Process(target=_serve, args=given, daemon=True)
+            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # forks in threads
                 self.process.start()
             theirs.close()
         except OSError as failure:
             raise ByolError(
-                f"A process that decodes images cannot be started ({failure.strerror}). Lower --workers (0 decodes in the "
-                "main process), or raise the limit (ulimit -n, ulimit -u)."
+                f"A process that decodes images cannot be started ({failure.strerror}). Lower --workers (0 "
+                "decodes in the main process), or raise the limit (ulimit -n, ulimit -u)."
             ) from failure
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, heard)
 
-    def give(self, slot: int, task: Any) -> None:
-        try:
-            self.connection.send((slot, task))
-        except OSError as failure:
-            raise self._died() from failure
-
     def take(self, slot: int, poll: Callable[[], object], patience: float) -> Made:
+        """The worker's next result, which lies in a slot."""
+        how = f"has made nothing for {patience:g} seconds: it is stopped, or its files do not answer"
         for _ in range(max(1, round(patience / WAIT))):  # not by the clock: a run may be stopped and go on
             poll()
-            if self.connection.poll(WAIT):
+            ready = self.connection.poll(WAIT)
+            if not ready and self.process.is_alive():
+                continue
+            try:
+                reply = self.connection.recv() if ready else None
+            except (EOFError, OSError):
+                reply = None
+            if reply is None:
+                self.process.join(1)
+                code = self.process.exitcode or 0
+                how = f"died ({signal.Signals(-code).name if code < 0 else f'exit {code}'})"
                 break
-            if not self.process.is_alive():
-                raise self._died()
-        else:
-            raise ByolError(
-                f"A process that decodes images has made nothing for {patience:g} seconds: it is stopped, or waits for "
-                "its files. Usual causes: storage that does not answer, too little memory. See to that, or lower --workers "
-                "(0 decodes in the main process); the same command continues the run."
-            )
-        try:
-            reply = self.connection.recv()
-        except (EOFError, OSError) as failure:
-            raise self._died() from failure
-        if isinstance(reply, Exception):
-            raise reply
-        shape, dtype, rest = reply
-        return self.slots[slot][: shape.numel() * dtype.itemsize].view(dtype).view(shape), rest
-
-    def _died(self) -> ByolError:
-        self.process.join(1)
-        code = self.process.exitcode
-        how = signal.Signals(-code).name if code and code < 0 else f"exit {code}"
-        return ByolError(
-            f"A process that decodes images died ({how}). The usual cause is too little memory. Lower --workers (0 decodes in "
-            "the main process); the same command continues the run."
+            if isinstance(reply, Exception):
+                raise reply
+            shape, dtype, rest = reply
+            return self.slots[slot][: shape.numel() * dtype.itemsize].view(dtype).view(shape), rest
+        raise ByolError(
+            f"A process that decodes images {how}. The usual cause is too little memory. Lower --workers (0 "
+            "decodes in the main process); the same command continues the run."
         )
 
 
@@ -159,7 +145,12 @@ def _end(team: list[_Worker]) -> None:
 
 
 def _serve(
-    work: Work[Any], slots: list[Tensor], number: int, tasks: Connection, theirs: Connection, parent: int
+    work: Callable[[Any], Made],
+    slots: list[Tensor],
+    number: int,
+    tasks: Connection,
+    theirs: Connection,
+    parent: int,
 ) -> None:
     """What a worker does until the main process ends, however that happens."""
     theirs.close()  # else the end of the main process would not close it

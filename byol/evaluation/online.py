@@ -1,7 +1,7 @@
-"""The official online probe: a linear classifier that learns beside BYOL (official byol_experiment.py: _update_fn).
+"""The official online probe, a linear classifier that learns beside BYOL (official byol_experiment.py).
 
-It learns from the representation of view 1 behind a stop-gradient, with the optimizer, rate and weight decay of everything
-else, and teaches the encoder nothing. It is a gauge that costs next to nothing, not a protocol with settings of its own.
+It learns from the representation of view 1 behind a stop-gradient, with the optimizer, rate and weight decay
+of everything else, and teaches the encoder nothing. It is a gauge that costs next to nothing.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from byol.method.crops import to_device
 
 
 class OnlineProbe(nn.Module):
-    """The classifier of the labelled images that a learner is trained on: (B, D) representations to (B, classes) logits.
+    """The classifier of the labelled images that a learner is trained on: (B, D) to (B, classes) logits.
 
     Its first weights follow from the seed. Raises DataError for images without labels.
     """
@@ -47,11 +47,11 @@ class OnlineProbe(nn.Module):
         return logits
 
     def leave_out(self, index: int) -> None:
-        """Learn nothing from an unreadable image: another one stands in for it, perhaps one of another class."""
+        """Learn nothing from an unreadable image: another stands in for it, perhaps of another class."""
         self._labels[index] = UNREADABLE
 
     def loss(self, representation: Tensor, indices: Tensor) -> Tensor:
-        """The cross-entropy, a scalar, of the representation (B, D) of images `indices`, int64 (B,) on the host."""
+        """The cross-entropy of the representation (B, D) of images `indices`, int64 (B,) on the host."""
         y = self._labels[to_device(indices, self._labels.device)]
         logits = self(representation)
         self.correct_count += (logits.argmax(dim=1) == y).sum()
@@ -83,7 +83,7 @@ class ProbedLearner(nn.Module):
         self.learner, self.probe = learner, probe
 
     def forward(self, view1: Any, view2: Any, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """The learner's loss, and that to be differentiated, which the probe's is added to: its gradients are its own."""
+        """The learner's loss, and what to differentiate: with the probe's, whose gradients are its own."""
         if self.probe is None:
             loss: Tensor = self.learner(view1, view2)
             return loss, loss

@@ -20,7 +20,7 @@ from byol.world import autocast
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did. Reading `loss` on a GPU waits for the step to end; the loop waits for forward passes only."""
+    """What one step did. Reading `loss` on a GPU waits for the step to end."""
 
     step: int  # updates done so far, this one included
     loss: Tensor  # () float32, on the device: mean over the batch of both directions, 0 to 8
@@ -37,11 +37,12 @@ def steps(
     start: int = 0,
     forward: nn.Module | None = None,
 ) -> Iterator[StepResult]:
-    """Train from step `start` to the plan's end, yielding after every optimizer step and its one target update.
+    """Train from step `start` to the plan's end, yielding after each optimizer step and one target update.
 
-    `batches` gives (view1, view2, indices) for each micro-batch, whatever the views are. `forward` is what calls the
-    learner: a ProbedLearner of it, by default without a probe. Everything random in a step follows from (seed, step), so a
-    resumed run repeats it. Raises TrainingError when the loss is not finite; a step that fails leaves no trace.
+    `batches` gives (view1, view2, indices) for each micro-batch, whatever the views are. `forward` calls the
+    learner: a ProbedLearner of it, by default without a probe. Everything random in a step follows from
+    (seed, step), so a resumed run repeats it. Raises TrainingError when the loss is not finite. A step that
+    fails leaves no trace.
     """
     forward = ProbedLearner(learner) if forward is None else forward
     device = next(learner.parameters()).device
@@ -64,14 +65,13 @@ def steps(
                 try:
                     batch = Batch(*next(batches))
                 except StopIteration:
-                    said = f"The batches ended in step {step} of {plan.total_steps}. Give an iterator without end."
-                    raise DataError(said) from None
-                torch.manual_seed(
-                    seed_of(plan.seed, Stream.DROPOUT, step, micro)
-                )  # behind what may draw itself
+                    raise DataError(
+                        f"The batches ended in step {step} of {plan.total_steps}. Give an endless iterator."
+                    ) from None
+                torch.manual_seed(seed_of(plan.seed, Stream.DROPOUT, step, micro))  # after the batches' own
                 with autocast(device, plan.precision):
                     part, differentiated = forward(*batch)
-                # The loop's one wait for a GPU, once a micro-batch. Here it costs next to nothing: the backward pass is
+                # The one wait for a GPU, once a micro-batch. Here it costs next to nothing: the backward is
                 # launched faster than it runs.
                 stop_unless_finite(part, step)
                 (differentiated / plan.accumulation).backward()
@@ -84,7 +84,7 @@ def steps(
 
 @contextmanager
 def undone_on_failure(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Put back buffers, BatchNorm's running statistics among them, and drop gradients when passes fail or are stopped."""
+    """When passes fail or are stopped, put back buffers (BatchNorm's statistics) and drop gradients."""
     buffers = list(module.buffers())
     before = [buffer.clone() for buffer in buffers]
     try:
@@ -100,22 +100,25 @@ def stop_unless_finite(loss: Tensor, step: int) -> None:
     """Raise TrainingError for a loss that is NaN or infinite, before a gradient is taken of it."""
     if not torch.isfinite(loss):
         raise TrainingError(
-            f"The loss of step {step} is {loss.item()}; the weights were not touched. Usual causes: a learning rate that "
-            "is too high for this optimizer, or pixels that are not finite."
+            f"The loss of step {step} is {loss.item()}; the weights were not touched. Usual causes: a "
+            "learning rate that is too high for this optimizer, or pixels that are not finite."
         )
 
 
 def build_optimizer(learner: BYOL, plan: Plan, probe: OnlineProbe | None = None) -> torch.optim.Optimizer:
-    """LARS, SGD or AdamW over the online network, and the probe beside it; biases and BatchNorm parameters are not decayed.
+    """LARS, SGD or AdamW over the online network, and the probe beside it; biases and BatchNorm do not decay.
 
     `steps` sets the rate: each group's is the schedule's times its `lr_factor`.
     """
-    parts: list[tuple[nn.Module, float]] = [(learner.online, 1.0), (learner.predictor, plan.predictor_lr)]
-    if probe is not None:
-        parts.append((probe, 1.0))
+    parts: list[tuple[nn.Module | None, float]] = [
+        (learner.online, 1.0),
+        (learner.predictor, plan.predictor_lr),
+        (probe, 1.0),
+    ]
     groups = [
         {**group, "lr_factor": factor}
         for part, factor in parts
+        if part is not None
         for group in parameter_groups(part, weight_decay=plan.weight_decay)
     ]
     if plan.optimizer == "lars":

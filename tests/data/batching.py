@@ -39,6 +39,7 @@ def streamed(
     steps: range,
     workers: int = 0,
     report: Callable[[int, str], None] | None = None,
+    **options: Any,
 ) -> Iterator[Cropped]:
     return streamed_batches(
         images,
@@ -47,6 +48,7 @@ def streamed(
         workers=workers,
         steps=steps,
         report=Reports() if report is None else report,
+        **options,
     )
 
 

@@ -1,8 +1,11 @@
-"""Which images make a step, and how their pixels arrive: the same for any route, any workers and any start."""
+"""Which images make a step, and how their pixels arrive: the same by any route, any workers, any start."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +14,20 @@ from batching import COUNT, PHOTOS, Reports, plan_for, same, streamed
 from PIL import Image
 from torch import Tensor
 
-from byol.data.batches import CHUNK, BatchPlan, Cropped, load_resident, members, order, resident_batches
+from byol.data.batches import (
+    CHUNK,
+    Batches,
+    BatchPlan,
+    Cropped,
+    load_resident,
+    members,
+    order,
+    resident_batches,
+)
 from byol.data.images import open_images
 from byol.errors import DataError
 from byol.method.crops import crop_boxes, crop_draws
-from byol.method.views import ViewConfig
+from byol.method.views import ViewConfig, Views
 
 
 def test_each_epoch_is_a_permutation_that_follows_from_seed_and_epoch() -> None:
@@ -208,6 +220,43 @@ def test_accumulation_gives_the_images_of_one_large_batch(accumulation: int, fil
             torch.cat([b.crops for b in whole]).float(),
             atol=1e-6,
         )
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_views_are_those_of_seed_step_and_row_however_a_batch_is_cut(start: int) -> None:
+    """As `Views.finish` draws them for one large batch; every row and step has draws of its own."""
+    resident, whole = load_resident(open_images(PHOTOS), Reports()), plan_for()
+    crops, indices = next(resident_batches(resident, whole, start))
+    expected = Views(16).finish(crops, seed=whole.seed, step=start)
+    for accumulation in (1, 2, 5):
+        plan = plan_for(accumulation=accumulation)
+        parts = list(islice(Batches(resident_batches(resident, plan, start), plan, start), 2 * accumulation))
+        for ours, theirs in zip(zip(*parts[:accumulation], strict=True), (*expected, indices), strict=True):
+            torch.testing.assert_close(torch.cat(ours), theirs, rtol=1e-5, atol=1e-5)
+
+    one, same_image = plan_for(1), torch.zeros(10, dtype=torch.int64)
+    picture = Cropped(crops[:1].expand(10, -1, -1, -1, -1), same_image)
+    drawn = [view for batch in islice(Batches(iter([picture] * 3), one), 3) for view in batch.view1]
+    assert len({tuple(view.flatten().tolist()) for view in drawn}) > 20  # some of 30 keep their colours
+
+
+def test_waiting_for_crops_is_counted_and_finishing_views_is_not() -> None:
+    crops = Cropped(torch.zeros(10, 2, 3, 16, 16), torch.arange(10))
+
+    class Slow(Views):
+        def finish(self, *given: Any, **more: Any) -> tuple[Tensor, Tensor]:
+            time.sleep(0.2)
+            return super().finish(*given, **more)
+
+    def slow() -> Iterator[Cropped]:
+        for _ in range(3):
+            time.sleep(0.2)
+            yield crops
+
+    come, ready = Batches(slow(), plan_for()), Batches(iter([crops] * 3), replace(plan_for(), views=Slow(16)))
+    assert len(list(come)) == len(list(ready)) == 3
+    assert come.waited >= 0.6
+    assert ready.waited < 0.6
 
 
 def test_crops_are_tensors_of_their_own(files: Path) -> None:

@@ -140,7 +140,7 @@ def test_no_worker_outlives_the_batches(files: Path) -> None:
     "number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
 )
 def test_a_signal_to_stop_is_left_to_the_run(number: signal.Signals) -> None:
-    """A terminal or a batch system sends it to every process; a worker that obeyed would kill the run before it has saved."""
+    """A batch system sends it to every process; a worker that obeyed would kill the run before it saves."""
     results, workers = started(squares, 2)
     for worker in workers:
         os.kill(worker.pid, number)
@@ -195,7 +195,7 @@ def test_waiting_for_a_worker_that_stands_still_answers_signals() -> None:
 
 
 def test_nothing_travels_through_dev_shm_or_open_files() -> None:
-    """Containers have 64 MB there, and the handles of a process are few: a run hung, deaf, when either ran out."""
+    """Containers have 64 MB there, and the handles of a process are few: a run hung when either ran out."""
 
     def handles() -> int:
         return len(os.listdir("/proc/self/fd"))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from byol.method.draws import seed_of, uniforms
+from byol.method.draws import Stream, seed_of, uniforms
 
 SPLITMIX64_FROM_0 = [
     0xE220A8397B1DCDAF,
@@ -98,3 +98,23 @@ def test_seeds_are_distinct_and_serve_torch():
     assert len(seeds) == 2000
     assert all(0 <= seed < 2**53 for seed in seeds)
     assert torch.Generator().manual_seed(max(seeds)).initial_seed() == max(seeds)
+
+
+def test_no_two_streams_share_their_numbers():
+    """The order of images and dropout once did. Also with parts behind: epochs, steps, micro-batches."""
+    keys = [
+        (7, stream, *rest)
+        for stream in Stream
+        for rest in [(), *((n,) for n in range(9)), (0, 0), (0, 1), (1, 0)]
+    ]
+    assert len(set(Stream)) == len(Stream.__members__) > 1
+    assert len({seed_of(*key) for key in keys}) == len(keys)
+    columns = np.stack([uniforms((7, stream, MANY), 1)[:, 0].numpy() for stream in Stream])
+    correlations = np.corrcoef(columns)
+    assert np.abs(correlations - np.eye(len(columns))).max() < 4.5 / 20_000**0.5
+
+
+def test_the_numbers_of_the_streams_stay():
+    """Runs are repeated by them: new ones come at the end."""
+    assert list(Stream)[:12] == list(range(12))
+    assert (Stream.ORDER, Stream.CROPS, Stream.VIEWS, Stream.DROPOUT) == (4, 5, 6, 7)

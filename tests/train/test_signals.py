@@ -1,4 +1,4 @@
-"""A run that a signal stops saves what is done, whatever it was at, and its continuation is the undisturbed run."""
+"""A stopped run saves what is done, whatever it was at, and its continuation is the undisturbed run."""
 
 import io
 import multiprocessing
@@ -179,7 +179,7 @@ def children() -> list[Any]:
 
 @pytest.mark.parametrize("trouble", ["stopped", "killed"])
 def test_steps_that_are_done_are_saved_when_a_worker_fails(tmp_path, photos, trouble):
-    """A worker that stands still is waited for until a signal comes: that hung, and nothing was saved of a dead one's run."""
+    """Waiting for one that stands still heard no signal, and nothing was saved of the run of a dead one."""
     optim = OptimConfig(name="lars", accumulation=2)
     config = small_config(tmp_path, workers=1, epochs=4, optim=optim, save_every_steps=1000)
 

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import ENOSPC
 from functools import cached_property
@@ -131,12 +131,12 @@ class ParquetReader(Reader):
         pa.default_memory_pool().release_unused()
 
     @contextmanager
-    def gathered(self, rows: Rows) -> Iterator[None]:
+    def gathered(self, rows: Rows, poll: Callable[[], object]) -> Iterator[None]:
         """For a while, read these rows from a temporary file without a name, written now in one pass.
 
         Where there is no room for it, or there are too few rows to matter, nothing changes. Processes that
         are forked meanwhile read from it too; the operating system deletes it with the last of them, even a
-        killed one.
+        killed one. `poll` is called between rows; it may raise, to stop.
         """
         groups = np.unique(np.searchsorted(self.starts, rows, side="right") - 1)
         folder = room_for(sum(self.sizes[group] for group in groups)) if len(groups) > 1 else None
@@ -146,7 +146,7 @@ class ParquetReader(Reader):
         before = self._laid_out
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             try:
-                self._laid_out = self._lay_out(np.unique(rows), file)
+                self._laid_out = self._lay_out(np.unique(rows), file, poll)
             except OSError as failure:
                 file.truncate(0)
                 logger.warning(
@@ -158,11 +158,12 @@ class ParquetReader(Reader):
             finally:
                 self._laid_out = before
 
-    def _lay_out(self, rows: Rows, file: Any) -> tuple[Any, Rows, Rows]:
+    def _lay_out(self, rows: Rows, file: Any, poll: Callable[[], object]) -> tuple[Any, Rows, Rows]:
         """Write the rows that can be read, one behind the other; reading another one says why it cannot."""
         starts, ends = np.zeros((2, len(self)), dtype=np.int64)
         end = 0
         for row in rows.tolist():
+            poll()
             try:
                 data = self.read(row)
             except BadImage:

@@ -1,5 +1,6 @@
 """What stands behind `Images`: the one protocol that every kind of source follows."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -42,7 +43,7 @@ class Reader(Protocol):
         """Let go of caches and open files; what is needed later is read again."""
         return
 
-    def gathered(self, rows: Rows) -> AbstractContextManager[None]:
+    def gathered(self, rows: Rows, poll: Callable[[], object]) -> AbstractContextManager[None]:
         """For a while, have images that are slow to read in a shuffled order ready to be read in any."""
         return nullcontext()
 

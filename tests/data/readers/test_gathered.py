@@ -21,6 +21,7 @@ from pictures import encoded, photo
 
 from byol.data.decode import BadImage
 from byol.data.images import Images, open_images
+from byol.errors import Stopped
 
 COUNT, GROUP = 24, 4
 
@@ -97,6 +98,23 @@ def test_only_the_rows_that_are_used_are_written(both) -> None:
         written = set(temporary()) - set(before)
         assert written == {sum(len(encoded(photo(20, 24, row))) for row in rows)}
         assert np.array_equal(both[1].array(12), photo(20, 24, 12))
+
+
+def test_laying_rows_out_can_be_stopped_between_two_of_them(both) -> None:
+    """A signal that came then was heard when all was written, which for a large set takes minutes."""
+    before, calls = temporary(), []
+
+    def poll() -> None:
+        calls.append(1)
+        if len(calls) == 5:
+            raise Stopped("stop", exit_code=75)
+
+    batches = streamed(both[1], plan_for(COUNT, batch_size=6), range(8), poll=poll)
+    with pytest.raises(Stopped):
+        next(batches)
+    assert len(calls) == 5
+    assert temporary() == before
+    assert np.array_equal(both[1].array(7), photo(20, 24, 7))
 
 
 def test_damage_is_told_of_when_a_row_is_read(tmp_path: Path) -> None:
