@@ -76,15 +76,11 @@ class ModelConfig:
     """The encoder's variant and the two heads."""
 
     stem: Literal["imagenet", "small"] | None = None
-    """First layers of a ResNet: imagenet (7x7 stride 2 and pooling) or small (3x3). By default small up to
-    64 pixels.
-    """
+    """First layers of a ResNet: imagenet (7x7 stride 2, pooling) or small (3x3); by default by image_size."""
     padding: Literal["symmetric", "same"] | None = None
     """Padding of a ResNet: symmetric as in torchvision, or same as in TensorFlow and JAX."""
     last_gamma: float | None = None
-    """Initial scale of each residual block's last BatchNorm: 1 as in the paper, 0 for more stable small
-    networks.
-    """
+    """Initial scale of each residual block's last BatchNorm: 1 in the paper, 0 for stable small networks."""
     width: int | None = None
     """Channels of the first stage of the small `convnet` encoder."""
     projection_size: int = 256
@@ -115,9 +111,7 @@ class OptimConfig:
     base_lr: float | None = None
     """Learning rate per 256 images; the peak rate is base_lr x batch_size / 256."""
     predictor_lr: float = 1.0
-    """The predictor's learning rate over the rest's: 1 in the paper, more helps short runs of small
-    encoders.
-    """
+    """The predictor's learning rate over the rest's: 1 in the paper, more helps short runs."""
     weight_decay: float | None = None
     """Weight decay of every parameter with more than one dimension; biases and BatchNorm are exempt."""
     momentum: float = 0.9
@@ -147,12 +141,12 @@ class DataConfig:
     """Keep all images as one tensor on the device. By default when they are small, of one size, and fit."""
     max_bad: float = 0.01
     """Share of unreadable images above which the run stops; up to it they are replaced and listed."""
-    max_pixels: int = 64_000_000
-    """Largest picture that is decoded, in pixels; larger ones count as unreadable."""
+    max_pixels: int | None = None
+    """Largest picture that is decoded, in pixels, by default 64 million; larger ones count as unreadable."""
     black: float | None = None
     """Sample of pictures with more than 8 bits that is black. By default 0, or what the images suggest."""
     white: float | None = None
-    """Sample of pictures with more than 8 bits that is white, such as 4095. By default what the images suggest."""
+    """That which is white, such as 4095. By default what the images suggest."""
 
     def __post_init__(self) -> None:
         conform(self)
@@ -222,9 +216,7 @@ class TrainConfig:
     precision: Precision | None = None
     """bf16 or fp32 for the encoder's arithmetic. By default bf16 where the hardware is faster with it."""
     save_every_steps: int | None = None
-    """Steps between checkpoints. By default twenty a run, and one whenever five minutes have passed
-    without.
-    """
+    """Steps between checkpoints. By default twenty a run, and one after five minutes without."""
     keep_checkpoints: int = 2
     """Checkpoints kept, at least 2."""
     log_every_steps: int = 50
@@ -240,9 +232,7 @@ class TrainConfig:
         conform(self)
         check(self.out != "", "out is empty; expected a folder for the run, such as runs/a.")
         expect(self, "", "a positive number", lambda value: value > 0, "epochs")
-        both = (
-            f"epochs={self.epochs} and budget={self.budget} both fix the length of the run. Give one of them."
-        )
+        both = f"epochs={self.epochs} and budget={self.budget} both fix the length of the run. Give one."
         check(self.epochs is None or self.budget is None, both)
         if self.budget is not None:
             seconds_of(self.budget)

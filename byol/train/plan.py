@@ -111,9 +111,7 @@ def plan_run(
     precision = config.precision or world.default_precision()
     if config.budget is not None:
         if measure is None:
-            raise ConfigError(
-                f"budget is {config.budget}, and nothing measures how fast a step is. Give epochs."
-            )
+            raise ConfigError(f"budget is {config.budget}, but nothing measures a step. Give epochs.")
         config = fitted(config, lambda changed: derived(changed, facts, world, precision), measure)
     return derived(config, facts, world, precision)
 
@@ -134,12 +132,12 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World, precision: Pre
     batch_size = checked_batch_size(config, images)
 
     # Steps count as in the official code: epochs x images // batch.
-    epochs = config.epochs or derived_epochs(images, cpu)
+    # Without a length about 2 million images are seen on a CPU, 40 million on a GPU, each 1,000 times at most.
+    usual_epochs = max(10, min(1000, (2_000_000 if cpu else 40_000_000) // images))
+    epochs = config.epochs or float(usual_epochs)
     total = int(epochs * images) // batch_size
     if total < 1:
-        raise ConfigError(
-            f"{epochs:g} epochs of {images} images are no step of {batch_size}. Give more epochs."
-        )
+        raise ConfigError(f"{epochs:g} epochs are no step of {batch_size} of {images} images. Give more.")
     warmup = min(10.0, 0.1 * epochs) if optim.warmup_epochs is None else optim.warmup_epochs
     warmup_steps = int(warmup * images) // batch_size
     if warmup_steps >= total and warmup_steps > 0:
@@ -247,18 +245,12 @@ def derived_size(facts: ImageFacts, cpu: bool) -> int:
     return 64 if cpu else 224
 
 
-def derived_epochs(images: int, cpu: bool) -> float:
-    """About 2 million images seen on a CPU, 40 million on a GPU; 1,000 passes at most."""
-    return float(max(10, min(1000, (2_000_000 if cpu else 40_000_000) // max(1, images))))
-
-
 def checked_batch_size(config: TrainConfig, images: int) -> int:
     """The batch size: the requested one if it can be, else 256 or what a small set allows."""
     parts = config.optim.accumulation
     if images < 2:
-        raise DataError(
-            f"There {'is 1 image' if images == 1 else 'is no image'} to train on; expected at least 2."
-        )
+        count = "is 1 image" if images == 1 else f"are {images} images"
+        raise DataError(f"There {count} to train on; expected at least 2.")
     # At least four batches an epoch, so that a small set still gives steps.
     size = config.batch_size or max(2 * parts, min(256, images // 4) // parts * parts)
     if size > images:

@@ -160,13 +160,8 @@ class RunFolder:
     def record(self, plan: Plan, config: TrainConfig, source: Images, world: World) -> str:
         """Write config.yaml, env.json and plan.json of a new run. Returns the plan's checksum."""
         if not self.plan.exists():
-            environment = {
-                "byol": __version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-                "hardware": world.describe(),
-                "threads": torch.get_num_threads(),
-            }
+            versions = {"byol": __version__, "torch": torch.__version__, "python": platform.python_version()}
+            environment = {**versions, "hardware": world.describe(), "threads": torch.get_num_threads()}
             images = {"data": source.fingerprint(), "images": source.description}
             stored = {"format": FORMAT, "plan": to_plain(plan), "config": to_plain(config), **images}
             write_text(self.config, to_yaml(config))

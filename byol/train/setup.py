@@ -21,7 +21,7 @@ from byol.evaluation.online import OnlineProbe
 from byol.method.byol import BYOL
 from byol.method.draws import Stream, seed_of, uniforms
 from byol.models.build import build_encoder
-from byol.train.config import DataConfig, TrainConfig, seconds_of
+from byol.train.config import TrainConfig, seconds_of
 from byol.train.log import BadImages, say
 from byol.train.plan import ImageFacts, Plan, Speed, plan_run
 from byol.train.run_folder import RunFolder
@@ -56,18 +56,13 @@ class Setup:
                 )
         elif encoder is not None:
             if config.encoder not in (None, encoder):
-                raise ConfigError(
-                    f"The encoder is {encoder!r} and config.encoder {config.encoder!r}. Give one."
-                )
+                both = f"The encoder is {encoder!r}, config.encoder is {config.encoder!r}"
+                raise ConfigError(f"{both}. Give one of them.")
             config = replace(config, encoder=encoder)
         world = World.join(config.device, alone=True)
-        images = open_images(  # open ones stay as they are, but for what the config asks for
-            images,
-            channels=data.channels,
-            max_pixels=None if data.max_pixels == DataConfig.max_pixels else data.max_pixels,
-            black=data.black,
-            white=data.white,
-        )
+        # Open images stay as they are, but for what is requested here.
+        levels = {"black": data.black, "white": data.white}
+        images = open_images(images, channels=data.channels, max_pixels=data.max_pixels, **levels)
         return cls(config, encoder if isinstance(encoder, nn.Module) else None, images, world, started)
 
     def facts(self) -> ImageFacts:
@@ -131,9 +126,7 @@ class Setup:
         )
         encoder = Encoder(network, info)
         if plan.eval_size != plan.image_size:
-            images = torch.zeros(
-                (2, plan.channels, *plan.eval_size), dtype=torch.uint8, device=self.world.device
-            )
+            images = torch.zeros((2, plan.channels, *plan.eval_size), dtype=torch.uint8).to(self.world.device)
             try:
                 encoder(images)
             except (RuntimeError, ValueError, AssertionError) as failure:
@@ -158,7 +151,7 @@ class Setup:
         `poll` is called before each and between images; it may raise, to stop.
         """
         assert learner.views is not None
-        images = self.images.subset(rows)
+        images, device = self.images.subset(rows), self.world.device
         what = BatchPlan(plan.seed, len(images), plan.batch_size, plan.accumulation, learner.views)
 
         def report(index: int, reason: str) -> None:
@@ -168,18 +161,13 @@ class Setup:
 
         def cropped() -> Generator[Cropped]:
             if plan.in_memory:
-                pixels = load_resident(images, report, poll).to(self.world.device)
+                pixels = load_resident(images, report, poll).to(device)
                 images.release()
                 yield from resident_batches(pixels, what, start)
             else:
+                left = range(start, plan.total_steps)
                 yield from streamed_batches(
-                    images,
-                    what,
-                    device=self.world.device,
-                    workers=plan.workers,
-                    steps=range(start, plan.total_steps),
-                    report=report,
-                    poll=poll,
+                    images, what, device=device, workers=plan.workers, steps=left, report=report, poll=poll
                 )
 
         return Batches(cropped(), what, start, poll)
@@ -205,11 +193,11 @@ class Setup:
                     break
         # The first step warms up; the mean of the others includes what data and the machine's noise cost.
         step = (ends[-1] - ends[0]) / (len(ends) - 1)
-        sample = rows[:64].tolist()
+        sample, began = rows[:64].tolist(), time.perf_counter()
         for index in sample:
             with suppress(BadImage):
                 self.images.array(index)
-        image = (time.perf_counter() - ends[-1]) / len(sample)
+        image = (time.perf_counter() - began) / len(sample)
         self.images.release()
         return Speed(step, image, time.monotonic() - self.started)
 
