@@ -8,7 +8,7 @@ import tyro
 
 from byol.encoders.load import folder_of, load_encoder
 from byol.errors import ConfigError
-from byol.exports.export import Format, export as write_export
+from byol.exports.export import GRAPHS, Format, export as write_export
 from byol.exports.verify import BATCHES, TOLERANCE
 from byol.settings import parse
 
@@ -24,19 +24,19 @@ LOADS = {
 @dataclass(frozen=True)
 class Export:
     run: tyro.conf.Positional[str]
-    """Run folder, encoder.safetensors, official .pkl, or torchvision:NAME or timm:NAME with pretrained weights."""
+    """Run folder, encoder.safetensors, official .pkl, or pretrained torchvision:NAME or timm:NAME."""
     out: str
-    """What to write: .onnx, .pt2 (torch.export), .pth (torchvision), .safetensors, or a new folder (huggingface)."""
+    """What to write: .onnx, .pt2 (torch.export), .pth (torchvision), .safetensors, or a folder."""
     format: Format | None = None
     """By default what the suffix of --out means."""
     from_pixels: bool = True
-    """Whether an onnx or torch.export graph takes pixels in [0, 1] and normalises them; with False, normalised pixels."""
+    """Whether a graph takes pixels in [0, 1] and normalises them; with False, normalised pixels."""
     model: str | None = None
     """The torchvision or timm model that a network of your own is, such as resnet50."""
     encoder: str | None = None
     """package.module:function that builds the network, for a run that trained one of your own."""
     weights: str | None = None
-    """File of a torchvision: or timm: network's tensors; by default what the library has downloaded before."""
+    """File of a torchvision: or timm: network's tensors; by default what the library has downloaded."""
 
 
 def export(arguments: Sequence[str]) -> int:
@@ -55,19 +55,16 @@ def export(arguments: Sequence[str]) -> int:
         run=folder_of(command.run),
         model=command.model,
     )
-    sizes = " and ".join(f"{height}x{width}" for height, width in done.check.sizes)
+    tool, sizes = done.check.tool, " and ".join(f"{height}x{width}" for height, width in done.check.sizes)
     print(f"written    {done.path} ({done.format})")
-    print(
-        f"checked    {done.check.tool} gives the same features for {', '.join(map(str, BATCHES))} images of {sizes} pixels:"
-    )
-    print(
-        f"           they differ by {done.check.difference:.2g} of the largest at most ({TOLERANCE:g} is allowed)"
-    )
-    if done.format in ("onnx", "torch.export"):
+    batches = ", ".join(map(str, BATCHES))
+    print(f"checked    {tool} gives the same features for {batches} images of {sizes} pixels:")
+    print(f"           they differ by {done.check.difference:.2g} of the largest ({TOLERANCE:g} is allowed)")
+    if done.format in GRAPHS:
         pixels = "in [0, 1]" if command.from_pixels else "normalised"
         size = "H, W" if len(done.check.sizes) > 1 else "{}, {}".format(*encoder.info.image_size)
         print(f"takes      images float32 (B, {encoder.info.channels}, {size}) {pixels}")
     model = (command.model or encoder.info.architecture or "").rpartition(":")[2]
     read = "torch.load" if done.path.suffix == ".pth" else "safetensors.torch.load_file"
-    print(f"load       {LOADS[done.check.tool].format(path=done.path, read=read, model=model)}")
+    print(f"load       {LOADS[tool].format(path=done.path, read=read, model=model)}")
     return 0

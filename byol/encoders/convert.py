@@ -16,7 +16,7 @@ from byol.encoders.foreign import BLOCK, ForeignEncoder, kind_of, read_foreign
 from byol.encoders.official import read_official
 from byol.errors import CheckpointError, ConfigError
 from byol.method.crops import Interpolation
-from byol.method.hidden import OUTPUT, HiddenLayer
+from byol.method.hidden import HiddenLayer
 from byol.method.probe import probe
 from byol.method.views import ViewConfig, normalisation
 from byol.models.build import HEADS, WIDTHS, build_encoder
@@ -46,27 +46,13 @@ class Preprocessing:
     antialias: bool | None = None
     """Antialiased resize. By default False for official checkpoints, as in their code, else True."""
 
-    def __post_init__(self) -> None:
-        if self.image_size is not None and self.image_size < 1:
-            raise ConfigError(f"image_size is {self.image_size}; expected at least 1.")
-        if not 0 < self.crop_ratio <= 1:
-            raise ConfigError(
-                f"crop_ratio is {self.crop_ratio}; expected a share of more than 0 and up to 1."
-            )
-        if self.std is not None and min(self.std) <= 0:
-            raise ConfigError(f"std is {self.std}; expected positive numbers.")
-
     def described(self, side: int, antialias: bool, channels: int) -> dict[str, Any]:
         """Fields of `EncoderInfo`, with the defaults of a kind of checkpoint."""
         mean, std = normalisation(ViewConfig(), channels)
-        mean, std = self.mean or mean, self.std or std
-        if not len(mean) == len(std) == channels:
-            raise ConfigError(
-                f"mean has {len(mean)} and std {len(std)} numbers; the encoder takes {channels} channels."
-            )
+        side = side if self.image_size is None else self.image_size
         return {
-            "image_size": (self.image_size or side,) * 2, "channels": channels, "mean": mean, "std": std,
-            "crop_ratio": self.crop_ratio, "interpolation": self.interpolation,
+            "image_size": (side, side), "channels": channels, "mean": self.mean or mean,
+            "std": self.std or std, "crop_ratio": self.crop_ratio, "interpolation": self.interpolation,
             "antialias": antialias if self.antialias is None else self.antialias,
         }  # fmt: skip
 
@@ -91,21 +77,19 @@ def convert(
     padding: Padding | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Conversion:
-    """The online encoder of an official checkpoint, or a torch checkpoint of byol-pytorch, lightly or
-    solo-learn.
+    """The online encoder of an official checkpoint, or of a torch checkpoint of another library.
 
-    What the file is shows by its content. `padding` is "same" for official checkpoints, as their code
-    pads, or "symmetric" for a plain torchvision network, which gives other features; for torch
-    checkpoints "symmetric" is the default. `encoder` is a name for `build_encoder` for networks other
-    than ResNets, `prefix` where in a torch checkpoint it is, and `hidden_layer` where the network gives
-    its representation. Nothing in the file is executed. Raises CheckpointError for a file that is
-    something else, damaged or hostile, ConfigError for wrong settings.
+    What the file is shows by its content; nothing in it is executed. `padding` is "same" for official
+    checkpoints, as their code pads, or "symmetric" for a plain torchvision network, with other features.
+    `encoder` is a name for `build_encoder` for networks other than ResNets, `prefix` where in a torch
+    checkpoint it is, and `hidden_layer` where the network gives its representation. Raises CheckpointError for
+    a file that is something else, damaged or hostile, ConfigError for wrong settings.
     """
     path, kind = Path(path), kind_of(Path(path))
     if kind not in ("torch", "pickle"):
         raise CheckpointError(
-            f"{path} is neither an official checkpoint (a pickle of protocol 2 or newer) nor a torch checkpoint: "
-            f"it is {kind}."
+            f"{path} is neither an official checkpoint (a pickle of protocol 2 or newer) nor a torch "
+            f"checkpoint: it is {kind}."
         )
     if kind == "torch":
         found = read_foreign(path, prefix)
@@ -127,14 +111,11 @@ def convert(
 def official_encoder(path: Path) -> ForeignEncoder:
     """The online encoder of an official checkpoint."""
     checkpoint = read_official(path)
-    left = Counter(
-        f"{which} {name.partition('.')[0]}"
-        for which, arrays in checkpoint.networks.items()
-        for name in arrays
-    )
+    names = [f"{which} {name}" for which, arrays in checkpoint.networks.items() for name in arrays]
+    left = Counter(name.partition(".")[0] for name in names)
     del left["online encoder"]
     source = f"official checkpoint after {checkpoint.step:,} steps"
-    return ForeignEncoder(source, "", checkpoint.state(), dict(left), official=True)
+    return ForeignEncoder(source, "", checkpoint.state(), dict(left), official=True, advice="")
 
 
 def converted(
@@ -171,7 +152,7 @@ def converted(
         network, features = HiddenLayer(net), net.num_features
     else:
         size = {"image_size": images["image_size"], "channels": channels}
-        probed = probe(net, OUTPUT if hidden_layer is None else hidden_layer, **size)
+        probed = probe(net, hidden_layer, **size)
         network, features = probed.encoder, probed.features
     info = EncoderInfo.of(network, name, options, features=features, **images)
     encoder = filled(net, tensors, info, path, torch.device("cpu"))

@@ -75,7 +75,8 @@ class EncoderInfo:
         }
         for name, good in right.items():
             if not good:
-                raise ConfigError(f"An encoder cannot have {name} {getattr(self, name)!r:.80}.")
+                value = f"{name} {getattr(self, name)!r:.80}"
+                raise ConfigError(f"An encoder of {self.channels} channels cannot have {value}.")
 
     @classmethod
     def of(
@@ -83,8 +84,8 @@ class EncoderInfo:
     ) -> "EncoderInfo":
         """The description of a network that is read at a hidden layer; `expected` gives the other fields."""
         layer = plain_name(encoder.net, encoder.layer)
-        return cls(architecture, options, hidden_layer=None if layer in ("", OUTPUT) else layer,
-                   pooling=encoder.pooling, skip=encoder.skip, calls=encoder.eval_calls, **expected)  # fmt: skip
+        read = {"pooling": encoder.pooling, "skip": encoder.skip, "calls": encoder.eval_calls, **expected}
+        return cls(architecture, options, hidden_layer=None if layer in ("", OUTPUT) else layer, **read)
 
     @property
     def from_a_library(self) -> bool:
@@ -104,8 +105,7 @@ class EncoderInfo:
 
 
 class Encoder(nn.Module):
-    """An encoder ready to use: images (B, C, H, W) uint8, or float in [0, 1], of any size give (B, D)
-    float32.
+    """An encoder ready to use: images (B, C, H, W) uint8, or float in [0, 1], of any size give (B, D).
 
     Always in eval mode and without gradients. `net` is the network itself.
     """
@@ -138,7 +138,7 @@ class Encoder(nn.Module):
         return open_images(images, channels=self.info.channels, black=black, white=white)
 
     def prepare(self, images: Tensor, *, normalised: bool = False) -> Tensor:
-        """Images as the network is fed them, by default not yet normalised: float32 (B, C, h, w) in [0, 1]."""
+        """Images as the network is fed them, by default not normalised: float32 (B, C, h, w) in [0, 1]."""
         info = self.info
         check_images(images, info.channels)
         self._check_scale(images)
@@ -237,10 +237,9 @@ def filled(
 ) -> Encoder:
     """An encoder of a network and the tensors that fill it, read from `path`."""
     fill(net, tensors, path)
-    layers = {plain_name(net, name): name for name, _ in net.named_modules(remove_duplicate=False)}
-    asked = info.hidden_layer or OUTPUT
-    start = INPUT if asked.startswith(INPUT) else ""
-    layer = start + layers.get(asked.removeprefix(start), asked.removeprefix(start))
+    modules = [name for name, _ in net.named_modules(remove_duplicate=False)]
+    layers = {plain_name(net, start + name): start + name for name in modules for start in ("", INPUT)}
+    layer = layers.get(info.hidden_layer or OUTPUT, info.hidden_layer or OUTPUT)
     network = HiddenLayer(net, layer_name(net, layer), info.pooling, info.skip, info.calls)
     return ready(network, info, device)
 
@@ -274,8 +273,7 @@ def check_savable(net: nn.Module) -> None:
 def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors as safetensors takes them: on the CPU, contiguous, and none in the memory of another one.
 
-    A network may use a tensor under several names (tied weights, a block that runs twice); a file has
-    it by each.
+    A network may use a tensor under several names (tied weights, a block that runs twice).
     """
     found, memory = {}, set()
     for name, tensor in tensors.items():

@@ -36,6 +36,10 @@ LAYOUTS = (
 BLOCK = "layer1.0.conv1.weight"  # a tensor that every ResNet has
 # torchvision's ResNet as lightly's examples keep it: nn.Sequential(*children without fc)
 CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+ADVICE = (
+    " Name the network with --encoder (torchvision:NAME, timm:NAME or package.module:function), or its place "
+    "with --prefix."
+)
 
 
 @dataclass(frozen=True)
@@ -49,18 +53,7 @@ class ForeignEncoder:
     seen: str = ""  # all that the file holds, for people
     padded_stem: bool = False  # solo-learn pads the small first convolution by 2
     official: bool = False
-
-    @property
-    def advice(self) -> str:
-        """What to do when it is not the network that it was taken for."""
-        return (
-            ""
-            if self.official
-            else (
-                " Name the network with --encoder (torchvision:NAME, timm:NAME or package.module:function), or its "
-                "place with --prefix."
-            )
-        )
+    advice: str = ADVICE
 
 
 def kind_of(path: Path) -> str:
@@ -78,18 +71,14 @@ def kind_of(path: Path) -> str:
         first = head[30 : 30 + int.from_bytes(head[26:28], "little")]  # the name of the first file in it
         return "an array of numpy's" if first.endswith(b".npy") else "torch"
     if head[8:9] == b"{":  # behind the header's length
-        return "a safetensors file: an encoder already, or tensors for --weights of torchvision:NAME or timm:NAME"
+        return "a safetensors file: an encoder already, or --weights of torchvision:NAME or timm:NAME"
     if head[:1] == b"\x80" and head[1:2] > b"\x01":  # protocol 2 or newer
         return "pickle"
     return "damaged, or something else" if head else "empty"
 
 
 def read_foreign(path: Path, prefix: str | None = None) -> ForeignEncoder:
-    """The online encoder in a torch checkpoint; `prefix` says where it is if it is in none of the known
-    places.
-
-    Raises CheckpointError for a file that is damaged, needs code to be run, or holds no tensors there.
-    """
+    """The online encoder in a torch checkpoint; `prefix` says where, if it is in none of the known places."""
     state = tensors_in(load(path), path)
     # Without the names that DDP and torch.compile put in front.
     names = {re.sub(r"^module\.|(?<![^.])_orig_mod\.", "", name): name for name in state}
@@ -142,9 +131,10 @@ def tensors_in(loaded: Any, path: Path) -> dict[str, Tensor]:
         tensors = {name: t for name, t in pairs if isinstance(name, str) and isinstance(t, Tensor)}
         if tensors:
             return tensors
-    found = (", ".join(map(str, loaded)) or "nothing") if isinstance(loaded, dict) else type(loaded).__name__
+    keys = loaded if isinstance(loaded, dict) else [type(loaded).__name__]
+    names = [key for key in keys if isinstance(key, str)]
     raise CheckpointError(
-        f"{path} holds no tensors by name, only: {found[:200]}. "
+        f"{path} holds no tensors by name, only: {', '.join(names)[:200] or 'nothing'}. "
         "Expected a state dict, or one under 'state_dict'."
     )
 

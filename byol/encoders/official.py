@@ -64,7 +64,7 @@ class Array:
         """The array, read-only. Raises ValueError when its bytes do not fit its shape."""
         raw = self.data.encode("latin-1") if isinstance(self.data, str) else bytes(self.data)
         if len(raw) != self.nbytes:
-            raise ValueError(f"an array {self.shape} of {self.dtype} has {len(raw):,} bytes")
+            raise ValueError(f"an array {self.shape!s:.60} of {self.dtype} has {len(raw):,} bytes")
         values = np.frombuffer(raw, self.dtype)
         return values.reshape(self.shape[::-1]).T if self.fortran else values.reshape(self.shape)
 
@@ -75,9 +75,7 @@ class OfficialCheckpoint:
 
     path: Path
     step: int  # optimizer steps done
-    networks: Mapping[
-        str, Mapping[str, Array]
-    ]  # online, target: by our names, "encoder.layer1.0.conv1.weight"
+    networks: Mapping[str, Mapping[str, Array]]  # online, target: by our names, "encoder.conv1.weight"
 
     def state(self, network: Network = "online", part: Part = "encoder") -> dict[str, Tensor]:
         """The state dict of one part in torch's layout: float32, and int64 for num_batches_tracked."""
@@ -232,7 +230,7 @@ def array_in(value: Any) -> Array:
     if type(state) is not tuple or len(state) != 5:
         raise ValueError(f"a {type(value).__name__} stands where an array should be")
     _, shape, dtype, fortran, data = state
-    whole = type(shape) is tuple and all(type(side) is int and side >= 0 for side in shape)
+    whole = type(shape) is tuple and all(type(side) is int and 0 <= side < 2**31 for side in shape)
     if not whole or not isinstance(data, str | bytes | bytearray | Stretch):
         raise ValueError("an array has no shape or no bytes")
     return Array(shape, dtype_in(dtype), fortran is True, data)
@@ -251,6 +249,6 @@ def dtype_in(value: Any) -> np.dtype[Any]:
 def number_in(value: Any) -> int:
     """A whole number, whether plain, numpy's scalar or an array of one."""
     number = value if type(value) is int else array_in(value).read().item()
-    if not isfinite(number):
+    if type(number) is float and not isfinite(number):
         raise ValueError(f"its number of steps is {number}")
     return int(number)

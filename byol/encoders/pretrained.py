@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from byol.encoders import foreign
 from byol.encoders.encoder import Encoder, EncoderInfo, fill, ready
 from byol.errors import CheckpointError, ConfigError, complaint
-from byol.method.crops import Interpolation
 from byol.method.hidden import OUTPUT
 from byol.method.probe import probe
 from byol.models.build import check_model, classifier_of, library, remove_head
@@ -22,13 +21,11 @@ from byol.world import pick_device
 def pretrained_encoder(
     name: str, *, weights: str | Path | None = None, device: str | None = "cpu"
 ) -> Encoder:
-    """An encoder "torchvision:NAME" or "timm:NAME" with pretrained weights, in eval mode and without
-    its classifier.
+    """An encoder "torchvision:NAME" or "timm:NAME" with pretrained weights and without its classifier.
 
-    `weights` is a file of the network's tensors, with or without the classifier's: .safetensors, or
-    what torch.save wrote. By default the library's own are taken from where it keeps what it downloaded
-    before. Images are fed with the size, mean and std that the library names for the weights. Raises
-    ConfigError when there are none, CheckpointError for a file that is damaged or does not fit.
+    `weights` is a file of the network's tensors, with or without the classifier's; by default the library's
+    own are taken from where it keeps what it downloaded. Images are prepared as the library says for them.
+    Raises ConfigError when there are none, CheckpointError for a file that is damaged or does not fit.
     """
     file = None if weights is None else Path(weights)
     if file is not None and not os.path.isfile(file):
@@ -66,15 +63,8 @@ def torchvision_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, 
         if hasattr(net, part):
             setattr(net, part, value)
     remove_head(net)
-    images = kind.transforms()
-    side = images.crop_size[0]
-    return net, {
-        "image_size": (side, side),
-        "mean": tuple(images.mean),
-        "std": tuple(images.std),
-        "crop_ratio": side / images.resize_size[0],
-        "interpolation": resize(images.interpolation.value),
-    }
+    to, side = kind.transforms(), kind.transforms().crop_size[0]
+    return net, fed((side, side), to.mean, to.std, side / to.resize_size[0], to.interpolation.value)
 
 
 def timm_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, Any]]:
@@ -93,25 +83,19 @@ def timm_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, Any]]:
         tensors = with_classifier(tensors, timm.create_model(name), settings.classifier)
     try:
         net: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": tensors})
-    except (
-        Exception
-    ) as failure:  # timm renames the tensors first, and raises nearly everything for foreign ones
+    except Exception as failure:  # timm renames the tensors first, and raises nearly everything
         raise CheckpointError(f"{file} does not fit timm:{name}: {complaint(failure)}") from failure
     net.pretrained_cfg.pop("state_dict")
     net.reset_classifier(0)
-    images = timm.data.resolve_model_data_config(net)
-    return net, {
-        "image_size": tuple(images["input_size"][1:]),
-        "mean": tuple(images["mean"]),
-        "std": tuple(images["std"]),
-        "crop_ratio": images["crop_pct"],
-        "interpolation": resize(images["interpolation"]),
-    }
+    to = timm.data.resolve_model_data_config(net)
+    return net, fed(to["input_size"][1:], to["mean"], to["std"], to["crop_pct"], to["interpolation"])
 
 
-def resize(interpolation: str) -> Interpolation:
-    """A library's resize in our words; what is neither, such as "random", becomes bicubic."""
-    return "bilinear" if interpolation == "bilinear" else "bicubic"
+def fed(size: Any, mean: Any, std: Any, crop_ratio: float, interpolation: str) -> dict[str, Any]:
+    """How images are prepared, by the names of `EncoderInfo`; a resize that is not ours becomes bicubic."""
+    kind = "bilinear" if interpolation == "bilinear" else "bicubic"
+    known = {"image_size": tuple(size), "mean": tuple(mean), "std": tuple(std)}
+    return {**known, "crop_ratio": crop_ratio, "interpolation": kind}
 
 
 def in_hub_cache(repository: str | None) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from byol.evaluation.tables import TITLES, in_words
 TIMM = """```python
 import timm
 
-encoder = timm.create_model("local-dir:PATH/OF/THIS/FOLDER", pretrained=True, num_classes=0).eval()  # or "hf-hub:USER/NAME"
+# or "hf-hub:USER/NAME"
+encoder = timm.create_model("local-dir:PATH/OF/THIS/FOLDER", pretrained=True, num_classes=0).eval()
 transform = timm.data.create_transform(**timm.data.resolve_data_config(model=encoder))
 features = encoder(transform(image)[None])  # a Pillow image gives (1, {features})
 ```"""
@@ -23,16 +25,16 @@ OWN = """```python
 import byol
 
 encoder = byol.load_encoder("PATH/OF/THIS/FOLDER"{net})
-features = encoder(images)  # (B, {channels}, H, W) uint8, or float in [0, 1], of any size give (B, {features})
+features = encoder(images)  # (B, {channels}, H, W) uint8, or float in [0, 1], of any size: (B, {features})
 ```"""
 
-
-TAGS = "- self-supervised-learning\n- byol\n"
-TRAINED = " trained without labels by Bootstrap Your Own Latent ([Grill et al. 2020](https://arxiv.org/abs/2006.07733))"
+PAPER = "Bootstrap Your Own Latent ([Grill et al. 2020](https://arxiv.org/abs/2006.07733))"
+HEAD = ("protocol", "metric", "%", "95 % interval", "classes", "labelled images", "test images", "settings")
 
 
 def card(encoder: Encoder, run: Path | None, timm_model: str | None) -> str:
-    """README.md of a folder that timm loads as `timm_model`, or byol when it is None; `run` is the folder of the run.
+    """README.md of a folder that timm loads as `timm_model`, or byol when it is None; `run` is the
+    run's folder.
 
     That an encoder was trained with BYOL is said only of one that lies beside the plan of its run.
     """
@@ -41,11 +43,13 @@ def card(encoder: Encoder, run: Path | None, timm_model: str | None) -> str:
     name = timm_model or info.architecture or "a network of its author's own"
     net = "" if info.architecture else ", net=the_same_network"
     code = (TIMM if timm_model else OWN).format(features=info.features, channels=info.channels, net=net)
+    tags = ["image-feature-extraction", *(["self-supervised-learning", "byol"] if training else [])]
+    trained = f" trained without labels by {PAPER}" if training else ""
     parts = [
         f"---\nlibrary_name: {'timm' if timm_model else 'byol'}\npipeline_tag: image-feature-extraction\n"
-        f"tags:\n- image-feature-extraction\n{TAGS if training else ''}---",
+        "tags:\n" + "".join(f"- {tag}\n" for tag in tags) + "---",
         f"# {plain(name)}{', trained with BYOL' if training else ''}",
-        f"An image encoder{TRAINED if training else ''}. It turns an image into {info.features:,} numbers.",
+        f"An image encoder{trained}. It turns an image into {info.features:,}-dimensional features.",
         f"## How to load\n\n{code}",
         preprocessing_section(info),
         training,
@@ -66,8 +70,9 @@ def preprocessing_section(info: EncoderInfo) -> str:
         "std": ", ".join(f"{value:g}" for value in info.std),
     }
     return (
-        f"## Preprocessing\n\n{table(('what', 'value'), list(rows.items()))}\n\n"
-        "Mean and std are of pixels in [0, 1]. Images that have this size already are best taken whole, without the crop."
+        f"## Preprocessing\n\n{table(('what', 'value'), rows.items())}\n\n"
+        "Mean and std are of pixels in [0, 1]. Images that have this size already are best taken whole, "
+        "without the crop."
     )
 
 
@@ -76,28 +81,29 @@ def training_section(run: Path) -> str:
     path = run / PLAN
     if not os.path.exists(path):
         return ""
-    same = ("optimizer", "lr", "weight_decay", "base_tau", "precision", "seed")
     try:
         plan = read_json(path)["plan"]
+        options = (f"{name}={value}" for name, value in plan["encoder_options"].items())
         rows = {
-            "encoder": " ".join(
-                [plan["encoder"], *(f"{name}={value}" for name, value in plan["encoder_options"].items())]
-            ),
+            "encoder": " ".join([plan["encoder"], *options]),
             "images": f"{plan['images']:,}, without labels",
             "views": " x ".join(str(side) for side in plan["image_size"]) + " pixels",
             "epochs": f"{plan['epochs']:g} ({plan['total_steps']:,} steps of {plan['batch_size']:,} images)",
-            **{name.replace("_", " "): plan[name] for name in same},
         }
+        for name in ("optimizer", "lr", "weight_decay", "base_tau", "precision", "seed"):
+            rows[name.replace("_", " ")] = plan[name]
     except (ValueError, KeyError, TypeError, AttributeError) as failure:
-        raise CheckpointError(f"{path} is no plan of a run ({failure}). Restore or remove it.") from failure
+        raise CheckpointError(
+            f"{path} is not the plan of a run ({failure}). Restore or remove it."
+        ) from failure
     return (
-        f"## How it was trained\n\n{table(('what', 'value'), list(rows.items()))}\n\n"
+        f"## How it was trained\n\n{table(('what', 'value'), rows.items())}\n\n"
         "Which images these were, and under which licence, is for the author to add here."
     )
 
 
 def score_section(encoder: Encoder, run: Path) -> str:
-    """What training and `byol evaluate` found of this very encoder, the newest of equals; empty when there is nothing.
+    """What training and `byol evaluate` found of this very encoder, the newest of equals; empty when nothing.
 
     A run's file holds the scores of baselines too, and a folder may be that of several encoders.
     """
@@ -108,10 +114,9 @@ def score_section(encoder: Encoder, run: Path) -> str:
         if score.encoder_checksum in own and score.overlap < score.test_images:
             images = score.train, score.test, score.train_images
             found[score.data_set, score.protocol, score.metric, in_words(score.settings), images] = score
-    named = any(score.data_set for score in found.values())
     rows = [
         (
-            *([score.data_set] if named else []),
+            score.data_set,
             score.protocol,
             TITLES[score.metric],
             f"{100 * score.value:.1f}",
@@ -121,26 +126,18 @@ def score_section(encoder: Encoder, run: Path) -> str:
         )
         for score in found.values()
     ]
-    head = (
-        "protocol",
-        "metric",
-        "%",
-        "95 % interval",
-        "classes",
-        "labelled images",
-        "test images",
-        "settings",
-    )
-    return f"## Scores\n\n{table(('data set', *head) if named else head, rows)}" if rows else ""
+    named = any(row[0] for row in rows)
+    shown = table(("data set", *HEAD), rows) if named else table(HEAD, [row[1:] for row in rows])
+    return f"## Scores\n\n{shown}" if rows else ""
 
 
-def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
     """A Markdown table of plain text."""
     lines = [head, ("---",) * len(head), *((plain(str(cell)) for cell in row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def plain(text: str) -> str:
-    """Text that Markdown shows as it is: no link, no HTML, no table cell comes of a name that someone chose."""
+    """Text that Markdown shows as it is: no link, HTML, table cell or escape comes of a chosen name."""
     line = "".join(letter if letter.isprintable() else " " for letter in text)
     return re.sub(r"([!\"#$&'*+:;<=>?@\[\\\]^_`{|}~]|(?<!\d)\.|\.(?!\d))", r"\\\1", line)

@@ -1,4 +1,4 @@
-"""Layouts that torchvision and timm load: the same tensors by the same names, proven to give the same features."""
+"""Layouts that torchvision and timm load: the same tensors by the same names give the same features."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from byol.disk import replacing, write_text
 from byol.encoders.encoder import Encoder, unshared
 from byol.errors import ByolError, ConfigError
-from byol.exports.verify import Check, agrees, difference, in_words
+from byol.exports.verify import Check, compared
 from byol.models.build import build_encoder, library, model_names
 
 OTHERWISE = "Export it as safetensors, huggingface, onnx or torch.export, which take any encoder."
@@ -32,79 +32,72 @@ class Fitted:
     options: dict[str, Any]
     tensors: dict[str, Tensor]
 
+    def fresh(self, encoder: Encoder) -> nn.Module:
+        """The library's model without its classifier, with random weights, in eval mode."""
+        name, info = f"{self.library}:{self.model}", encoder.info
+        return build_encoder(name, channels=info.channels, image_size=info.image_size, **self.options).eval()
+
 
 def fitted(encoder: Encoder, source: str, model: str | None = None) -> Fitted:
     """The model of torchvision or timm that takes an encoder's tensors and gives its features.
 
-    `model` names it when the encoder was a module of the user's own. Raises DoesNotFit when there is none, ConfigError when
-    the library is missing or has no model of that name.
+    `model` names it when the encoder was a module of the user's own. Raises DoesNotFit when there is
+    none, ConfigError when the library is missing or has no model of that name.
     """
     info = encoder.info
     home, _, name = (info.architecture or "").rpartition(":")
+    how = "".join(f", {key} {value}" for key, value in info.options.items())
     if model is None and not info.from_a_library:
         raise DoesNotFit(
-            f"The encoder is a network of your own. If it is one of {source}, say which with model, such as model='resnet50'. "
-            "Any network can be exported as safetensors, huggingface, onnx or torch.export."
+            f"The encoder is a network of your own. If it is one of {source}, say which with model, such as "
+            f"model='resnet50'. {OTHERWISE}"
         )
-    how = ", ".join(f"{key} {value}" for key, value in info.options.items())
     if model is None and name not in model_names(source):
-        raise DoesNotFit(f"{source} has no {name}{f' with {how}' if how else ''}. {OTHERWISE}")
+        raise DoesNotFit(f"{source} has no {name}{how}. {OTHERWISE}")
     if source == "torchvision" and info.channels != 3:
         raise DoesNotFit(
             f"torchvision's models take 3 channels, this encoder takes {info.channels}. {OTHERWISE}"
         )
     options = info.options if home == source and model is None else {}
-    found = Fitted(source, model or name, options, {})
-    net = fresh(found, encoder)
+    model = model or name
+    net = Fitted(source, model, options, {}).fresh(encoder)
     ours, theirs = encoder.tensors(), net.state_dict()
     for key, value in theirs.items():
         if key not in ours or ours[key].shape != value.shape:
             has = f"{tuple(ours[key].shape)}" if key in ours else "none"
             raise DoesNotFit(
-                f"{source}'s {found.model} has {key} of shape {tuple(value.shape)}, this encoder has {has}. {OTHERWISE}"
+                f"{source}'s {model} has {key} of shape {tuple(value.shape)}, this encoder has {has}. "
+                + OTHERWISE
             )
-    tensors = unshared({key: ours[key] for key in theirs})
-    net.load_state_dict(tensors)
-    compared = difference(encoder, net, [info.image_size])
-    if not agrees(compared):
+    found = Fitted(source, model, options, unshared({key: ours[key] for key in theirs}))
+    net.load_state_dict(found.tensors)
+    if not (check := compared(encoder, source, net)).agrees:
         raise DoesNotFit(
-            f"{source}'s {found.model} with this encoder's weights gives {in_words(compared)}: it computes otherwise"
-            f"{f' than an encoder with {how}' if how else ''}. {OTHERWISE}"
+            f"{source}'s {model} with this encoder's weights gives {check}: it computes otherwise than "
+            f"{name or 'your network'}{how}. {OTHERWISE}"
         )
-    return Fitted(source, found.model, options, tensors)
-
-
-def fresh(found: Fitted, encoder: Encoder) -> nn.Module:
-    """The library's model without its classifier, with random weights, in eval mode."""
-    info = encoder.info
-    name = f"{found.library}:{found.model}"
-    return build_encoder(name, channels=info.channels, image_size=info.image_size, **found.options).eval()
+    return found
 
 
 def write_torchvision(found: Fitted, encoder: Encoder, file: Path) -> Check:
     """Write tensors by torchvision's names, without the classifier; load and compare them."""
     if file.suffix == ".pth":
-        save_tensors(found.tensors, file)
+        # By way of the memory: torch would put the passing name into it, and raise no OSError on a full disk.
+        held = io.BytesIO()
+        torch.save(found.tensors, held)
+        file.write_bytes(held.getbuffer())
         loaded = torch.load(file, weights_only=True)
     else:
         save_file(found.tensors, file, metadata={"preprocessing": json.dumps(encoder.info.preprocessing())})
         loaded = load_file(file)
-    net = fresh(found, encoder)
+    net = found.fresh(encoder)
     net.load_state_dict(loaded)
-    return Check("torchvision", difference(encoder, net, [size := encoder.info.image_size]), (size,))
-
-
-def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write a torch checkpoint. torch itself would put the file's passing name into it, and on a full disk raise no OSError."""
-    held = io.BytesIO()
-    torch.save(tensors, held)
-    file.write_bytes(held.getbuffer())
+    return compared(encoder, "torchvision", net)
 
 
 def write_timm(found: Fitted, encoder: Encoder, folder: Path) -> Check:
     """Fill a folder for timm's `local-dir:`; load and compare it."""
-    timm = library("timm")
-    info = encoder.info
+    timm, info = library("timm"), encoder.info
     theirs = timm.get_pretrained_cfg(found.model)
     config = {
         "architecture": found.model,
@@ -120,9 +113,8 @@ def write_timm(found: Fitted, encoder: Encoder, folder: Path) -> Check:
             "mean": list(info.mean),
             "std": list(info.std),
             "num_classes": 0,
-            "first_conv": theirs.first_conv
-            if theirs and info.channels == 3
-            else None,  # else older timm draws it anew
+            # Of other channels older timm would draw it anew.
+            "first_conv": theirs.first_conv if theirs and info.channels == 3 else None,
             "classifier": theirs.classifier if theirs else None,
         },
     }
@@ -133,4 +125,4 @@ def write_timm(found: Fitted, encoder: Encoder, folder: Path) -> Check:
         net = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
     except Exception as failure:  # whatever timm says of a folder that it cannot load
         raise ByolError(f"timm cannot load what was exported ({failure}); it was deleted.") from failure
-    return Check("timm", difference(encoder, net, [info.image_size]), (info.image_size,))
+    return compared(encoder, "timm", net)

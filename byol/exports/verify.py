@@ -21,8 +21,20 @@ class Check:
     """How near another tool comes to an encoder."""
 
     tool: str  # that loaded the export
-    difference: float  # largest deviation of a feature, as a share of the largest feature
+    difference: float  # of a feature at most, as a share of the largest feature; infinity for another shape
     sizes: tuple[Size, ...]  # of the images compared; a graph with two of them takes images of any size
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the difference is one of rounding."""
+        return self.difference <= TOLERANCE
+
+    def __str__(self) -> str:
+        if math.isinf(self.difference):
+            return "features of another shape"
+        return (
+            f"features that differ by up to {self.difference:.1e} of the largest ({TOLERANCE:g} is allowed)"
+        )
 
 
 @torch.no_grad()
@@ -41,18 +53,23 @@ def allowed_sizes(encoder: Encoder) -> tuple[Size, ...]:
 
 
 @torch.no_grad()
-def difference(
-    encoder: Encoder, answer: Callable[[Tensor], Tensor], sizes: Sequence[Size], *, normalised: bool = True
-) -> float:
-    """The largest deviation of another tool's features, as a share of the encoder's largest feature.
+def compared(
+    encoder: Encoder,
+    tool: str,
+    answer: Callable[[Tensor], Tensor],
+    sizes: Sequence[Size] = (),
+    *,
+    normalised: bool = True,
+) -> Check:
+    """How near another tool's features come to the encoder's, for batches of 1, 2 and 5 images of each
+    size.
 
-    `answer` takes float32 (B, C, H, W), normalised unless it normalises pixels in [0, 1] itself, and is asked for batches
-    of 1, 2 and 5 images at every size. Infinity when it gives another shape. Raises CheckpointError when the encoder's own
-    features are not finite.
+    `answer` takes float32 (B, C, H, W), normalised unless it normalises pixels in [0, 1] itself; the
+    sizes are by default the encoder's own. Raises CheckpointError when the encoder's own features are
+    not finite.
     """
-    info = encoder.info
+    info, found, sizes = encoder.info, [0.0], tuple(sizes) or (encoder.info.image_size,)
     noise = torch.Generator().manual_seed(0)
-    found = []
     for size in sizes:
         for batch in BATCHES:
             images = torch.rand((batch, info.channels, *size), generator=noise)
@@ -60,23 +77,11 @@ def difference(
             expected = encoder.network(x).float()
             if not expected.isfinite().all():
                 raise CheckpointError(
-                    "The encoder's features are not finite: its weights are damaged or diverged. Take another checkpoint."
+                    "The encoder's features are not finite: its weights are damaged or diverged."
                 )
             given = answer(x if normalised else images)
             if given.shape != expected.shape:
-                return math.inf
+                return Check(tool, math.inf, sizes)
             scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-            found.append((given - expected).abs().max() / scale)
-    return float(torch.stack(found).max())  # NaN stays NaN, and is within no tolerance
-
-
-def agrees(found: float) -> bool:
-    """Whether a difference is one of rounding."""
-    return found <= TOLERANCE
-
-
-def in_words(found: float) -> str:
-    """A difference for people."""
-    if math.isinf(found):
-        return "features of another shape"
-    return f"features that differ by up to {found:.1e} of the largest ({TOLERANCE:g} is allowed)"
+            found.append(float((given - expected).abs().max() / scale))
+    return Check(tool, float(torch.tensor(found).max()), sizes)  # NaN stays NaN, and is within no tolerance

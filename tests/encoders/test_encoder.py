@@ -68,7 +68,7 @@ def test_loaded_encoder_is_bit_for_bit_the_saved_one(encoder_of, tmp_path):
 
 
 def test_floats_of_another_scale_are_told(encoder_of, caplog):
-    """Features of floats from 0 to 255 would be off by hundreds, without a word; the first batch is looked at."""
+    """Features of floats from 0 to 255 would be off by hundreds, without a word."""
     encoder = encoder_of()
     encoder(IMAGES / 255 if IMAGES.dtype == torch.uint8 else IMAGES)
     assert caplog.text == ""
@@ -332,7 +332,7 @@ def test_safetensors_of_another_program_is_refused(tmp_path, metadata):
 
 
 def rewritten(file: Path, **changes: object) -> Path:
-    """The file with another description and a checksum that fits it, as another version or a stranger could write it."""
+    """The file with another description and a checksum that fits it, as a stranger could write it."""
     description = {**described(file), **changes}
     del description["blake2b"]
     tensors = load_file(file)
@@ -353,10 +353,16 @@ def test_file_of_a_newer_format_asks_for_an_upgrade(encoder_of, tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"crop_ratio": 0}, {"crop_ratio": 1.5}, {"crop_ratio": "all"}, {"interpolation": "nearest"}, {"interpolation": None},
-     {"antialias": 1}],
+    [
+        {"crop_ratio": 0},
+        {"crop_ratio": 1.5},
+        {"crop_ratio": "all"},
+        {"interpolation": "nearest"},
+        {"interpolation": None},
+        {"antialias": 1},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_preprocessing_that_cannot_be_is_refused(encoder_of, tmp_path, wrong):
     file = save_encoder(encoder_of("convnet"), tmp_path)
     with pytest.raises(CheckpointError, match="does not describe an encoder as this version of byol does"):

@@ -131,7 +131,7 @@ class Canary:
 
 
 def test_no_file_can_have_a_pickle_executed(encoder_of, tmp_path):
-    """timm's builder takes the path of weights to load: an encoder file could point it to a pickle beside it."""
+    """timm's builder takes the path of weights to load: a file could point it to a pickle beside it."""
     torch.save(Canary(tmp_path / "executed"), tmp_path / "weights.pth")
     file = saved(encoder_of, tmp_path, "timm:test_vit", checkpoint_path=str(tmp_path / "weights.pth"))
     with pytest.raises(ConfigError, match="fresh weights, and checkpoint_path would load others"):

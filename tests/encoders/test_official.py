@@ -1,4 +1,4 @@
-"""Official checkpoints: tensors, names and parts against the official code's own values, in every way they are pickled."""
+"""Official checkpoints: tensors, names and parts against the official code's own values."""
 
 import pickle
 import re
@@ -160,9 +160,11 @@ def check_encoder(file: Path, network, blocks, root: str = "res_net50", stem: st
                 weight = parameters[f"{theirs}/{conv}"]["w"].transpose(3, 2, 0, 1)
                 np.testing.assert_array_equal(ours[f"{here}.{our_conv}.weight"], weight)
                 values = (
-                    parameters[f"{theirs}/{norm}"]["scale"], parameters[f"{theirs}/{norm}"]["offset"],
-                    state[f"{theirs}/{norm}/~/mean_ema"]["average"], state[f"{theirs}/{norm}/~/var_ema"]["average"],
-                )  # fmt: skip
+                    parameters[f"{theirs}/{norm}"]["scale"],
+                    parameters[f"{theirs}/{norm}"]["offset"],
+                    state[f"{theirs}/{norm}/~/mean_ema"]["average"],
+                    state[f"{theirs}/{norm}/~/var_ema"]["average"],
+                )
                 for leaf, value in zip(
                     ("weight", "bias", "running_mean", "running_var"), values, strict=True
                 ):
@@ -197,7 +199,8 @@ def test_reading_one_part_takes_little_more_memory_than_that_part(tmp_path):
     finally:
         tracemalloc.stop()
     largest = max(array.nbytes for array in tree.networks["online"].values())
-    # torch's tensors share numpy's memory here, so they are counted: the encoder, one array in its forms, and the tree
+    # torch's tensors share numpy's memory here, so they are counted: the encoder, one array in its
+    # forms, and the tree
     assert peak < sum(value.nbytes for value in state.values()) + 5 * largest + of_tree
     assert of_tree < file.stat().st_size / 6
 
@@ -240,20 +243,50 @@ def test_arrays_of_other_things_than_numbers_are_refused(tmp_path, array):
         read_official(tmp_path / "a.pkl")
 
 
+@pytest.mark.parametrize("shape", [(0, 2**1000), (2**1000,), (1,) * 200, (2**62, 4)])
+def test_absurd_shapes_and_steps_are_one_sentence(tmp_path, network, shape):
+    class Array:
+        """Pickled as an array of this shape without a byte."""
+
+        def __reduce__(self):
+            make, arguments, (version, _, dtype, *more) = np.zeros(0, np.float32).__reduce__()
+            return make, arguments, (version, shape, dtype, *more)
+
+    parameters, state = network
+    broken = {**parameters, "classifier": {"w": Array(), "b": Array()}}
+    file = write_official(tmp_path / "a.pkl", (broken, state), step=2**2000)
+    with pytest.raises(CheckpointError) as told:
+        official_state(file, part="classifier")
+    assert len(str(told.value)) < 500
+
+
 def without(network, module: str):
     return tuple({name: leaves for name, leaves in part.items() if name != module} for part in network)
 
 
 @pytest.mark.parametrize(
     ("contents", "says"),
-    [([1, 2], "a list stands where a mapping should be"), ({}, "it has the keys none, and no experiment_state or step"),
-     ({"params": 1, "state": 2}, "it has the keys params, state, and no experiment_state"),
-     ({"experiment_state": {"backbone_params": 1}, "step": 1}, "its state has the keys backbone_params, and no online_params"),
-     ({"experiment_state": {}, "step": 1}, "its state has the keys none, and no online_params"),
-     ({"experiment_state": 5, "step": 1}, "a int stands where a mapping should be"),
-     ({"experiment_state": dict.fromkeys(("online_params", "target_params", "online_state", "target_state"), 1), "step": 1},
-      "a int stands where a mapping should be")],
-)  # fmt: skip
+    [
+        ([1, 2], "a list stands where a mapping should be"),
+        ({}, "it has the keys none, and no experiment_state or step"),
+        ({"params": 1, "state": 2}, "it has the keys params, state, and no experiment_state"),
+        (
+            {"experiment_state": {"backbone_params": 1}, "step": 1},
+            "its state has the keys backbone_params, and no online_params",
+        ),
+        ({"experiment_state": {}, "step": 1}, "its state has the keys none, and no online_params"),
+        ({"experiment_state": 5, "step": 1}, "a int stands where a mapping should be"),
+        (
+            {
+                "experiment_state": dict.fromkeys(
+                    ("online_params", "target_params", "online_state", "target_state"), 1
+                ),
+                "step": 1,
+            },
+            "a int stands where a mapping should be",
+        ),
+    ],
+)
 def test_another_pickle_is_told_what_it_lacks(tmp_path, contents, says):
     file = tmp_path / "other.pkl"
     file.write_bytes(pickle.dumps(contents, 2))

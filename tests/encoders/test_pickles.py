@@ -107,16 +107,26 @@ HOSTILE = {
     "getattr": lambda path: pickle.dumps(Calls(getattr, Calls(__import__, "os"), "system"), 2),
     "a method": lambda path: pickle.dumps(Calls(Path.touch, path), 4),
     "subprocess": lambda path: pickle.dumps(Calls(subprocess.call, ["touch", str(path)]), 4),
-    "deep inside": lambda path: pickle.dumps({"experiment_state": [({"a": Calls(os.system, shell(path))},)], "step": 1}, 2),
+    "deep inside": lambda path: pickle.dumps(
+        {"experiment_state": [({"a": Calls(os.system, shell(path))},)], "step": 1}, 2
+    ),
     "beside what is read": lambda path: pickle.dumps({"step": 0, "rng": Calls(os.system, shell(path))}, 2),
-    "as an array's dtype": lambda path: pickle.dumps({"experiment_state": {"w": Calls(os.system, shell(path))}}, 3),
+    "as an array's dtype": lambda path: pickle.dumps(
+        {"experiment_state": {"w": Calls(os.system, shell(path))}}, 3
+    ),
     "state of an object": lambda path: pickle.dumps(SetsState(path), 2),
-    "dill's eval": lambda path: b"\x80\x02cdill._dill\n_eval_repr\nX" + packed(f"open({str(path)!r}, 'w')") + b"\x85R.",
-    "dill's import": lambda path: b"\x80\x02cdill._dill\n_import_module\nX" + packed("antigravity") + b"\x85R.",
+    "dill's eval": lambda path: (
+        b"\x80\x02cdill._dill\n_eval_repr\nX" + packed(f"open({str(path)!r}, 'w')") + b"\x85R."
+    ),
+    "dill's import": lambda path: (
+        b"\x80\x02cdill._dill\n_import_module\nX" + packed("antigravity") + b"\x85R."
+    ),
     "dill's code": lambda path: b"\x80\x02cdill._dill\n_create_code\n)R.",
     "dill's function": lambda path: b"\x80\x02cdill._dill\n_create_function\n)R.",
     "dill's types": lambda path: b"\x80\x02cdill._dill\n_load_type\nX" + packed("CodeType") + b"\x85R.",
-    "numpy's run": lambda path: b"\x80\x02cnumpy.testing._private.utils\nrunstring\nX" + packed("1") + b"}\x86R.",
+    "numpy's run": lambda path: (
+        b"\x80\x02cnumpy.testing._private.utils\nrunstring\nX" + packed("1") + b"}\x86R."
+    ),
     "numpy's load": lambda path: b"\x80\x02cnumpy\nload\nX" + packed(str(path)) + b"\x85R.",
     "a dotted name": lambda path: b"\x80\x04\x8c\x05numpy\x8c\x0ecore.os.system\x93)R.",
     "a name of other kinds": lambda path: b"\x80\x04K\x01K\x02\x93.",
@@ -126,7 +136,7 @@ HOSTILE = {
     "persistent name": lambda path: b"\x80\x02Pstorage\n.",
     "extension code": lambda path: b"\x80\x02\x82\x01.",
     "keyword call": lambda path: b"\x80\x04\x8c\x02os\x8c\x06system\x93)}\x92.",
-}  # fmt: skip
+}
 RUN_BY_PYTHON = (
     "os.system",
     "os.system, newest protocol",
@@ -163,10 +173,18 @@ def test_the_canary_sings_where_a_pickle_is_executed(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("name", "called"),
-    [("os.system", "posix.system"), ("eval", "__builtin__.eval"), ("exec", "builtins.exec"), ("getattr", "__builtin__.getattr"),
-     ("subprocess", "subprocess.call"), ("dill's eval", "dill._dill._eval_repr"), ("dill's types", "dill._dill._load_type"),
-     ("numpy's run", "numpy.testing._private.utils.runstring"), ("a dotted name", "numpy.core.os.system")],
-)  # fmt: skip
+    [
+        ("os.system", "posix.system"),
+        ("eval", "__builtin__.eval"),
+        ("exec", "builtins.exec"),
+        ("getattr", "__builtin__.getattr"),
+        ("subprocess", "subprocess.call"),
+        ("dill's eval", "dill._dill._eval_repr"),
+        ("dill's types", "dill._dill._load_type"),
+        ("numpy's run", "numpy.testing._private.utils.runstring"),
+        ("a dotted name", "numpy.core.os.system"),
+    ],
+)
 def test_hostile_pickle_is_refused_by_name(tmp_path, name, called):
     file = tmp_path / "hostile.pkl"
     file.write_bytes(HOSTILE[name](tmp_path / "executed"))
@@ -177,7 +195,7 @@ def test_hostile_pickle_is_refused_by_name(tmp_path, name, called):
 
 
 def test_names_that_may_occur_are_not_called_either(tmp_path):
-    """A function of this very package, which a file may name because the official code's package has the same name."""
+    """A function of this very package, whose name the official code's package has too."""
     file, canary = tmp_path / "friendly.pkl", tmp_path / "written.txt"
     call = (
         b"cbyol.disk\nwrite_text\ncpathlib\nPath\nX"

@@ -1,4 +1,4 @@
-"""Real networks with weights that are drawn; a folder of the test's own stands where the libraries keep their downloads."""
+"""Real networks with drawn weights; a folder of the test's own stands where libraries keep downloads."""
 
 from pathlib import Path
 

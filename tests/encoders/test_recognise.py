@@ -75,10 +75,15 @@ def test_solo_learns_stem_is_padded_by_two():
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"block": "wide"}, "block is 'wide'; expected 'basic' or 'bottleneck'"), ({"blocks": 5}, "blocks is 5; expected four"),
-     ({"blocks": [1, 2]}, "has four stages"), ({"stage_channels": "wide"}, "stage_channels is 'wide'; expected four"),
-     ({"blocks": [1, 1, 1, 0]}, "whole numbers of at least 1"), ({"depth": 50}, "no option 'depth'")],
-)  # fmt: skip
+    [
+        ({"block": "wide"}, "block is 'wide'; expected 'basic' or 'bottleneck'"),
+        ({"blocks": 5}, "blocks is 5; expected four"),
+        ({"blocks": [1, 2]}, "has four stages"),
+        ({"stage_channels": "wide"}, "stage_channels is 'wide'; expected four"),
+        ({"blocks": [1, 1, 1, 0]}, "whole numbers of at least 1"),
+        ({"depth": 50}, "no option 'depth'"),
+    ],
+)
 def test_impossible_resnet_is_refused_with_the_option(options, says):
     with pytest.raises(ConfigError, match=says):
         build_encoder("resnet", **options)

@@ -16,15 +16,37 @@ from byol.exports.card import plain
 
 HOSTILE = "<script>alert(1)</script> [click](http://x.y) | **bold** `code` ![i](j) \\| &amp; www.x.y\n# title"
 SCORE = Score(
-    protocol="knn", metric="top1", value=0.931, low=0.92, high=0.94, std=None, top1=0.931, top5=0.99,
-    settings={"k": 20, "temperature": 0.07}, train_images=50000, test_images=10000, classes=10, seeds=(), seconds=1.0,
+    protocol="knn",
+    metric="top1",
+    value=0.931,
+    low=0.92,
+    high=0.94,
+    std=None,
+    top1=0.931,
+    top5=0.99,
+    settings={"k": 20, "temperature": 0.07},
+    train_images=50000,
+    test_images=10000,
+    classes=10,
+    seeds=(),
+    seconds=1.0,
     encoder_name="/home/secret/runs/a",
-)  # fmt: skip
+)
 PLAN = {
-    "encoder": HOSTILE, "encoder_options": {"stem": "small"}, "images": 49000, "image_size": [32, 32], "epochs": 200.0,
-    "total_steps": 38281, "batch_size": 256, "optimizer": "lars", "lr": 0.2, "weight_decay": 1e-6, "base_tau": 0.99,
-    "precision": "bf16", "seed": 3,
-}  # fmt: skip
+    "encoder": HOSTILE,
+    "encoder_options": {"stem": "small"},
+    "images": 49000,
+    "image_size": [32, 32],
+    "epochs": 200.0,
+    "total_steps": 38281,
+    "batch_size": 256,
+    "optimizer": "lars",
+    "lr": 0.2,
+    "weight_decay": 1e-6,
+    "base_tau": 0.99,
+    "precision": "bf16",
+    "seed": 3,
+}
 
 
 @pytest.fixture
@@ -127,6 +149,20 @@ def test_plain_text_renders_as_itself(text):
     shown = MarkdownIt("commonmark").enable("strikethrough").renderInline(f"x {plain(text)} x")
     plain_html = text.replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     assert shown == f"x {plain_html} x"
+
+
+def test_no_escape_and_no_hidden_letter_of_a_plan_or_score_reaches_the_card(encoder_of, tmp_path, finished):
+    hostile = "\x1b]0;owned\x07\x1b[2J\u202egnp\u200b\x00\r\n\x9b31m"
+    plan = {**PLAN, "encoder": hostile, "optimizer": hostile, "encoder_options": {hostile: hostile}}
+    (finished / "plan.json").write_text(json.dumps({"plan": plan}))
+    score = replace(SCORE, protocol=hostile, data_set=hostile, settings={hostile: hostile})
+    write_scores({"": score}, finished / "scores.jsonl")
+    encoder = encoder_of("convnet")
+    encoder.info = replace(encoder.info, architecture=f"my.code:{hostile}")
+    byol.export(encoder, tmp_path / "e", run=finished)
+    lines = (tmp_path / "e" / "README.md").read_text().split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert any("owned" in line for line in lines)
 
 
 def test_the_hub_s_library_reads_the_card_s_header(encoder_of, tmp_path, finished):

@@ -1,4 +1,4 @@
-"""ONNX and torch.export against the encoder itself: the numbers of the graph come from onnxruntime and torch.export.load."""
+"""ONNX and torch.export against the encoder itself, run by onnxruntime and torch.export.load."""
 
 import copy
 import json
@@ -65,8 +65,16 @@ def exported(tmp_path_factory):
     torch.manual_seed(0)
     found = probe(byol.build_encoder("convnet", width=4), None, torch.rand(2, 3, 32, 32))
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-    info = EncoderInfo.of(found.encoder, "convnet", {"width": 4}, image_size=(32, 32), channels=3, mean=mean, std=std,
-                          features=found.features)  # fmt: skip
+    info = EncoderInfo.of(
+        found.encoder,
+        "convnet",
+        {"width": 4},
+        image_size=(32, 32),
+        channels=3,
+        mean=mean,
+        std=std,
+        features=found.features,
+    )
     encoder = Encoder(found.encoder.train(), info)
     before = copy.deepcopy(encoder)
     done = [byol.export(encoder, folder / name) for name in ("encoder.onnx", "encoder.pt2")]
@@ -111,9 +119,16 @@ def test_a_graph_file_tells_what_it_takes_and_gives_and_how_images_are_prepared(
     ]
     told = json.loads({entry.key: entry.value for entry in model.metadata_props}["preprocessing"])
     assert told == {
-        "image_size": [32, 32], "channels": 3, "crop_ratio": 0.875, "interpolation": "bicubic", "antialias": True,
-        "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "normalised_by_graph": True, "any_image_size": True,
-    }  # fmt: skip
+        "image_size": [32, 32],
+        "channels": 3,
+        "crop_ratio": 0.875,
+        "interpolation": "bicubic",
+        "antialias": True,
+        "mean": [0.4, 0.5, 0.6],
+        "std": [0.2, 0.25, 0.3],
+        "normalised_by_graph": True,
+        "any_image_size": True,
+    }
     files = {"preprocessing.json": ""}
     torch.export.load(in_torch.path, extra_files=files)
     assert json.loads(files["preprocessing.json"]) == told
@@ -143,11 +158,11 @@ def test_normalisation_stays_outside_the_graph_when_asked(exported, tmp_path):
 def test_grid_average_is_torch_s_adaptive_average(grid):
     for size in [(2, 2), (3, 8), (7, 7), (10, 13), (14, 9)]:
         x = torch.rand(2, 3, *size)
-        torch.testing.assert_close(GridAverage(grid)(x), F.adaptive_avg_pool2d(x, grid))
+        torch.testing.assert_close(GridAverage(*grid)(x), F.adaptive_avg_pool2d(x, grid))
 
 
 class Blocks(nn.Module):
-    """A block whose output the next layer overwrites in place, and layers behind that no representation needs."""
+    """A block whose output the next layer overwrites, and layers behind that no representation needs."""
 
     def __init__(self) -> None:
         super().__init__()

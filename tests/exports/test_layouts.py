@@ -1,4 +1,4 @@
-"""Layouts against the libraries they are for: every file here is loaded by torchvision, timm or safetensors as a user would."""
+"""Layouts against the libraries they are for: every file is loaded by torchvision, timm or safetensors."""
 
 import json
 import resource
@@ -77,9 +77,14 @@ def test_preprocessing_travels_with_torchvision_s_tensors(resnet, tmp_path):
         inside = json.loads(opened.metadata()["preprocessing"])
     assert beside == {"model": "torchvision:resnet18", **inside}
     assert inside == {
-        "image_size": [64, 64], "channels": 3, "crop_ratio": 0.875, "interpolation": "bicubic", "antialias": True,
-        "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
-    }  # fmt: skip
+        "image_size": [64, 64],
+        "channels": 3,
+        "crop_ratio": 0.875,
+        "interpolation": "bicubic",
+        "antialias": True,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    }
 
 
 @pytest.mark.parametrize(
@@ -243,7 +248,7 @@ UNFIT = [
         "resnet18",
         {"padding": "same"},
         "timm",
-        "differ by up to .* it computes otherwise than an encoder with padding same",
+        "differ by up to .* it computes otherwise than resnet18, padding same",
     ),
     ("timm:test_vit", {}, "torchvision", "torchvision has no test_vit"),
     (
@@ -285,12 +290,12 @@ def test_torchvision_takes_three_channels_only(encoder_of, tmp_path):
 MISUSE = [
     ("e.pt", {}, r"ends in .pt; expected .safetensors, .pth \(torchvision\), .pt2"),
     ("e.onnx", {"format": "onxx"}, "There is no format 'onxx'. Did you mean 'onnx'"),
-    ("e.pth", {"format": "onnx"}, r"is no name for onnx; expected one that ends in .onnx"),
+    ("e.pth", {"format": "onnx"}, r"is not a name for onnx; expected one that ends in .onnx"),
     ("e", {"format": "safetensors"}, r"expected one that ends in .safetensors"),
     ("e.onnx", {"format": "timm"}, "but timm is a folder"),
     ("no/e.onnx", {}, "there is no folder .*no. Make it first"),
-    ("full", {}, "no empty folder"),
-    ("full", {"format": "onnx"}, "is no name for onnx"),
+    ("full", {}, "not an empty folder"),
+    ("full", {"format": "onnx"}, "is not a name for onnx"),
     ("folder.onnx", {"format": "onnx"}, "is a folder. Give the name of a file"),
     ("n" * 300 + ".onnx", {}, "cannot be written: File name too long"),
     ("e.safetensors", {"from_pixels": False}, "from_pixels=False is for onnx and torch.export"),

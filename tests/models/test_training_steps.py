@@ -1,9 +1,10 @@
-"""Six whole training steps against the official code: encoder, heads, loss, LARS, schedules and target together.
+"""Six whole training steps against the official code: encoder, heads, loss, LARS, schedules and target.
 
-tests/golden/training_steps.npz was computed by DeepMind's released code (deepmind-research `byol/`, commit f5de0ede; jax
-0.10.2, haiku 0.0.17, float32, CPU): a bottleneck ResNet with SAME padding trained for six steps on uniform noise. The
-noise came from numpy's RandomState(0), whose stream numpy promises never to change, so it is drawn again here. Left out
-are the official target's predictor, which is never used, and the online classifier, which learns on a stopped gradient.
+tests/golden/training_steps.npz was computed by DeepMind's released code (deepmind-research `byol/`,
+commit f5de0ede; jax 0.10.2, haiku 0.0.17, float32, CPU): a bottleneck ResNet with SAME padding trained
+for six steps on uniform noise. The noise came from numpy's RandomState(0), whose stream numpy promises
+never to change, so it is drawn again here. Left out are the official target's predictor, which is never
+used, and the online classifier, which learns on a stopped gradient.
 """
 
 import re
@@ -25,7 +26,7 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def noise() -> list[Tensor]:
-    """View 1 and view 2 of each step, then the images of the evaluation, normalised as the official network does."""
+    """View 1 and view 2 of each step, then the images of the evaluation, normalised as officially."""
     stream = np.random.RandomState(0)
     stream.rand(225_778)  # what the reference drew before
     images = [stream.rand(8, 48, 48, 3) for _ in range(2 * STEPS)] + [stream.rand(4, 48, 48, 3)]
@@ -125,7 +126,8 @@ def test_losses_of_six_steps_equal_official(official, trained):
     _, losses = trained
     expected = [float(official[f"repr_loss/{step}"]) for step in range(STEPS)]
     assert losses[:4] == pytest.approx(expected[:4], rel=1e-5)
-    # At such a rate rounding grows a hundredfold a step: in float64 the last two losses lie 2e-4 and 5e-3 beside these.
+    # At such a rate rounding grows a hundredfold a step: in float64 the last two losses lie 2e-4
+    # and 5e-3 beside these.
     assert losses[4:] == pytest.approx(expected[4:], rel=1e-2)
 
 
