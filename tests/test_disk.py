@@ -1,6 +1,5 @@
 import os
 import pickle
-import resource
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
+from full_disk import largest_file
 from PIL import Image
 
 from byol.disk import append_text, filling, left_behind, replacing, write_text
@@ -157,15 +157,6 @@ write_text(Path({str(tmp_path / "a.txt")!r}), "new" * 10_000)
     assert names(tmp_path) == ["a.txt"]
 
 
-@pytest.fixture
-def full_disk():
-    """No file may grow beyond 500 bytes, which is how a full disk looks to a process."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def opened(write):
     """A way to write into a file that is open, which is closed again when it fails."""
 
@@ -187,14 +178,16 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_whichever_library_meets_the_full_disk_the_path_is_named(tmp_path, full_disk, writer):
+def test_whichever_library_meets_the_full_disk_the_path_is_named(tmp_path, writer):
     with (
+        largest_file(500),
         pytest.raises(DiskError, match=r"a\.bin cannot be written") as told,
         replacing(tmp_path / "a.bin") as path,
     ):
         WRITERS[writer](path)
     assert told.value.exit_code == 70
     with (
+        largest_file(500),
         pytest.raises(DiskError, match=r"folder cannot be written"),
         filling(tmp_path / "folder") as folder,
         replacing(folder / "a.bin") as path,
@@ -212,12 +205,13 @@ def test_failures_of_something_else_pass_as_they_are(tmp_path, failure):
     assert told.value is failure
 
 
-def test_lines_are_added_whole_or_not_at_all(tmp_path, full_disk):
+def test_lines_are_added_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.jsonl"
-    append_text(path, "a" * 300 + "\n")
-    with pytest.raises(DiskError, match=r"a\.jsonl cannot be written"):
-        append_text(path, "ü" * 200 + "\n")
-    append_text(path, "ü\n")
+    with largest_file(500):
+        append_text(path, "a" * 300 + "\n")
+        with pytest.raises(DiskError, match=r"a\.jsonl cannot be written"):
+            append_text(path, "ü" * 200 + "\n")
+        append_text(path, "ü\n")
     assert path.read_text("utf-8") == "a" * 300 + "\nü\n"
 
 

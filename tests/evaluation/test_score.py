@@ -1,9 +1,9 @@
 import json
-import resource
 from dataclasses import asdict
 
 import numpy as np
 import pytest
+from full_disk import largest_file
 
 from byol.errors import CheckpointError, DiskError
 from byol.evaluation.inputs import Predictions
@@ -40,13 +40,9 @@ def test_a_disk_that_fills_up_leaves_whole_lines(tmp_path, room):
     path = tmp_path / "scores.jsonl"
     write_scores({"knn": score("knn", 100, k=20)}, path)
     before = path.read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + room, limits[1]))  # which looks like a full disk
-    try:
-        with pytest.raises(DiskError, match=r"scores\.jsonl cannot be written: (No space|File too large)"):
-            write_scores({"linear": score("linear", 150, 160, l2=0.1)}, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = r"scores\.jsonl cannot be written: (No space|File too large)"
+    with largest_file(len(before) + room), pytest.raises(DiskError, match=said):
+        write_scores({"linear": score("linear", 150, 160, l2=0.1)}, path)
     assert path.read_bytes() == before
 
 

@@ -1,7 +1,6 @@
 """Layouts against the libraries they are for: every file is loaded by torchvision, timm or safetensors."""
 
 import json
-import resource
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from full_disk import largest_file
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -390,11 +390,6 @@ def test_the_same_encoder_is_the_same_file_under_any_name_and_a_full_disk_is_one
     if name != "e":
         assert files[0].read_bytes() == files[1].read_bytes()
     before = sorted(tmp_path.rglob("*"))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # which looks like a full disk
-    try:
-        with pytest.raises(ByolError, match="cannot be written"):
-            byol.export(encoder, tmp_path / f"third {name}")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with largest_file(4096), pytest.raises(ByolError, match="cannot be written"):
+        byol.export(encoder, tmp_path / f"third {name}")
     assert sorted(tmp_path.rglob("*")) == before

@@ -122,25 +122,29 @@ def test_first_forward_equals_official(official, noise):
     assert relative(other, torch.from_numpy(official["target_projection_view2"])) < 1e-5
 
 
+# From the fourth step on one value may lie so near to 0 that a ReLU passes it on one CPU and not on
+# another; the official code's own float32 and float64 differ there. One such switch changed the last two
+# losses by 2e-4 and 5e-3, and the way from the first to the last parameters by 1.1 % (online) and 3e-4
+# (target). Without one all agree to 1e-5. The bounds hold either way.
+
+
 def test_losses_of_six_steps_equal_official(official, trained):
     _, losses = trained
     expected = [float(official[f"repr_loss/{step}"]) for step in range(STEPS)]
     assert losses[:4] == pytest.approx(expected[:4], rel=1e-5)
-    # At such a rate rounding grows a hundredfold a step: in float64 the last two losses lie 2e-4
-    # and 5e-3 beside these.
     assert losses[4:] == pytest.approx(expected[4:], rel=1e-2)
 
 
-@pytest.mark.parametrize("which", ["online", "target"])
-def test_parameters_after_six_steps_equal_official(official, trained, which):
+@pytest.mark.parametrize(("which", "bound"), [("online", 3e-2), ("target", 1e-3)])
+def test_parameters_move_as_official_in_six_steps(official, trained, which, bound):
     learner, _ = trained
     ours = dict(parts_of(learner, which).named_parameters())
-    theirs = official_parameters(official, f"step{STEPS}/{which}_params")
-    assert ours.keys() == theirs.keys()
+    first, last = (official_parameters(official, f"step{step}/{which}_params") for step in (0, STEPS))
+    assert ours.keys() == last.keys()
     # A BatchNorm takes away the bias in front of it: its true gradient is 0, and its value only rounding.
-    told = ours.keys() - {"projector.0.bias", "predictor.0.bias"}
-    errors = {name: relative(ours[name].detach(), theirs[name]) for name in told}
-    assert max(errors.values()) < 1e-2, max(errors, key=errors.__getitem__)
+    told = sorted(ours.keys() - {"projector.0.bias", "predictor.0.bias"})
+    moved = torch.cat([(ours[name].detach() - first[name]).flatten() for name in told])
+    assert relative(moved, torch.cat([(last[name] - first[name]).flatten() for name in told])) < bound
 
 
 @pytest.mark.parametrize("which", ["online", "target"])
@@ -151,8 +155,8 @@ def test_running_means_after_six_steps_equal_official(official, trained, which):
     assert theirs.keys() == {
         name for name, layer in layers.items() if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d)
     }
-    errors = {name: relative(layers[name].running_mean, mean) for name, mean in theirs.items()}
-    assert max(errors.values()) < 1e-2, max(errors, key=errors.__getitem__)
+    ours = torch.cat([layers[name].running_mean for name in theirs])
+    assert relative(ours, torch.cat(list(theirs.values()))) < 1e-2
 
 
 def test_evaluation_of_the_official_network_equals_official(official, noise):

@@ -2,13 +2,13 @@
 
 import json
 import os
-import resource
 import signal
-from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
+from full_disk import largest_file
 from small_runs import StopsItself, Tiny, seeded, small_config
 from torch import Tensor, nn
 
@@ -39,16 +39,6 @@ class Meets(Tiny):
         return copy
 
 
-@pytest.fixture
-def full_disk() -> Iterator:
-    """A function after which no file can grow any more, as on a full disk: the operating system refuses to
-    write.
-    """
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 # What is said
 
 
@@ -74,24 +64,23 @@ def test_the_plan_is_printed_before_any_picture_is_decoded(tmp_path, photos, cap
 # Disk and memory
 
 
-def test_a_full_disk_at_the_stop_is_no_claim_that_the_run_was_saved(tmp_path, arrays, full_disk):
+def test_a_full_disk_at_the_stop_is_no_claim_that_the_run_was_saved(tmp_path, arrays):
     def trouble():
-        full_disk()
+        disk.enter_context(largest_file(0))
         os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(byol.ByolError, match=r"step 3 of 14 could not be saved\. No checkpoint") as failure:
+    said = r"step 3 of 14 could not be saved\. No checkpoint"
+    with ExitStack() as disk, pytest.raises(byol.ByolError, match=said) as failure:
         byol.pretrain(seeded(Meets, 5, trouble), arrays, small_config(tmp_path, save_every_steps=100))
     assert failure.value.exit_code == 70
 
 
-def test_a_full_disk_costs_metrics_and_one_warning_and_ends_in_a_sentence(
-    tmp_path, arrays, full_disk, caplog
-):
+def test_a_full_disk_costs_metrics_and_one_warning_and_ends_in_a_sentence(tmp_path, arrays, caplog):
     config = small_config(tmp_path, log_every_steps=1, save_every_steps=100)
-    with pytest.raises(byol.ByolError, match=r"cannot be written: File too large\.") as failure:
-        byol.pretrain(
-            seeded(Meets, 5, full_disk), arrays, config
-        )  # trains to its end, where the encoder cannot be saved
+    said = r"cannot be written: File too large\."
+    with ExitStack() as disk, pytest.raises(byol.ByolError, match=said) as failure:
+        # Trains to its end, where the encoder cannot be saved.
+        byol.pretrain(seeded(Meets, 5, lambda: disk.enter_context(largest_file(0))), arrays, config)
     assert failure.value.exit_code == 70
     assert sum("Metrics are lost" in record.message for record in caplog.records) == 1
     assert sum("checkpoint of step 14 is lost" in record.message for record in caplog.records) == 1

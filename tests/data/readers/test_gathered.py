@@ -1,12 +1,8 @@
 """Parquet in a shuffled order: the same batches as from a folder, and every row group read once."""
 
 import os
-import resource
 import shutil
-import signal
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from batching import plan_for, same, streamed
+from full_disk import largest_file
 from pictures import encoded, photo
 
 from byol.data.decode import BadImage
@@ -144,19 +141,6 @@ def test_without_room_the_rows_are_read_as_before_and_it_is_said(both, monkeypat
         assert np.array_equal(both[1].array(11), photo(20, 24, 11))
     assert "slow" in caplog.text
     assert "TMPDIR" in caplog.text
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Writing more into one file fails, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
 
 
 def test_a_full_disk_leaves_nothing_behind_and_it_is_said(both, caplog) -> None:
