@@ -6,9 +6,9 @@ import re
 import shutil
 import tempfile
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from errno import ENOSPC
 from functools import cached_property
 from hashlib import blake2b
@@ -27,47 +27,41 @@ from byol.errors import DataError, printable
 IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "labels", "fine_label")
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
-CACHE_BYTES = 16 * 2**20  # of row groups kept, because neighbours are asked for one after another
 BLOCK = 4096  # bytes, of a file's sampled blocks
 SAMPLED_GROUPS = 8
 TOLD_BYTES = 2**30  # of pictures that are laid out, from which on people are told what they wait for
 logger = logging.getLogger("byol")
 
 
+@dataclass(frozen=True)
+class File:
+    """What is known of a file from its footer."""
+
+    path: Path
+    image: str  # column
+    label: str | None  # column
+    classes: tuple[str, ...] | None
+    groups: list[
+        tuple[int, int, int]
+    ]  # of each row group its rows, its bytes, and the most they may unpack to
+
+
 class ParquetReader(Reader):
     """Rows of one or more parquet files. A row group is read as a whole when one of its rows is asked for.
 
-    In a shuffled order that is thousands of pictures read for one: `gathered` makes those that are used
-    ready.
+    In a shuffled order that is thousands of pictures read for one: `gathered` makes those that are used ready.
     """
 
     def __init__(self, paths: list[Path], where: str = "") -> None:
-        self.paths, self.where = [Path(os.path.abspath(path)) for path in paths], where
-        self.columns: list[
-            tuple[str, str | None]
-        ] = []  # of each file, that of the images and that of the labels
-        self.classes: tuple[str, ...] | None = None
-        self.groups: list[tuple[int, int]] = []  # (file, row group)
-        self.sizes: list[int] = []  # bytes of each group, unpacked
-        self.limits: list[int] = []  # of these
-        self.starts, self.file_starts = (
-            [0],
-            list[int](),
-        )  # first row of each group, and the total; of each file
-        for number, path in enumerate(self.paths):
-            groups, columns, classes = contents(path)
-            self.columns.append(columns)
-            self.classes = self.classes or classes
-            self.file_starts.append(self.starts[-1])
-            for group, (rows, size, limit) in enumerate(groups):
-                self.groups.append((number, group))
-                self.sizes.append(size)
-                self.limits.append(limit)
-                self.starts.append(self.starts[-1] + rows)
+        self.where, self.files = where, [footer(Path(os.path.abspath(path))) for path in paths]
+        self.groups = [(file, group) for file in self.files for group in range(len(file.groups))]
+        self.starts = [0]  # first row of each group, and the total
+        for file, group in self.groups:
+            self.starts.append(self.starts[-1] + file.groups[group][0])
         self._laid_out: tuple[Any, Rows, Rows] | None = (
             None  # a file, and where in it each row begins and ends
         )
-        self._open: tuple[int, Any] | None = (
+        self._open: tuple[Path, Any] | None = (
             None  # one file at a time: of thousands the handles would run out
         )
         self._forget()
@@ -76,8 +70,8 @@ class ParquetReader(Reader):
         return self.starts[-1]
 
     def name(self, index: int) -> str:
-        number = bisect_right(self.file_starts, index) - 1
-        return f"{self.paths[number].name}:{index - self.file_starts[number]}"
+        file, group = self.groups[place := bisect_right(self.starts, index) - 1]
+        return f"{file.path.name}:{index - self.starts[place - group]}"
 
     def read(self, index: int) -> bytes:
         if self._laid_out is not None:
@@ -92,7 +86,7 @@ class ParquetReader(Reader):
             raise BadImage("its path is not UTF-8") from failure
         if isinstance(value, dict):
             if value["bytes"] is None and value.get("path"):
-                return read_file(self.paths[self.groups[group][0]].parent / value["path"])
+                return read_file(self.groups[group][0].path.parent / value["path"])
             value = value["bytes"]
         if value is None:
             raise BadImage("the row holds no bytes")
@@ -102,8 +96,9 @@ class ParquetReader(Reader):
         return self._labels and self._labels.of(rows)
 
     def digest(self, everything: bool) -> bytes:
-        digest = blake2b(checksum(self.paths) if everything else b"")
-        for path in self.paths:
+        paths = [file.path for file in self.files]
+        digest = blake2b(checksum(paths) if everything else b"")
+        for path in paths:
             size = path.stat().st_size
             digest.update(f"{path.name}:{size}".encode("utf-8", "surrogateescape"))
             with open(path, "rb") as file:
@@ -139,10 +134,22 @@ class ParquetReader(Reader):
         killed one. `poll` is called between rows; it may raise, to stop.
         """
         groups = np.unique(np.searchsorted(self.starts, rows, side="right") - 1)
-        folder = room_for(sum(self.sizes[group] for group in groups)) if len(groups) > 1 else None
-        if folder is None:
+        size = sum(file.groups[group][1] for file, group in (self.groups[place] for place in groups))
+        # /var/tmp, unlike /tmp, is never kept in memory.
+        folders = os.environ.get("TMPDIR"), "/var/tmp", tempfile.gettempdir()
+        folder = next(one for one in folders if one and os.path.isdir(one) and os.access(one, os.W_OK))
+        free = 0.9 * shutil.disk_usage(folder).free
+        if len(groups) < 2 or size > free:
+            if size > free:
+                logger.warning(
+                    f"Pictures in parquet are read whole row groups at a time, which is slow: to lay them out for "
+                    f"a shuffled order takes {size / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB. Set TMPDIR "
+                    "to a folder with more."
+                )
             yield
             return
+        if size > TOLD_BYTES:
+            logger.warning(f"Laying out {size / 1e9:.1f} GB of pictures for a shuffled order, in {folder}.")
         before = self._laid_out
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             try:
@@ -177,54 +184,51 @@ class ParquetReader(Reader):
     @cached_property
     def _labels(self) -> Labels | None:
         """Of the label column; numbers are named by themselves where the file names no classes."""
-        label = self.columns[0][1]
-        if label is None or any(name != label for _, name in self.columns):
+        label = self.files[0].label
+        if label is None or any(file.label != label for file in self.files):
             return None
         parts = []
-        for number, path in enumerate(self.paths):
+        for file in self.files:
             try:
-                parts.append(self._read(number, None, label, limit_of(path.stat().st_size), 256).to_numpy())
-            except BadImage as failure:
-                raise DataError(
-                    f"The labels in {printable(str(path))} cannot be read: {failure}."
-                ) from failure
-        return found_labels(np.concatenate(parts), len(self), self.classes)
-
-    def _column(self, group: int) -> Any:
-        """The images of a row group, read now or lately. Raises BadImage."""
-        if self._process != os.getpid():  # a worker: handles of another process are not ours to use
-            self._forget()
-        if group not in self._cache:
-            while self._cache and self._bytes + self.sizes[group] > CACHE_BYTES:
-                self._bytes -= self.sizes[self._cache.popitem(last=False)[0]]
-            number, within = self.groups[group]
-            try:
-                self._cache[group] = self._read(
-                    number, [within], self.columns[number][0], self.limits[group], 16
+                parts.append(
+                    self._read(file, None, label, limit_of(file.path.stat().st_size), 256).to_numpy()
                 )
             except BadImage as failure:
-                self._cache[group] = str(failure)
-            self._bytes += self.sizes[group]
-        self._cache.move_to_end(group)
-        if isinstance(self._cache[group], str):
-            raise BadImage(self._cache[group])
-        return self._cache[group]
+                raise DataError(
+                    f"The labels in {printable(str(file.path))} cannot be read: {failure}."
+                ) from failure
+        return found_labels(np.concatenate(parts), len(self), self.files[0].classes)
 
-    def _read(self, number: int, groups: list[int] | None, column: str, limit: int, rows: int) -> Any:
-        """A column of some row groups of a file, of all when None, so many rows at once. Raises BadImage."""
+    def _column(self, group: int) -> Any:
+        """The images of a row group, which is kept until one of another is asked for. Raises BadImage."""
+        if self._process != os.getpid():  # a worker: handles of another process are not ours to use
+            self._forget()
+        if group != self._group[0]:
+            self._group = -1, None
+            file, number = self.groups[group]
+            try:
+                self._group = group, self._read(file, [number], file.image, file.groups[number][2], 16)
+            except BadImage as failure:
+                self._group = group, str(failure)
+        if isinstance(self._group[1], str):
+            raise BadImage(self._group[1])
+        return self._group[1]
+
+    def _read(self, file: File, groups: list[int] | None, column: str, limit: int, rows: int) -> Any:
+        """A column of some row groups, of all when None, so many rows at once. Raises BadImage."""
         import pyarrow as pa
 
-        if self._open is None or self._open[0] != number:
+        if self._open is None or self._open[0] != file.path:
             self._close()
-            self._open = number, pyarrow_parquet().ParquetFile(self.paths[number])
-        file, parts, size = self._open[1], [], 0
+            self._open = file.path, pyarrow_parquet().ParquetFile(file.path)
+        opened, parts, size = self._open[1], [], 0
         try:
-            for batch in file.iter_batches(rows, row_groups=groups, columns=[column], use_threads=False):
+            for batch in opened.iter_batches(rows, row_groups=groups, columns=[column], use_threads=False):
                 parts.append(batch.column(0))
                 size += batch.nbytes
                 if size > limit:
                     raise ValueError(f"it unpacks to more than {limit:,} bytes")
-            return pa.chunked_array(parts, file.schema_arrow.field(column).type)
+            return pa.chunked_array(parts, opened.schema_arrow.field(column).type)
         except Exception as failure:  # pyarrow answers damaged files with several unrelated types
             raise BadImage(f"its part of the file cannot be read ({failure})") from failure
 
@@ -233,12 +237,8 @@ class ParquetReader(Reader):
             self._open[1].close()  # now, not when the last reference goes
 
     def _forget(self) -> None:
-        self._process = os.getpid()
-        self._open = None
-        self._cache: OrderedDict[int, Any] = (
-            OrderedDict()
-        )  # the images of a group, or why they cannot be read
-        self._bytes = 0
+        self._process, self._open = os.getpid(), None
+        self._group: tuple[int, Any] = (-1, None)  # the images of a row group, or why they cannot be read
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
@@ -271,15 +271,14 @@ def shards(folder: Path) -> list[Path]:
     return paths
 
 
-def contents(path: Path) -> tuple[list[tuple[int, int, int]], tuple[str, str | None], tuple[str, ...] | None]:
-    """A file's row groups (rows, bytes, most bytes), its columns of images and labels, and class names.
+def footer(path: Path) -> File:
+    """What a file's footer tells.
 
     Raises DataError, also for a small file that claims to hold a lot: pictures are packed and hardly shrink.
     """
-    parquet = pyarrow_parquet()
+    parquet, groups = pyarrow_parquet(), []
     import pyarrow as pa
 
-    groups = []
     try:
         with parquet.ParquetFile(path) as file:
             metadata, schema = file.metadata, file.schema_arrow
@@ -292,50 +291,29 @@ def contents(path: Path) -> tuple[list[tuple[int, int, int]], tuple[str, str | N
                     f"{size:,} bytes claim {group.num_rows:,} rows of {group.total_byte_size:,} bytes"
                 )
             groups.append((group.num_rows, group.total_byte_size, limit))
-        about = (
+        told = (
             parse_json((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
         )
     except Exception as failure:  # pyarrow answers damaged files with several unrelated types
-        raise DataError(
-            f"{printable(str(path))} cannot be read as parquet ({failure}). Give other files."
-        ) from failure
+        name = printable(str(path))
+        raise DataError(f"{name} cannot be read as parquet ({failure}). Give other files.") from failure
     image = next((name for name in IMAGE_NAMES if name in schema.names), None)
     kind = None if image is None else schema.field(image).type
     nested = kind is not None and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
     if image is None or not (nested or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         columns = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
         raise DataError(
-            f"{printable(str(path))} has the columns {columns}; expected `image` or `img` (bytes and path, "
-            "as Hugging Face writes it) and, if there are labels, `label`."
+            f"{printable(str(path))} has the columns {columns}; expected `image` or `img` (bytes and path, as Hugging "
+            "Face writes it) and, if there are labels, `label`."
         )
     label = next((name for name in LABEL_NAMES if name in schema.names), None)
-    classes = about[label].get("names") if isinstance(about.get(label), dict) else None
-    return groups, (image, label), tuple(classes) if isinstance(classes, list) else None
+    classes = told[label].get("names") if isinstance(told.get(label), dict) else None
+    return File(path, image, label, tuple(classes) if isinstance(classes, list) else None, groups)
 
 
 def limit_of(packed: int) -> int:
     """How many bytes so many may unpack to."""
     return int(2**20 + 100 * packed)
-
-
-def room_for(size: int) -> str | None:
-    """A folder where so many bytes fit beside a reserve; says what is done there, or what it would take."""
-    # /var/tmp, unlike /tmp, is never kept in memory.
-    folders = os.environ.get("TMPDIR"), "/var/tmp", tempfile.gettempdir()
-    folder = next(one for one in folders if one and os.path.isdir(one) and os.access(one, os.W_OK))
-    free = shutil.disk_usage(folder).free
-    if size > 0.9 * free:
-        logger.warning(
-            f"Pictures in parquet are read whole row groups at a time, which is slow: {folder} has "
-            f"{free / 1e9:.1f} GB free, and {size / 0.9e9:.1f} GB are needed to lay them out for a shuffled "
-            "order. Set TMPDIR to a folder with more."
-        )
-        return None
-    if size > TOLD_BYTES:
-        logger.warning(
-            f"Laying out {size / 1e9:.1f} GB of pictures for a shuffled order, in a file in {folder}."
-        )
-    return folder
 
 
 def pyarrow_parquet() -> Any:

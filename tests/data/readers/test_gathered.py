@@ -56,9 +56,8 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_shuffled_order_gives_what_a_folder_gives_and_reads_each_row_group_once(
-    workers, both, reads, monkeypatch
+    workers, both, reads
 ) -> None:
-    monkeypatch.setattr("byol.data.readers.parquet.CACHE_BYTES", 0)  # as if the pictures were many more
     files, parquet = both
     rows = torch.arange(1, COUNT)
     plan = plan_for(COUNT - 1, batch_size=6)
