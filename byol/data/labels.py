@@ -12,6 +12,7 @@ from byol.errors import DataError
 
 # A larger number, of fewer images, is not a class but an id or a time stamp, and would cost gigabytes as one.
 MOST_CLASSES = 2**15
+LONGEST = 1_000
 logger = logging.getLogger("byol")
 
 
@@ -62,6 +63,10 @@ def class_labels(values: Any, count: int, names: Sequence[str] | None = None) ->
         )
     array = array.reshape(count)
     if array.dtype.kind == "O" and all(isinstance(value, str) for value in array):
+        if any(len(value) > LONGEST for value in array):  # each would take as much memory as the longest
+            raise DataError(
+                f"Some labels are words of more than {LONGEST:,} letters; expected classes' names."
+            )
         array = array.astype(str)
     if array.dtype.kind in "US":
         words, numbers = np.unique(array.astype(str), return_inverse=True)

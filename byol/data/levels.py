@@ -13,8 +13,10 @@ logger = logging.getLogger("byol")
 
 
 def extremes(samples: Array) -> Array:
-    """The smallest and largest sample but for one in 10,000: some pixels of a sensor are hot or dead."""
+    """The smallest and largest sample; of whole numbers but for one in 10,000: pixels of a sensor are hot or dead."""
     flat = samples.reshape(-1)
+    if flat.dtype.kind == "f":
+        return np.array([flat.min(), flat.max()])
     if flat.size > 200_000:
         flat = flat[np.random.default_rng(0).integers(flat.size, size=200_000)]
     left_out = len(flat) // 10_000
@@ -41,28 +43,21 @@ def levels_of(
 ) -> tuple[float, float] | None:
     """Black and white of images with such extremes, as requested or suggested; None of images of 8 bits."""
     whole = [ends for ends in found if ends.dtype.kind in "iu"]
-    low, high = (
-        (int(min(ends[0] for ends in whole)), int(max(ends[1] for ends in whole))) if whole else (0, 1)
-    )
-    suggested = levels_between(low, high) if whole else (0, 1)
+    low, high = [f([e[place] for e in whole or found], default=place) for place, f in enumerate((min, max))]
+    suggested = levels_between(int(low), int(high)) if whole else (0, 1)
     seen = f"The samples of {where} go from {low:,} to {high:,}"
     if black is None and white is None:
         if whole and suggested != FULL:
             logger.warning(
-                f"{seen}: {suggested[0]:,} is read as black, {suggested[1]:,} as white. Others can be "
-                "chosen by black= and white=, or --data.black and --data.white."
+                f"{seen}: {suggested[0]:,} is read as black, {suggested[1]:,} as white. Others can be chosen by "
+                "black= and white=, or --data.black and --data.white."
             )
         return suggested if whole else None
-    if black is None:
-        black = min(suggested[0], 0)
-    if white is None:
-        white = suggested[1]
-    if black >= white:
-        raise DataError(f"black is {black:g} and white {white:g}; expected a larger white.")
+    levels = min(suggested[0], 0) if black is None else black, suggested[1] if white is None else white
+    if levels[0] >= levels[1]:
+        raise DataError("black is {:g} and white {:g}; expected a larger white.".format(*levels))
     if not found:
         logger.warning(f"{where} holds images of 8 bits, where black and white change nothing.")
-    elif whole and 16 * (high - low) < white - black:
-        logger.warning(
-            f"{seen}: few gray levels are left of them with {black:g} as black and {white:g} as white."
-        )
-    return black, white
+    elif 16 * (high - low) < levels[1] - levels[0]:
+        logger.warning(f"{seen}: few gray levels are left of them between {levels[0]:g} and {levels[1]:g}.")
+    return levels

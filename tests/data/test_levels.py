@@ -139,8 +139,10 @@ def test_levels_that_change_nothing_or_leave_little_are_told(caplog: pytest.LogC
     open_images(photo()[None], white=4095)
     assert "8 bits" in caplog.text
     caplog.clear()
-    open_images(deep(10).astype(np.uint16), white=65535)
-    assert "few gray levels" in caplog.text
+    for samples in (deep(10).astype(np.uint16), deep(10).astype(np.float32) / 1023):
+        caplog.clear()
+        open_images(samples, white=65535)
+        assert "few gray levels" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["array", "tiff"])

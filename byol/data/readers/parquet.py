@@ -41,15 +41,15 @@ class File:
     image: str  # column
     label: str | None  # column
     classes: tuple[str, ...] | None
-    groups: list[
-        tuple[int, int, int]
-    ]  # of each row group its rows, its bytes, and the most they may unpack to
+    groups: list[tuple[int, int, int]]  # of each row group: rows, bytes, and most bytes it may unpack to
+    most: int  # bytes that a column may unpack to
 
 
 class ParquetReader(Reader):
     """Rows of one or more parquet files. A row group is read as a whole when one of its rows is asked for.
 
-    In a shuffled order that is thousands of pictures read for one: `gathered` makes those that are used ready.
+    In a shuffled order that is thousands of pictures read for one: `gathered` makes those that are used
+    ready.
     """
 
     def __init__(self, paths: list[Path], where: str = "") -> None:
@@ -58,13 +58,13 @@ class ParquetReader(Reader):
         self.starts = [0]  # first row of each group, and the total
         for file, group in self.groups:
             self.starts.append(self.starts[-1] + file.groups[group][0])
-        self._laid_out: tuple[Any, Rows, Rows] | None = (
-            None  # a file, and where in it each row begins and ends
-        )
-        self._open: tuple[Path, Any] | None = (
-            None  # one file at a time: of thousands the handles would run out
-        )
-        self._forget()
+        self._laid_out: tuple[Any, Rows, Rows] | None = None  # a file, and where each row begins and ends
+        self._open: tuple[Path, Any] | None = None  # one file: of thousands the handles would run out
+        self._group: tuple[int, Any] = (-1, None)  # the images of one row group, or why they cannot be read
+        self._process = os.getpid()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ParquetReader, ([file.path for file in self.files], self.where)
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -96,15 +96,14 @@ class ParquetReader(Reader):
         return self._labels and self._labels.of(rows)
 
     def digest(self, everything: bool) -> bytes:
-        paths = [file.path for file in self.files]
-        digest = blake2b(checksum(paths) if everything else b"")
-        for path in paths:
-            size = path.stat().st_size
-            digest.update(f"{path.name}:{size}".encode("utf-8", "surrogateescape"))
-            with open(path, "rb") as file:
+        digest = blake2b(checksum([file.path for file in self.files]) if everything else b"")
+        for file in self.files:
+            size = file.path.stat().st_size
+            digest.update(f"{file.path.name}:{size}".encode("utf-8", "surrogateescape"))
+            with open(file.path, "rb") as opened:
                 for place in evenly_spaced(max(1, size - BLOCK + 1)):  # the footer is in the last
-                    file.seek(place)
-                    digest.update(file.read(BLOCK))
+                    opened.seek(place)
+                    digest.update(opened.read(BLOCK))
         return digest.digest()
 
     def sample(self, rows: Rows) -> list[int]:
@@ -118,11 +117,11 @@ class ParquetReader(Reader):
         return found
 
     def release(self) -> None:
-        """Let go of cached row groups and of the open file."""
-        self._close()
-        self._forget()
+        """Let go of the row group and the open file."""
         import pyarrow as pa
 
+        self._close()
+        self._group = -1, None
         pa.default_memory_pool().release_unused()
 
     @contextmanager
@@ -135,30 +134,26 @@ class ParquetReader(Reader):
         """
         groups = np.unique(np.searchsorted(self.starts, rows, side="right") - 1)
         size = sum(file.groups[group][1] for file, group in (self.groups[place] for place in groups))
-        # /var/tmp, unlike /tmp, is never kept in memory.
-        folders = os.environ.get("TMPDIR"), "/var/tmp", tempfile.gettempdir()
+        folders = os.environ.get("TMPDIR"), "/var/tmp", tempfile.gettempdir()  # /tmp may be kept in memory
         folder = next(one for one in folders if one and os.path.isdir(one) and os.access(one, os.W_OK))
-        free = 0.9 * shutil.disk_usage(folder).free
-        if len(groups) < 2 or size > free:
-            if size > free:
-                logger.warning(
-                    f"Pictures in parquet are read whole row groups at a time, which is slow: to lay them out for "
-                    f"a shuffled order takes {size / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB. Set TMPDIR "
-                    "to a folder with more."
-                )
+        room = int(0.9 * shutil.disk_usage(folder).free)
+        slow = "reading pictures from parquet, whole row groups at a time, is slow"
+        if size > room:
+            logger.warning(
+                f"{folder} has no room for {size / 1e9:.1f} GB, so {slow}. Set TMPDIR to a folder with more."
+            )
+        elif size > TOLD_BYTES:
+            logger.warning(f"Laying out {size / 1e9:.1f} GB of pictures for a shuffled order, in {folder}.")
+        if len(groups) < 2 or size > room:
             yield
             return
-        if size > TOLD_BYTES:
-            logger.warning(f"Laying out {size / 1e9:.1f} GB of pictures for a shuffled order, in {folder}.")
         before = self._laid_out
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             try:
                 self._laid_out = self._lay_out(np.unique(rows), file, poll)
             except OSError as failure:
                 file.truncate(0)
-                logger.warning(
-                    f"Pictures could not be laid out for a shuffled order ({failure}): reading them is slow."
-                )
+                logger.warning(f"Pictures could not be laid out ({failure}), so {slow}.")
             self.release()
             try:
                 yield
@@ -177,8 +172,8 @@ class ParquetReader(Reader):
                 continue
             if file.write(data) < len(data):
                 raise OSError(ENOSPC, os.strerror(ENOSPC))
-            starts[row], end = end, end + len(data)
-            ends[row] = end
+            starts[row], ends[row] = end, end + len(data)
+            end += len(data)
         return file, starts, ends
 
     @cached_property
@@ -187,29 +182,22 @@ class ParquetReader(Reader):
         label = self.files[0].label
         if label is None or any(file.label != label for file in self.files):
             return None
-        parts = []
-        for file in self.files:
-            try:
-                parts.append(
-                    self._read(file, None, label, limit_of(file.path.stat().st_size), 256).to_numpy()
-                )
-            except BadImage as failure:
-                raise DataError(
-                    f"The labels in {printable(str(file.path))} cannot be read: {failure}."
-                ) from failure
+        try:
+            parts = [self._read(file, None, label, file.most, 256).to_numpy() for file in self.files]
+        except BadImage as failure:
+            raise DataError(f"The labels in {self.where} cannot be read: {failure}.") from failure
         return found_labels(np.concatenate(parts), len(self), self.files[0].classes)
 
     def _column(self, group: int) -> Any:
         """The images of a row group, which is kept until one of another is asked for. Raises BadImage."""
-        if self._process != os.getpid():  # a worker: handles of another process are not ours to use
-            self._forget()
         if group != self._group[0]:
-            self._group = -1, None
+            self._group = -1, None  # before the next one is read
             file, number = self.groups[group]
             try:
-                self._group = group, self._read(file, [number], file.image, file.groups[number][2], 16)
+                found = self._read(file, [number], file.image, file.groups[number][2], 16)
             except BadImage as failure:
-                self._group = group, str(failure)
+                found = str(failure)
+            self._group = group, found
         if isinstance(self._group[1], str):
             raise BadImage(self._group[1])
         return self._group[1]
@@ -218,9 +206,9 @@ class ParquetReader(Reader):
         """A column of some row groups, of all when None, so many rows at once. Raises BadImage."""
         import pyarrow as pa
 
-        if self._open is None or self._open[0] != file.path:
+        if self._open is None or self._open[0] != file.path or self._process != os.getpid():
             self._close()
-            self._open = file.path, pyarrow_parquet().ParquetFile(file.path)
+            self._open, self._process = (file.path, pyarrow_parquet().ParquetFile(file.path)), os.getpid()
         opened, parts, size = self._open[1], [], 0
         try:
             for batch in opened.iter_batches(rows, row_groups=groups, columns=[column], use_threads=False):
@@ -233,19 +221,9 @@ class ParquetReader(Reader):
             raise BadImage(f"its part of the file cannot be read ({failure})") from failure
 
     def _close(self) -> None:
-        if self._open is not None and self._process == os.getpid():
+        if self._open is not None and self._process == os.getpid():  # another process's handle is not ours
             self._open[1].close()  # now, not when the last reference goes
-
-    def _forget(self) -> None:
-        self._process, self._open = os.getpid(), None
-        self._group: tuple[int, Any] = (-1, None)  # the images of a row group, or why they cannot be read
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _laid_out=None)
-        self._forget()
+        self._open = None
 
 
 def shards(folder: Path) -> list[Path]:
@@ -308,7 +286,9 @@ def footer(path: Path) -> File:
         )
     label = next((name for name in LABEL_NAMES if name in schema.names), None)
     classes = told[label].get("names") if isinstance(told.get(label), dict) else None
-    return File(path, image, label, tuple(classes) if isinstance(classes, list) else None, groups)
+    return File(
+        path, image, label, tuple(classes) if isinstance(classes, list) else None, groups, limit_of(size)
+    )
 
 
 def limit_of(packed: int) -> int:

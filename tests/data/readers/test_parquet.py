@@ -299,6 +299,13 @@ print(peak() - before < 600)
     assert done.stdout.endswith("True\n")
 
 
+def test_a_label_as_long_as_a_book_is_no_class(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    labels = [*"ab" * 500, "c" * 10**6]  # as an array of words that would be 4 GB
+    images = open_images(write(tmp_path / "a.parquet", {"image": [row(0)] * 1001, "label": labels}))
+    assert images.labels is None
+    assert "1,000 letters" in caplog.text
+
+
 def test_labels_that_cannot_be_read_are_a_sentence(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.parquet", {"image": [row(i) for i in range(9)], "label": list(range(9))}, groups=9
