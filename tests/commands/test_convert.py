@@ -162,3 +162,12 @@ def test_unknown_padding_names_the_known_ones(official_files, tmp_path, padding,
     assert ended.value.code == 2
     assert "symmetric" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_names_in_a_checkpoint_reach_the_terminal_without_their_escapes(tmp_path, capsys):
+    state = {f"net.{name}": value for name, value in models.resnet18().state_dict().items()}
+    torch.save(state | {"\x1b]0;owned\x07.weight": torch.zeros(3)}, tmp_path / "a.pth")
+    assert main(["convert", str(tmp_path / "a.pth"), "--out", str(tmp_path / "o"), "--prefix", "net."]) == 0
+    said = "".join(capsys.readouterr())
+    assert "\\x1b]0;owned\\x07" in said
+    assert "\x1b" not in said
