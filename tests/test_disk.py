@@ -114,7 +114,8 @@ def test_missing_folder_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["with space", "ümläut", "line\nend", os.fsdecode(b"\xff\xfe"), ".hidden", "-x"]
+    "name",
+    ["with space", os.fsdecode("ümläut".encode()), "line\nend", os.fsdecode(b"\xff\xfe"), ".hidden", "-x"],
 )
 def test_names_of_any_kind_are_kept(tmp_path, name):
     write_text(tmp_path / name, "some")

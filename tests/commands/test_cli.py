@@ -333,10 +333,13 @@ def test_a_full_disk_that_nobody_foresaw_is_not_called_a_bug(run, tmp_path):
 
 def test_names_that_the_terminal_cannot_show_cost_nothing(labelled, tmp_path):
     """A terminal of Latin-1, in a locale without UTF-8: every command works on such names."""
-    pictures = tmp_path / "fotos \N{FOX FACE} \u4e00"
+    fox, rose, moth = (
+        os.fsdecode(name.encode()) for name in ("fotos \N{FOX FACE} \u4e00", "\N{ROSE}", "\N{BUTTERFLY}.png")
+    )
+    pictures = tmp_path / fox
     shutil.copytree(labelled, pictures)
-    (pictures / "red").rename(pictures / "\N{ROSE}")
-    (pictures / "blue" / "0.png").rename(pictures / "blue" / "\N{BUTTERFLY}.png")
+    (pictures / "red").rename(pictures / rose)
+    (pictures / "blue" / "0.png").rename(pictures / "blue" / moth)
     (pictures / "blue" / "\x1b[31m.png").write_bytes(b"not a picture")
     settings = {"LC_ALL": "C", "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     run, features = pictures / "a", tmp_path / "f.npz"
