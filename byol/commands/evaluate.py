@@ -28,18 +28,19 @@ logger = logging.getLogger("byol")
 @dataclass(frozen=True)
 class Evaluate:
     run: tyro.conf.Positional[str | None] = None
-    """Run folder, encoder.safetensors, official .pkl, or torchvision:NAME or timm:NAME with pretrained weights.
-    Not needed where --train and --test are files of features."""
+    """Run folder, encoder.safetensors, official .pkl, or torchvision:NAME or timm:NAME with pretrained
+    weights. Not needed where --train and --test are files of features."""
     train: str | None = None
     """Labelled images that the protocols learn from, or their features as `byol embed` writes them."""
     test: str | None = None
     """Labelled images that are scored, or their features; nothing is chosen on them."""
     transfer: str | None = None
-    """YAML list of data sets, instead of --train and --test: NAME: {train: PATH, test: PATH, metric: METRIC}."""
+    """YAML list of data sets, instead of --train and --test: NAME: {train: PATH, test: PATH, metric:
+    METRIC}."""
     protocols: tuple[str, ...] = ("knn", "linear")
-    """knn (k nearest votes), linear (logistic regression, L-BFGS), linear-sgd (SGD on crops and flips), finetune
-    (the encoder too, on all labels) or on few: semi-1, semi-10, semi-25-per-class. Settings are chosen on a part of
-    the training images."""
+    """knn (k nearest votes), linear (logistic regression, L-BFGS), linear-sgd (SGD on crops and flips),
+    finetune (the encoder too, on all labels) or on few: semi-1, semi-10, semi-25-per-class. Settings are
+    chosen on a part of the training images."""
     settings: tyro.conf.OmitArgPrefixes[EvaluationConfig] = field(default_factory=EvaluationConfig)
     compare: tuple[str, ...] = ()
     """Other runs, encoder files or names beside it, and the baselines pixels, untrained and supervised."""
@@ -67,18 +68,18 @@ def evaluate(arguments: Sequence[str]) -> int:
     command = parse(Evaluate, arguments, prog="byol evaluate", description=description, switches=True)
     check(command)
     tasks = tasks_of(command)
-    scores, written = {task.name: Scores() for _, task in tasks}, dict[Path, None]()
+    scores, written = dict[str, Scores](), dict[Path, None]()
     while tasks:
         folder, task = tasks.pop(0)
         for name, score in judge(task):  # each is kept at once: the next may take hours, or fail
-            scores[task.name][f"{task.data_set} {name}".strip()] = score
+            scores.setdefault(score.encoder_name, Scores())[f"{score.data_set} {name}".strip()] = score
             if folder is not None:
                 with writing(folder):
                     folder.mkdir(parents=True, exist_ok=True)
                 write_scores({name: score}, folder / SCORES)
                 written[folder / SCORES] = None
         if tasks:
-            print(f"done       {task.name} {task.data_set}".rstrip(), file=sys.stderr)
+            print(f"done       {score.encoder_name} {score.data_set}".rstrip(), file=sys.stderr)
     print(next(iter(scores.values())) if len(scores) == 1 else comparison(scores))
     for path in written or ["nothing; --out FOLDER keeps the scores"]:
         print(f"written    {path}")
@@ -107,13 +108,13 @@ def check(command: Evaluate) -> None:
             raise ConfigError(f"--compare has {word}, which is there already. Name each encoder once.")
         if not (word in BASELINES or word.startswith(LIBRARIES) or os.path.exists(word)):
             raise ConfigError(
-                f"There is nothing at {word} to compare with.{did_you_mean(word, BASELINES)} Expected a run, an "
-                f"encoder file, torchvision:NAME, timm:NAME, or a baseline: {', '.join(BASELINES)}."
+                f"There is nothing at {word} to compare with.{did_you_mean(word, BASELINES)} Expected a run, "
+                f"an encoder file, torchvision:NAME, timm:NAME, or a baseline: {', '.join(BASELINES)}."
             )
 
 
 def tasks_of(command: Evaluate) -> list[tuple[Path | None, Task]]:
-    """Every encoder on every data set, with the folder of its scores: opened and checked, and nothing computed."""
+    """Every encoder on every data set, opened and checked, with the folder of its scores."""
     protocols = protocols_named(command.protocols, command.settings)
     sets = [DataSet("", command.train, command.test)]
     sets = sets if command.transfer is None else read_data_sets(command.transfer)
@@ -121,6 +122,7 @@ def tasks_of(command: Evaluate) -> list[tuple[Path | None, Task]]:
     own = Path(command.out) if command.out is not None else folder_of(command.run) if command.run else None
     if own is not None:
         check_writable(own, "Name another folder with --out.")
+    given = {name: getattr(command, name) for name in ("seed", "seeds", "device", "workers")}
     tasks = []
     for word in (command.run or "features", *command.compare):
         encoder, chosen, folder, anew = main, protocols, own, None
@@ -146,16 +148,15 @@ def tasks_of(command: Evaluate) -> list[tuple[Path | None, Task]]:
         cache = None if command.no_cache or folder is None else folder / "features"
         for one in sets:
             settings = replace(command.settings, metric=one.metric or command.settings.metric)
-            task = prepare(
-                encoder, one.train, one.test, chosen, settings, seed=command.seed, seeds=command.seeds,
-                device=command.device, workers=command.workers, cache=cache, name=word, data_set=one.name, anew=anew,
-            )  # fmt: skip
+            more = {"name": word, "data_set": one.name, "cache": cache, "anew": anew, **given}
+            task = prepare(encoder, one.train, one.test, chosen, settings, **more)
             tasks.append((folder, task))
     return tasks
 
 
 def loaded(word: str, command: Evaluate) -> Encoder:
-    """An encoder by its path or its name in a library; --encoder builds one that is a network of the user's own."""
+    """An encoder by its path or its name in a library; --encoder builds one that is a network of the
+    user's own."""
     if word.startswith(LIBRARIES):
         return load_encoder(word, weights=command.weights, device=command.device)
     try:

@@ -38,7 +38,7 @@ class Labels:
         return Labels(values, classes)
 
 
-def class_labels(values: Any, count: int, names: Sequence[str] | None = None) -> Labels | None:
+def class_labels(values: Any, count: int, names: Sequence[str] | None = None, of: int = 0) -> Labels | None:
     """Labels from an array, tensor or sequence of `count` whole numbers or words; None if an image has none.
 
     Words become numbers in alphabetical order; numbers are named by `names`, or by themselves. A negative
@@ -77,7 +77,7 @@ def class_labels(values: Any, count: int, names: Sequence[str] | None = None) ->
     if count and numbers.min() < 0:
         return None
     classes = int(numbers.max(initial=-1)) + 1
-    if classes > max(MOST_CLASSES, count, len(names or ())):
+    if classes > max(MOST_CLASSES, count, of, len(names or ())):
         raise DataError(
             f"The labels of {count:,} images go up to {classes - 1}; expected the numbers of classes, from "
             "0. Give the classes as words, or numbered without gaps."
@@ -96,10 +96,10 @@ def is_matrix(labels: np.ndarray[Any, Any]) -> bool:
     return numbers and bool(np.isin(labels, (0, 1)).all())
 
 
-def found_labels(values: Any, count: int, names: Sequence[str] | None = None) -> Labels | None:
+def found_labels(values: Any, count: int, names: Sequence[str] | None = None, of: int = 0) -> Labels | None:
     """As `class_labels`, for labels that nobody requested: unusable ones are told and left aside."""
     try:
-        return class_labels(values, count, names)
+        return class_labels(values, count, names, of)
     except DataError as failure:
         logger.warning("The images count as unlabelled. %s", failure)
         return None

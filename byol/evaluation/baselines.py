@@ -1,8 +1,9 @@
-"""What an encoder is compared with: the raw pixels, and the same network without training or trained on labels alone."""
+"""What an encoder is compared with: raw pixels, and the same network untrained or trained on labels alone."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -24,12 +25,15 @@ class Baseline:
 
 
 def pixels(encoder: Encoder, seed: int, net: str | None = None) -> Encoder:
-    """The pixels that the encoder is fed, normalised as for it, as features; shrunk to a side of 32 at most."""
+    """The pixels that the encoder is fed, normalised as for it; shrunk to a side of 32 at most."""
     info = encoder.info
     height, width = (min(SIDE, side) for side in info.image_size)
-    features = math.prod((info.channels, height, width))
-    expected = replace(info, architecture=None, options={}, image_size=(height, width), features=features, hidden_layer=None,
-                       pooling="none", skip=0, calls=1)  # fmt: skip
+    size: dict[str, Any] = {
+        "image_size": (height, width),
+        "features": math.prod((info.channels, height, width)),
+    }
+    plain: dict[str, Any] = {"hidden_layer": None, "pooling": "none", "skip": 0, "calls": 1}
+    expected = replace(info, architecture=None, options={}, **size, **plain)
     return Encoder(HiddenLayer(nn.Flatten()), expected).eval()
 
 

@@ -20,16 +20,14 @@ class DataSet:
 
 
 def read_data_sets(path: str | Path) -> list[DataSet]:
-    """The data sets that a YAML file names: `NAME: {train: PATH, test: PATH, metric: METRIC}`, paths relative to the file.
+    """The data sets in a YAML file: `NAME: {train: PATH, test: PATH, metric: METRIC}`, paths relative to it.
 
     Raises ConfigError when the file is missing or holds something else.
     """
     path = Path(path)
     held = read_yaml(path, "list of data sets")
     if not isinstance(held, dict) or not held:
-        raise ConfigError(
-            f"{path} names no data sets; expected lines such as `pets: {{train: pets/train, test: pets/test}}`."
-        )
+        raise ConfigError(f"{path} names no data sets; expected lines such as `pets: {{train: a, test: b}}`.")
     sets = []
     for key, values in held.items():
         name, known = printable(str(key)), ("train", "test", "metric")
@@ -39,8 +37,8 @@ def read_data_sets(path: str | Path) -> list[DataSet]:
         if unknown or not paths or given["metric"] not in (None, *METRICS):
             meant = did_you_mean(unknown[0], known) if unknown else ""
             raise ConfigError(
-                f"{name} in {path} is {printable(str(values))}.{meant} Expected {{train: PATH, test: PATH}}, and perhaps "
-                f"a metric, one of {', '.join(METRICS)}."
+                f"{name} in {path} is {printable(str(values))}.{meant} Expected {{train: PATH, test: PATH}}, "
+                f"and perhaps a metric, one of {', '.join(METRICS)}."
             )
         train, test = (str(path.parent / given[side]) for side in ("train", "test"))
         sets.append(DataSet(name, train, test, given["metric"]))

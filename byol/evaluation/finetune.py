@@ -1,12 +1,13 @@
-"""Protocols that train on labels: linear evaluation with SGD, fine-tuning on few or all labels, and their baseline.
+"""Protocols that train on labels: linear evaluation by SGD, fine-tuning on few or all labels.
 
-Settings are chosen on validation images, a part of the training images. Test images are seen once, at the end, and their
-labels are not read.
+Settings are chosen on validation images, a part of the training images. Test images are seen once, at the
+end, and their labels are not read.
 """
 
 import copy
 import logging
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
 from itertools import groupby, product
 
@@ -17,7 +18,7 @@ from torch import nn
 from byol.data.images import Images
 from byol.encoders.encoder import Encoder, device_of
 from byol.errors import DataError, TrainingError
-from byol.evaluation.inputs import Predictions, learnable_labels, tensor_of
+from byol.evaluation.inputs import Predictions, labels_of, learnable_labels, tensor_of
 from byol.evaluation.metrics import BLOCK, measure, predict
 from byol.evaluation.sgd import ClassifierConfig, Trial, batch_size_for, finite, fit, logits_of
 from byol.evaluation.subsets import Amount, few, validation_split
@@ -57,24 +58,22 @@ def train_classifier(
     seed: int = 0,
     workers: int = 0,
 ) -> Predictions:
-    """Train a linear classifier, and unless `frozen` a copy of the encoder with it, on so many labels; predict the test images.
+    """Train a linear classifier on so many labels, unless `frozen` a copy of the encoder with it, and
+    predict.
 
-    Settings are chosen by the metric on a validation part of those labels; no other is seen. On a frozen encoder the
-    classifier that does best there predicts; fine-tuning starts again with the chosen settings, on all of them. `test` may be
-    the frozen encoder's features. Raises DataError for images without labels, of one class or of other channels,
-    TrainingError when nothing converges.
+    Settings are chosen by the metric on a validation part of those labels; no other is seen. On a frozen
+    encoder the classifier that does best there predicts; fine-tuning starts again with the chosen
+    settings, on all of them. `test` may be the frozen encoder's features. Raises DataError for images
+    without labels, of one class or of other channels, TrainingError when nothing converges.
     """
     check_encoder(encoder)
     train, test = encoder.open(train), test if isinstance(test, Features) else encoder.open(test)
     if not finite(encoder):
-        raise DataError(
-            "The encoder's weights hold NaN or infinity: they are damaged or diverged. Take another checkpoint."
-        )
-    labels = learnable_labels(train)
+        raise DataError("The encoder's weights hold NaN or infinity. Take another checkpoint.")
+    labels, device = learnable_labels(train), device_of(encoder)
     if amount is not None:
         rows = few(labels, amount, seed, train.classes)
         train, labels = train.subset(rows), labels[rows]
-    device = device_of(encoder)
     if device.type == "cpu":
         settle()
     config = replace(config, precision=config.precision or World(0, 1, device).default_precision())
@@ -82,13 +81,32 @@ def train_classifier(
     trials = [Trial(*combination) for combination in product(*values)]
     share = min(config.validation_share, MOST_VALIDATION / len(train)) if len(trials) > 1 else 0.0
     learn, validate = validation_split(labels, share, seed)
-    learned = TrainImages.open(train, device, workers)
-    validate = learned.readable(validate)
-    best, tried, tuned = Tried(trials[len(trials) // 2], None), [], encoder
+    every = learned = TrainImages.open(train, device, workers)
+    validate, width = every.readable(validate), len(every.classes)
+    part, validation = every.subset(learn), train.subset(validate)
+
+    def try_out(trials: list[Trial]) -> Iterator[Tried]:
+        """Train some trials together and score each on the validation images."""
+        tuned = encoder if frozen else copy.deepcopy(encoder)
+        classifiers = fit(tuned, part, trials, config, frozen=frozen, seed=seed)
+        features = embed(tuned, validation, workers=workers) if any(classifiers) else None
+        for trial, classifier in zip(trials, classifiers, strict=True):
+            one = Tried(trial, classifier)
+            if classifier is not None and features is not None:
+                logits, x = partial(logits_of, classifier, config=config), tensor_of(features.x)
+                found = predict(x, logits, every.classes, width=width, count=1)
+                columns = torch.searchsorted(every.classes, tensor_of(labels_of(features)))
+                blocks = zip(*(rows.split(max(1, BLOCK // width)) for rows in (x, columns)), strict=True)
+                losses = [F.cross_entropy(logits(rows), y, reduction="sum").item() for rows, y in blocks]
+                score = measure(metric, found.numpy(), labels_of(features))
+                one = replace(one, score=score, loss=sum(losses))
+            logger.info("epochs %g, base_lr %g, weight_decay %g: %s %s", *astuple(trial), metric, one.score)
+            yield one
+
+    best, tried, tuned = Tried(trials[len(trials) // 2], None), list[Tried](), encoder
     if len(validate):
-        part, validation = learned.subset(learn), train.subset(validate)
         for _, group in groupby(trials, lambda trial: trial.epochs if frozen else trial):
-            tried += try_out(encoder, part, validation, list(group), config, metric, frozen=frozen, seed=seed)
+            tried += try_out(list(group))
         best = max(tried, key=lambda one: (-1.0, 0.0) if one.score is None else (one.score, -one.loss))
     elif len(trials) > 1:
         words = "There are no images to choose settings on, so the middle ones of %d are taken."
@@ -96,13 +114,13 @@ def train_classifier(
     classifier = best.classifier
     if frozen and classifier is not None:
         learned = part
-    elif not tried or best.score is not None:  # from the start again, on all labels
+    elif not tried or classifier is not None:  # from the start again, on all labels
         tuned = encoder if frozen else copy.deepcopy(encoder)
-        [classifier] = fit(tuned, learned, [best.trial], config, frozen=frozen, seed=seed)
+        [classifier] = fit(tuned, every, [best.trial], config, frozen=frozen, seed=seed)
     if classifier is None:
         rates = ", ".join(f"{rate:g}" for rate in config.base_lrs)
         raise TrainingError(
-            f"The training diverged with every learning rate that was tried (base_lrs {rates}). Try lower ones."
+            f"The training diverged with every learning rate (base_lrs {rates}). Try lower ones."
         )
     found = test if isinstance(test, Features) else embed(tuned, test, workers=workers)
     settings = {
@@ -113,43 +131,7 @@ def train_classifier(
         "validation_images": len(validate) or None,
         "tried": [{**asdict(one.trial), metric: one.score} for one in tried] or None,
     }
-    count = learned.count() + (len(validate) if frozen and tried else 0)
+    count = learned.count() + (len(validate) if learned is part else 0)
     logits = partial(logits_of, classifier, config=config)
-    classes = predict(tensor_of(found.x), logits, learned.classes, width=len(learned.classes))
+    classes = predict(tensor_of(found.x), logits, every.classes, width=width)
     return Predictions(classes.numpy(), found.y, settings, count)
-
-
-def try_out(
-    encoder: Encoder,
-    images: TrainImages,
-    validation: Images,
-    trials: list[Trial],
-    config: ClassifierConfig,
-    metric: str,
-    *,
-    frozen: bool,
-    seed: int,
-) -> list[Tried]:
-    """Train some trials together and score each on the validation images."""
-    tuned, tried = encoder if frozen else copy.deepcopy(encoder), []
-    classifiers = fit(tuned, images, trials, config, frozen=frozen, seed=seed)
-    features = embed(tuned, validation, workers=images.workers) if any(classifiers) else None
-    for trial, classifier in zip(trials, classifiers, strict=True):
-        one = Tried(trial, classifier)
-        if classifier is not None and features is not None and features.y is not None:
-            logits, width = partial(logits_of, classifier, config=config), len(images.classes)
-            x, y = torch.from_numpy(features.x), torch.from_numpy(features.y)
-            classes = predict(x, logits, images.classes, width=width, count=1)
-            blocks = (
-                part.split(max(1, BLOCK // width)) for part in (x, torch.searchsorted(images.classes, y))
-            )
-            losses = (
-                F.cross_entropy(logits(part), columns, reduction="sum")
-                for part, columns in zip(*blocks, strict=True)
-            )
-            one = replace(one, score=measure(metric, classes.numpy(), features.y), loss=float(sum(losses)))
-        tried.append(one)
-        logger.info(
-            "epochs %g, base_lr %g, weight_decay %g: %s %s", *asdict(trial).values(), metric, one.score
-        )
-    return tried

@@ -1,4 +1,4 @@
-"""Weighted k nearest neighbours (Wu et al. 2018): the cheapest honest answer to "are these features good?"."""
+"""Weighted k nearest neighbours (Wu et al. 2018): the cheapest honest test of features."""
 
 import math
 from collections.abc import Sequence
@@ -16,9 +16,11 @@ from byol.features.neighbours import nearest
 def knn_predict(
     bank: Tensor, labels: Tensor, queries: Tensor, *, k: int = 20, temperature: float = 0.07
 ) -> Tensor:
-    """The class of each query (Q, D): its k most similar rows of the bank (N, D) vote with weight exp(cosine / temperature).
+    """The class of each query (Q, D): its k nearest rows of the bank (N, D) vote by exp(cosine /
+    temperature).
 
-    Labels are int64 (N,) from 0. Fewer than k rows: all of them vote. Works in blocks on the bank's device; returns int64 (Q,).
+    Labels are int64 (N,) from 0. Of fewer than k rows all vote. Works in blocks on the bank's device;
+    returns int64 (Q,).
     """
     if labels.ndim != 1:
         raise DataError(f"The labels have the shape {tuple(labels.shape)}; expected one class for each row.")
@@ -28,21 +30,19 @@ def knn_predict(
 def knn_predictions(
     bank: Tensor, labels: Tensor, queries: Tensor, ks: Sequence[int], temperature: float, *, count: int = TOP
 ) -> list[Tensor]:
-    """For each k what the votes of the k nearest rows predict: see `predict`. On the bank's device.
+    """For each k what the votes of the k nearest rows predict, on the bank's device: see `predict`.
 
     Labels are int64 (N,) from 0, or (N, classes) of 0 and 1. Only classes with a vote are predicted.
     """
     check_votes(ks, temperature)
-    if len(bank) == 0 or len(bank) != len(labels) or labels.min() < 0:
+    fit = bank.ndim == 2 and bank.shape[1:] == queries.shape[1:] and len(bank) == len(labels) > 0
+    if not fit or labels.min() < 0:
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in (("rows", bank), ("labels", labels)))
         raise DataError(
-            f"kNN got {len(bank)} rows and {len(labels)} labels to vote; expected the same number, at least 1, labels from 0."
-        )
-    if bank.ndim != 2 or bank.shape[1:] != queries.shape[1:]:
-        raise DataError(
-            f"kNN got rows {tuple(bank.shape)} and queries {tuple(queries.shape)}; expected (N, D) and (Q, D)."
+            f"kNN got {shapes}, queries {tuple(queries.shape)}; expected (N, D), (N,) from 0, and (Q, D)."
         )
     cosines, rows = nearest(bank, queries.to(bank.device), max(ks))
-    # Relative to the nearest: the votes' ratios stay, and at a small temperature they neither overflow nor all vanish.
+    # Relative to the nearest, so that at a small temperature none overflows, nor do all vanish.
     weights = ((cosines - cosines[:, :1]) / temperature).exp()
     labels, multi_label = labels.to(bank.device), labels.ndim == 2
     # The classes that occur are the columns: a label of a million is one of them as any other.
@@ -64,6 +64,6 @@ def check_votes(ks: Sequence[int], temperature: float) -> None:
     """Raise ConfigError for settings no vote can be taken with."""
     if not ks or not all(isinstance(k, Integral) and k >= 1 for k in ks) or not 0 < temperature < math.inf:
         raise ConfigError(
-            f"kNN got k={', '.join(map(str, ks)) or 'nothing'} and temperature={temperature}; expected a whole k of at "
-            "least 1 and a positive temperature."
+            f"kNN got k={', '.join(map(str, ks)) or 'nothing'} and temperature={temperature}; expected a "
+            "whole k of at least 1 and a positive temperature."
         )

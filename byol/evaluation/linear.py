@@ -1,6 +1,8 @@
-"""Logistic regression on frozen features (paper §4.1 and Appendix D.2: L-BFGS, l2 chosen on training images).
+"""Logistic regression on frozen features (paper §4.1 and Appendix D.2: L-BFGS, l2 chosen on training
+images).
 
-With one label an image it is multinomial; multi-label it is one yes or no for each class, all with the same l2.
+With one label an image it is multinomial; multi-label it is one yes or no for each class, all with the
+same l2.
 """
 
 import logging
@@ -17,17 +19,13 @@ from byol.errors import DataError
 from byol.evaluation.metrics import BLOCK, measure, predict
 from byol.evaluation.subsets import validation_split
 
-L2 = tuple(
-    10 ** (-6 + 11 * i / 44) for i in range(45)
-)  # paper: 45 values, even in the logarithm, from 1e-6 to 1e5
+L2 = tuple(10 ** (-6 + 11 * i / 44) for i in range(45))  # as in the paper, even in the logarithm
 logger = logging.getLogger("byol")
 VALIDATION = 0.1  # share of the training images that the l2 is chosen on
 ROWS = 8192  # of features standardised at once
-HISTORY = (
-    2**28
-)  # numbers that L-BFGS remembers; 100 steps of them, as many as it ever uses, up to 2,048 features x 650 classes
+HISTORY = 2**28  # numbers of L-BFGS's memory, which is 100 steps up to 2,048 features x 650 classes
 ROUNDS = 8  # of L-BFGS, each with the scale that the one before found; nearly always the first is enough
-TOLERANCE = 1e-4  # of a gradient where the curvature is about 1: the loss is then within 1e-6 of its minimum
+TOLERANCE = 1e-4  # of a gradient where the curvature is about 1: the loss is within 1e-6 of its minimum
 
 
 @dataclass(frozen=True)
@@ -36,9 +34,7 @@ class Classifier:
 
     weight: Tensor  # (C, D)
     bias: Tensor  # (C,)
-    classes: (
-        Tensor | None
-    )  # int64 (C,) of which class each row is: those that occur; None when multi-label, then of all
+    classes: Tensor | None  # int64 (C,), those that occur; None when multi-label, then all
     mean: Tensor  # (D,) of the training features
     std: Tensor  # (D,)
     l2: float
@@ -56,86 +52,84 @@ class Classifier:
 def fit(x: Tensor, y: Tensor, *, l2: Sequence[float] = L2, metric: str = "top1", seed: int = 0) -> Classifier:
     """Fit on features (N, D) with labels int64 (N,), or (N, classes) of 0 and 1, on the features' device.
 
-    The l2 is chosen on a tenth of every class, by the metric (the larger of equals), then all are learned from.
-    Minimises the mean cross-entropy + l2 / 2 * |weight|^2 on standardised features. With fewer than ten images a class on
-    average the middle of the l2 values is taken.
+    The l2 is chosen on a tenth of every class, by the metric (the larger of equals), then all are learned
+    from. Minimises the mean cross-entropy + l2 / 2 * |weight|^2 on standardised features. With fewer than
+    ten images a class on average the middle of the l2 values is taken.
     """
     if len(y.unique(dim=0)) < 2:
-        raise DataError(
-            "Logistic regression needs at least two classes among the training images; there is one."
-        )
+        raise DataError("Logistic regression needs two classes among the training images; there is one.")
     multi_label = y.ndim == 2
     classes, y = (None, y) if multi_label else y.unique(return_inverse=True)
+    count = y.shape[1] if classes is None else len(classes)
     groups = np.zeros(len(y), dtype=np.int64) if multi_label else y.cpu().numpy()
-    learn, validate = validation_split(groups, VALIDATION if len(l2) > 1 else 0.0, seed)
-    order, count = torch.from_numpy(np.concatenate([validate, learn])).to(x.device), len(validate)
-    mean, std = moments(x)
-    axes, variance = principal_axes(x, mean, std)
+    learn, validate = validation_split(groups, VALIDATION, seed)
+    order, held = torch.from_numpy(np.concatenate([validate, learn])).to(x.device), len(validate)
+    mean, std, axes, variance = principal_axes(x)
     z, y = rotated(x, mean, std, axes, order), y[order]
-    best, least = sorted(l2)[len(l2) // 2], y.shape[1] if multi_label else len(y.unique())
-    if len(l2) > 1 and VALIDATION * len(x) >= least and len(y[count:].unique(dim=0)) > 1:
-        best = choose(z[count:], y[count:], z[:count], y[:count], l2, variance, metric)
-    else:
-        count = 0
-        if len(l2) > 1:
-            words = "The classes have fewer than ten images each on average, so no l2 is chosen and the middle of %d is taken."
-            logger.warning(words, len(l2))
-    weight, bias = minimise(z, y, start_for(z, y), best, variance, tolerance=TOLERANCE / 10)
-    return Classifier(weight @ axes.T, bias, classes, mean, std, best, count)
+    start = z.new_zeros(count, z.shape[1] + 1)
+    best, enough = sorted(l2)[len(l2) // 2], VALIDATION * len(x) >= count and len(y[held:].unique(dim=0)) > 1
+    if len(l2) > 1 and enough:
+        best = choose(z[held:], y[held:], z[:held], y[:held], start, l2, variance, metric)
+    elif len(l2) > 1:
+        words = (
+            "There are fewer than ten images a class on average: no l2 is chosen, the middle of %d is taken."
+        )
+        logger.warning(words, len(l2))
+    weight, bias = minimise(z, y, start, best, variance, tolerance=TOLERANCE / 10)
+    return Classifier(weight @ axes.T, bias, classes, mean, std, best, held if len(l2) > 1 and enough else 0)
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and the standard deviation (D,) of each feature; that of constant ones, which carry nothing, is 1."""
-    mean, std = x.mean(dim=0), x.std(dim=0, correction=0)
-    return mean, torch.where(std > 1e-6 * std.max(), std, torch.ones_like(std))
+def principal_axes(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The mean and standard deviation (D,) of features (N, D), and of the standardised ones the principal
+    axes.
 
-
-def principal_axes(x: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal axes (D, min(N, D)) of the standardised features along which they do not correlate, and the variances.
-
-    A rotation changes neither the loss nor |weight|^2, but along these axes the curvature is known beforehand, so that
-    L-BFGS needs about a tenth of the steps. With fewer images than features nothing lies outside the axes.
+    These are orthonormal (D, min(N, D)); fourth come the variances along them. A rotation changes neither
+    the loss nor |weight|^2, but along these axes the curvature is known beforehand, so that L-BFGS needs
+    about a tenth of the steps. With fewer images than features nothing lies outside the axes.
     """
+    mean, std = x.mean(dim=0), x.std(dim=0, correction=0)
+    std = torch.where(std > 1e-6 * std.max(), std, torch.ones_like(std))  # constant features carry nothing
     if len(x) < x.shape[1]:
         _, values, rows = torch.linalg.svd((x - mean) / std, full_matrices=False)
-        return rows.T.contiguous(), values.square() / len(x)
+        return mean, std, rows.T.contiguous(), values.square() / len(x)
     covariance = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
     for part in x.split(ROWS):
         part = (part - mean) / std
         covariance += part.T @ part
     values, axes = torch.linalg.eigh(covariance / len(x))
-    return axes.float(), values.clamp(min=0).float()
+    return mean, std, axes.float(), values.clamp(min=0).float()
 
 
 def rotated(x: Tensor, mean: Tensor, std: Tensor, axes: Tensor, order: Tensor) -> Tensor:
-    """The standardised features in a new order, along the axes: (N, axes). The only copy of them that is made."""
+    """The standardised features in a new order, along the axes: (N, axes). The only copy that is made."""
     z = x.new_empty(len(x), axes.shape[1])
     for part, rows in zip(z.split(ROWS), order.split(ROWS), strict=True):
         torch.mm((x[rows] - mean) / std, axes, out=part)
     return z
 
 
-def start_for(x: Tensor, y: Tensor) -> Tensor:
-    """Parameters (C, D + 1) of 0, the bias last."""
-    return x.new_zeros(y.shape[1] if y.ndim == 2 else int(y.max()) + 1, x.shape[1] + 1)
-
-
 def choose(
-    x: Tensor, y: Tensor, val_x: Tensor, val_y: Tensor, l2: Sequence[float], variance: Tensor, metric: str
+    x: Tensor,
+    y: Tensor,
+    validation_x: Tensor,
+    validation_y: Tensor,
+    start: Tensor,
+    l2: Sequence[float],
+    variance: Tensor,
+    metric: str,
 ) -> float:
     """The l2 that does best on the validation images, the larger of equals.
 
     From the largest l2 on, each fit starts where the two before it point to.
     """
-    before = start = start_for(x, y)
+    before, best, best_score = start, max(l2), -1.0
     classes = None if y.ndim == 2 else torch.arange(len(start), device=x.device)
-    best, best_score = max(l2), -1.0
     for value in sorted(l2, reverse=True):
         weight, bias = minimise(x, y, 2 * start - before, value, variance)
         before, start = start, torch.cat([weight, bias[:, None]], dim=1)
         logits = partial(F.linear, weight=weight, bias=bias)
-        found = predict(val_x, logits, classes, width=len(bias), count=1)
-        score = measure(metric, found.cpu().numpy(), val_y.cpu().numpy())
+        found = predict(validation_x, logits, classes, width=len(bias), count=1)
+        score = measure(metric, found.cpu().numpy(), validation_y.cpu().numpy())
         if score > best_score:
             best, best_score = value, score
     return best
@@ -145,15 +139,33 @@ def choose(
 def minimise(
     x: Tensor, y: Tensor, start: Tensor, l2: float, variance: Tensor, tolerance: float = TOLERANCE
 ) -> tuple[Tensor, Tensor]:
-    """L-BFGS from a start (C, D + 1), the bias last, to where the gradient vanishes. Returns weight and bias.
+    """L-BFGS from a start (C, D + 1), the bias last, to where the gradient vanishes. Returns weight and
+    bias.
 
-    The features have the given variances (D,). The parameters are scaled so that the curvature is about 1 in every
-    direction: it is p (1 - p) times the variance, plus l2.
+    The features have the given variances (D,). The parameters are scaled so that the curvature is about 1
+    in every direction: it is p (1 - p) times the variance, plus l2.
     """
     result, now = start, curvature(x, y, start)
     for _ in range(ROUNDS):
         scale = torch.cat([now * variance + l2, now[None]]).rsqrt()
-        result = lbfgs(x, y, result / scale, scale, l2, tolerance) * scale
+        parameters = result / scale
+        solver = torch.optim.LBFGS(
+            [parameters],
+            max_iter=300,
+            tolerance_grad=tolerance,
+            tolerance_change=1e-9,
+            history_size=max(5, min(100, HISTORY // start.numel())),
+            line_search_fn="strong_wolfe",
+        )
+
+        @torch.no_grad()
+        def objective(parameters: Tensor = parameters, scale: Tensor = scale) -> Tensor:
+            loss, gradient = loss_and_gradient(x, y, parameters * scale, l2)
+            parameters.grad = gradient * scale
+            return loss
+
+        solver.step(objective)
+        result = parameters * scale
         before, now = now, curvature(x, y, result)
         if now > before / 2:  # else the gradient was small because the scale was wrong
             break
@@ -165,28 +177,6 @@ def curvature(x: Tensor, y: Tensor, parameters: Tensor) -> Tensor:
     logits = F.linear(x[:: 1 + len(x) // ROWS], parameters[:, :-1], parameters[:, -1])
     p = logits.softmax(dim=1) if y.ndim == 1 else logits.sigmoid()
     return (p * (1 - p)).mean().clamp(min=1e-6)
-
-
-def lbfgs(x: Tensor, y: Tensor, start: Tensor, scale: Tensor, l2: float, tolerance: float) -> Tensor:
-    """Where the loss of `parameters * scale` is least, from a start (C, D + 1) on."""
-    parameters = start.clone()
-    solver = torch.optim.LBFGS(
-        [parameters],
-        max_iter=300,
-        tolerance_grad=tolerance,
-        tolerance_change=1e-9,
-        history_size=max(5, min(100, HISTORY // start.numel())),
-        line_search_fn="strong_wolfe",
-    )
-
-    @torch.no_grad()
-    def objective() -> Tensor:
-        loss, gradient = loss_and_gradient(x, y, parameters * scale, l2)
-        parameters.grad = gradient * scale
-        return loss
-
-    solver.step(objective)
-    return parameters
 
 
 def loss_and_gradient(x: Tensor, y: Tensor, parameters: Tensor, l2: float) -> tuple[Tensor, Tensor]:

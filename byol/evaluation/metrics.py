@@ -1,7 +1,8 @@
 """Metrics of predictions, and how far each would move with other test images.
 
-Predictions are int64 (N, m): the likeliest classes of every image, the likeliest first, -1 where there is none. Of
-multi-label images they are float (N, classes), a score for each class. Labels are int64 (N,), or (N, classes) of 0 and 1.
+Predictions are int64 (N, m): the likeliest classes of every image, the likeliest first, -1 where there is
+none. Of multi-label images they are float (N, classes), a score for each class. Labels are int64 (N,), or
+(N, classes) of 0 and 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,53 +15,48 @@ from torch import Tensor
 from byol.errors import ConfigError, TrainingError, did_you_mean
 
 Array = np.ndarray[Any, Any]
-METRICS = (
-    "top1",
-    "mean_per_class",
-    "map11",
-)  # paper Table 10: top-1, mean per class, 11-point mAP of VOC 2007
+METRICS = ("top1", "mean_per_class", "map11")  # paper Table 10; map11 is VOC 2007's 11-point mAP
 TOP = 5  # classes that are kept of each image
 BLOCK = 2**24  # scores held at once
 RESAMPLES = 1000
 
 
 def metric_for(labels: Array, name: str | None) -> str:
-    """A metric by name, or the usual one for such labels. Raises ConfigError for one that they do not allow."""
+    """A metric by name, or the usual one. Raises ConfigError for one that such labels do not allow."""
     multi_label = labels.ndim == 2
-    if name is None:
-        return "map11" if multi_label else "top1"
-    if name not in METRICS:
+    if name is not None and name not in METRICS:
         meant = did_you_mean(name, METRICS)
         raise ConfigError(f"There is no metric {name!r}.{meant} There are: {', '.join(METRICS)}.")
-    if multi_label != (name == "map11"):
+    if name is not None and multi_label != (name == "map11"):
         kind, right = (
-            ("multi-label", "map11") if multi_label else ("of one label each", "top1 or mean_per_class")
+            ("multi-label", "map11") if multi_label else ("of one label each", "top1, mean_per_class")
         )
         raise ConfigError(f"The metric is {name}, but these images are {kind}; expected {right}.")
-    return name
+    return name or ("map11" if multi_label else "top1")
 
 
 def predict(
     x: Tensor, scores_of: Callable[[Tensor], Tensor], classes: Tensor | None, *, width: int, count: int = TOP
 ) -> Tensor:
-    """Predictions for the rows of x (N, ...), from scores (n, C) of a block of them, `width` numbers a row in memory.
+    """Predictions for rows of x (N, ...), from scores (n, C) of a block of them, `width` numbers a row in
+    memory.
 
-    `classes` int64 (C,) tells which classes the columns are: what is kept are the `count` likeliest, so that scores of
-    20,000 classes are never held for all images. None keeps all scores, as multi-label images need them.
+    `classes` int64 (C,) tells which classes the columns are, and the `count` likeliest are kept, so that
+    scores of 20,000 classes are never held for all images; None keeps all scores, as multi-label images
+    need them.
     """
     found = []
     for part in x.split(max(1, BLOCK // width)):
         scores = scores_of(part)
         if scores.isnan().any():
-            raise TrainingError(
-                "The classifier predicts NaN: its training diverged. Try a lower learning rate."
-            )
+            raise TrainingError("The classifier predicts NaN: training diverged. Try a lower learning rate.")
         found.append(scores if classes is None else likeliest(scores, classes, count))
     return torch.cat(found)
 
 
 def likeliest(scores: Tensor, classes: Tensor, count: int = TOP) -> Tensor:
-    """The classes of the highest scores (N, C), of equal scores the first: int64 (N, count), -1 for minus infinity."""
+    """The classes of the highest scores (N, C), of equal ones the first: int64 (N, count), -1 for
+    -infinity."""
     rest, found = scores.clone(), []
     for _ in range(min(count, len(classes))):
         best, columns = rest.max(dim=1)
@@ -76,9 +72,9 @@ def measure(metric: str, predictions: Array, labels: Array) -> float:
 
 
 def interval(metric: str, predictions: Sequence[Array], labels: Array, seed: int = 0) -> tuple[float, float]:
-    """A 95 % bootstrap interval over the test images, of the metric's mean over several seeds' predictions.
+    """A 95 % bootstrap interval over the test images, of the mean over the predictions of several seeds.
 
-    Duplicates in a resample raise an average precision, so the interval of map11 is moved down by the mean rise.
+    Duplicates in a resample raise an average precision: the interval of map11 is moved down by the mean rise.
     """
     values, counts = _by_counts(metric, predictions, labels)
     generator, share = np.random.default_rng(seed), counts / len(labels)
@@ -94,16 +90,19 @@ def interval(metric: str, predictions: Sequence[Array], labels: Array, seed: int
 def _by_counts(
     metric: str, predictions: Sequence[Array], labels: Array
 ) -> tuple[Callable[[Array], Array], Array]:
-    """A metric, the mean over several predictions, for (R, K) counts of K kinds of images; and the counts as they are.
+    """A metric for (R, K) counts of K kinds of images, the mean over several predictions; and the true
+    counts.
 
     Images of one class that are equally often right are of one kind.
     """
     if metric == "map11":
         occurring = np.flatnonzero(labels.any(axis=0))
-        rankings = [_Ranking(scores[:, c], labels[:, c]) for scores in predictions for c in occurring]
+        precisions = [
+            average_precision(scores[:, c], labels[:, c]) for scores in predictions for c in occurring
+        ]
 
         def mean_precision(counts: Array) -> Array:
-            found = np.array([[ranking.precision(row) for ranking in rankings] for row in counts])
+            found = np.array([[precision(row) for precision in precisions] for row in counts])
             means: Array = found.clip(0).sum(axis=1) / (found >= 0).sum(axis=1).clip(1)
             return means
 
@@ -121,26 +120,24 @@ def _by_counts(
     return mean_right, counts
 
 
-class _Ranking:
-    """One class's images by falling score, so that its average precision in many resamples costs one sort."""
+def average_precision(scores: Array, truth: Array) -> Callable[[Array], float]:
+    """The 11-point average precision of VOC 2007 for (N,) counts of images; -1 when none of the class is
+    left.
 
-    def __init__(self, scores: Array, truth: Array) -> None:
-        self.order = np.argsort(-scores, kind="stable")
-        ranked = scores[self.order]
-        self.ends = np.flatnonzero(
-            np.append(ranked[1:] != ranked[:-1], True)
-        )  # equal scores are taken all at once
-        self.truth = truth[self.order].astype(np.int64)
+    It is the mean over the recalls 0, 0.1 ... 1 of the best precision at that recall or more. Equal
+    scores are taken all at once. The images are sorted once for any number of resamples.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    truth = truth[order].astype(np.int64)
 
-    def precision(self, counts: Array) -> float:
-        """The 11-point average precision of VOC 2007 when each image counts so often; -1 when none of it is left.
-
-        It is the mean over the recalls 0, 0.1 ... 1 of the best precision at that recall or more.
-        """
-        counts = counts[self.order]
-        right, taken = (np.cumsum(values)[self.ends] for values in (counts * self.truth, counts))
+    def precision(counts: Array) -> float:
+        counts = counts[order]
+        right, taken = (np.cumsum(values)[ends] for values in (counts * truth, counts))
         if right[-1] == 0:
             return -1.0
         best = np.maximum.accumulate((right / np.maximum(taken, 1))[::-1])[::-1]
         # In whole numbers: a recall of 3 in 10 is 0.3, which floating point may put on either side of 0.3.
         return float(best[np.searchsorted(10 * right, np.arange(11) * right[-1])].mean())
+
+    return precision

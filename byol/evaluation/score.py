@@ -88,7 +88,8 @@ def write_scores(scores: Mapping[str, Score], path: str | Path) -> None:
 
 
 def read_scores(path: Path) -> list[Score]:
-    """The scores in a file that `write_scores` wrote, oldest first. Raises CheckpointError for a line that is not one."""
+    """The scores that `write_scores` wrote, oldest first. Raises CheckpointError for a line that is not
+    one."""
     scores = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:

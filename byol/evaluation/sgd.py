@@ -1,7 +1,7 @@
-"""A linear classifier trained with SGD on an encoder that is frozen (linear evaluation) or trained with it (fine-tuning).
+"""A linear classifier trained by SGD on a frozen encoder (linear evaluation), or with it (fine-tuning).
 
-Both are one loop, `fit`. On a frozen encoder the classifiers of all settings that are tried learn side by side, from the
-same features.
+Both are one loop, `fit`. On a frozen encoder the classifiers of all settings learn side by side from one
+pass.
 """
 
 from collections.abc import Sequence
@@ -82,11 +82,12 @@ def fit(
     frozen: bool,
     seed: int,
 ) -> list[nn.Linear | None]:
-    """Train a linear classifier for each trial, side by side; unless frozen, the encoder with it, in place.
+    """Train a linear classifier for each trial, side by side; unless frozen, the encoder with it, in
+    place.
 
-    All learn from the same augmented batches, and each learns what it would learn alone; one that diverged is None. The
-    trials are of one length, and one alone when the encoder is not frozen. SGD with Nesterov momentum 0.9; the rate falls
-    by a cosine. Everything random follows from the seed.
+    All see the same augmented batches, and each learns what it would learn alone; one that diverged is
+    None. The trials are of one length, and one alone when the encoder is not frozen. Everything follows
+    from the seed.
     """
     device, info, network = images.labels.device, encoder.info, encoder.network
     precision = config.precision or World(0, 1, device).default_precision()
@@ -138,7 +139,7 @@ def finite(module: nn.Module) -> bool:
 
 
 def new_classifier(features: int, classes: int, seed: int) -> nn.Linear:
-    """The classifier at step 0, a function of the seed, as in the official code: truncated normal weights, no bias."""
+    """The classifier at step 0, from the seed, as in the official code: truncated normal weights, no bias."""
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(seed)  # of the CPU alone: torch.manual_seed reseeds all GPUs
         classifier = nn.Linear(features, classes)
@@ -161,7 +162,7 @@ def sgd(
 
 
 def objective(logits: Tensor, y: Tensor, config: ClassifierConfig) -> Tensor:
-    """The mean cross-entropy of (B, C) and int64 (B,), and the penalty of paper Table 7, which counts every logit."""
+    """The mean cross-entropy of (B, C) and int64 (B,), and the penalty on every logit of paper Table 7."""
     logits = capped(logits, config.logit_cap)
     loss = cross_entropy(logits, y)
     return loss + config.logit_penalty * logits.square().mean() if config.logit_penalty else loss
@@ -179,5 +180,5 @@ def logits_of(classifier: nn.Linear, x: Tensor, config: ClassifierConfig) -> Ten
 
 
 def batch_size_for(images: int, most: int) -> int:
-    """Small sets get small batches, about eight an epoch: a few large steps would not be enough to learn from them."""
+    """Small sets get small batches, about eight an epoch: a few large steps would not be enough."""
     return min(most, max(16, images // 8))

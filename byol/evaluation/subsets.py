@@ -1,7 +1,8 @@
-"""Which labelled images are learned from: fixed parts of every class (paper §C.1), and the part that settings are chosen on.
+"""Which labelled images are learned from: a part of every class (paper §C.1); and which settings are
+chosen on.
 
-An image's place within its class follows from (seed, its number), so the same seed gives the same images everywhere, and a
-smaller subset lies within every larger one.
+An image's place within its class follows from (seed, its number), so the same seed gives the same images
+everywhere, and a smaller subset lies within every larger one.
 """
 
 import re
@@ -20,19 +21,17 @@ Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class Amount:
-    """How many labelled images: a percentage of every class (at least one image), or the same number of each."""
+    """How many labelled images: a percentage of every class (at least one), or the same number of each."""
 
     value: float
     per_class: bool = False
 
     def __post_init__(self) -> None:
         if self.per_class and not (self.value >= 1 and float(self.value).is_integer()):
-            raise ConfigError(
-                f"{self.value:g} images per class were requested; expected a whole number of at least 1."
-            )
+            raise ConfigError(f"{self.value:g} images per class were requested; expected a whole number.")
         if not self.per_class and not 0 < self.value <= 100:
             raise ConfigError(
-                f"{self.value:g} % of the labels were requested; expected more than 0 and at most 100."
+                f"{self.value:g} % of the labels were requested; expected above 0, at most 100."
             )
 
     @classmethod
@@ -41,8 +40,7 @@ class Amount:
         found = re.fullmatch(r"(\d+(?:\.\d+)?)(?:\s*%|([- ]per[- ]class))?", text.strip())
         if found is None:
             raise ConfigError(
-                f"{text!r} is not an amount of labels; expected a percentage such as 1 or 0.5, or a number such "
-                "as 25-per-class."
+                f"{text!r} is not an amount of labels; expected a percentage such as 0.5, or 25-per-class."
             )
         return cls(float(found[1]), per_class=found[2] is not None)
 
@@ -51,7 +49,7 @@ class Amount:
 
 
 def few(labels: Rows, amount: Amount, seed: int = 0, classes: Sequence[str] | None = None) -> Rows:
-    """The images of a subset, sorted rows int64 (n,): so many of every class that occurs in `labels`, int64 (N,).
+    """The images of a subset, sorted rows int64 (n,): so many of every class that occurs in `labels` (N,).
 
     `classes` names the classes in messages. Raises DataError when a class has fewer.
     """
@@ -62,15 +60,15 @@ def few(labels: Rows, amount: Amount, seed: int = 0, classes: Sequence[str] | No
         if count > len(rows):
             number = int(labels[rows[0]])
             raise DataError(
-                f"Class {classes[number] if classes else number} has {len(rows)} labelled images, and {amount} were requested. "
-                f"Request at most {min(map(len, groups))} per class, or for a percentage."
+                f"Class {classes[number] if classes else number} has {len(rows)} labelled images, of {amount} "
+                f"that were requested. Request at most {min(map(len, groups))} per class, or a percentage."
             )
         chosen.append(rows[:count])
     return np.sort(np.concatenate(chosen))
 
 
 def validation_split(labels: Rows, share: float, seed: int = 0) -> tuple[Rows, Rows]:
-    """Rows to learn from and rows to choose settings on, both sorted: a share of every class is for validation.
+    """Rows to learn from and rows to choose settings on, both sorted: a share of every class.
 
     A class of two images or more gives at least one and keeps at least one; a class of one image gives none.
     """

@@ -68,7 +68,8 @@ def counts(scores: Mapping[str, Score]) -> list[str]:
     """How many images and classes: a line, or several that say for which scores each holds."""
     found: dict[str, list[str]] = {}
     for name, score in scores.items():
-        words = f"{score.test_images:,} test images of {score.classes} classes, learned from {score.train_images:,}"
+        words = f"{score.test_images:,} test images of {score.classes} classes"
+        words += f", learned from {score.train_images:,}"
         if score.overlap:
             meant = "meaningless" if score.overlap == score.test_images else "too high"
             words += f" ({score.overlap:,} of them train images too, so these scores are {meant})"

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ SIDE = 128  # pixels; up to it images are small enough to be kept in memory
 
 @dataclass(frozen=True)
 class TrainImages:
-    """Labelled images on their way to a device: kept there when they are small, else decoded by worker processes."""
+    """Labelled images on their way to a device: kept there when small, else decoded by worker processes."""
 
     images: Images
     classes: Tensor  # int64 (C,) which classes occur: what the columns of a classifier's logits stand for
@@ -89,16 +90,18 @@ class TrainImages:
         good = self.labels[self.labels != UNREADABLE]
         if len(good.unique()) < 2:
             raise DataError(
-                f"Of {self.images.description} those of one class alone can be read; expected two classes at least."
+                f"Of {self.images.description} those of one class alone can be read; expected two."
             )
         return len(good)
 
     def batches(
         self, size: tuple[int, int], batch_size: int, steps: int, crop_area: tuple[float, float], seed: int
     ) -> Generator[tuple[Tensor, Tensor]]:
-        """For each step crops (B, C, h, w), uint8 or float in [0, 1], and their classes, int64 (B,), on the device.
+        """For each step views (B, C, h, w), uint8 or float in [0, 1], and their columns, int64 (B,), on
+        the device.
 
-        Every image comes once an epoch, cropped and perhaps mirrored, no more (paper §C.1); all follows from the seed.
+        Every image comes once an epoch, cropped and perhaps mirrored, no more (paper §C.1), as the seed
+        says.
         """
         views = Views(size, ViewConfig(crop_area=crop_area), self.images.channels)
         plan = BatchPlan(seed, len(self), batch_size, accumulation=1, views=views, crops=1)
@@ -106,25 +109,19 @@ class TrainImages:
         if self.pixels is not None:
             found: Iterator[Cropped] = islice(resident_batches(self.pixels, plan), steps)
         else:
-            found = streamed_batches(
-                self.images,
-                plan,
-                device=device,
-                workers=self.workers,
-                steps=range(steps),
-                report=self.leave_out,
-            )
+            how: dict[str, Any] = {"device": device, "workers": self.workers, "report": self.leave_out}
+            found = streamed_batches(self.images, plan, steps=range(steps), **how)
         for crops, indices in found:
             yield crops[:, 0], self.labels[to_device(indices, device)]
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """The mean over a batch, of logits (B, classes) and classes int64 (B,), in which unreadable images count 0."""
+    """The mean over a batch, of logits (B, C) and columns int64 (B,), in which unreadable images count 0."""
     return F.cross_entropy(logits, y, ignore_index=UNREADABLE, reduction="sum") / len(y)
 
 
 def fits(images: Images, device: torch.device) -> bool:
-    """Whether all images are small, of one size, and fit in a quarter of the device's free memory as uint8, as in training."""
+    """Whether images are small, of one size, and fit in a quarter of the device's free memory as uint8."""
     size = images.uniform_size()
     if size is None or max(size) > SIDE:
         return False

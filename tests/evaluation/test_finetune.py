@@ -228,7 +228,7 @@ def test_defaults_are_the_papers_where_it_names_them():
 
 
 def test_images_without_labels_are_refused_before_any_work(encoder, protocol):
-    with pytest.raises(DataError, match=r"32 images in the array carry no labels to learn from"):
+    with pytest.raises(DataError, match=r"32 images in the array .* carry no labels"):
         protocol(encoder, open_images(pixels(32)[0]), images(20))
 
 
@@ -238,7 +238,7 @@ def test_one_class_is_refused(encoder, protocol):
 
 
 def test_fewer_images_per_class_than_asked_for_are_refused(encoder):
-    with pytest.raises(DataError, match="Class 0 has 8 labelled images, and 10 per class were requested"):
+    with pytest.raises(DataError, match="Class 0 has 8 labelled images, of 10 per class that were requested"):
         semi(encoder, images(32), images(20))
 
 
@@ -259,9 +259,7 @@ def test_an_encoder_with_damaged_weights_is_refused(encoder):
 
 def test_rates_that_all_diverge_are_told_and_one_that_does_not_is_taken(encoder):
     wild = replace(SHORT, base_lrs=(1e20, 1e25))
-    with pytest.raises(
-        TrainingError, match=r"diverged with every learning rate that was tried \(base_lrs 1e\+20, 1e\+25\)"
-    ):
+    with pytest.raises(TrainingError, match=r"diverged with every learning rate \(base_lrs 1e\+20, 1e\+25\)"):
         finetune(encoder, images(80), images(20), config=wild)
     with pytest.raises(TrainingError, match="diverged"):  # with nothing to choose on
         finetune(encoder, images(4), images(20), config=wild)

@@ -159,9 +159,9 @@ def test_refuses_settings_that_cannot_vote(options):
 
 def test_refuses_a_bank_without_rows_or_without_a_label_for_each():
     bank, labels = clusters(10, 3)
-    with pytest.raises(DataError, match="0 rows and 0 labels"):
+    with pytest.raises(DataError, match=r"rows \(0, 12\), labels \(0,\)"):
         knn_predict(bank[:0], labels[:0], bank)
-    with pytest.raises(DataError, match="10 rows and 9 labels"):
+    with pytest.raises(DataError, match=r"rows \(10, 12\), labels \(9,\)"):
         knn_predict(bank, labels[:9], bank)
     with pytest.raises(DataError, match=r"\(10, 2\)"):
         knn_predict(bank, torch.ones(10, 2, dtype=torch.int64), bank)

@@ -115,10 +115,9 @@ def test_fewer_images_than_features_and_features_that_repeat_are_solved_as_by_sc
 def test_the_path_over_the_l2_values_ends_where_each_value_alone_ends():
     """Each fit starts where the two before it point to. That saves steps, and changes no choice."""
     x, y = clusters(600, 5, width=30, spread=4.0)
-    mean, std = linear.moments(x)
-    axes, variance = linear.principal_axes(x, mean, std)
+    mean, std, axes, variance = linear.principal_axes(x)
     z = linear.rotated(x, mean, std, axes, torch.arange(600))
-    best = linear.choose(z[:400], y[:400], z[400:], y[400:], linear.L2, variance, "top1")
+    best = linear.choose(z[:400], y[:400], z[400:], y[400:], torch.zeros(5, 31), linear.L2, variance, "top1")
     alone = {}
     for l2 in linear.L2:
         weight, bias = linear.minimise(z[:400], y[:400], torch.zeros(5, 31), l2, variance, tolerance=1e-6)
@@ -129,8 +128,7 @@ def test_the_path_over_the_l2_values_ends_where_each_value_alone_ends():
 
 def test_axes_change_neither_distances_nor_variances():
     for x in (clusters(100, 3, width=30)[0], clusters(20, 3, width=30)[0]):
-        mean, std = linear.moments(x)
-        axes, variance = linear.principal_axes(x, mean, std)
+        mean, std, axes, variance = linear.principal_axes(x)
         z = linear.rotated(x, mean, std, axes, torch.arange(len(x)))
         standard = (x - mean) / std
         torch.testing.assert_close(z @ axes.T, standard, rtol=0, atol=1e-4)
@@ -270,7 +268,7 @@ def test_features_far_from_zero_are_as_good_as_centred_ones():
 
 @pytest.mark.parametrize("count", [1, 2, 50])
 def test_one_class_is_refused_in_a_sentence(count):
-    with pytest.raises(DataError, match="at least two classes among the training images; there is one"):
+    with pytest.raises(DataError, match="two classes among the training images; there is one"):
         linear.fit(torch.rand(count, 4), torch.full((count,), 3))
 
 
@@ -319,8 +317,7 @@ def test_too_few_images_to_choose_the_l2_on_are_told(caplog):
     x, y = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
     assert linear.fit(x, y).validation_images == 0
     assert (
-        "fewer than ten images each on average, so no l2 is chosen and the middle of 45 is taken"
-        in caplog.text
+        "fewer than ten images a class on average: no l2 is chosen, the middle of 45 is taken" in caplog.text
     )
     caplog.clear()
     assert linear.fit(x, y, l2=(0.1,)).l2 == 0.1

@@ -3,6 +3,8 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from labelled_images import images, pixels
@@ -82,7 +84,7 @@ def test_scores_on_the_images_that_were_learned_from_come_with_a_warning(encoder
     assert evaluate(train=features, test=clusters(40, 2, seed=1), protocols="knn")["knn"].overlap == 0
     assert caplog.text == ""
     found = evaluate(encoder, train=one, test=str(one), protocols="knn")
-    assert "8 of the 8 test images are train images too, so these scores are meaningless" in caplog.text
+    assert "8 of the 8 test images are train images too" in caplog.text
     assert found["knn"].overlap == 8
     words = "8 test images of 2 classes, learned from 8 (8 of them train images too, so these scores are meaningless)"
     assert words in str(found)
@@ -95,13 +97,50 @@ def test_test_features_that_are_train_features_too_are_counted_in_any_order(capl
     )
     found = evaluate(train=train, test=mixed, protocols="knn")["knn"]
     assert found.overlap == 3
-    assert "3 of the 23 test images are train images too, so these scores come out too high" in caplog.text
+    assert "3 of the 23 test images are train images too" in caplog.text
     assert (
         evaluate(train=train, test=Features(train.x[::-1].copy(), train.y[::-1]), protocols="knn")[
             "knn"
         ].overlap
         == 40
     )
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "array"])
+def test_test_images_that_are_train_images_too_are_counted_by_their_bytes(encoder, tmp_path, caplog, kind):
+    """Whatever they are called, in whatever order and in whichever class: four of ten are."""
+    x = np.stack([picture(name, number) for name in ("blue", "red") for number in range(12)])
+    y = np.repeat([0, 1], 12)
+    sides = []
+    for name, rows in (
+        ("train", np.arange(0, 24, 2)),
+        ("test", np.array([22, 1, 3, 5, 0, 13, 15, 4, 17, 8])),
+    ):
+        if kind == "array":
+            sides.append(open_images(x[rows], labels=y[rows]))
+            continue
+        streams = [BytesIO() for _ in rows]
+        for row, stream in zip(rows, streams, strict=True):
+            Image.fromarray(x[row]).save(stream, "PNG")
+        encoded = [stream.getvalue() for stream in streams]
+        if kind == "parquet":
+            columns = {"image": [{"bytes": one, "path": None} for one in encoded], "label": y[rows].tolist()}
+            pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+            sides.append(tmp_path / f"{name}.parquet")
+            continue
+        for place, (row, one) in enumerate(zip(rows, encoded, strict=True)):
+            (tmp_path / name / "ab"[y[row]]).mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / "ab"[y[row]] / f"{place}.png").write_bytes(one)
+        sides.append(tmp_path / name)
+    score = evaluate(encoder, train=sides[0], test=sides[1], protocols="knn")["knn"]
+    assert score.overlap == 4
+    assert "4 of the 10 test images are train images too" in caplog.text
+
+
+def test_a_dataset_given_twice_is_noticed(encoder, caplog):
+    pairs = [(Image.fromarray(picture(("blue", "red")[n % 2], n)), n % 2) for n in range(30)]
+    assert evaluate(encoder, train=pairs, test=list(pairs), protocols="knn")["knn"].overlap == 30
+    assert evaluate(encoder, train=pairs[:20], test=pairs[20:], protocols="knn")["knn"].overlap == 0
 
 
 def test_knn_score_is_the_accuracy_of_scikit_learn(encoder):
@@ -228,14 +267,14 @@ def test_the_protocols_that_train_are_chosen_by_name_and_take_settings(encoder_o
         ({"protocols": "finetune", "epochs": (0.0,)}, "epochs"),
         (
             {"protocols": "knn", "epochs": 5.0},
-            "epochs was set, which knn does not use.*: linear-sgd, finetune, semi-N",
+            "epochs was set, .* by knn.*: linear-sgd, finetune, semi-N",
         ),
         (
             {"protocols": ("knn", "linear"), "base_lrs": 0.1},
-            "base_lrs was set, which knn and linear do not use",
+            "base_lrs was set, .* by knn, linear",
         ),
-        ({"protocols": "semi-50", "k": (5,)}, "k was set, which semi-50 does not use.*: knn"),
-        ({"protocols": "linear", "temperature": 0.1}, "temperature was set, which linear does not use"),
+        ({"protocols": "semi-50", "k": (5,)}, "k was set, .* by semi-50.*: knn"),
+        ({"protocols": "linear", "temperature": 0.1}, "temperature was set, .* by linear"),
         ({"seed": -1}, "seed is -1; expected a whole number from 0"),
         ({"seed": 10**20}, "seed is 100000000000000000000; expected"),
         ({"seed": 2**62 - 1, "seeds": 2}, "seed is 4611686018427387903"),
@@ -253,10 +292,8 @@ def test_a_percentage_of_less_than_an_image_a_class_is_told(encoder_of, caplog):
     assert [score.train_images for score in scores.values()] == [8, 4]
     assert caplog.text == ""
     assert evaluate(encoder, protocols="semi-1", **sets)["semi-1"].train_images == 4
-    assert (
-        "1 % is less than one image of most classes, so one of each is learned from: 4 of 80 images, 5 %"
-        in caplog.text
-    )
+    for part in ("1 % is less than one image of most classes", "4 of 80", "5 %"):
+        assert part in caplog.text
 
 
 def test_features_of_another_encoder_are_refused(encoder, encoder_of):
@@ -350,7 +387,7 @@ def test_a_dataset_that_draws_at_random_is_not_taken_for_another_one(encoder):
 
 def test_training_protocols_refuse_multi_label_images(encoder):
     several = open_images(np.zeros((4, 8, 8, 3), dtype=np.uint8), labels=np.eye(4, 3, dtype=int))
-    with pytest.raises(ConfigError, match="learns one label an image"):
+    with pytest.raises(ConfigError, match=r"finetune .* got multi-label ones"):
         evaluate(encoder, train=several, test=several, protocols="finetune")
 
 
@@ -416,9 +453,9 @@ def test_images_of_a_file_may_be_multi_label(encoder, tmp_path):
 
 
 def test_multi_label_on_one_side_alone_is_refused(encoder):
-    with pytest.raises(DataError, match="multi-label, the other not"):
+    with pytest.raises(DataError, match="train have 4 columns, those of test 0"):
         evaluate(train=tagged(30), test=Features(np.zeros((3, 12)), np.arange(3)))
-    with pytest.raises(DataError, match="Train has 4 columns of labels and test 3"):
+    with pytest.raises(DataError, match="train have 4 columns, those of test 3"):
         evaluate(train=tagged(30), test=Features(np.zeros((3, 12)), np.eye(3)))
 
 

@@ -81,7 +81,8 @@ def test_every_image_is_as_likely_as_every_other():
 
 def test_fewer_images_than_requested_are_told_with_the_class_and_what_is_possible():
     with pytest.raises(
-        DataError, match=r"Class heron has 4 labelled images, and 10 per class were requested.*at most 1 per"
+        DataError,
+        match=r"Class heron has 4 labelled images, of 10 per class that were requested.*at most 1 per",
     ):
         few(LONG_TAIL, Amount(10, per_class=True), classes=["a", "b", "c", "d", "heron", "ibis"])
 

@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from byol.data.decode import BadImage, to_numpy
-from byol.data.labels import Labels, found_labels, is_matrix
+from byol.data.labels import Labels, class_labels, found_labels
 from byol.data.readers.folder import read_file
 from byol.data.readers.parquet import IMAGE_NAMES, LABEL_NAMES
 from byol.data.readers.reader import Reader, Rows, evenly_spaced
+from byol.errors import DataError
 
 TOLD = 1_000  # images from which on it is told that they are decoded for their labels
 logger = logging.getLogger("byol")
@@ -24,8 +25,7 @@ logger = logging.getLogger("byol")
 class Items(Reader):
     """A sequence of images, of (image, label), or of mappings with `image` or `img` and perhaps `label`.
 
-    An image is a PIL image, an array or tensor (H, W), (H, W, C) or (C, H, W), a picture's bytes, or its
-    path.
+    An image is a PIL image, an array, a tensor, a picture's bytes, or its path.
     """
 
     def __init__(self, items: Any, where: str) -> None:
@@ -55,12 +55,16 @@ class Items(Reader):
 
     def labels(self, rows: Rows) -> Labels | None:
         """From the sequence's own column where it has one, else from these items, which are then read."""
-        if self._known[0] is None:
+        column, names = self._known
+        if column is None:
             first = self._label(int(rows[0])) if len(rows) else None
-            if not is_label(first):
+            try:  # what stands beside an image may be no label at all
+                if class_labels([first], 1, of=len(self)) is None:
+                    return None
+            except DataError:
                 return None
             if not isinstance(first, str):
-                return found_labels(self._labels_of(rows), len(rows), self._known[1])
+                return found_labels(self._labels_of(rows), len(rows), names, of=len(self))
         return self._all_labels and self._all_labels.of(rows)
 
     @property
@@ -69,9 +73,10 @@ class Items(Reader):
 
     def digest(self, everything: bool) -> bytes | None:
         """Of a sample; nobody can tell whether a dataset still gives all that it gave."""
-        first, second = self._sampled(), self._sampled()
-        about = f"{type(self.items).__name__} {len(self)}".encode()
-        return None if everything else about + (first if first == second else b"")  # random transforms differ
+        if everything:
+            return None
+        first, second = self._sampled(), self._sampled()  # which random transforms make differ
+        return f"{type(self.items).__name__} {len(self)}".encode() + (first if first == second else b"")
 
     @cached_property
     def _known(self) -> tuple[Any, Any]:
@@ -98,7 +103,8 @@ class Items(Reader):
             label = self._split(index)[1]
         except BadImage:
             return -1
-        return label.item() if isinstance(label, Tensor | np.ndarray) and label.ndim == 0 else label
+        label = to_numpy(label) if isinstance(label, Tensor) else label
+        return label.item() if isinstance(label, np.ndarray) and label.ndim == 0 else label
 
     def _split(self, index: int) -> tuple[Any, Any]:
         """The image of an item, and its label or None. Raises BadImage."""
@@ -124,17 +130,6 @@ class Items(Reader):
             except (BadImage, OSError) as failure:  # OSError: a damaged PIL image that was not loaded before
                 digest.update(str(failure).encode())
         return digest.digest()
-
-
-def is_label(label: Any) -> bool:
-    """Whether an item's second part is a class, a whole number or a word, or a row of 0 and 1 for several."""
-    if isinstance(label, Tensor):
-        label = to_numpy(label)
-    elif isinstance(label, list | tuple) and all(isinstance(value, int) for value in label):
-        label = np.array(label)
-    if isinstance(label, np.ndarray):
-        return label.ndim == 1 and is_matrix(label[None])
-    return isinstance(label, int | np.integer | str)
 
 
 def labels_and_names(items: Any) -> tuple[Any, Any]:
