@@ -33,7 +33,7 @@ class Embed:
     data: str
     """Images: folder, text file of paths, .parquet, .npy or .npz."""
     out: str
-    """Where they go: .npz (x, y, names), .npy (x alone), .parquet (name, label, x) or .safetensors."""
+    """File of the features: .npz (x, y, names), .npy (x), .parquet (name, label, x) or .safetensors."""
     normalize: bool = False
     """Scale every row to length 1."""
     encoder: str | None = None

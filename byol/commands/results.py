@@ -34,6 +34,7 @@ class Results:
     groups: list[Group]
     kind: str = ""  # what a group is: query, group, cluster
     measure: str = ""  # what a value is: similarity, distance
+    wanted: int = 0  # images of each group, where a number was requested
 
     def shown(self, group: Group, k: int) -> list[int]:
         """The rows of a group that people are shown: of a cluster the k most typical ones, else all."""
@@ -50,10 +51,8 @@ def as_json(results: Results, features: Features) -> str:
     """A list of groups with all their images; of images alone when there are no groups."""
     found: list[dict[str, Any]] = []
     for group in results.groups:
-        images: list[dict[str, Any]] = [
-            {"row": row, "name": name_of(features, row)} for row in group.rows.tolist()
-        ]
-        for image, value in zip(images, () if group.values is None else group.values.tolist(), strict=False):
+        images = [{"row": row, "name": name_of(features, row)} for row in group.rows.tolist()]
+        for image, value in zip(images, [] if group.values is None else group.values.tolist(), strict=False):
             image[results.measure] = round(value, 6)
         title = group.title if results.kind == "query" else int(group.title or 0)
         found.append({results.kind: title, "images": images})
@@ -61,23 +60,18 @@ def as_json(results: Results, features: Features) -> str:
 
 
 def as_table(results: Results, features: Features, k: int) -> str:
-    """A line for each image that is shown."""
+    """A line for each image that is shown, numbers to the right."""
     lines = [[results.kind, "row", results.measure, "name"]]
     for group in results.groups:
         size = f" ({len(group.rows):,} images)" if results.kind == "cluster" else ""
         for place, row in enumerate(results.shown(group, k)):
             value = "" if group.values is None else f"{group.values[place]:.4f}"
             lines.append([printable(group.title) + size, str(row), value, printable(name_of(features, row))])
-    columns = [
-        column for column in zip(*lines, strict=True) if any(column)
-    ]  # not those that these results lack
-    widths = [max(map(len, column)) for column in columns]
-    words = [column if column[0] in (results.kind, "name") else tuple(word.rjust(width) for word in column)
-             for column, width in zip(columns, widths, strict=True)]  # fmt: skip
-    return "\n".join(
-        "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
-        for line in zip(*words, strict=True)
-    )
+    columns = [[*column] for column in zip(*lines, strict=True) if any(column)]
+    for column in columns[:-1]:
+        width, numbers = max(map(len, column)), column[0] in ("row", results.measure)
+        column[:] = [word.rjust(width) if numbers else word.ljust(width) for word in column]
+    return "\n".join(map("  ".join, zip(*columns, strict=True)))
 
 
 def draw(results: Results, features: Features, k: int, images: Images, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,163 +59,132 @@ class Search:
     """cpu, cuda, cuda:N or mps. By default the GPU when there is one."""
 
 
+WAYS = ("query", "row", "duplicates", "outliers", "pick", "clusters")
+NEEDS = {
+    "query": "run", "run": "query", "encoder": "query", "weights": "query",
+    "labelled": "pick", "uncertainty": "pick", "sheet": "data", "data": "sheet",
+}  # fmt: skip
+
+
 def search(arguments: Sequence[str]) -> int:
     """Find images by their features, in one of six ways."""
     description = (
         "Find similar images, near-duplicates, outliers, clusters or what to label, by their features."
     )
     command = parse(Search, arguments, prog="byol search", description=description, switches=True)
-    way = checked(command)
+    check(command)
     features = Features.load(command.features, mapped=True)
     images = None if command.data is None else open_images(command.data)
-    results = WAYS[way](command, features)
-    most = {"query": command.k, "row": command.k, "outliers": command.outliers, "pick": command.pick}.get(
-        way
-    ) or 0
-    found = min((len(group.rows) for group in results.groups), default=0)
-    if found < most:
-        print(f"note       there are no more than these {found:,} images", file=sys.stderr)
-    if images is not None and command.sheet is not None and any(len(group.rows) for group in results.groups):
+    results = found(command, features)
+    counts = [len(group.rows) for group in results.groups]
+    if results.wanted > min(counts, default=results.wanted):
+        print(f"note       there are no more than these {min(counts):,} images", file=sys.stderr)
+    if images is not None and command.sheet is not None and any(counts):
         draw(results, features, command.k, images, Path(command.sheet))
         print(f"written    {command.sheet}", file=sys.stderr)
     if command.json:
         print(as_json(results, features))
-    elif results.groups:
+    elif counts:
         print(as_table(results, features, command.k))
     else:
         print("nothing    no two images are that similar", file=sys.stderr)
     return 0
 
 
-def checked(command: Search) -> str:
-    """The one way to search that was given. Raises ConfigError for flags that do not go together."""
-    given = [name for name in WAYS if getattr(command, name) is not None]
-    if len(given) != 1:
-        flags = ", ".join(f"--{name}" for name in WAYS)
-        raise ConfigError(
-            f"{', '.join(f'--{name}' for name in given) or 'Nothing'} was given; expected one of {flags}."
-        )
+def check(command: Search) -> None:
+    """Raise ConfigError for flags that do not go together."""
+    flags = [f"--{name}" for name in WAYS if getattr(command, name) is not None]
+    if len(flags) != 1:
+        expected = ", ".join(f"--{name}" for name in WAYS)
+        raise ConfigError(f"{', '.join(flags) or 'Nothing'} was given; expected one of {expected}.")
     if () in (command.query, command.row):
-        raise ConfigError(
-            f"--{given[0]} came alone; expected {'pictures' if command.query == () else 'rows'} behind it."
-        )
-    for flag, other in TOGETHER:
+        raise ConfigError(f"{flags[0]} came alone; expected pictures, or numbers of rows, behind it.")
+    for flag, other in NEEDS.items():
         if getattr(command, flag) is not None and getattr(command, other) is None:
             raise ConfigError(f"--{flag} was given without --{other}; they go together.")
     neighbours.check_at_least_one("k", command.k)
     if command.sheet is not None:
-        sheet = Path(command.sheet)
+        sheet = Path(command.sheet).resolve()
         check_sheet(sheet)
-        sources = [
+        sources = {
             Path(word).resolve() for word in (command.data, *(command.query or ())) if word is not None
-        ]
-        if os.path.exists(sheet) and {sheet.resolve(), *sheet.resolve().parents} & {*sources}:
+        }
+        if os.path.exists(sheet) and sources & {sheet, *sheet.parents}:
             raise ConfigError(
-                f"--sheet is {sheet}, which is there already among the images. Give another name."
+                f"--sheet is {command.sheet}, which is there already among the images. Give another name."
             )
-    return given[0]
 
 
-def by_query(command: Search, features: Features) -> Results:
-    """The images most similar to pictures."""
-    assert command.query is not None
-    assert command.run is not None
-    for path in command.query:
-        if not os.path.isfile(path):
-            what = "a folder" if os.path.isdir(path) else "not there"
-            raise DataError(f"--query '{printable(path)}' is {what}; expected pictures.")
-    encoder = load_encoder(command.run, net=command.encoder, weights=command.weights, device=command.device)
-    width = features.x.shape[1]
-    if encoder.info.features != width or features.encoder_checksum not in (None, encoder.checksum()):
-        raise ConfigError(
-            f"{command.run} is not the encoder that gave {command.features}, so their features cannot be "
-            "compared. Name that one, or embed the images again with this one."
+def found(command: Search, features: Features) -> Results:
+    """What the command looks for."""
+    k, device = command.k, command.device
+    if command.query is not None and command.run is not None:
+        return by_query(command.query, command.run, command, features)
+    if command.row is not None:
+        near = neighbours.search(features, rows=command.row, k=k, device=device)
+        titles = [name_of(features, row) for row in command.row]
+        return Results(
+            [*map(Group, titles, near.rows, near.similarities, command.row)], "query", "similarity", k
         )
-    images = encoder.open([*command.query])
-    queries = embed(encoder, images, strict=True)
-    found = neighbours.search(features, queries, k=command.k, device=command.device)
-    heads = [tile(images[index]) if command.sheet else None for index in range(len(images))]
-    return Results([*map(Group, queries.names, found.rows, found.similarities, heads)], "query", "similarity")
-
-
-def by_row(command: Search, features: Features) -> Results:
-    """The images most similar to images of the features."""
-    assert command.row is not None
-    found = neighbours.search(features, rows=command.row, k=command.k, device=command.device)
-    titles = [name_of(features, row) for row in command.row]
-    return Results([*map(Group, titles, found.rows, found.similarities, command.row)], "query", "similarity")
-
-
-def duplicates(command: Search, features: Features) -> Results:
-    """Near-duplicates; the similarity of each is to the one of its group that is nearest."""
-    assert command.duplicates is not None
-    groups: list[Group] = []
-    for rows in neighbours.near_duplicates(features, command.duplicates, device=command.device):
-        found = neighbours.search(features.x[rows], rows=range(len(rows)), k=1, device=command.device)
-        groups.append(Group(str(len(groups)), rows, found.similarities[:, 0]))
-    return Results(groups, "group", "similarity")
-
-
-def outliers(command: Search, features: Features) -> Results:
-    """The images least like others."""
-    assert command.outliers is not None
-    found = neighbours.outliers(features, command.outliers, k=command.k, device=command.device)
-    return Results([Group("", found.rows, found.distances)], measure="distance")
-
-
-def pick(command: Search, features: Features) -> Results:
-    """The images to label first."""
-    assert command.pick is not None
-    labelled = None if command.labelled is None else labelled_rows(Path(command.labelled), features)
-    uncertainty = None if command.uncertainty is None else numbers(Path(command.uncertainty))
-    return Results(
-        [Group("", select.pick(features, command.pick, labelled=labelled, uncertainty=uncertainty))]
-    )
-
-
-def clusters(command: Search, features: Features) -> Results:
-    """Clusters, the largest first, and in each the images nearest to its centre first."""
+    if command.duplicates is not None:  # each with its similarity to the one of its group that is nearest
+        groups: list[Group] = []
+        for rows in neighbours.near_duplicates(features, command.duplicates, device=device):
+            near = neighbours.search(features.x[rows], rows=range(len(rows)), k=1, device=device)
+            groups.append(Group(str(len(groups)), rows, near.similarities[:, 0]))
+        return Results(groups, "group", "similarity")
+    if command.outliers is not None:
+        far = neighbours.outliers(features, command.outliers, k=k, device=device)
+        return Results([Group("", far.rows, far.distances)], measure="distance", wanted=command.outliers)
+    if command.pick is not None:
+        labelled = None if command.labelled is None else labelled_rows(Path(command.labelled), features)
+        uncertainty = None if command.uncertainty is None else numbers(Path(command.uncertainty))
+        rows = select.pick(features, command.pick, labelled=labelled, uncertainty=uncertainty)
+        return Results([Group("", rows)], wanted=command.pick)
     assert command.clusters is not None
-    found = select.clusters(features, command.clusters)
-    order = np.lexsort((found.distances, found.labels))
-    members = np.split(order, np.flatnonzero(np.diff(found.labels[order])) + 1)
-    groups = [Group(str(number), rows, found.distances[rows]) for number, rows in enumerate(members)]
+    clusters = select.clusters(features, command.clusters)
+    order = np.lexsort((clusters.distances, clusters.labels))  # those nearest to a centre first
+    members = np.split(order, np.flatnonzero(np.diff(clusters.labels[order])) + 1)
+    groups = [Group(str(number), rows, clusters.distances[rows]) for number, rows in enumerate(members)]
     return Results(groups, "cluster", "distance")
 
 
-WAYS: dict[str, Callable[[Search, Features], Results]] = {
-    "query": by_query,
-    "row": by_row,
-    "duplicates": duplicates,
-    "outliers": outliers,
-    "pick": pick,
-    "clusters": clusters,
-}
-TOGETHER = (
-    *(("query", "run"), ("run", "query"), ("encoder", "query"), ("weights", "query")),
-    *(("labelled", "pick"), ("uncertainty", "pick"), ("sheet", "data"), ("data", "sheet")),
-)
+def by_query(pictures: Sequence[str], run: str, command: Search, features: Features) -> Results:
+    """The images most similar to pictures, which the run's encoder embeds."""
+    for path in pictures:
+        if not os.path.isfile(path):
+            what = "a folder" if os.path.isdir(path) else "not there"
+            raise DataError(f"--query '{printable(path)}' is {what}; expected pictures.")
+    encoder = load_encoder(run, net=command.encoder, weights=command.weights, device=command.device)
+    width = features.x.shape[1]
+    if encoder.info.features != width or features.encoder_checksum not in (None, encoder.checksum()):
+        raise ConfigError(
+            f"{run} is not the encoder that gave {command.features}, so their features cannot be compared. "
+            "Name that one, or embed the images again with this one."
+        )
+    images = encoder.open([*pictures])
+    queries = embed(encoder, images, strict=True)
+    near = neighbours.search(features, queries, k=command.k, device=command.device)
+    tiles = [tile(images[index]) if command.sheet else None for index in range(len(images))]
+    groups = [*map(Group, queries.names, near.rows, near.similarities, tiles)]
+    return Results(groups, "query", "similarity", command.k)
 
 
 def labelled_rows(path: Path, features: Features) -> list[int]:
     """The rows whose names, as the table prints them, are in a text file."""
     try:
-        lines = [
-            line
-            for line in path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-            if line.strip()
-        ]
+        lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except OSError as failure:
         raise DataError(
             f"{path} cannot be read: {failure.strerror}. Expected image names, one a line."
         ) from failure
+    names = [line for line in lines if line.strip()]
     row_of = {printable(name_of(features, row)): row for row in range(len(features.x))}
-    unknown = [line for line in lines if line not in row_of]
+    unknown = [name for name in names if name not in row_of]
     if unknown:
         advice = "" if features.names else " These features have no names: give the numbers of rows, from 0."
-        found = f"{len(unknown)} of {len(lines)} names in {path} are not among the features"
-        raise DataError(f"{found}, such as {unknown[0]!r}.{advice}")
-    return [row_of[line] for line in lines]
+        which = f"{len(unknown)} of {len(names)} names in {path}"
+        raise DataError(f"{which} are not among the features, such as {unknown[0]!r}.{advice}")
+    return [row_of[name] for name in names]
 
 
 def numbers(path: Path) -> Any:
@@ -223,5 +192,6 @@ def numbers(path: Path) -> Any:
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except Exception as failure:  # damaged files end in nearly every exception there is
-        reason = printable(complaint(failure))
-        raise DataError(f"{path} cannot be read ({reason}); expected numbers in a .npy file.") from failure
+        raise DataError(
+            f"{path} cannot be read ({complaint(failure)}); expected numbers in a .npy file."
+        ) from failure

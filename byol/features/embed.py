@@ -117,8 +117,7 @@ def compute(
                 bad += unreadable
                 done += len(indices) + len(unreadable)
                 report()
-            empty = np.zeros((0, encoder.info.features), dtype=np.float32)
-            x = np.concatenate(parts) if parts else empty
+            x = np.concatenate(parts) if parts else np.zeros((0, encoder.info.features), dtype=np.float32)
             check_finite(x)
             shard = Shard(number, np.array(rows, dtype=np.int64), x, bad)
             if store is None or not store.keep(shard):

@@ -2,7 +2,7 @@
 
 import mmap
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,7 @@ class Features:
             raise DataError(f"Features have shape {x.shape}; expected (N, D): one row per image.")
         check_finite(x)
         if self.names and len(self.names) != len(x):
-            raise DataError(
-                f"There are {len(self.names)} names for {len(x)} feature rows; expected one each."
-            )
+            raise DataError(f"There are {len(self.names)} names for {len(x)} rows; expected one each.")
         if not all(isinstance(name, str) for name in (*self.names, *(self.classes or ()))):
             raise DataError("Names of images or classes are not text; expected a str for each.")
         object.__setattr__(self, "x", x)
@@ -72,14 +70,9 @@ class Features:
         """
         path = Path(path)
         check_format(path)
-        held = {one.name: getattr(self, one.name) for one in fields(self)}
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            write(
-                {name: value for name, value in held.items() if value is not None and len(value)},
-                path,
-                temporary,
-            )
+            write(vars(self), path.suffix, temporary)
 
     @classmethod
     def load(cls, path: str | Path, *, mapped: bool = False) -> "Features":
@@ -95,9 +88,8 @@ class Features:
             raise type(failure)(f"{path} cannot be used as features. {reason}") from failure
         except Exception as failure:  # damaged files end in nearly every exception there is
             reason = getattr(failure, "strerror", None) or printable(complaint(failure))
-            raise DataError(
-                f"{path} does not hold features ({reason}); expected a file that `byol embed` wrote."
-            ) from failure
+            expected = "expected a file that `byol embed` wrote."
+            raise DataError(f"{path} does not hold features ({reason}); {expected}") from failure
 
 
 def check_finite(x: Array) -> None:

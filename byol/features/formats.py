@@ -15,6 +15,7 @@ FORMATS = (".npz", ".npy", ".parquet", ".safetensors")
 GROUP = 2**24  # bytes of features in a row group of a parquet file
 Array = np.ndarray[Any, np.dtype[Any]]
 Fields = dict[str, Any]  # of `Features`; those that are empty are left out
+ODD = "surrogateescape"  # how names of files that are not UTF-8 are held
 DESCRIBED = ("classes", "encoder", "encoder_checksum")  # `encoder` in files of before
 
 
@@ -28,18 +29,19 @@ def check_format(path: Path) -> None:
         _pyarrow()
 
 
-def write(fields: Fields, path: Path, temporary: Path) -> None:
-    """Write a temporary file of the kind that a path's suffix says."""
-    if path.suffix == ".parquet":
-        _write_parquet(fields, temporary)
-    elif path.suffix == ".safetensors":
-        _write_safetensors(fields, temporary)
-    elif path.suffix == ".npz":
-        with temporary.open("wb") as file:
-            np.savez(file, **fields)
+def write(fields: Fields, suffix: str, path: Path) -> None:
+    """Write a file of the kind that a suffix means."""
+    held = {name: value for name, value in fields.items() if value is not None and len(value)}
+    if suffix == ".parquet":
+        _write_parquet(held, path)
+    elif suffix == ".safetensors":
+        _write_safetensors(held, path)
     else:
-        with temporary.open("wb") as file:
-            np.save(file, fields["x"])
+        with path.open("wb") as file:
+            if suffix == ".npy":
+                np.save(file, held["x"])
+            else:
+                np.savez(file, **held)
 
 
 def read(path: Path, *, mapped: bool) -> Fields:
@@ -70,7 +72,8 @@ def _write_parquet(fields: Fields, path: Path) -> None:
         try:
             columns["name"] = pa.array(fields["names"], pa.string())
         except UnicodeEncodeError:  # file names that are not UTF-8: their bytes
-            columns["name"] = pa.array([_encoded(name) for name in fields["names"]], pa.binary())
+            encoded = [name.encode(errors=ODD) for name in fields["names"]]
+            columns["name"] = pa.array(encoded, pa.binary())
     for column, field in (("label", "y"), ("x", "x")):
         if field in fields:
             values = fields[field]
@@ -102,9 +105,8 @@ def _read_parquet(path: Path) -> Fields:
     fields = {"x": x.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)}
     if "name" in held:  # a dictionary: long names that many rows share are made once
         column = table["name"].unify_dictionaries().combine_chunks()
-        different = [
-            _decoded(one) if isinstance(one, bytes) else one for one in column.dictionary.to_pylist()
-        ]
+        different = column.dictionary.to_pylist()
+        different = [one.decode(errors=ODD) if isinstance(one, bytes) else one for one in different]
         fields["names"] = [different[place] for place in column.indices.to_pylist()]
     if "label" in held:
         fields["y"] = np.array(table["label"].to_pylist())
@@ -116,7 +118,7 @@ def _write_safetensors(fields: Fields, path: Path) -> None:
 
     parts: dict[str, Array] = {n: np.ascontiguousarray(fields[n]) for n in ("x", "y") if n in fields}
     if "names" in fields:
-        encoded = [_encoded(name) for name in fields["names"]]
+        encoded = [name.encode(errors=ODD) for name in fields["names"]]
         parts["names"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         parts["name_ends"] = np.cumsum([len(name) for name in encoded])
     save_file(parts, path, metadata={"byol": _description(fields)})
@@ -133,7 +135,8 @@ def _read_safetensors(path: Path, mapped: bool) -> Fields:
             text, ends = file.get_tensor("names").tobytes(), file.get_tensor("name_ends").tolist()
             if ends != sorted(ends):  # each name could be all of the text
                 raise DataError("The ends of its names do not rise.")
-            fields["names"] = [_decoded(text[s:e]) for s, e in zip([0, *ends], ends, strict=False)]
+            starts = [0, *ends[:-1]]
+            fields["names"] = [text[s:e].decode(errors=ODD) for s, e in zip(starts, ends, strict=True)]
         fields |= _described((file.metadata() or {}).get("byol"))
     return {"x": _mapped_tensor(path, "x"), **fields} if mapped else fields
 
@@ -154,10 +157,8 @@ def _check(names: Iterable[str], needed: int = 0) -> None:
     """Raise DataError for a file without features, or one, of any size itself, that holds more than fits."""
     held, free = list(names), available_memory()
     if "x" not in held:
-        more = ", ..." if len(held) > 3 else ""
-        raise DataError(
-            f"It holds {', '.join(held[:3]) or 'nothing'}{more}; expected x, a row for each image."
-        )
+        some = ", ".join(held[:3] + ["..."] * (len(held) > 3)) or "nothing"
+        raise DataError(f"It holds {some}; expected x, a row for each image.")
     if needed > free:
         raise DataError(
             f"It holds {needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB of memory are free. Expected "
@@ -178,14 +179,6 @@ def _renamed(fields: Fields) -> Fields:
     if "encoder" in fields:
         fields["encoder_checksum"] = fields.pop("encoder")
     return fields | ({"classes": tuple(fields["classes"])} if "classes" in fields else {})
-
-
-def _encoded(name: str) -> bytes:
-    return name.encode(errors="surrogateescape")
-
-
-def _decoded(name: bytes) -> str:
-    return name.decode(errors="surrogateescape")
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -46,11 +46,12 @@ def pick(features: Features | Array, count: int, *, labelled: Any = None, uncert
     chosen: list[int] = []
     for _ in range(min(count, int((distance >= 0).sum()))):
         if np.isfinite(distance).any():
-            row = np.where(
-                distance < 0, -1, distance * weight
-            ).argmax()  # chosen ones stay behind a weight of 0
-        else:
-            row = _central(x, lengths) if uncertainty is None else weight.argmax()
+            row = np.where(distance < 0, -1, distance * weight).argmax()  # -1: behind a weight of 0
+        elif uncertainty is not None:
+            row = weight.argmax()
+        else:  # the highest cosine to the mean of all
+            mean = sum(block.T @ (1 / lengths[first : first + len(block)]) for first, block in blocks(x))
+            row = (_products(x, mean) / lengths).argmax()
         chosen.append(int(row))
         _choose(x, lengths, row, distance)
     return np.array(chosen, dtype=np.int64)
@@ -61,12 +62,6 @@ def _choose(x: Values, lengths: Values, row: int, distance: Values) -> None:
     cosines = _products(x, x[row] / lengths[row]) / lengths
     np.minimum(distance, np.sqrt((2 - 2 * cosines).clip(0)), out=distance)
     distance[row] = -1
-
-
-def _central(x: Values, lengths: Values) -> int:
-    """The row with the highest cosine to the mean of all rows, each scaled to length 1."""
-    mean = sum(block.T @ (1 / lengths[first : first + len(block)]) for first, block in blocks(x))
-    return int((_products(x, mean) / lengths).argmax())
 
 
 def _products(x: Values, vector: Values) -> Values:

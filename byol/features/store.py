@@ -17,7 +17,7 @@ import torch
 
 from byol.data.images import Images
 from byol.disk import left_behind, parse_json, replacing
-from byol.encoders.encoder import Encoder, check_savable, device_of, digest
+from byol.encoders.encoder import Encoder, device_of, digest
 from byol.errors import CheckpointError, DataError
 from byol.features.features import Rows, Values
 from byol.world import World
@@ -167,6 +167,5 @@ def _lock(folder: Path) -> TextIO | None:
 
 def _key(encoder: Encoder, normalize: bool, images: str) -> str:
     """Hexadecimal, of the encoder, how images are worked on, and what names them."""
-    check_savable(encoder.net)
     work = {"format": FORMAT, "images": images, "batch": BATCH, "shard": SHARD, "normalize": normalize}
-    return digest(encoder.net.state_dict(), {**asdict(encoder.info), **work})
+    return digest(encoder.tensors(), {**asdict(encoder.info), **work})

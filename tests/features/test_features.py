@@ -52,7 +52,7 @@ def test_other_kinds_of_numbers_are_taken():
      (np.eye(3), {"y": np.arange(3), "classes": ("a", "b")}, "labels are of 3 classes, but 2 "),
      (np.eye(3), {"y": np.eye(3) * 2}, r"labels are float64 of shape \(3, 3\)"),
      (np.eye(3), {"y": np.eye(3), "classes": ("a", "b")}, "labels are of 3 classes, but 2 classes are named"),
-     (np.eye(3), {"names": ["a"]}, "1 names for 3 feature rows")],
+     (np.eye(3), {"names": ["a"]}, "1 names for 3 rows")],
 )  # fmt: skip
 def test_refuses_what_cannot_be_features(x, others, message):
     with pytest.raises(DataError, match=message):
