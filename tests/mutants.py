@@ -1,8 +1,7 @@
-"""Wrong changes that the tests must notice: `make mutants` makes each of them, one at a time, and runs the tests that guard it.
+"""Wrong changes that the tests must notice: `make mutants` makes each of mutations.txt and runs its tests.
 
-A change is a piece of text that stands once in a file of the package, and what is put in its place. The guards are the
-quickest test files that should fail. Prints a line for each change and ends with 1 when one survives, or when a piece of
-text is no longer there: then the list below has to follow the code.
+Prints a line for each and ends with 1 when one survives, or when its text no longer stands once in the file:
+then the list has to follow the code.
 """
 
 import argparse
@@ -18,11 +17,21 @@ from pathlib import Path
 import numpy  # noqa: F401  # here, once, for all the children
 import pytest
 import torch
-from mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).parent.parent
 COPIED = ("byol", "tests", "benchmarks", "examples", "docs", "README.md", "pyproject.toml")
 SECONDS = 300  # for the guards of one change; what hangs is noticed too
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One wrong change: `old`, which stands once in byol/`file`, becomes `new`."""
+
+    file: str
+    name: str  # what goes wrong
+    old: str
+    new: str
+    guards: tuple[str, ...]  # arguments of pytest
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ def main() -> int:
     torch.set_num_threads(1)  # threads do not survive a fork
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     part, parts = map(int, options.part.split("/"))
-    chosen = [one for one in MUTATIONS if options.only in f"{one.file} {one.name}"][part - 1 :: parts]
+    chosen = [one for one in mutations() if options.only in f"{one.file} {one.name}"][part - 1 :: parts]
     with tempfile.TemporaryDirectory(prefix="byol-mutants-") as folder:
         outcomes = try_all(chosen, Path(folder), options.jobs)
     survivors = [one for one in outcomes if not one.noticed]
@@ -52,10 +61,25 @@ def main() -> int:
     return 1 if survivors or not outcomes else 0
 
 
-def try_all(mutations: list[Mutation], folder: Path, jobs: int) -> list[Outcome]:
-    """Every change in a copy of the project, `jobs` at once, each in a process that is forked with torch already loaded."""
+def mutations() -> list[Mutation]:
+    """Those of mutations.txt."""
+    found: list[Mutation] = []
+    file, guards = "", ()
+    for block in (ROOT / "tests" / "mutations.txt").read_text(encoding="utf-8").split("\n\n"):
+        lines = block.strip("\n").split("\n")
+        if lines[0].startswith("@ "):
+            file, _, rest = lines[0].removeprefix("@ ").partition(": ")
+            guards = tuple(rest.split())
+        elif lines[0].startswith("# "):
+            old, new = ("\n".join(line[2:] for line in lines if line[:1] == mark) for mark in "-+")
+            found.append(Mutation(file, lines[0].removeprefix("# "), old, new, guards))
+    return found
+
+
+def try_all(chosen: list[Mutation], folder: Path, jobs: int) -> list[Outcome]:
+    """Every change in a copy of the project, `jobs` at once, each in a process forked with torch loaded."""
     copies = [copy_of_the_project(folder / str(number)) for number in range(jobs)]
-    waiting, running, outcomes = list(mutations), {}, []
+    waiting, running, outcomes = list(chosen), {}, []
     while waiting or running:
         while waiting and copies:
             mutation, copy = waiting.pop(0), copies.pop()
