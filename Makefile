@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test variation check lint types wheel clean
+.PHONY: demo test variation mutants check lint types wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/byol demo
@@ -17,8 +17,14 @@ variation: $(VENV)/.dev
 	LC_ALL=C ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 \
 	  $(BIN)/python -m pytest -q -m "not slow" $(TESTS)
 
-check: lint types test variation wheel  ## what CI runs
+# Wrong changes to the package, one at a time, that the tests must notice. PART=2/3 tries the second third of them.
+PART ?= 1/1
+mutants: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py --part $(PART)
+
+check: lint types test variation wheel  ## what CI runs; of the wrong changes a third, another one every day
 	$(BIN)/python -m pytest -q -m slow
+	$(MAKE) mutants PART=$$(expr $$(date +%j) % 3 + 1)/3
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -5,7 +5,11 @@ then the list has to follow the code.
 """
 
 import argparse
+import gc
+import importlib
 import os
+import re
+import shlex
 import shutil
 import signal
 import sys
@@ -14,12 +18,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy  # noqa: F401  # here, once, for all the children
 import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
 COPIED = ("byol", "tests", "benchmarks", "examples", "docs", "README.md", "pyproject.toml")
+LOADED = ("torch._dynamo", "torchvision", "sklearn.linear_model", "yaml", "PIL.Image", "safetensors.torch")
+OUTPUT = "output.txt"  # of the tests
 SECONDS = 300  # for the guards of one change; what hangs is noticed too
 
 
@@ -38,7 +43,7 @@ class Mutation:
 class Outcome:
     mutation: Mutation
     noticed: bool
-    words: str  # what happened
+    words: str  # by which test, or what happened instead
     seconds: float
 
 
@@ -49,7 +54,14 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="how many are tried at once")
     options = parser.parse_args()
     torch.set_num_threads(1)  # threads do not survive a fork
-    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
+    for name in LOADED:  # once, for all the children
+        importlib.import_module(name)
+    gc.freeze()
     part, parts = map(int, options.part.split("/"))
     chosen = [one for one in mutations() if options.only in f"{one.file} {one.name}"][part - 1 :: parts]
     with tempfile.TemporaryDirectory(prefix="byol-mutants-") as folder:
@@ -69,7 +81,7 @@ def mutations() -> list[Mutation]:
         lines = block.strip("\n").split("\n")
         if lines[0].startswith("@ "):
             file, _, rest = lines[0].removeprefix("@ ").partition(": ")
-            guards = tuple(rest.split())
+            guards = tuple(shlex.split(rest))
         elif lines[0].startswith("# "):
             old, new = ("\n".join(line[2:] for line in lines if line[:1] == mark) for mark in "-+")
             found.append(Mutation(file, lines[0].removeprefix("# "), old, new, guards))
@@ -99,7 +111,10 @@ def try_all(chosen: list[Mutation], folder: Path, jobs: int) -> list[Outcome]:
                 os.killpg(child, signal.SIGKILL)
                 os.waitpid(child, 0)
             code = os.waitstatus_to_exitcode(status) if done else 1
-            words = f"pytest ended with {code}" if done else "hung"
+            found = re.findall(
+                r"^FAILED \S+::(\w+)", (copy / OUTPUT).read_text(errors="replace"), re.MULTILINE
+            )
+            words = found[0] if found else f"pytest ended with {code}" if done else "hung"
             outcomes.append(told(Outcome(mutation, code == 1, words, seconds)))
             shutil.copy(ROOT / "byol" / mutation.file, copy / "byol" / mutation.file)
             copies.append(copy)
@@ -110,7 +125,8 @@ def try_all(chosen: list[Mutation], folder: Path, jobs: int) -> list[Outcome]:
 
 def told(outcome: Outcome) -> Outcome:
     mark = "noticed " if outcome.noticed else "SURVIVED"
-    print(f"{mark} {outcome.seconds:5.0f}s  {outcome.mutation.file}: {outcome.mutation.name}", flush=True)
+    what = f"{outcome.mutation.file}: {outcome.mutation.name} ({outcome.words})"
+    print(f"{mark} {outcome.seconds:5.0f}s  {what}", flush=True)
     return outcome
 
 
@@ -139,10 +155,11 @@ def start(mutation: Mutation, copy: Path) -> int:
     os.chdir(copy)
     sys.path.insert(0, str(copy))
     os.environ["PYTHONPATH"] = str(copy)
-    with (copy / "output.txt").open("w") as output:
+    with (copy / OUTPUT).open("w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *mutation.guards])
+    plugins = ["-p", "no:cacheprovider", "-p", "pytest_timeout"]  # those that come by themselves cost seconds
+    code = pytest.main(["-x", "-q", "--no-header", *plugins, *mutation.guards])
     os._exit(int(code))
 
 
