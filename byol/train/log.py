@@ -39,10 +39,8 @@ class RunLog:
         self._logged = self._moment(start)  # of the metrics before
         self._bar: Progress | None = None
         self._warned = False
-        if (
-            path.exists()
-        ):  # what a resumed run does again, and a last line that a kill cut short, is forgotten
-            kept = [values for values in whole_lines(path) if values["step"] <= start]
+        if path.exists():  # what a resumed run does again is forgotten
+            kept = [values for values in whole_lines(path, "step", int) if values["step"] <= start]
             write_text(path, "".join(json.dumps(values) + "\n" for values in kept))
 
     def __enter__(self) -> "RunLog":
@@ -158,12 +156,17 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
 
 
-def whole_lines(path: Path) -> list[dict[str, Any]]:
-    """What the lines of a JSON lines file say, without those that a kill or a full disk cut short."""
+def whole_lines(path: Path, key: str, kind: type) -> list[dict[str, Any]]:
+    """What the lines of a JSON lines file say, each with a `key` of a `kind`.
+
+    A line that a kill or a full disk cut short, or that the disk damaged, is left out.
+    """
     values = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         with suppress(ValueError):
-            values.append(parse_json(line))
+            value = parse_json(line)
+            if isinstance(value, dict) and isinstance(value.get(key), kind):
+                values.append(value)
     return values
 
 
@@ -172,7 +175,7 @@ class BadImages:
 
     def __init__(self, path: Path, images: int, share: float) -> None:
         self.path, self.images, self.share = path, images, share
-        entries = whole_lines(path) if path.exists() else []
+        entries = whole_lines(path, "name", str) if path.exists() else []
         self.names = {entry["name"] for entry in entries}
         if path.exists():  # without a last line that a kill cut short
             write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))

@@ -1,0 +1,57 @@
+"""Whatever a file says: a result or one sentence. More of the same: `python tests/hostile/fuzz.py --help`."""
+
+import os
+import time
+from pathlib import Path
+
+import fuzz
+import pytest
+
+import byol
+
+MANY, FEW = 40, 6  # changes for each kind of file; few where each continues a run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", fuzz.KINDS)
+def test_a_damaged_file_is_a_result_or_one_sentence(name):
+    found = fuzz.tried(name, range(FEW if fuzz.KINDS[name].read == fuzz.go_on else MANY))
+    assert not found, "\n".join(f"seed {seed}: {said}" for seed, said in found.items())
+
+
+def eat(path: Path) -> None:
+    hold = bytearray(700 * 2**20)
+    hold[::4096] = b"x" * len(hold[::4096])
+
+
+def misbehave(path: Path) -> None:
+    os.system("true")
+
+
+def stumble(path: Path) -> None:
+    raise KeyError(path.name)
+
+
+def refuse(path: Path) -> None:
+    raise byol.DataError("It is damaged.")
+
+
+def linger(path: Path) -> None:
+    time.sleep(600)
+
+
+@pytest.mark.parametrize(
+    ("reader", "said"),
+    [(eat, "took"), (misbehave, "os.system"), (stumble, "KeyError"), (linger, "not done"), (refuse, "")],
+)
+def test_whatever_goes_wrong_is_noticed(tmp_path, monkeypatch, reader, said):
+    if reader is linger:
+        monkeypatch.setattr(fuzz, "SECONDS", 1.0)
+    kind = fuzz.Kind(fuzz.make_list, reader)
+    monkeypatch.setitem(fuzz.KINDS, "tried here", kind)
+    good = fuzz.prepared("tried here", tmp_path)
+    found = fuzz.attempt(kind, good, tmp_path, seed=0)
+    assert said in found
+    assert bool(found) == bool(said)
+    if reader is refuse:
+        assert "DataError" in fuzz.attempt(kind, good, tmp_path, seed=None)
