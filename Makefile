@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test variation mutants check lint types wheel clean
+.PHONY: demo test variation mutants check lint types wheel lock clean
 
 demo: $(VENV)/.demo
 	$(BIN)/byol demo
@@ -51,8 +51,16 @@ $(VENV)/.demo: $(VENV)/.python pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.python pyproject.toml
 	@echo "Installing byol, torch and the test tools into $(VENV); the first time this takes a few minutes."
+	$(if $(LOCKED),$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-dev.lock)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@
+
+# `make test LOCKED=1` in a fresh checkout installs exactly the files, by their hashes, that the tests ran with.
+lock: $(VENV)/.python
+	$(BIN)/python -m pip install --quiet uv
+	echo "# Exact versions with hashes of what the tests last ran with, for every platform; made by: make lock" > requirements-dev.lock
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \
+	  --extra dev pyproject.toml >> requirements-dev.lock
 
 clean:
 	rm -rf $(VENV) build dist
