@@ -135,8 +135,8 @@ def tasks_of(command: Evaluate) -> list[tuple[Path | None, Task]]:
                     f"The baseline {word} is scored by none of {', '.join(command.protocols)}. "
                     f"Add a protocol that {kind}."
                 )
-            make = partial(baseline.make, main, net=command.encoder)
-            encoder, anew = make(command.seed), make if baseline.anew else None
+            encoder = baseline.make(main, seed=command.seed, net=command.encoder)
+            anew = partial(baseline.make, main, net=command.encoder) if baseline.anew else None
         elif word in command.compare:
             encoder, folder = loaded(word, command), folder_of(word)
             try:

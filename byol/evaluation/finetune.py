@@ -1,24 +1,25 @@
 """Protocols that train on labels: linear evaluation by SGD, fine-tuning on few or all labels.
 
-Settings are chosen on validation images, a part of the training images. Test images are seen once, at the
-end, and their labels are not read.
+Settings are chosen on validation images, a part of the training images. Test images are predicted once, at
+the end, and their labels are not read.
 """
 
 import copy
 import logging
-from collections.abc import Iterator
-from dataclasses import asdict, astuple, dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import groupby, product
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from byol.data.images import Images
 from byol.encoders.encoder import Encoder, device_of
 from byol.errors import DataError, TrainingError
-from byol.evaluation.inputs import Predictions, labels_of, learnable_labels, tensor_of
+from byol.evaluation.inputs import Predictions, labels_of, tensor_of
 from byol.evaluation.metrics import BLOCK, measure, predict
 from byol.evaluation.sgd import ClassifierConfig, Trial, batch_size_for, finite, fit, logits_of
 from byol.evaluation.subsets import Amount, few, validation_split
@@ -36,8 +37,7 @@ SEMI = ClassifierConfig(base_lrs=(0.01, 0.05, 0.2), epochs=(50.0,), validation_s
 FINETUNE = ClassifierConfig(base_lrs=(0.01, 0.05, 0.2), epochs=(10.0,))
 
 
-@dataclass(frozen=True)
-class Tried:
+class Tried(NamedTuple):
     """A trained trial and how it did on the validation images."""
 
     trial: Trial
@@ -58,8 +58,7 @@ def train_classifier(
     seed: int = 0,
     workers: int = 0,
 ) -> Predictions:
-    """Train a linear classifier on so many labels, unless `frozen` a copy of the encoder with it, and
-    predict.
+    """Train a linear classifier on so many labels, unless `frozen` a copy of the encoder with it, and predict.
 
     Settings are chosen by the metric on a validation part of those labels; no other is seen. On a frozen
     encoder the classifier that does best there predicts; fine-tuning starts again with the chosen
@@ -70,7 +69,7 @@ def train_classifier(
     train, test = encoder.open(train), test if isinstance(test, Features) else encoder.open(test)
     if not finite(encoder):
         raise DataError("The encoder's weights hold NaN or infinity. Take another checkpoint.")
-    labels, device = learnable_labels(train), device_of(encoder)
+    labels, device = labels_of(train, learned=True), device_of(encoder)
     if amount is not None:
         rows = few(labels, amount, seed, train.classes)
         train, labels = train.subset(rows), labels[rows]
@@ -82,31 +81,22 @@ def train_classifier(
     share = min(config.validation_share, MOST_VALIDATION / len(train)) if len(trials) > 1 else 0.0
     learn, validate = validation_split(labels, share, seed)
     every = learned = TrainImages.open(train, device, workers)
-    validate, width = every.readable(validate), len(every.classes)
+    validate = every.readable(validate)
     part, validation = every.subset(learn), train.subset(validate)
-
-    def try_out(trials: list[Trial]) -> Iterator[Tried]:
-        """Train some trials together and score each on the validation images."""
-        tuned = encoder if frozen else copy.deepcopy(encoder)
-        classifiers = fit(tuned, part, trials, config, frozen=frozen, seed=seed)
-        features = embed(tuned, validation, workers=workers) if any(classifiers) else None
-        for trial, classifier in zip(trials, classifiers, strict=True):
-            one = Tried(trial, classifier)
-            if classifier is not None and features is not None:
-                logits, x = partial(logits_of, classifier, config=config), tensor_of(features.x)
-                found = predict(x, logits, every.classes, width=width, count=1)
-                columns = torch.searchsorted(every.classes, tensor_of(labels_of(features)))
-                blocks = zip(*(rows.split(max(1, BLOCK // width)) for rows in (x, columns)), strict=True)
-                losses = [F.cross_entropy(logits(rows), y, reduction="sum").item() for rows, y in blocks]
-                score = measure(metric, found.numpy(), labels_of(features))
-                one = replace(one, score=score, loss=sum(losses))
-            logger.info("epochs %g, base_lr %g, weight_decay %g: %s %s", *astuple(trial), metric, one.score)
-            yield one
-
     best, tried, tuned = Tried(trials[len(trials) // 2], None), list[Tried](), encoder
     if len(validate):
         for _, group in groupby(trials, lambda trial: trial.epochs if frozen else trial):
-            tried += try_out(list(group))
+            together = list(group)
+            copied = encoder if frozen else copy.deepcopy(encoder)
+            classifiers = fit(copied, part, together, config, frozen=frozen, seed=seed)
+            features = embed(copied, validation, workers=workers) if any(classifiers) else None
+            for trial, classifier in zip(together, classifiers, strict=True):
+                one = Tried(trial, classifier)
+                if classifier is not None and features is not None:
+                    logits = partial(logits_of, classifier, config=config)
+                    one = Tried(trial, classifier, *judged(logits, features, every.classes, metric))
+                logger.info("epochs %g, base_lr %g, weight_decay %g: %s %s", *trial, metric, one.score)
+                tried.append(one)
         best = max(tried, key=lambda one: (-1.0, 0.0) if one.score is None else (one.score, -one.loss))
     elif len(trials) > 1:
         words = "There are no images to choose settings on, so the middle ones of %d are taken."
@@ -125,13 +115,24 @@ def train_classifier(
     found = test if isinstance(test, Features) else embed(tuned, test, workers=workers)
     settings = {
         "optimizer": "SGD, Nesterov momentum 0.9, cosine",
-        **asdict(best.trial),
+        **best.trial._asdict(),
         "batch_size": batch_size_for(len(learned), config.batch_size),
         **{name: getattr(config, name) for name in ("crop_area", "logit_cap", "logit_penalty", "precision")},
         "validation_images": len(validate) or None,
-        "tried": [{**asdict(one.trial), metric: one.score} for one in tried] or None,
+        "tried": [{**one.trial._asdict(), metric: one.score} for one in tried] or None,
     }
     count = learned.count() + (len(validate) if learned is part else 0)
     logits = partial(logits_of, classifier, config=config)
-    classes = predict(tensor_of(found.x), logits, every.classes, width=width)
+    classes = predict(tensor_of(found.x), logits, every.classes, width=len(every.classes))
     return Predictions(classes.numpy(), found.y, settings, count)
+
+
+def judged(
+    logits: Callable[[Tensor], Tensor], features: Features, classes: Tensor, metric: str
+) -> tuple[float, float]:
+    """The metric and the summed loss of logits of validation images."""
+    x, y, size = tensor_of(features.x), labels_of(features), max(1, BLOCK // len(classes))
+    found = predict(x, logits, classes, width=len(classes), count=1)
+    blocks = zip(x.split(size), torch.searchsorted(classes, tensor_of(y)).split(size), strict=True)
+    losses = (F.cross_entropy(logits(rows), columns, reduction="sum").item() for rows, columns in blocks)
+    return measure(metric, found.numpy(), y), sum(losses)

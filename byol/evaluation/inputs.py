@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from byol.data.readers.reader import evenly_spaced
 from byol.encoders.encoder import Encoder
 from byol.errors import ConfigError, DataError
 from byol.features.embed import embed
-from byol.features.features import Features, blocks
+from byol.features.features import Features
 
 Array = np.ndarray[Any, Any]
 Source = Features | Images
@@ -36,7 +35,6 @@ class Split:
     """Labelled images, or features of them, to learn from or to score."""
 
     source: Source
-    labels: Array  # int64 (N,), or (N, classes) of 0 and 1
     encoder: Encoder | None  # None for features
     device: torch.device  # where features are worked on
     workers: int
@@ -46,11 +44,6 @@ class Split:
     def images(self) -> Images:
         assert isinstance(self.source, Images)  # a protocol that works on images is refused features before
         return self.source
-
-    @property
-    def classes(self) -> int:
-        """How many classes there are: those that occur, and of multi-label images all."""
-        return self.labels.shape[1] if self.labels.ndim == 2 else len(np.unique(self.labels))
 
     @cached_property
     def features(self) -> Features:
@@ -110,22 +103,20 @@ def opened(given: Any, role: str, encoder: Encoder | None, classes: Sequence[str
     return images
 
 
-def labels_of(source: Source, role: str = "train") -> Array:
-    """The labels of images or features, int64 (N,) or (N, classes). Raises DataError where there are none."""
-    given = source.y if isinstance(source, Features) else source.labels
-    labels = source.label_matrix if given is None and isinstance(source, Images) else given
+def labels_of(source: Source, role: str = "train", *, learned: bool = False) -> Array:
+    """The labels, int64 (N,) or (N, classes) of 0 and 1.
+
+    Raises DataError where there are none, and with `learned` where all are of one class.
+    """
+    labels = source.y if isinstance(source, Features) else source.labels
+    if labels is None and isinstance(source, Images):
+        labels = source.label_matrix
     if labels is None:
         raise DataError(
             f"{source.description} given as {role} carry no labels. Expected a folder with one folder per "
             "class, parquet with a label column, or an .npz with y."
         )
-    return labels
-
-
-def learnable_labels(source: Source) -> Array:
-    """The labels to learn from. Raises DataError where there are none, or those of one class."""
-    labels = labels_of(source)
-    if labels.ndim == 1 and len(np.unique(labels)) < 2:
+    if learned and labels.ndim == 1 and len(np.unique(labels)) < 2:
         raise DataError(f"Only one class occurs among {source.description}; expected at least two.")
     return labels
 
@@ -146,11 +137,9 @@ def checksum_of(encoder: Encoder | None, train: Source, test: Source) -> str | N
 
 
 def same_classes(train: Source, test: Source) -> tuple[Source, Source]:
-    """Both with the same class numbers, matched by the classes' names where both have names, train's
-    first.
+    """Both with the same class numbers, matched by the classes' names where both have names, train's first.
 
-    A class may be missing from either side: two folders that lack different classes number theirs
-    differently.
+    A class may be missing from either side: two folders that lack different classes number theirs differently.
     """
     widths = [labels.shape[1:] for labels in (labels_of(train), labels_of(test, "test"))]
     if widths[0] != widths[1] and not (all(widths) and train.classes and test.classes):
@@ -161,13 +150,12 @@ def same_classes(train: Source, test: Source) -> tuple[Source, Source]:
         )
     if train.classes is None or test.classes is None or train.classes == test.classes:
         return train, test
-    known = set(train.classes)
-    if not known & set(test.classes):
+    if not set(train.classes) & set(test.classes):
         raise DataError(
             f"Train and test share no class: train has {', '.join(train.classes[:3])} ..., "
             f"test {', '.join(test.classes[:3])} ... Expected the same class names on both sides."
         )
-    union = (*train.classes, *(name for name in test.classes if name not in known))
+    union = tuple(dict.fromkeys((*train.classes, *test.classes)))
     return with_classes(train, union), with_classes(test, union)
 
 
@@ -181,42 +169,35 @@ def with_classes(source: Source, classes: tuple[str, ...]) -> Source:
 
 def overlap(train: Source, test: Source) -> int:
     """How many of the test images are train images too, as far as that is cheap to see; it is warned of."""
-    count = 0
-    if isinstance(train, Features) and isinstance(test, Features):
-        count = int(np.isin(row_keys(test), row_keys(train)).sum())
-    elif isinstance(train, Images) and isinstance(test, Images):
-        slow = any(isinstance(side.reader, Items) for side in (train, test))
-        most = 8 if slow or len(train) + len(test) > MOST_COMPARED else MOST_COMPARED
-        first, second = (image_keys(side, most) for side in (train, test))
-        if most == MOST_COMPARED:
-            learned = set(first)
-            count = sum(key in learned for key in second)
-        elif first == second and len(train) == len(test):
-            count = len(test)
+    if type(train) is not type(test):
+        return 0
+    slow = any(isinstance(side, Images) and isinstance(side.reader, Items) for side in (train, test))
+    sampled = slow or (isinstance(train, Images) and len(train) + len(test) > MOST_COMPARED)
+    first, second = (digests(side, 8 if sampled else len(side)) for side in (train, test))
+    if sampled:
+        count = len(test) if first == second and len(train) == len(test) else 0
+    else:
+        learned = set(first)
+        count = sum(digest in learned for digest in second)
     if count:
-        meant = "mean nothing" if count == len(test) else "come out too high"
         words = (
             "%d of the %d test images are train images too, so these scores %s. Give sets that share none."
         )
+        meant = "mean nothing" if count == len(test) else "come out too high"
         logger.warning(words, count, len(test), meant)
     return count
 
 
-def row_keys(features: Features) -> Array:
-    """A number for each row, uint64 (N,): equal for equal rows, and all but certainly for no others."""
-    weights = np.random.default_rng(0).integers(2**64, size=features.x.shape[1], dtype=np.uint64)
-    return np.concatenate([(x.view(np.uint32) * weights).sum(axis=1) for _, x in blocks(features.x)])
-
-
-def image_keys(images: Images, most: int) -> list[bytes]:
-    """A digest of what an image is read from, of those that can be read among so many, evenly spaced."""
-    keys = []
-    for row in images.rows[evenly_spaced(len(images), most)].tolist():
+def digests(source: Source, most: int) -> list[int]:
+    """A number for every row of features, or of so many images for what each that can be read is read from."""
+    if isinstance(source, Features):
+        return [hash(row.tobytes()) for row in source.x]
+    found = []
+    for row in source.rows[evenly_spaced(len(source), most)].tolist():
         try:
-            value = images.reader.read(row)
+            value = source.reader.read(row)
         except BadImage:
             continue
-        content = value if isinstance(value, bytes) else np.asarray(value).tobytes()
-        keys.append(blake2b(content, digest_size=16).digest())
-    images.release()
-    return keys
+        found.append(hash(value if isinstance(value, bytes) else np.asarray(value).tobytes()))
+    source.release()
+    return found

@@ -16,11 +16,9 @@ from byol.features.neighbours import nearest
 def knn_predict(
     bank: Tensor, labels: Tensor, queries: Tensor, *, k: int = 20, temperature: float = 0.07
 ) -> Tensor:
-    """The class of each query (Q, D): its k nearest rows of the bank (N, D) vote by exp(cosine /
-    temperature).
+    """The class of each query (Q, D): its k nearest rows of the bank (N, D) vote by exp(cosine / temperature).
 
-    Labels are int64 (N,) from 0. Of fewer than k rows all vote. Works in blocks on the bank's device;
-    returns int64 (Q,).
+    Labels are int64 (N,) from 0. Of fewer than k rows all vote. Works on the bank's device; int64 (Q,).
     """
     if labels.ndim != 1:
         raise DataError(f"The labels have the shape {tuple(labels.shape)}; expected one class for each row.")

@@ -1,14 +1,13 @@
-"""Logistic regression on frozen features (paper §4.1 and Appendix D.2: L-BFGS, l2 chosen on training
-images).
+"""Logistic regression on frozen features (paper §4.1, Appendix D.2): L-BFGS, the l2 chosen on training images.
 
-With one label an image it is multinomial; multi-label it is one yes or no for each class, all with the
-same l2.
+With one label an image it is multinomial; multi-label it is a yes or no for each class, all with the same l2.
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,36 +51,45 @@ class Classifier:
 def fit(x: Tensor, y: Tensor, *, l2: Sequence[float] = L2, metric: str = "top1", seed: int = 0) -> Classifier:
     """Fit on features (N, D) with labels int64 (N,), or (N, classes) of 0 and 1, on the features' device.
 
-    The l2 is chosen on a tenth of every class, by the metric (the larger of equals), then all are learned
-    from. Minimises the mean cross-entropy + l2 / 2 * |weight|^2 on standardised features. With fewer than
-    ten images a class on average the middle of the l2 values is taken.
+    Minimises the mean cross-entropy + l2 / 2 * |weight|^2 on standardised features. The l2 is the one that
+    does best by the metric on a tenth of every class, the larger of equals; then all are learned from. With
+    fewer than ten images a class on average the middle of the l2 values is taken.
     """
     if len(y.unique(dim=0)) < 2:
         raise DataError("Logistic regression needs two classes among the training images; there is one.")
-    multi_label = y.ndim == 2
-    classes, y = (None, y) if multi_label else y.unique(return_inverse=True)
+    classes, y = (None, y) if y.ndim == 2 else y.unique(return_inverse=True)
     count = y.shape[1] if classes is None else len(classes)
-    groups = np.zeros(len(y), dtype=np.int64) if multi_label else y.cpu().numpy()
+    groups = np.zeros(len(y), dtype=np.int64) if classes is None else y.cpu().numpy()
     learn, validate = validation_split(groups, VALIDATION, seed)
     order, held = torch.from_numpy(np.concatenate([validate, learn])).to(x.device), len(validate)
     mean, std, axes, variance = principal_axes(x)
-    z, y = rotated(x, mean, std, axes, order), y[order]
-    start = z.new_zeros(count, z.shape[1] + 1)
-    best, enough = sorted(l2)[len(l2) // 2], VALIDATION * len(x) >= count and len(y[held:].unique(dim=0)) > 1
-    if len(l2) > 1 and enough:
-        best = choose(z[held:], y[held:], z[:held], y[:held], start, l2, variance, metric)
-    elif len(l2) > 1:
+    z, y = x.new_empty(len(x), axes.shape[1]), y[order]  # the only copy that is made
+    for part, rows in zip(z.split(ROWS), order.split(ROWS), strict=True):
+        torch.mm((x[rows] - mean) / std, axes, out=part)
+    start = before = now = z.new_zeros(count, z.shape[1] + 1)
+    best, best_score = sorted(l2)[len(l2) // 2], -1.0
+    if len(l2) == 1 or VALIDATION * len(x) < count or len(y[held:].unique(dim=0)) < 2:
+        held = 0
+    # From the largest l2 on, each fit starts where the two before it point to.
+    for value in sorted(l2, reverse=True) if held else ():
+        before, now = now, minimise(z[held:], y[held:], 2 * now - before, value, variance)
+        logits = partial(F.linear, weight=now[:, :-1], bias=now[:, -1])
+        columns = None if classes is None else torch.arange(count, device=x.device)
+        found = predict(z[:held], logits, columns, width=count, count=1)
+        score = measure(metric, found.cpu().numpy(), y[:held].cpu().numpy())
+        if score > best_score:
+            best, best_score = value, score
+    if not held and len(l2) > 1:
         words = (
             "There are fewer than ten images a class on average: no l2 is chosen, the middle of %d is taken."
         )
         logger.warning(words, len(l2))
-    weight, bias = minimise(z, y, start, best, variance, tolerance=TOLERANCE / 10)
-    return Classifier(weight @ axes.T, bias, classes, mean, std, best, held if len(l2) > 1 and enough else 0)
+    parameters = minimise(z, y, start, best, variance, tolerance=TOLERANCE / 10)
+    return Classifier(parameters[:, :-1] @ axes.T, parameters[:, -1], classes, mean, std, best, held)
 
 
 def principal_axes(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The mean and standard deviation (D,) of features (N, D), and of the standardised ones the principal
-    axes.
+    """The mean and std (D,) of features (N, D), and the principal axes of the standardised ones.
 
     These are orthonormal (D, min(N, D)); fourth come the variances along them. A rotation changes neither
     the loss nor |weight|^2, but along these axes the curvature is known beforehand, so that L-BFGS needs
@@ -100,47 +108,11 @@ def principal_axes(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return mean, std, axes.float(), values.clamp(min=0).float()
 
 
-def rotated(x: Tensor, mean: Tensor, std: Tensor, axes: Tensor, order: Tensor) -> Tensor:
-    """The standardised features in a new order, along the axes: (N, axes). The only copy that is made."""
-    z = x.new_empty(len(x), axes.shape[1])
-    for part, rows in zip(z.split(ROWS), order.split(ROWS), strict=True):
-        torch.mm((x[rows] - mean) / std, axes, out=part)
-    return z
-
-
-def choose(
-    x: Tensor,
-    y: Tensor,
-    validation_x: Tensor,
-    validation_y: Tensor,
-    start: Tensor,
-    l2: Sequence[float],
-    variance: Tensor,
-    metric: str,
-) -> float:
-    """The l2 that does best on the validation images, the larger of equals.
-
-    From the largest l2 on, each fit starts where the two before it point to.
-    """
-    before, best, best_score = start, max(l2), -1.0
-    classes = None if y.ndim == 2 else torch.arange(len(start), device=x.device)
-    for value in sorted(l2, reverse=True):
-        weight, bias = minimise(x, y, 2 * start - before, value, variance)
-        before, start = start, torch.cat([weight, bias[:, None]], dim=1)
-        logits = partial(F.linear, weight=weight, bias=bias)
-        found = predict(validation_x, logits, classes, width=len(bias), count=1)
-        score = measure(metric, found.cpu().numpy(), validation_y.cpu().numpy())
-        if score > best_score:
-            best, best_score = value, score
-    return best
-
-
 @torch.no_grad()
 def minimise(
     x: Tensor, y: Tensor, start: Tensor, l2: float, variance: Tensor, tolerance: float = TOLERANCE
-) -> tuple[Tensor, Tensor]:
-    """L-BFGS from a start (C, D + 1), the bias last, to where the gradient vanishes. Returns weight and
-    bias.
+) -> Tensor:
+    """L-BFGS from a start (C, D + 1), the bias last, to where the gradient vanishes: parameters (C, D + 1).
 
     The features have the given variances (D,). The parameters are scaled so that the curvature is about 1
     in every direction: it is p (1 - p) times the variance, plus l2.
@@ -149,14 +121,9 @@ def minimise(
     for _ in range(ROUNDS):
         scale = torch.cat([now * variance + l2, now[None]]).rsqrt()
         parameters = result / scale
-        solver = torch.optim.LBFGS(
-            [parameters],
-            max_iter=300,
-            tolerance_grad=tolerance,
-            tolerance_change=1e-9,
-            history_size=max(5, min(100, HISTORY // start.numel())),
-            line_search_fn="strong_wolfe",
-        )
+        history = max(5, min(100, HISTORY // start.numel()))
+        ends: dict[str, Any] = {"max_iter": 300, "tolerance_grad": tolerance, "tolerance_change": 1e-9}
+        solver = torch.optim.LBFGS([parameters], history_size=history, line_search_fn="strong_wolfe", **ends)
 
         @torch.no_grad()
         def objective(parameters: Tensor = parameters, scale: Tensor = scale) -> Tensor:
@@ -169,7 +136,7 @@ def minimise(
         before, now = now, curvature(x, y, result)
         if now > before / 2:  # else the gradient was small because the scale was wrong
             break
-    return result[:, :-1], result[:, -1]
+    return result
 
 
 def curvature(x: Tensor, y: Tensor, parameters: Tensor) -> Tensor:

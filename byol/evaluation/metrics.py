@@ -28,22 +28,19 @@ def metric_for(labels: Array, name: str | None) -> str:
         meant = did_you_mean(name, METRICS)
         raise ConfigError(f"There is no metric {name!r}.{meant} There are: {', '.join(METRICS)}.")
     if name is not None and multi_label != (name == "map11"):
-        kind, right = (
-            ("multi-label", "map11") if multi_label else ("of one label each", "top1, mean_per_class")
-        )
-        raise ConfigError(f"The metric is {name}, but these images are {kind}; expected {right}.")
+        one = "of one label each; expected top1, mean_per_class"
+        kind = "multi-label; expected map11" if multi_label else one
+        raise ConfigError(f"The metric is {name}, but these images are {kind}.")
     return name or ("map11" if multi_label else "top1")
 
 
 def predict(
     x: Tensor, scores_of: Callable[[Tensor], Tensor], classes: Tensor | None, *, width: int, count: int = TOP
 ) -> Tensor:
-    """Predictions for rows of x (N, ...), from scores (n, C) of a block of them, `width` numbers a row in
-    memory.
+    """Predictions for rows of x (N, ...): scores (n, C) of a block at a time, `width` numbers a row in memory.
 
-    `classes` int64 (C,) tells which classes the columns are, and the `count` likeliest are kept, so that
-    scores of 20,000 classes are never held for all images; None keeps all scores, as multi-label images
-    need them.
+    `classes` int64 (C,) tells which classes the columns are, and the `count` likeliest are kept: scores of
+    20,000 classes are never held for all images. None keeps all scores, as multi-label images need them.
     """
     found = []
     for part in x.split(max(1, BLOCK // width)):
@@ -55,8 +52,7 @@ def predict(
 
 
 def likeliest(scores: Tensor, classes: Tensor, count: int = TOP) -> Tensor:
-    """The classes of the highest scores (N, C), of equal ones the first: int64 (N, count), -1 for
-    -infinity."""
+    """The classes of the highest scores (N, C), of equal ones the first: int64 (N, count); -1 for -infinity."""
     rest, found = scores.clone(), []
     for _ in range(min(count, len(classes))):
         best, columns = rest.max(dim=1)
@@ -67,7 +63,7 @@ def likeliest(scores: Tensor, classes: Tensor, count: int = TOP) -> Tensor:
 
 def measure(metric: str, predictions: Array, labels: Array) -> float:
     """A metric as a fraction."""
-    values, counts = _by_counts(metric, [predictions], labels)
+    values, counts = by_counts(metric, [predictions], labels)
     return float(values(counts[None])[0])
 
 
@@ -76,7 +72,7 @@ def interval(metric: str, predictions: Sequence[Array], labels: Array, seed: int
 
     Duplicates in a resample raise an average precision: the interval of map11 is moved down by the mean rise.
     """
-    values, counts = _by_counts(metric, predictions, labels)
+    values, counts = by_counts(metric, predictions, labels)
     generator, share = np.random.default_rng(seed), counts / len(labels)
     size = min(RESAMPLES, max(1, BLOCK // (16 * len(counts))))  # that fit in memory at once
     draws = (generator.multinomial(len(labels), share, size) for _ in range(0, RESAMPLES, size))
@@ -87,24 +83,20 @@ def interval(metric: str, predictions: Sequence[Array], labels: Array, seed: int
     return float(low), float(high)
 
 
-def _by_counts(
+def by_counts(
     metric: str, predictions: Sequence[Array], labels: Array
-) -> tuple[Callable[[Array], Array], Array]:
-    """A metric for (R, K) counts of K kinds of images, the mean over several predictions; and the true
-    counts.
+) -> tuple[Callable[[Array], Any], Array]:
+    """A metric (R,) of counts (R, K) of K kinds of images, the mean over the predictions; and the true counts.
 
     Images of one class that are equally often right are of one kind.
     """
     if metric == "map11":
         occurring = np.flatnonzero(labels.any(axis=0))
-        precisions = [
-            average_precision(scores[:, c], labels[:, c]) for scores in predictions for c in occurring
-        ]
+        precisions = [average_precision(one[:, c], labels[:, c]) for one in predictions for c in occurring]
 
-        def mean_precision(counts: Array) -> Array:
+        def mean_precision(counts: Array) -> Any:
             found = np.array([[precision(row) for precision in precisions] for row in counts])
-            means: Array = found.clip(0).sum(axis=1) / (found >= 0).sum(axis=1).clip(1)
-            return means
+            return found.clip(0).sum(axis=1) / (found >= 0).sum(axis=1).clip(1)
 
         return mean_precision, np.ones(len(labels), dtype=np.int64)
     right = np.mean([found[:, 0] == labels for found in predictions], axis=0)
@@ -112,20 +104,18 @@ def _by_counts(
     kinds, counts = np.unique(np.stack([groups, right]), axis=1, return_counts=True)
     starts = np.flatnonzero(np.append(True, np.diff(kinds[0]) > 0))
 
-    def mean_right(counts: Array) -> Array:
+    def mean_right(counts: Array) -> Any:
         totals, sums = (np.add.reduceat(numbers, starts, axis=1) for numbers in (counts, counts * kinds[1]))
-        means: Array = np.nanmean(np.where(totals > 0, sums / np.maximum(totals, 1), np.nan), axis=1)
-        return means
+        return np.nanmean(np.where(totals > 0, sums / np.maximum(totals, 1), np.nan), axis=1)
 
     return mean_right, counts
 
 
 def average_precision(scores: Array, truth: Array) -> Callable[[Array], float]:
-    """The 11-point average precision of VOC 2007 for (N,) counts of images; -1 when none of the class is
-    left.
+    """VOC 2007's 11-point average precision for counts (N,) of images; -1 when none of the class is left.
 
-    It is the mean over the recalls 0, 0.1 ... 1 of the best precision at that recall or more. Equal
-    scores are taken all at once. The images are sorted once for any number of resamples.
+    It is the mean over the recalls 0, 0.1 ... 1 of the best precision at that recall or more. Equal scores
+    are taken all at once. The images are sorted once for any number of resamples.
     """
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))

@@ -4,9 +4,10 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ logger = logging.getLogger("byol")
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Settings of the protocols. Nothing is ever chosen on test images."""
+    """Settings of the protocols."""
 
     k: tuple[int, ...] = (20,)
     """Neighbours that vote in kNN. Several give a score each."""
@@ -53,22 +54,22 @@ class EvaluationConfig:
     """Weight of the mean squared logit in the loss; 0.01 in the paper's Table 7. By default 0."""
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(EvaluationConfig).items():
-            value = getattr(self, name)
+        for name, value in vars(self).copy().items():
             if name == "metric" or value is None:
                 continue
-            several = get_origin(kind) is tuple
+            several = isinstance(getattr(EvaluationConfig, name), tuple)  # the default is
             numbers = np.atleast_1d(value).tolist()  # of k=5 and k=np.array([5, 10]) Python's own numbers
             if not all(isinstance(one, Real) for one in numbers) or (not several and len(numbers) != 1):
                 raise ConfigError(f"{name} is {value!r}; expected {'numbers' if several else 'a number'}.")
             object.__setattr__(self, name, tuple(numbers) if several else numbers[0])
         check_votes(self.k, self.temperature)
-        self.classifier(ClassifierConfig(base_lrs=(0.1,), epochs=(1.0,)))  # which checks
+        self.classifier(LINEAR_SGD)  # which checks
 
     def classifier(self, usual: ClassifierConfig) -> ClassifierConfig:
         """A protocol's usual way to train a classifier, with what is set here in its place."""
-        own = {name: getattr(self, name) for name in TRAINING}
-        return replace(usual, **{name: value for name, value in own.items() if value not in ((), None)})
+        return replace(
+            usual, **{name: vars(self)[name] for name in TRAINING if vars(self)[name] not in ((), None)}
+        )
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Task:
     metric: str
     seeds: tuple[int, ...]
     known: dict[str, Any]  # what all of its scores say: fields of `Score`
-    anew: Callable[[int], Encoder] | None  # makes the encoder for each seed, where it is random itself
+    anew: Callable[..., Encoder] | None  # makes the encoder of a `seed`, where it is random itself
 
 
 @dataclass(frozen=True)
@@ -136,19 +137,14 @@ def training(
     """The protocol that trains a classifier on images, by default with the encoder and on all labels."""
 
     def run(task: Task, seed: int) -> dict[str, Predictions]:
-        train, test = task.train, task.test
+        train, test = (
+            task.train,
+            task.test.features if frozen else task.test.images,
+        )  # perhaps computed before
         assert train.encoder is not None
-        found = train_classifier(
-            train.encoder,
-            train.images,
-            test.features if frozen else test.images,  # which other protocols may have computed
-            task.settings.classifier(usual),
-            frozen=frozen,
-            amount=amount,
-            metric=task.metric,
-            seed=seed,
-            workers=train.workers,
-        )
+        learn = partial(train_classifier, train.encoder, train.images, test, task.settings.classifier(usual))
+        workers, metric = train.workers, task.metric
+        found = learn(frozen=frozen, amount=amount, metric=metric, seed=seed, workers=workers)
         return {name: found}
 
     return Protocol(name, run, on_images=True, tunes=not frozen, amount=amount, settings=TRAINING)
@@ -231,7 +227,7 @@ def prepare(
     cache: str | Path | None = None,
     name: str = "",
     data_set: str = "",
-    anew: Callable[[int], Encoder] | None = None,
+    anew: Callable[..., Encoder] | None = None,
 ) -> Task:
     """Open and check everything that can be checked before any work; raises what `evaluate` raises.
 
@@ -244,7 +240,7 @@ def prepare(
     check_seed(seed, seeds)
     learned = inputs.opened(train, "train", encoder)
     sources = inputs.same_classes(learned, inputs.opened(test, "test", encoder, learned.classes))
-    labels = inputs.learnable_labels(sources[0])
+    labels = inputs.labels_of(sources[0], learned=True)
     metric, checksum = metric_for(labels, settings.metric), inputs.checksum_of(encoder, *sources)
     on_images = next((one.name for one in protocols if one.on_images), None)
     if on_images and (metric == "map11" or any(isinstance(source, Features) for source in sources)):
@@ -260,11 +256,10 @@ def prepare(
             )
             logger.warning(words, amount, len(rows), len(labels), 100 * len(rows) / len(labels))
     more = encoder, pick_device(device) if encoder is None else device_of(encoder), workers
-    folder = None if cache is None else Path(cache)
-    first, second = (Split(source, inputs.labels_of(source), *more, folder) for source in sources)
+    first, second = (Split(source, *more, None if cache is None else Path(cache)) for source in sources)
     known = {
         "metric": metric,
-        "classes": first.classes,
+        "classes": labels.shape[1] if labels.ndim == 2 else len(np.unique(labels)),
         "encoder_name": name,
         "encoder_checksum": checksum or "unknown",
         "data_set": data_set,
@@ -272,8 +267,7 @@ def prepare(
         "test": sources[1].description,
         "overlap": inputs.overlap(*sources),
     }
-    every = tuple(range(seed, seed + seeds))
-    return Task(first, second, protocols, settings, metric, every, known, anew)
+    return Task(first, second, protocols, settings, metric, tuple(range(seed, seed + seeds)), known, anew)
 
 
 def judge(task: Task) -> Iterator[tuple[str, Score]]:
@@ -284,13 +278,11 @@ def judge(task: Task) -> Iterator[tuple[str, Score]]:
         seeds, started, runs = task.seeds if protocol.random else task.seeds[:1], time.perf_counter(), []
         for seed in seeds:
             if task.anew is not None:
-                encoder = task.anew(seed)
+                encoder = task.anew(seed=seed)
                 train, test = (replace(side, encoder=encoder) for side in (task.train, task.test))
                 task = replace(task, train=train, test=test)
             runs.append(protocol.run(task, seed))
-        known: dict[str, Any] = {
-            "seeds": seeds if protocol.random else (),
-            "seconds": time.perf_counter() - started,
-        }
+        known = task.known | {"seconds": time.perf_counter() - started}
         for variant in runs[0]:
-            yield variant, score_of(protocol.name, [run[variant] for run in runs], **known, **task.known)
+            found = [run[variant] for run in runs]
+            yield variant, score_of(protocol.name, found, seeds=seeds if protocol.random else (), **known)

@@ -14,11 +14,7 @@ from byol.evaluation.inputs import Predictions
 from byol.evaluation.metrics import METRICS, TOP, interval, measure
 
 SCORES = "scores.jsonl"  # beside an encoder
-OLD_NAMES = {
-    "spread": "std",
-    "encoder": "encoder_name",
-    "blake2b": "encoder_checksum",
-}  # in files written before
+OLD_NAMES = {"spread": "std", "encoder": "encoder_name", "blake2b": "encoder_checksum"}  # in older files
 
 
 @dataclass(frozen=True)
@@ -30,9 +26,7 @@ class Score:
     value: float  # a fraction; the mean over the seeds
     low: float  # 95 % interval of value: bootstrap over the test images
     high: float
-    std: (
-        float | None
-    )  # standard deviation of value over the seeds; None for one seed, or where nothing is random
+    std: float | None  # standard deviation of value over the seeds; None for one, or where nothing is random
     top1: float | None  # share of test images classified right; None where they are multi-label
     top5: float | None  # whose class is among the first five; None too with five classes or fewer
     settings: dict[str, Any]  # requested and chosen; a list where the seeds chose differently
@@ -65,21 +59,16 @@ def score_of(protocol: str, runs: Sequence[Predictions], *, metric: str, classes
         top1 = float(np.mean([one[:, 0].mean() for one in right]))
         if classes > TOP and right[0].shape[1] == TOP:
             top5 = float(np.mean([one.any(axis=1).mean() for one in right]))
+    settings = {}
+    for name in runs[0].settings:
+        every = [one.settings[name] for one in runs]
+        settings[name] = every[0] if all(value == every[0] for value in every) else every
     return Score(
         protocol=protocol, metric=metric, value=float(np.mean(values)), low=low, high=high,
         std=float(np.std(values, ddof=1)) if len(values) > 1 else None, top1=top1, top5=top5,
-        settings=joined([one.settings for one in runs]), train_images=runs[0].train_images,
+        settings=settings, train_images=runs[0].train_images,
         test_images=len(labels), classes=classes, **known,
     )  # fmt: skip
-
-
-def joined(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The settings of several seeds: what differs becomes a list."""
-    every = {name: [one[name] for one in settings] for name in settings[0]}
-    return {
-        name: values[0] if all(value == values[0] for value in values) else values
-        for name, values in every.items()
-    }
 
 
 def write_scores(scores: Mapping[str, Score], path: str | Path) -> None:
@@ -88,8 +77,7 @@ def write_scores(scores: Mapping[str, Score], path: str | Path) -> None:
 
 
 def read_scores(path: Path) -> list[Score]:
-    """The scores that `write_scores` wrote, oldest first. Raises CheckpointError for a line that is not
-    one."""
+    """The scores in a file, oldest first. Raises CheckpointError for a line that is not one."""
     scores = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:

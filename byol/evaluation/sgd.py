@@ -1,11 +1,11 @@
 """A linear classifier trained by SGD on a frozen encoder (linear evaluation), or with it (fine-tuning).
 
-Both are one loop, `fit`. On a frozen encoder the classifiers of all settings learn side by side from one
-pass.
+Both are one loop, `fit`. On a frozen encoder the classifiers of all settings learn side by side in one pass.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,29 +28,22 @@ class ClassifierConfig:
 
     base_lrs: tuple[float, ...]  # per 256 images; each falls to 0 by a cosine
     epochs: tuple[float, ...]  # passes over the images
-    weight_decays: tuple[float, ...] = (
-        0.0,
-    )  # divided by the rate (paper §D.3); biases and BatchNorm are exempt
+    weight_decays: tuple[float, ...] = (0.0,)  # over the rate (paper §D.3); not of biases and BatchNorm
     batch_size: int = 256  # images per step; fewer where there are few images
     validation_share: float = 0.1  # of the training images, at most 10,009, that settings are chosen on
-    crop_area: tuple[float, float] = (
-        0.08,
-        1.0,
-    )  # smallest and largest share of an image that a training crop takes
+    crop_area: tuple[float, float] = (0.08, 1.0)  # smallest and largest share of an image in a training crop
     logit_cap: float | None = None  # squash logits into (-cap, cap) by a tanh; 20 in the paper's Table 7
     logit_penalty: float = 0.0  # weight of the mean squared logit in the loss; 0.01 in the paper's Table 7
-    precision: Precision | None = (
-        None  # of the encoder; None is bf16 where the hardware has it and is faster with it
-    )
+    precision: Precision | None = None  # of the encoder; None is bf16 where the hardware is faster with it
 
     def __post_init__(self) -> None:
         rates, lengths, decays, cap = self.base_lrs, self.epochs, self.weight_decays, self.logit_cap
         positive = "at least one number, all positive and below 1e30"
         rules = {
-            "base_lrs": (rates and all(0 < rate < 1e30 for rate in rates), positive),
-            "epochs": (lengths and all(0 < length < 1e30 for length in lengths), positive),
+            "base_lrs": (rates and all(0 < one < 1e30 for one in rates), positive),
+            "epochs": (lengths and all(0 < one < 1e30 for one in lengths), positive),
             "weight_decays": (
-                decays and all(0 <= decay < 1e30 for decay in decays),
+                decays and all(0 <= one < 1e30 for one in decays),
                 "numbers from 0, below 1e30",
             ),
             "batch_size": (self.batch_size >= 2, "at least 2"),
@@ -64,8 +57,7 @@ class ClassifierConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected {expected}.")
 
 
-@dataclass(frozen=True)
-class Trial:
+class Trial(NamedTuple):
     """One combination of what is tried."""
 
     epochs: float
@@ -82,8 +74,7 @@ def fit(
     frozen: bool,
     seed: int,
 ) -> list[nn.Linear | None]:
-    """Train a linear classifier for each trial, side by side; unless frozen, the encoder with it, in
-    place.
+    """Train a linear classifier for each trial, side by side; unless frozen, the encoder with it, in place.
 
     All see the same augmented batches, and each learns what it would learn alone; one that diverged is
     None. The trials are of one length, and one alone when the encoder is not frozen. Everything follows
@@ -93,30 +84,21 @@ def fit(
     precision = config.precision or World(0, 1, device).default_precision()
     batch_size = batch_size_for(len(images), config.batch_size)
     total_steps = max(1, int(trials[0].epochs * len(images)) // batch_size)
+    lengths = {"batch_size": batch_size, "total_steps": total_steps, "warmup_steps": 0}
     classifiers = [new_classifier(info.features, len(images.classes), seed).to(device) for _ in trials]
-    generators = [
-        torch.default_generator
-    ]  # torch.manual_seed reseeds all GPUs, and only one's state is put back
+    generators = [torch.default_generator]  # torch.manual_seed reseeds all GPUs, and one's state is put back
     if device.type == "cuda":
         generators.append(torch.cuda.default_generators[device.index or 0])
     with torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         optimizer = sgd(classifiers, trials, batch_size, None if frozen else network)
         for module in () if frozen else network.modules():
-            if isinstance(
-                module, _BatchNorm
-            ):  # paper §D.3: keeps max(1 - 10 / steps per epoch, 0.9) of itself
+            if isinstance(module, _BatchNorm):  # keeps max(1 - 10 / steps per epoch, 0.9) of itself (§D.3)
                 module.momentum = min(10 * batch_size / len(images), 0.1)
         network.train(not frozen)
         batches = images.batches(info.image_size, batch_size, total_steps, config.crop_area, seed)
         for step, (crops, y) in enumerate(batches):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(
-                    step,
-                    base_lr=group["base_lr"],
-                    batch_size=batch_size,
-                    total_steps=total_steps,
-                    warmup_steps=0,
-                )
+                group["lr"] = learning_rate(step, base_lr=group["base_lr"], **lengths)
             for generator in generators:  # for dropout and the like
                 generator.manual_seed(seed_of(seed, Stream.DROPOUT, step))
             view = normalise_(to_float(crops), info.mean, info.std)

@@ -1,5 +1,4 @@
-"""Which labelled images are learned from: a part of every class (paper §C.1); and which settings are
-chosen on.
+"""Which labelled images are learned from (a part of every class, paper §C.1), and which are for validation.
 
 An image's place within its class follows from (seed, its number), so the same seed gives the same images
 everywhere, and a smaller subset lies within every larger one.
@@ -27,12 +26,10 @@ class Amount:
     per_class: bool = False
 
     def __post_init__(self) -> None:
-        if self.per_class and not (self.value >= 1 and float(self.value).is_integer()):
-            raise ConfigError(f"{self.value:g} images per class were requested; expected a whole number.")
-        if not self.per_class and not 0 < self.value <= 100:
-            raise ConfigError(
-                f"{self.value:g} % of the labels were requested; expected above 0, at most 100."
-            )
+        whole = self.value >= 1 and float(self.value).is_integer()
+        if not (whole if self.per_class else 0 < self.value <= 100):
+            expected = "a whole number" if self.per_class else "above 0, at most 100"
+            raise ConfigError(f"{self} of the labels were requested; expected {expected}.")
 
     @classmethod
     def parse(cls, text: str) -> "Amount":
@@ -53,8 +50,7 @@ def few(labels: Rows, amount: Amount, seed: int = 0, classes: Sequence[str] | No
 
     `classes` names the classes in messages. Raises DataError when a class has fewer.
     """
-    groups = by_class(labels, seed, Stream.SUBSET)
-    chosen = []
+    groups, chosen = by_class(labels, seed, Stream.SUBSET), []
     for rows in groups:
         count = int(amount.value) if amount.per_class else max(1, int(amount.value / 100 * len(rows) + 0.5))
         if count > len(rows):
@@ -68,12 +64,10 @@ def few(labels: Rows, amount: Amount, seed: int = 0, classes: Sequence[str] | No
 
 
 def validation_split(labels: Rows, share: float, seed: int = 0) -> tuple[Rows, Rows]:
-    """Rows to learn from and rows to choose settings on, both sorted: a share of every class.
+    """Rows to learn from and rows to choose settings on, both sorted: a share from 0 to below 1 of every class.
 
     A class of two images or more gives at least one and keeps at least one; a class of one image gives none.
     """
-    if not 0 <= share < 1:
-        raise ConfigError(f"validation_share is {share}; expected a share from 0 to less than 1.")
     chosen = np.zeros(len(labels), dtype=bool)
     for rows in by_class(labels, seed, Stream.VALIDATION):
         count = min(max(1, int(share * len(rows) + 0.5)), len(rows) - 1) if share else 0

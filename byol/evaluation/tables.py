@@ -30,53 +30,39 @@ class Scores(dict[str, Score]):
 
 
 def comparison(scores: Mapping[str, Mapping[str, Score]]) -> str:
-    """Several encoders side by side: a row for each protocol, a column for each encoder.
-
-    A cell is the value, its standard deviation over several seeds, and the ends of its 95 % interval.
-    """
+    """Several encoders side by side: a row for each protocol, a column for each encoder."""
     every = {name: score for column in scores.values() for name, score in column.items()}
-    rows = [["protocol", "metric", *scores]]
-    for name, score in every.items():
-        rows.append([name, TITLES[score.metric], *(cell(column.get(name)) for column in scores.values())])
-    several = any(score.std is not None for column in scores.values() for score in column.values())
-    words = "percent, ± the standard deviation over the seeds," if several else "percent,"
+    rows, words = [["protocol", "metric", *scores]], "percent,"
+    for name, some in every.items():
+        row = [name, TITLES[some.metric], *("-" for _ in scores)]
+        for place, score in enumerate((column.get(name) for column in scores.values()), start=2):
+            if score is not None:
+                std = "" if score.std is None else f" ± {100 * score.std:.2f}"
+                row[place] = f"{100 * score.value:.2f}{std}  {100 * score.low:.1f}-{100 * score.high:.1f}"
+                words = "percent, ± the standard deviation over the seeds," if std else words
+        rows.append(row)
     legend = f"{words} and the 95 % interval over the test images; settings are in scores.jsonl"
     return "\n".join([*aligned(rows), legend, *counts(every)])
-
-
-def cell(score: Score | None) -> str:
-    """A score in a comparison."""
-    if score is None:
-        return "-"
-    std = "" if score.std is None else f" ± {100 * score.std:.2f}"
-    return f"{100 * score.value:.2f}{std}  {100 * score.low:.1f}-{100 * score.high:.1f}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table; the first two columns begin below one another, the others end so."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "   ".join(
-            f"{cell:{'<' if place < 2 else '>'}{width}}"
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    line = "   ".join(f"{{:{'<' if place < 2 else '>'}{width}}}" for place, width in enumerate(widths))
+    return [line.format(*row).rstrip() for row in rows]
 
 
 def counts(scores: Mapping[str, Score]) -> list[str]:
     """How many images and classes: a line, or several that say for which scores each holds."""
     found: dict[str, list[str]] = {}
     for name, score in scores.items():
-        words = f"{score.test_images:,} test images of {score.classes} classes"
-        words += f", learned from {score.train_images:,}"
+        words = f"{score.test_images:,} test images of {score.classes} classes, learned from "
+        words += f"{score.train_images:,}"
         if score.overlap:
             meant = "meaningless" if score.overlap == score.test_images else "too high"
             words += f" ({score.overlap:,} of them train images too, so these scores are {meant})"
         found.setdefault(words, []).append(name)
-    return (
-        list(found) if len(found) == 1 else [f"{', '.join(names)}: {words}" for words, names in found.items()]
-    )
+    return [words if len(found) == 1 else f"{', '.join(names)}: {words}" for words, names in found.items()]
 
 
 def in_words(settings: Mapping[str, Any]) -> str:

@@ -4,20 +4,13 @@ import logging
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from byol.data.batches import (
-    BatchPlan,
-    Cropped,
-    SeveralSizes,
-    load_resident,
-    resident_batches,
-    streamed_batches,
-)
+from byol.data import batches
 from byol.data.decode import BadImage
 from byol.data.images import Images
 from byol.errors import DataError, printable
@@ -44,18 +37,19 @@ class TrainImages:
 
     @classmethod
     def open(cls, images: Images, device: torch.device, workers: int = 0) -> "TrainImages":
-        """Read small images now, if they fit in memory; photographs are read in `batches`."""
+        """Read small images of one size now, if they fit in a quarter of the memory; others are read in `batches`."""
         classes, labels = torch.tensor(images.labels).unique(return_inverse=True)
-        opened = cls(images, classes, labels.to(device), None, workers)
-        if not fits(images, device):
+        opened, size = cls(images, classes, labels.to(device), None, workers), images.uniform_size()
+        if size is None or max(size) > SIDE:
+            return opened
+        if len(images) * images.channels * prod(size) > World(0, 1, device).free_memory() // 4:
             return opened
         try:
-            pixels = load_resident(images, opened.leave_out).to(device)
-        except SeveralSizes:  # which a look at some of them had not shown
+            return replace(opened, pixels=batches.load_resident(images, opened.leave_out).to(device))
+        except batches.SeveralSizes:  # which a look at some of them had not shown
             return opened
         finally:
             images.release()
-        return replace(opened, pixels=pixels)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -81,8 +75,7 @@ class TrainImages:
                 self.images.picture(row)
             except BadImage as failure:
                 self.leave_out(row, str(failure))
-        readable = self.labels[torch.from_numpy(rows).to(self.labels.device)] != UNREADABLE
-        good: Rows = rows[readable.cpu().numpy()]
+        good: Rows = rows[self.labels.cpu().numpy()[rows] != UNREADABLE]
         return good
 
     def count(self) -> int:
@@ -97,20 +90,21 @@ class TrainImages:
     def batches(
         self, size: tuple[int, int], batch_size: int, steps: int, crop_area: tuple[float, float], seed: int
     ) -> Generator[tuple[Tensor, Tensor]]:
-        """For each step views (B, C, h, w), uint8 or float in [0, 1], and their columns, int64 (B,), on
-        the device.
+        """For each step views (B, C, h, w), uint8 or float in [0, 1], and their columns int64 (B,), on the device.
 
-        Every image comes once an epoch, cropped and perhaps mirrored, no more (paper §C.1), as the seed
-        says.
+        Every image comes once an epoch, cropped and perhaps mirrored, no more (paper §C.1), as the seed says.
         """
         views = Views(size, ViewConfig(crop_area=crop_area), self.images.channels)
-        plan = BatchPlan(seed, len(self), batch_size, accumulation=1, views=views, crops=1)
+        plan = batches.BatchPlan(seed, len(self), batch_size, accumulation=1, views=views, crops=1)
         device = self.labels.device
         if self.pixels is not None:
-            found: Iterator[Cropped] = islice(resident_batches(self.pixels, plan), steps)
+            found: Iterator[batches.Cropped] = islice(batches.resident_batches(self.pixels, plan), steps)
         else:
-            how: dict[str, Any] = {"device": device, "workers": self.workers, "report": self.leave_out}
-            found = streamed_batches(self.images, plan, steps=range(steps), **how)
+            source, every, workers = self.images, range(steps), self.workers
+            report = self.leave_out
+            found = batches.streamed_batches(
+                source, plan, device=device, workers=workers, steps=every, report=report
+            )
         for crops, indices in found:
             yield crops[:, 0], self.labels[to_device(indices, device)]
 
@@ -118,11 +112,3 @@ class TrainImages:
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """The mean over a batch, of logits (B, C) and columns int64 (B,), in which unreadable images count 0."""
     return F.cross_entropy(logits, y, ignore_index=UNREADABLE, reduction="sum") / len(y)
-
-
-def fits(images: Images, device: torch.device) -> bool:
-    """Whether images are small, of one size, and fit in a quarter of the device's free memory as uint8."""
-    size = images.uniform_size()
-    if size is None or max(size) > SIDE:
-        return False
-    return len(images) * images.channels * size[0] * size[1] <= World(0, 1, device).free_memory() // 4

@@ -8,7 +8,7 @@ from torch import nn
 
 from byol.encoders.load import untrained
 from byol.errors import ConfigError
-from byol.evaluation.baselines import BASELINES, fresh, pixels
+from byol.evaluation.baselines import BASELINES, pixels
 from byol.evaluation.protocols import EvaluationConfig, evaluate, judge, prepare, protocols_named
 from byol.features.embed import embed
 
@@ -17,13 +17,13 @@ ARRAYS = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint
 
 def test_pixels_are_the_normalised_pixels_that_the_encoder_is_fed(encoder_of):
     encoder = encoder_of("convnet")
-    found = embed(pixels(encoder, 0, None), ARRAYS).x
+    found = embed(pixels(encoder), ARRAYS).x
     expected = (ARRAYS / 255 - encoder.info.mean) / encoder.info.std
     np.testing.assert_allclose(found, expected.transpose(0, 3, 1, 2).reshape(6, -1), rtol=1e-4, atol=1e-5)
 
 
 def test_large_images_are_shrunk_before_their_pixels_are_features(encoder_of):
-    encoder = pixels(encoder_of("convnet", size=(64, 48)), 0, None)
+    encoder = pixels(encoder_of("convnet", size=(64, 48)))
     assert embed(encoder, np.zeros((2, 64, 48, 3), dtype=np.uint8)).x.shape == (2, 3 * 32 * 32)
     assert encoder.info.features == 3 * 32 * 32
 
@@ -32,7 +32,7 @@ def test_untrained_is_the_same_network_with_weights_that_follow_from_the_seed(en
     encoder = encoder_of("convnet", width=4)
     encoder.net.load_state_dict({name: value + 1 for name, value in encoder.net.state_dict().items()})
     state = torch.get_rng_state()
-    first, again, other = (fresh(encoder, seed, None) for seed in (0, 0, 1))
+    first, again, other = (untrained(encoder, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
     assert first.info == encoder.info
     weights = [next(one.net.parameters()) for one in (first, again, other, encoder)]
@@ -50,8 +50,8 @@ def test_untrained_code_of_ones_own_is_built_only_when_it_is_named(encoder_of, t
     monkeypatch.syspath_prepend(str(tmp_path))
     encoder = encoder_of(nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     with pytest.raises(ConfigError, match="code of your own"):
-        fresh(encoder, 0, None)
-    assert embed(fresh(encoder, 0, "own_baseline:build"), ARRAYS).x.shape == (6, 5)
+        untrained(encoder)
+    assert embed(untrained(encoder, net="own_baseline:build"), ARRAYS).x.shape == (6, 5)
 
 
 def test_a_baseline_is_scored_by_what_it_can_be_scored_by():
@@ -73,27 +73,27 @@ def test_baselines_can_be_scored_as_any_encoder(encoder_of):
     pairs = list(zip(images, y.tolist(), strict=True))
     encoder = encoder_of("convnet")
     for baseline in BASELINES.values():
-        for score in evaluate(baseline.make(encoder, 0, None), train=pairs[:40], test=pairs[40:]).values():
+        for score in evaluate(baseline.make(encoder), train=pairs[:40], test=pairs[40:]).values():
             assert score.top1 > 0.9
 
 
 def test_training_from_scratch_starts_from_other_weights_with_each_seed(encoder_of):
     encoder = encoder_of("convnet", width=4)
     again = partial(BASELINES["supervised"].make, encoder)
-    assert [again(seed).checksum() for seed in (0, 1)] == [
+    assert [again(seed=seed).checksum() for seed in (0, 1)] == [
         untrained(encoder, seed=seed).checksum() for seed in (0, 1)
     ]
-    assert again(0).checksum() != again(1).checksum()
+    assert again(seed=0).checksum() != again(seed=1).checksum()
     assert [name for name, baseline in BASELINES.items() if baseline.anew] == ["supervised"]
     made = []
 
     def anew(seed: int):
         made.append(seed)
-        return again(seed)
+        return again(seed=seed)
 
     config = EvaluationConfig(base_lrs=0.1, epochs=1.0)
     sets = images(16), images(16, seed=1), protocols_named("finetune", config), config
     [(_, score)] = judge(prepare(encoder, *sets, seed=3, seeds=2, anew=anew))
     assert made == [3, 4]
-    alone = [score for seed in (3, 4) for _, score in judge(prepare(again(seed), *sets, seed=seed))]
+    alone = [score for seed in (3, 4) for _, score in judge(prepare(again(seed=seed), *sets, seed=seed))]
     assert score.value == pytest.approx(np.mean([one.value for one in alone]))

@@ -188,7 +188,7 @@ def test_supervised_learns_from_fresh_weights_whatever_the_encoder_has_learned(e
     with torch.no_grad():
         for p in other.parameters():
             p.mul_(1.5)
-    starts = [BASELINES["supervised"].make(encoder, 1, None) for encoder in (first, other)]
+    starts = [BASELINES["supervised"].make(encoder, seed=1) for encoder in (first, other)]
     found = [semi(start, images(80), images(20, seed=1), seed=1) for start in starts]
     assert np.array_equal(found[0].classes, found[1].classes)
 
@@ -196,7 +196,7 @@ def test_supervised_learns_from_fresh_weights_whatever_the_encoder_has_learned(e
 def test_supervised_on_a_network_of_your_own_wants_a_fresh_one(encoder_of):
     encoder = encoder_of(net())
     with pytest.raises(ConfigError, match="only you can build a fresh one"):
-        BASELINES["supervised"].make(encoder, 0, None)
+        BASELINES["supervised"].make(encoder)
     torch.manual_seed(1)
     found = finetune(untrained(encoder, net=Net()), images(40), images(20, seed=1))
     assert found.classes.shape == (20, 4)

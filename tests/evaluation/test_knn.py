@@ -87,6 +87,16 @@ def test_the_first_five_classes_are_those_of_scikit_learn_and_no_other_class_is_
     assert (found[:, 0] >= 0).all()
 
 
+def test_several_k_predict_together_what_each_predicts_alone():
+    generator = torch.Generator().manual_seed(0)
+    bank, queries = torch.randn(200, 5, generator=generator), torch.randn(100, 5, generator=generator)
+    labels = torch.arange(200) % 7
+    together = knn_predictions(bank, labels, queries, (1, 9, 60), 0.5)
+    for k, found in zip((1, 9, 60), together, strict=True):
+        assert torch.equal(found, knn_predictions(bank, labels, queries, (k,), 0.5)[0])
+    assert not any(torch.equal(together[2][:, 0], found[:, 0]) for found in together[:2])
+
+
 def test_one_class_in_the_bank_is_every_prediction():
     bank, _ = clusters(30, 3)
     queries, _ = clusters(20, 3, seed=1)

@@ -193,7 +193,8 @@ def test_small_sets_get_small_batches(count, most, size):
     "changes",
     [
         {"base_lrs": ()}, {"base_lrs": (0.1, 0.0)}, {"base_lrs": (float("nan"),)}, {"epochs": (float("inf"),)},
-        {"weight_decays": (-1e-4,)}, {"batch_size": 1}, {"validation_share": 1.0}, {"crop_area": (0.5, 0.1)},
+        {"weight_decays": (-1e-4,)}, {"batch_size": 1}, {"validation_share": -0.1},
+        {"validation_share": 1.0}, {"validation_share": float("nan")}, {"crop_area": (0.5, 0.1)},
         {"logit_cap": 0.0}, {"logit_penalty": -0.1},
     ],
 )  # fmt: skip

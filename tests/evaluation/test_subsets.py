@@ -34,6 +34,11 @@ def test_a_percentage_of_unbalanced_labels_is_what_scikit_learn_takes_of_every_c
     np.testing.assert_allclose(counts(labels, few(labels, Amount(percent))), counts(labels, theirs), atol=1)
 
 
+def test_a_percentage_of_a_class_is_rounded_to_the_nearest_number():
+    labels = np.repeat(np.arange(4), [14, 15, 24, 26])
+    assert counts(labels, few(labels, Amount(10))) == [1, 2, 2, 3]
+
+
 def test_every_class_gives_at_least_one_image():
     assert counts(LONG_TAIL, few(LONG_TAIL, Amount(0.1))) == [1] * 6
 
@@ -141,9 +146,3 @@ def test_the_validation_part_is_fixed_by_the_seed_and_apart_from_the_subsets():
     assert np.array_equal(first, validation_split(BALANCED, 0.1, seed=1)[1])
     assert not np.array_equal(first, validation_split(BALANCED, 0.1, seed=2)[1])
     assert not np.array_equal(first, few(BALANCED, Amount(10), seed=1))
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
-def test_a_share_that_cannot_be_split_off_is_refused(share):
-    with pytest.raises(ConfigError, match="validation_share"):
-        validation_split(BALANCED, share)
