@@ -24,7 +24,7 @@ from byol.errors import CheckpointError, ConfigError, complaint
 from byol.method.byol import evaluating
 from byol.method.crops import Interpolation
 from byol.method.hidden import INPUT, OUTPUT, HiddenLayer, Pooling, layer_name
-from byol.method.pixels import ScaleCheck, check_images, prepare
+from byol.method.pixels import ImageCheck, prepare
 from byol.models.build import build_encoder, is_own_code
 
 FORMAT = 2  # format 1 called the architecture "encoder"
@@ -114,7 +114,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.network = network
         self.info = info
-        self._check_scale = ScaleCheck()
+        self._check = ImageCheck(info.channels)
 
     @property
     def net(self) -> nn.Module:
@@ -140,8 +140,7 @@ class Encoder(nn.Module):
     def prepare(self, images: Tensor, *, normalised: bool = False) -> Tensor:
         """Images as the network is fed them, by default not normalised: float32 (B, C, h, w) in [0, 1]."""
         info = self.info
-        check_images(images, info.channels)
-        self._check_scale(images)
+        self._check(images)
         mean, std = (info.mean, info.std) if normalised else (None, None)
         return prepare(images, info.image_size, mean=mean, std=std, crop_ratio=info.crop_ratio,
                        interpolation=info.interpolation, antialias=info.antialias)  # fmt: skip

@@ -25,15 +25,13 @@ logger = logging.getLogger("byol")
 
 
 class Network(nn.Module):
-    """An encoder and a projector; the online and the target network are one each."""
+    """View to projection (B, projection_size); the online and the target network are one each."""
 
     def __init__(self, encoder: HiddenLayer, projector: nn.Module) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.projector = projector
+        self.encoder, self.projector = encoder, projector
 
     def forward(self, view: Any) -> Tensor:
-        """The projection (B, projection_size) of a view."""
         projection: Tensor = self.projector(self.encoder(view))
         return projection
 
@@ -91,27 +89,33 @@ class BYOL(nn.Module):
         found = probe(net, hidden_layer, example, image_size=size, channels=channels)
         self.views = None if size is None else Views(size, views, found.channels)
         self.augment_fn, self.augment_fn2 = augment_fn, augment_fn if augment_fn2 is None else augment_fn2
-        self.moving_average_decay = moving_average_decay
-        self.joint_batchnorm = joint_batchnorm
+        self.moving_average_decay, self.joint_batchnorm = moving_average_decay, joint_batchnorm
         self._fed_views = False  # views of the user's own, which no function of this learner made
+        self.representation_size, self.frozen = found.features, found.unreached
+        for name in self.frozen:  # they get no gradient; left trainable, DDP would wait for it
+            net.get_parameter(name).requires_grad_(False)
+        if self.frozen:
+            logger.warning(
+                f"{len(self.frozen)} parameters that the representation does not depend on are frozen "
+                f"({', '.join(self.frozen[:2])}, ...). To train them afterwards: requires_grad_(True)."
+            )
+            logger.info("Frozen: %s.", ", ".join(self.frozen))
+        device = next(p.device for p in net.parameters() if p.requires_grad)
 
-        first = next(p for p in net.parameters() if p.requires_grad)
-        self.frozen = _freeze(net, found.unreached)
-        self.representation_size = found.features
-        projector = mlp(found.features, projection_hidden_size, projection_size).to(first.device)
-        self.online = Network(found.encoder, projector)
-        self.predictor = mlp(projection_size, projection_hidden_size, projection_size).to(first.device)
+        def head(features: int) -> nn.Module:
+            return mlp(features, projection_hidden_size, projection_size).to(device)
+
+        self.online = Network(found.encoder, head(found.features))
+        self.predictor = head(projection_size)
         if target_net is None:
             self.target = copy.deepcopy(self.online)
         else:
             _check_same_architecture(net, target_net)
-            reader = copy.deepcopy(found.encoder, {id(net): target_net})
-            projector = mlp(found.features, projection_hidden_size, projection_size).to(first.device)
-            self.target = Network(reader, projector)
+            self.target = Network(copy.deepcopy(found.encoder, {id(net): target_net}), head(found.features))
         self.target.train()
         if not net.training:
             logger.warning("%s is in eval mode; call learner.train() before training it.", type(net).__name__)
-        if _shares_statistics(first) if sync_batchnorm is None else sync_batchnorm:
+        if _shares_statistics(device) if sync_batchnorm is None else sync_batchnorm:
             for name in ("online", "predictor", "target"):
                 setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(getattr(self, name)))
         self.target.requires_grad_(False)
@@ -149,7 +153,8 @@ class BYOL(nn.Module):
             self._check_counts(len(view1), len(view2))
         representation1, representation2 = self._both(self.online.encoder, view1, view2)
         self._check_counts(len(representation1), len(representation2))
-        prediction1, prediction2 = self._both(self._predicted, representation1, representation2)
+        online1, online2 = self._both(self.online.projector, representation1, representation2)
+        prediction1, prediction2 = self._both(self.predictor, online1, online2)
         with torch.no_grad():  # the target teaches, it is not taught
             projection1, projection2 = self._both(self.target, view1, view2)
         loss = (regression_loss(prediction1, projection2) + regression_loss(prediction2, projection1)).mean()
@@ -157,10 +162,7 @@ class BYOL(nn.Module):
 
     def predict(self, view: Any) -> Tensor:
         """The online network's prediction (B, projection_size) of the other view's projection."""
-        return self._predicted(self.online.encoder(view))
-
-    def _predicted(self, representation: Tensor) -> Tensor:
-        prediction: Tensor = self.predictor(self.online.projector(representation))
+        prediction: Tensor = self.predictor(self.online(view))
         return prediction
 
     def draw_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,9 +180,8 @@ class BYOL(nn.Module):
         Parameters only: the target's BatchNorm buffers are its own (official byol_experiment.py).
         """
         _check_tau(tau, "tau")
-        # A complex number moves as its two parts do; integers stay.
-        targets, onlines = (
-            [torch.view_as_real(p) if p.is_complex() else p for p in network.parameters() if _is_number(p)]
+        targets, onlines = (  # integers stay
+            list[Tensor](p for p in network.parameters() if p.is_floating_point() or p.is_complex())
             for network in (self.target, self.online)
         )
         torch._foreach_lerp_(targets, onlines, 1.0 - tau)
@@ -199,17 +200,14 @@ class BYOL(nn.Module):
     def prepare(self, images: Any) -> Any:
         """Images as evaluation feeds them to the network: with built-in views resized and normalised.
 
-        With views of your own they stay as they are: by `augment_fn`, or given as view1 and view2 when
-        `self.views` never drew any.
+        With views of your own, by `augment_fn` or given as view1 and view2, they stay as they are.
         """
         if self.views is None or self.augment_fn is not None or not isinstance(images, Tensor):
             return images
         return images if self._fed_views and not self.views.drawn else self.views.prepare(images)
 
     def compile(self, *args: Any, **options: Any) -> None:
-        """Compile the networks in place, by torch.compile's options; the views stay as they are: every step
-        draws others.
-        """
+        """Compile the networks in place, by torch.compile's options; the views differ with every step."""
         for part in (self.online.encoder, self.online.projector, self.predictor, self.target):
             part.compile(*args, **options)
 
@@ -244,10 +242,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def _is_number(p: Tensor) -> bool:
-    return p.is_floating_point() or p.is_complex()
-
-
 def _check_network(net: nn.Module) -> None:
     """Raise ConfigError for a network that cannot be trained as it is."""
     kind = type(net).__name__
@@ -255,37 +249,20 @@ def _check_network(net: nn.Module) -> None:
     wrapped = "module" if parallel else "_orig_mod"  # torch.compile's
     if isinstance(getattr(net, wrapped, None), nn.Module):
         raise ConfigError(
-            f"The network came inside {kind}, which gives its weights other names. Give the network itself, "
-            f"net.{wrapped}. Compile in place with learner.compile(), or net.compile() for the network "
-            "alone; distribute the learner, DistributedDataParallel(learner)."
+            f"The network came inside {kind}, which gives its weights other names. Give net.{wrapped}. "
+            "Compile in place with learner.compile(), or net.compile() for the network alone; distribute the "
+            "learner, DistributedDataParallel(learner)."
         )
     for name, p in net.named_parameters():
         if nn.parameter.is_lazy(p):
             raise ConfigError(
-                f"{kind} has lazy layers, which have no weights yet ({name}). Run one batch of its inputs "
-                "through it first: net(batch)."
+                f"{kind} has lazy layers, without weights yet ({name}). Run a batch through it: net(batch)."
             )
         if p.requires_grad and p.dtype not in (torch.float32, torch.complex64):
             raise ConfigError(
                 f"{kind} has weights of {p.dtype} ({name}); expected torch.float32. Call net.float(): the "
                 "arithmetic may be bf16 (torch.autocast), the weights may not."
             )
-    if not any(p.requires_grad for p in net.parameters()):
-        raise ConfigError(f"{kind} has no trainable parameter, so there is nothing to learn.")
-
-
-def _freeze(net: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Parameters behind the hidden layer never get a gradient; left trainable, DDP would wait for theirs."""
-    for name in names:
-        net.get_parameter(name).requires_grad_(False)
-    if names:
-        logger.warning(
-            "%d parameters that the representation does not depend on are frozen (%s%s). To train them "
-            "afterwards: requires_grad_(True).",
-            len(names), ", ".join(names[:2]), ", ..." if names[2:] else "",
-        )  # fmt: skip
-        logger.info("Frozen: %s.", ", ".join(names))
-    return names
 
 
 def _check_same_architecture(net: nn.Module, target_net: nn.Module) -> None:
@@ -298,7 +275,7 @@ def _check_same_architecture(net: nn.Module, target_net: nn.Module) -> None:
         )
 
 
-def _shares_statistics(parameter: Tensor) -> bool:
+def _shares_statistics(device: torch.device) -> bool:
     """Whether this is one of several processes that train on GPUs; SyncBatchNorm knows no other device.
 
     Where the network lies now does not tell, because most programs build the learner first and move it then.
@@ -306,13 +283,12 @@ def _shares_statistics(parameter: Tensor) -> bool:
     group = torch.distributed
     if not (group.is_available() and group.is_initialized() and group.get_world_size() > 1):
         return False
-    if parameter.is_cuda or (torch.cuda.is_available() and "nccl" in group.get_backend_config()):
+    if device.type == "cuda" or (torch.cuda.is_available() and "nccl" in group.get_backend_config()):
         return True
     logger.warning(
-        "BatchNorm statistics are not shared by the %d processes: torch shares them on GPUs only, and this "
-        "network is on %s. If it goes to a GPU later, give sync_batchnorm=True, else False.",
-        group.get_world_size(), parameter.device.type,
-    )  # fmt: skip
+        f"BatchNorm statistics are not shared by the {group.get_world_size()} processes: torch does "
+        f"so on GPUs only, not on {device.type}. If the network moves there, sync_batchnorm=True, else False."
+    )
     return False
 
 

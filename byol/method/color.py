@@ -1,8 +1,7 @@
-"""The operations that views are made of: float images (N, C, H, W) in [0, 1], one parameter per image.
+"""The operations that views are made of: float images (N, C, H, W) in [0, 1], one parameter (N,) per image.
 
 As in the official augmentations.py: additive brightness, contrast around each channel's own mean, saturation
-and hue in HSV, a blur that sees zeros beyond the border. The torchvision_* functions are other libraries'
-meanings.
+and hue in HSV, a blur that sees zeros beyond the border. The torchvision_* functions are that library's.
 """
 
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ BLOCK = 32  # pixels that the blur makes at once along an axis
 
 
 def per_image(values: Tensor) -> Tensor:
-    """(N,) as (N, 1, 1, 1)."""
     return values.view(-1, 1, 1, 1)
 
 
@@ -27,14 +25,13 @@ def adjust_brightness(x: Tensor, delta: Tensor) -> Tensor:
 def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
     """Scale the distance from each channel's mean."""
     mean = x.mean(dim=(2, 3), keepdim=True)
-    factor = per_image(factor)
-    return (x * factor).add_(mean * (1 - factor)).clamp_(0, 1)
+    return (x * per_image(factor)).add_(mean * (1 - per_image(factor))).clamp_(0, 1)
 
 
 def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
     """Multiply HSV saturation, limited to 1, at constant hue and value.
 
-    No conversion is needed: with the largest channel V and the smallest m, x' = V - (V - x) min(factor, V /
+    No conversion is needed: with V the largest and m the smallest channel, x' = V - (V - x) min(factor, V /
     (V - m)).
     """
     largest, smallest = extremes(x)
@@ -110,6 +107,11 @@ def solarize(x: Tensor, threshold: float = 0.5) -> Tensor:
     return torch.where(x < threshold, x, 1 - x)
 
 
+def blur_taps(height: int, share: float = 0.1) -> int:
+    """Taps of the blur for an image height: 23 at 224 pixels, 3 at 32 (official augmentations.py)."""
+    return 2 * int(height * share / 2) + 1
+
+
 def blur(x: Tensor, sigma: Tensor, taps: int) -> Tensor:
     """Gaussian blur of an odd number of taps; beyond the border there is black, as in the official code.
 
@@ -117,41 +119,25 @@ def blur(x: Tensor, sigma: Tensor, taps: int) -> Tensor:
     quarter of the whole product at 224 pixels.
     """
     count, channels, height, width = x.shape
-    band = blur_band(sigma, taps, min(BLOCK, max(height, width)))
+    reach, size = taps // 2, min(BLOCK, max(height, width))
+    offsets = torch.arange(taps, device=x.device) - reach
+    kernel = torch.exp(-offsets.square() / (2 * sigma[:, None].square()))  # (N, taps)
+    kernel = kernel / kernel.sum(dim=1, keepdim=True)
+    # Weights (N, size + taps - 1, size) of the pixels around a block: column j is centred at row j + reach.
+    tap = torch.arange(size + 2 * reach, device=x.device)[:, None] - torch.arange(size, device=x.device)
+    band = kernel[:, tap.clamp(0, taps - 1)] * ((tap >= 0) & (tap < taps))
+
+    def blocks(length: int) -> Iterator[tuple[slice, slice, Tensor]]:
+        for start in range(0, length, size):
+            stop = min(length, start + size)
+            low, high, first = max(0, start - reach), min(length, stop + reach), start - reach
+            yield slice(start, stop), slice(low, high), band[:, low - first : high - first, : stop - start]
+
     rows = x.reshape(count, channels * height, width)
     wide, tall = torch.empty_like(rows), torch.empty_like(x)
     with torch.autocast(x.device.type, enabled=False):
-        for here, around, weights in _blocks(band, taps, width):
+        for here, around, weights in blocks(width):
             wide[:, :, here] = torch.bmm(rows[:, :, around], weights)
-        for here, around, weights in _blocks(band, taps, height):
+        for here, around, weights in blocks(height):
             tall[:, :, here] = torch.matmul(weights.mT[:, None], wide.view(x.shape)[:, :, around])
     return tall
-
-
-def blur_band(sigma: Tensor, taps: int, size: int) -> Tensor:
-    """Gaussian weights (N, size + taps - 1, size): column j is centred taps // 2 rows below row j."""
-    offsets = torch.arange(taps, device=sigma.device) - taps // 2
-    kernel = torch.exp(-offsets.square() / (2 * sigma[:, None].square()))  # (N, taps)
-    kernel = kernel / kernel.sum(dim=1, keepdim=True)
-    rows, columns = (
-        torch.arange(size + taps - 1, device=sigma.device),
-        torch.arange(size, device=sigma.device),
-    )
-    tap = rows[:, None] - columns[None, :]
-    inside = (tap >= 0) & (tap < taps)
-    return kernel[:, tap.clamp(0, taps - 1)] * inside
-
-
-def _blocks(band: Tensor, taps: int, length: int) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The stretches of an axis: their places, the places that reach into them, the weights between."""
-    size = band.shape[2]
-    for start in range(0, length, size):
-        stop = min(length, start + size)
-        low, high = max(0, start - taps // 2), min(length, stop + taps // 2)
-        offset = start - taps // 2  # the place of the band's first row
-        yield slice(start, stop), slice(low, high), band[:, low - offset : high - offset, : stop - start]
-
-
-def blur_taps(height: int, share: float = 0.1) -> int:
-    """Taps of the blur for an image height: 23 at 224 pixels, 3 at 32 (official augmentations.py)."""
-    return 2 * int(height * share / 2) + 1

@@ -3,7 +3,6 @@
 Boxes as in the official dataset.py: one draw of area and aspect ratio, no retry, clipped to the image.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import log
@@ -16,8 +15,6 @@ from byol.errors import ConfigError
 from byol.method.draws import Stream, uniforms
 
 Interpolation = Literal["bicubic", "bilinear"]
-Kernel = Callable[[Tensor], Tensor]
-Stretches = tuple[Tensor, Tensor, Tensor]  # starts, lengths int64 (N,) in pixels; whether mirrored, bool (N,)
 TABLE = 2**21  # numbers in half of a table of resampling matrices: for images of up to 38 pixels
 
 
@@ -72,19 +69,23 @@ def crop_resize(
 
     Keys' bicubic kernel (a = -0.5) or the bilinear one, half-pixel centres. With `antialias` the kernel
     widens when an image shrinks, as in Pillow; without, it does not, as in the official tf.image.resize. Taps
-    outside the box are left out and the weights renormalised, which both do. Two matrix products per image,
-    rows first.
+    outside the box are left out and the weights renormalised, which both do. Two matrix products per image.
     """
     if images.ndim != 4:
         raise ConfigError(f"crop_resize got images of shape {tuple(images.shape)}; expected (N, C, H, W).")
-    height, width = images.shape[2:]
+    count, channels, height, width = images.shape
+
+    def matrices(starts: Tensor, lengths: Tensor, flips: Tensor, in_size: int, out_size: int) -> Tensor:
+        how = (in_size, out_size, antialias, interpolation)
+        if in_size**3 * out_size > TABLE:
+            return resampling_matrices(starts, lengths, flips, *how)
+        table = every_matrix(*how, images.device)
+        return table.index_select(0, (flips * in_size + starts) * in_size + lengths - 1)
+
     tops, lefts, box_heights, box_widths = to_device(crops.boxes, images.device).unbind(1)
     flips = to_device(crops.flips, images.device)
-    kernel = cubic if interpolation == "bicubic" else linear
-    vertical = (tops, box_heights, torch.zeros_like(flips))
-    rows = resampling_matrices(vertical, height, size[0], antialias, kernel)
-    columns = resampling_matrices((lefts, box_widths, flips), width, size[1], antialias, kernel)
-    count, channels = images.shape[:2]
+    rows = matrices(tops, box_heights, torch.zeros_like(flips), height, size[0])
+    columns = matrices(lefts, box_widths, flips, width, size[1])
     tall = images.float().reshape(count, channels * height, width)
     # bf16 cannot tell neighbouring bright pixels apart.
     with torch.autocast(images.device.type, enabled=False):
@@ -92,30 +93,26 @@ def crop_resize(
         return torch.matmul(rows[:, None], narrow.view(count, channels, height, size[1]))
 
 
-def resampling_matrices(
-    stretches: Stretches, in_size: int, out_size: int, antialias: bool, kernel: Kernel
-) -> Tensor:
-    """As `resampling_matrix`, for small images out of a table of all matrices there are."""
-    if in_size**3 * out_size > TABLE:
-        return resampling_matrix(stretches, in_size, out_size, antialias, kernel)
-    starts, lengths, flips = stretches
-    table = every_matrix(in_size, out_size, antialias, kernel, starts.device)
-    return table.index_select(0, (flips * in_size + starts) * in_size + lengths - 1)
-
-
 @lru_cache(maxsize=4)
-def every_matrix(size: int, out_size: int, antialias: bool, kernel: Kernel, device: torch.device) -> Tensor:
+def every_matrix(
+    size: int, out_size: int, antialias: bool, interpolation: Interpolation, device: torch.device
+) -> Tensor:
     """The matrices of all starts and lengths, then all mirrored: row (flip, start, length - 1)."""
     places = torch.arange(2 * size**2, device=device)
-    stretches = (places // size % size, places % size + 1, places >= size**2)
-    return resampling_matrix(stretches, size, out_size, antialias, kernel)
+    starts, lengths, flips = places // size % size, places % size + 1, places >= size**2
+    return resampling_matrices(starts, lengths, flips, size, out_size, antialias, interpolation)
 
 
-def resampling_matrix(
-    stretches: Stretches, in_size: int, out_size: int, antialias: bool, kernel: Kernel
+def resampling_matrices(
+    starts: Tensor,  # int64 (N,) in pixels
+    lengths: Tensor,
+    flips: Tensor,  # bool (N,)
+    in_size: int,
+    out_size: int,
+    antialias: bool,
+    interpolation: Interpolation,
 ) -> Tensor:
     """Weights float32 (N, out_size, in_size) that resize [start, start + length) to out_size samples."""
-    starts, lengths, flips = stretches
     scale = lengths.float() / out_size  # (N,) input pixels per output pixel
     # (N, out), from the start of the stretch
     centres = (torch.arange(out_size, device=starts.device) + 0.5) * scale[:, None]
@@ -123,7 +120,7 @@ def resampling_matrix(
     shrink = scale.clamp_min(1.0) if antialias else torch.ones_like(scale)
     taps = torch.arange(in_size, device=starts.device) - starts[:, None]  # (N, in) places in the stretch
     distance = (taps[:, None, :] + 0.5 - centres[:, :, None]) / shrink[:, None, None]  # (N, out, in)
-    weights = kernel(distance)
+    weights = cubic(distance) if interpolation == "bicubic" else distance.abs_().neg_().add_(1).clamp_min_(0)
     weights *= ((taps >= 0) & (taps < lengths[:, None]))[:, None, :]
     return weights.div_(weights.sum(dim=2, keepdim=True))
 
@@ -134,8 +131,3 @@ def cubic(distance: Tensor) -> Tensor:
     near = (1.5 * d - 2.5) * d * d + 1
     far = ((-0.5 * d + 2.5) * d - 4) * d + 2
     return torch.where(d < 1, near, far).mul_(d < 2)
-
-
-def linear(distance: Tensor) -> Tensor:
-    """The triangle of bilinear interpolation, zero beyond 1."""
-    return distance.abs().neg_().add_(1).clamp_min_(0)

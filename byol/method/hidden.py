@@ -20,8 +20,7 @@ class Reached(BaseException):
 
 
 class HiddenLayer(nn.Module):
-    """A network whose forward gives the representation (B, D) at one of its layers; float32, but under
-    autocast.
+    """A network whose forward gives the representation (B, D) at one of its layers, float32 without autocast.
 
     The layers behind the hidden layer are not run: they cost nothing and keep their buffers.
     """
@@ -44,7 +43,6 @@ class HiddenLayer(nn.Module):
         x = pool(self.read(view), self.pooling, self.skip)
         if x.dtype == torch.float32:
             return x
-        # Autocast leaves float64 alone.
         halved = x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
         return x if halved else x.float()
 
@@ -56,30 +54,31 @@ class HiddenLayer(nn.Module):
         if self.layer == HEAD:
             features = run(net.forward_features, view)
             return single_tensor(net.forward_head(features, pre_logits=True), self.layer)
-        layer = net.get_submodule(self.layer.removeprefix(INPUT))
-        kind = "_forward_pre_hooks" if self.layer.startswith(INPUT) else "_forward_hooks"
-        left = self.calls if self.net.training else self.eval_calls
+        fed = self.layer.startswith(INPUT)
+        left = self.calls if net.training else self.eval_calls
         found: Tensor | None = None
 
         def reached(module: nn.Module, inputs: Any, output: Any = None) -> None:
             nonlocal left, found
             left -= 1
             if left == 0:
-                found = single_tensor(inputs[0] if kind == "_forward_pre_hooks" else output, self.layer)
+                found = single_tensor(inputs[0] if fed else output, self.layer)
                 if self.stops:
                     raise Reached
                 found = found.clone()  # the layers behind may write into it
 
         # A hook for this pass alone: between passes the network is as it was. It is put in place by hand
         # because torch.compile takes the pass as one graph then, and cannot follow register_forward_hook.
-        hooks = layer.__dict__[kind]
-        layer.__dict__[kind] = OrderedDict([*hooks.items(), (-1, reached)])
+        attributes = net.get_submodule(self.layer.removeprefix(INPUT)).__dict__
+        kind = "_forward_pre_hooks" if fed else "_forward_hooks"
+        hooks = attributes[kind]
+        attributes[kind] = OrderedDict([*hooks.items(), (-1, reached)])
         try:
             run(net, view)
         except Reached:
             pass
         finally:
-            layer.__dict__[kind] = hooks
+            attributes[kind] = hooks
         if found is None:
             raise ConfigError(
                 f"The network has a layer {self.layer!r}, but never runs it. Choose another one."
@@ -94,29 +93,25 @@ def run(net: Callable[..., Any], view: Any) -> Any:
     """Call a network: a tuple is spread over its positional, a mapping over its keyword arguments."""
     if isinstance(view, tuple):
         return net(*view)
-    if isinstance(view, Mapping):
-        return net(**view)
-    return net(view)
+    return net(**view) if isinstance(view, Mapping) else net(view)
 
 
 def layer_name(net: nn.Module, hidden_layer: str | int) -> str:
-    """How a hidden layer given by name or by a child's index (negative counts from the end) is named.
+    """The name of a hidden layer that is chosen by name or by a child's index (negative counts from the end).
 
     That is a dotted name, "input of NAME", "output" for the network's own output, or "forward_head" for what
     this method of timm's networks gives without their classifier.
     """
-    if hidden_layer == OUTPUT or (hidden_layer == HEAD and hasattr(net, HEAD)):
-        return hidden_layer
+    given = str(hidden_layer)
+    bare = given.removeprefix(INPUT)
     children = [name for name, _ in net.named_children()]
     names = [name for name, _ in net.named_modules(remove_duplicate=False) if name]
-    bare = str(hidden_layer).removeprefix(INPUT)
+    if given == OUTPUT or (given == HEAD and hasattr(net, HEAD)):
+        return given
     if isinstance(hidden_layer, str) and bare in names:
-        return hidden_layer
-    number = (
-        isinstance(hidden_layer, str | int) and bare.removeprefix("-").isdecimal()
-    )  # text on a command line
-    if number and -len(children) <= int(bare) < len(children):
-        return str(hidden_layer).removesuffix(bare) + children[int(bare)]
+        return given
+    if bare.removeprefix("-").isdecimal() and -len(children) <= int(bare) < len(children):
+        return given.removesuffix(bare) + children[int(bare)]
     raise ConfigError(
         f"{type(net).__name__} has no layer {hidden_layer!r}.{did_you_mean(bare, names)} Expected a dotted "
         f"name, an index of its {len(children)} outermost layers ({', '.join(children) or 'none'}), or "
@@ -132,9 +127,7 @@ def pool(output: Tensor, pooling: Pooling, skip: int = 0) -> Tensor:
         return output.flatten(1, -2).mean(1)
     if pooling == "first token":
         return output[:, 0]
-    if pooling == "mean of tokens":
-        return output[:, skip:].mean(1)
-    return output
+    return output[:, skip:].mean(1) if pooling == "mean of tokens" else output
 
 
 def tensors_in(output: Any) -> dict[str, Tensor]:
@@ -142,9 +135,8 @@ def tensors_in(output: Any) -> dict[str, Tensor]:
     if isinstance(output, Tensor):
         return {"0": output}
     parts = dict(enumerate(output)) if isinstance(output, list | tuple) else output
-    if not isinstance(parts, Mapping):
-        return {}
-    return {str(key): value for key, value in parts.items() if isinstance(value, Tensor)}
+    pairs = parts.items() if isinstance(parts, Mapping) else ()
+    return {str(key): value for key, value in pairs if isinstance(value, Tensor)}
 
 
 def single_tensor(output: Any, layer: str) -> Tensor:

@@ -1,7 +1,7 @@
 """LARS as the official code has it (optimizers.py): weight decay, trust ratio, momentum, learning rate."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,41 +37,31 @@ class LARS(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient. Returns the loss of a closure that is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
-            with_gradient = [p for p in group["params"] if p.grad is not None]
-            for adapted in (True, False):
-                chosen = [p for p in with_gradient if (p.ndim > 1) is adapted]
-                for parameters in _by_kind(chosen):
-                    self._update(parameters, group, adapted)
+            kinds: dict[Any, list[Tensor]] = {}  # a few kernels update all parameters of one kind
+            for p in group["params"]:
+                if p.grad is not None:
+                    kinds.setdefault((p.device, p.dtype, p.ndim > 1), []).append(p)
+            for (_, _, adapted), parameters in kinds.items():
+                self._update(parameters, group, adapted)
         return loss
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any], adapted: bool) -> None:
-        """Update parameters of one device and type with a few kernels for all of them."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         if adapted:
             gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
-            ratios = trust_ratios(parameters, gradients, group["eta"])
-            torch._foreach_mul_(gradients, ratios)
-        buffers = []
+            weights, slopes = (torch.stack(torch._foreach_norm(part)) for part in (parameters, gradients))
+            ratios = torch.where((weights > 0) & (slopes > 0), group["eta"] * weights / slopes, 1.0)
+            torch._foreach_mul_(gradients, list(ratios.unbind()))
         for p in parameters:
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
-            buffers.append(self.state[p]["momentum"])
+        buffers = [self.state[p]["momentum"] for p in parameters]
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, gradients)
         torch._foreach_add_(parameters, buffers, alpha=-group["lr"])
-
-
-def trust_ratios(parameters: list[Tensor], gradients: list[Tensor], eta: float) -> list[Tensor]:
-    """eta * |w| / |g| for each parameter, 1 where either norm is 0; scalars on the device."""
-    weights = torch.stack(torch._foreach_norm(parameters))
-    slopes = torch.stack(torch._foreach_norm(gradients))
-    ratios = torch.where((weights > 0) & (slopes > 0), eta * weights / slopes, torch.ones_like(weights))
-    return list(ratios.unbind())
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -83,10 +73,3 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
-
-
-def _by_kind(parameters: Iterable[Tensor]) -> Iterable[list[Tensor]]:
-    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for p in parameters:
-        kinds.setdefault((p.device, p.dtype), []).append(p)
-    return kinds.values()

@@ -1,6 +1,7 @@
 """Pixels as a network is fed them: checked, from 0 to 1, normalised; and evaluation's view of an image."""
 
 import logging
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -42,41 +43,45 @@ def prepare(
 
 def to_float(images: Tensor) -> Tensor:
     """A float32 copy in [0, 1] of uint8 or float images."""
-    if images.dtype == torch.uint8:
-        return images.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 255)
-    return images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    x = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    return x.mul_(1 / 255) if images.dtype == torch.uint8 else x
 
 
 def normalise_(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Subtract the channel means and divide by the channel standard deviations, in place."""
-    means, stds = (torch.tensor(values, dtype=x.dtype).view(1, -1, 1, 1) for values in (mean, std))
-    return x.sub_(to_device(means, x.device)).div_(to_device(stds, x.device))
+    return x.sub_(per_channel(mean, x.device)).div_(per_channel(std, x.device))
 
 
-def check_images(images: Tensor, channels: int) -> None:
-    """Raise ConfigError for anything but a batch of images with these channels."""
-    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != channels:
-        came = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise ConfigError(f"The images came as {came}; expected a tensor (B, {channels}, H, W).")
-    if 0 in images.shape:
-        raise ConfigError(f"The images came with shape {tuple(images.shape)}; expected at least one image.")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise ConfigError(f"The images came as {images.dtype}; expected uint8, or floating point in [0, 1].")
+@lru_cache(maxsize=16)
+def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A value a channel, (1, C, 1, 1) float32; kept: no step copies them again."""
+    return to_device(torch.tensor(values).view(1, -1, 1, 1), device)
 
 
-class ScaleCheck:
-    """Warns when the first float images are not from 0 to 1; to look at all would make the host wait."""
+class ImageCheck:
+    """Raises ConfigError for anything but a batch of images with these channels.
 
-    def __init__(self) -> None:
-        self.done = False
+    Warns when the first float images are not from 0 to 1; to look at all would make the host wait.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.channels, self.looked = channels, False
 
     def __call__(self, images: Tensor) -> None:
-        if self.done or images.dtype == torch.uint8:
+        if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != self.channels:
+            came = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            raise ConfigError(f"The images came as {came}; expected a tensor (B, {self.channels}, H, W).")
+        if 0 in images.shape:
+            raise ConfigError(f"The images have shape {tuple(images.shape)}; expected at least one image.")
+        if images.dtype == torch.uint8:
             return
-        self.done = True
-        low, high = (float(end) for end in images.aminmax())
-        if not (low >= 0 and high <= 1):
-            logger.warning(
-                "The first images hold numbers from %.3g to %.3g; expected floats from 0 to 1 (or uint8). "
-                "Divide by 255, and leave the normalisation out: it is done here.", low, high,
-            )  # fmt: skip
+        if not images.is_floating_point():
+            raise ConfigError(f"The images came as {images.dtype}; expected uint8, or floats in [0, 1].")
+        if not self.looked:
+            self.looked = True
+            low, high = (float(end) for end in images.aminmax())
+            if not (low >= 0 and high <= 1):
+                logger.warning(
+                    f"The first images hold numbers from {low:.3g} to {high:.3g}; expected floats from "
+                    "0 to 1, or uint8. Divide by 255, and leave the normalisation out: it is done here."
+                )

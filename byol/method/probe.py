@@ -3,9 +3,8 @@
 import copy
 import logging
 import re
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -45,31 +44,25 @@ def probe(
     """
     layer = None if hidden_layer is None else layer_name(net, hidden_layer)
     kind = type(net).__name__
-    try:
-        with torch.random.fork_rng([]):  # a network's own __deepcopy__ may draw fresh weights
-            trial = copy.deepcopy(net)
-    except (RuntimeError, TypeError, NotImplementedError) as failure:
-        hooks = {
-            type(hook).__name__ for module in net.modules() for hook in module._forward_pre_hooks.values()
-        }
-        advice = "Build the parts that cannot be copied inside the module's __init__, as plain parameters."
-        for old, name in (("WeightNorm", "weight_norm"), ("SpectralNorm", "spectral_norm")):
-            if old in hooks:
-                advice = f"Use torch.nn.utils.parametrizations.{name} in place of torch.nn.utils.{name}."
-        raise ConfigError(
-            f"{kind} cannot be copied ({failure}), and BYOL needs a copy of it as its target. " + advice
-        ) from failure
-    device = next((p.device for p in trial.parameters()), torch.device("cpu"))
-    gpus = sorted({p.device.index for p in trial.parameters() if p.device.type == "cuda"})
+    device = next((p.device for p in net.parameters()), torch.device("cpu"))
+    gpus = sorted({p.device.index for p in net.parameters() if p.is_cuda})
+    # Compiled parts run as written here: their compiler cannot follow what a probe watches.
+    compiled = any(name.endswith("_orig_mod") for name, _ in net.named_modules())
     with torch.random.fork_rng(gpus), torch.enable_grad():
         # torch.manual_seed would reseed every GPU, even those not in use yet; only these are put back.
         for generator in (torch.default_generator, *(torch.cuda.default_generators[index] for index in gpus)):
             generator.manual_seed(0)
+        try:
+            trial = copy.deepcopy(net)  # its own __deepcopy__ may draw fresh weights
+        except (RuntimeError, TypeError, NotImplementedError) as failure:
+            raise ConfigError(
+                f"{kind} cannot be copied ({failure}), and BYOL needs a copy of it as its target. Build such "
+                "parts in the module's __init__, as plain parameters. Old norms have successors that can be: "
+                "torch.nn.utils.parametrizations.weight_norm, torch.nn.utils.parametrizations.spectral_norm."
+            ) from failure
         if image_size is not None:
             channels = _channels(trial, image_size, device) if channels is None else channels
-            example = _noise((2, channels, *image_size), device) if example is None else example
-        # Compiled parts run as written here: their compiler cannot follow what a probe watches.
-        compiled = any(name.endswith("_orig_mod") for name, _ in net.named_modules())
+            example = torch.randn(2, channels, *image_size).to(device) if example is None else example
         try:
             with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
                 return _probed(net, trial, layer, example, channels or 3, gpus)
@@ -90,10 +83,10 @@ def _probed(
     """What passes of the throw-away copy tell: a whole one in each mode, and one with gradients."""
     evaluated = _Pass(trial.eval(), layer or OUTPUT, example)
     if layer is None:
-        evaluated.layer = layer = _before_classifier(trial, example, evaluated)
-        evaluated = _Pass(trial, layer, example) if layer == HEAD else evaluated
-    elif evaluated.gives_classes():
-        _tell_of_classifier(net, evaluated, "what it gives")
+        layer = _before_classifier(trial, example, evaluated)
+        evaluated = evaluated if layer == OUTPUT else _Pass(trial, layer, example)
+    elif evaluated.source is not None and evaluated.gives_classes():
+        _tell_of_classifier(net, evaluated.source, "what it gives")
     with torch.random.fork_rng(gpus):
         trained = _Pass(trial.train(), layer, example)
     # The same pass with gradients. It stops at the layer: later ones may write into its output in place.
@@ -117,9 +110,8 @@ def _probed(
     varied = isinstance(example, Tensor) and bool((example != example[:1]).any())
     if varied and bool((representation == representation[:1]).all()):
         logger.warning(
-            "The representation of %s is the same for different inputs: nothing can be learned from it, even "
-            "if the loss is 0. Does its last layer start at zero? Draw its weights, or read an earlier one.",
-            type(net).__name__,
+            f"The representation of {type(net).__name__} is the same for different inputs: nothing can be "
+            "learned, even if the loss is 0. Does its last layer start at 0? Draw it, or read an earlier one."
         )
     encoder = HiddenLayer(net, layer, pooling, skip, trained.calls, evaluated.calls)
     return Probe(encoder, representation.shape[1], channels, unreached)
@@ -132,39 +124,17 @@ class _Source:
     name: str
     module: nn.Module
     gave: Tensor
-    last: bool  # the last axis, not the one behind the batch
-
-    @classmethod
-    def of(cls, name: str, module: nn.Module, output: Any) -> "_Source | None":
-        gave = next(iter(hidden.tensors_in(output).values()), None)
-        known = isinstance(module, nn.Linear | nn.Embedding | nn.RNNBase | nn.MultiheadAttention)
-        if gave is None or gave.ndim < 2 or (_has_parts(module) and not known):
-            return None
-        if any(hasattr(module, size) for size in ("out_channels", "num_features", "num_channels")):
-            return cls(name, module, gave, last=False)  # a convolution, a batch or group norm
-        if known or type(module) in (nn.LayerNorm, nn.RMSNorm):
-            return cls(name, module, gave, last=True)
-        # A norm or scale of somebody's own shows it by the size of its weights.
-        sizes = {size for p in module.parameters() for size in p.shape if size > 1}
-        first, last = (gave.shape[axis] in sizes for axis in (1, -1))
-        return None if first == last else cls(name, module, gave, last)
-
-    def is_among(self, output: Any) -> bool:
-        """Whether what the layer gave is one of the tensors in an output, as it is."""
-        gave = (self.gave.data_ptr(), self.gave.shape, self.gave.stride())
-        return any((x.data_ptr(), x.shape, x.stride()) == gave for x in hidden.tensors_in(output).values())
+    axis: int  # 1, behind the batch, or -1
 
 
 class _Pass:
     """One whole pass of a network without gradients: what it runs, and where the hidden layer is read."""
 
     def __init__(self, net: nn.Module, layer: str, view: Any) -> None:
-        names = {module: name for name, module in net.named_modules()}
-        bare = layer.removeprefix(INPUT)
-        whole = layer in (OUTPUT, HEAD)
-        # A module may have several names, and is noted by the first.
-        self.layer = layer if whole else layer.removesuffix(bare) + names[net.get_submodule(bare)]
-        self.log: list[str] = []  # "input of NAME" for each module that starts, NAME for each that ends
+        names = {module: name for name, module in net.named_modules()}  # of several names the first
+        bare, whole = layer.removeprefix(INPUT), layer in (OUTPUT, HEAD)
+        layer = layer if whole else layer.removesuffix(bare) + names[net.get_submodule(bare)]
+        log: list[str] = []  # "input of NAME" for each module that starts, NAME for each that ends
         self.leaf: nn.Module | None = None  # the last without parts to end; Identity does not count
         self.newest: _Source | None = None
         self.source: _Source | None = None  # the newest when the layer is read
@@ -172,24 +142,24 @@ class _Pass:
         self.sources: set[str] = set()
 
         def note(entry: str, value: Any) -> None:
-            self.log.append(entry)
-            if entry == self.layer:
-                self.source = self.newest
-                self.direct = self.newest is not None and self.newest.is_among(value)
+            log.append(entry)
+            if entry == layer:
+                self.source, tensors = self.newest, hidden.tensors_in(value).values()
+                self.direct = self.source is not None and any(self.source.gave.is_set_to(x) for x in tensors)
 
         def ends(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not _has_parts(module) and not isinstance(module, nn.Identity):
+            if not [*module.children()] and not isinstance(module, nn.Identity):
                 self.leaf = module
-            source = _Source.of(names[module], module, output)
-            if source is not None:
-                self.newest = source
-                self.sources.add(source.name)
+            for gave in list(hidden.tensors_in(output).values())[:1]:
+                axis = _channel_axis(module, gave)
+                if axis is not None:
+                    self.newest = _Source(names[module], module, gave, axis)
+                    self.sources.add(names[module])
             note(names[module], output)
 
-        def starts(module: nn.Module, inputs: Any) -> None:
-            note(INPUT + names[module], inputs)
-
-        handles = [m.register_forward_pre_hook(starts) for m in names]
+        handles = [
+            m.register_forward_pre_hook(lambda m, inputs: note(INPUT + names[m], inputs)) for m in names
+        ]
         handles += [m.register_forward_hook(ends) for m in names]
         with torch.no_grad():
             self.output = HiddenLayer(net, HEAD).read(view) if layer == HEAD else hidden.run(net, view)
@@ -197,16 +167,10 @@ class _Pass:
             handle.remove()
         if whole:
             note(layer, self.output)
-
-    @property
-    def calls(self) -> int:
-        """How often the hidden layer is read."""
-        return self.log.count(self.layer)
-
-    def reached(self) -> set[str]:
-        """The modules that run before the last time the layer is read."""
-        last = len(self.log) - self.log[::-1].index(self.layer)
-        return {entry.removeprefix(INPUT) for entry in self.log[:last]}
+        last = max((place for place, entry in enumerate(log, 1) if entry == layer), default=0)
+        self.layer, self.calls = layer, log.count(layer)
+        self.ran = {entry.removeprefix(INPUT) for entry in log}
+        self.reached = {entry.removeprefix(INPUT) for entry in log[:last]}
 
     def gives_classes(self) -> bool:
         """Whether the hidden layer looks like a classifier: a Linear as wide as the network's output."""
@@ -216,6 +180,21 @@ class _Pass:
         wide = any(x.shape[-1:] == last.gave.shape[-1:] for x in hidden.tensors_in(self.output).values())
         named = last is self.newest or CLASSIFIER.search(last.name) is not None
         return isinstance(last.module, nn.Linear) and wide and named
+
+
+def _channel_axis(module: nn.Module, gave: Tensor) -> int | None:
+    """The axis of a layer's output that holds the channels, 1 or -1; None when the layer does not show it."""
+    known = isinstance(module, nn.Linear | nn.Embedding | nn.RNNBase | nn.MultiheadAttention)
+    if gave.ndim < 2 or ([*module.children()] and not known):
+        return None
+    if any(hasattr(module, size) for size in ("out_channels", "num_features", "num_channels")):
+        return 1  # a convolution, a batch or group norm
+    if known or type(module) in (nn.LayerNorm, nn.RMSNorm):
+        return -1
+    # A norm or scale of somebody's own shows it by the size of its weights.
+    sizes = {size for p in module.parameters() for size in p.shape if size > 1}
+    fitting = [axis for axis in (1, -1) if gave.shape[axis] in sizes]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _before_classifier(net: Any, view: Any, passed: _Pass) -> str:
@@ -231,45 +210,42 @@ def _before_classifier(net: Any, view: Any, passed: _Pass) -> str:
     named = CLASSIFIER.search(last.name) is not None
     linear, ends = isinstance(last.module, nn.Linear), passed.leaf is last.module
     if (linear and ends and passed.direct) or (hasattr(last.module, "out_channels") and named):
-        _tell_of_classifier(net, passed, "what it is fed", logging.INFO if named else logging.WARNING)
+        _tell_of_classifier(net, last, "what it is fed", logging.INFO if named else logging.WARNING)
         return INPUT + last.name
     if linear and (ends or isinstance(passed.leaf, nn.Softmax | nn.LogSoftmax)):
-        _tell_of_classifier(net, passed, "the network's output all the same")
+        _tell_of_classifier(net, last, "the network's output all the same")
     return OUTPUT
 
 
-def _tell_of_classifier(net: nn.Module, passed: _Pass, what: str, level: int = logging.WARNING) -> None:
-    assert passed.source is not None
-    name, layer = passed.source.name, passed.source.module
+def _tell_of_classifier(net: nn.Module, layer: _Source, what: str, level: int = logging.WARNING) -> None:
     logger.log(
         level,
-        "The layer %r of %s looks like a classifier (%s), and the representation is %s. "
-        "hidden_layer=%r takes what it is fed, %r the network's output.",
-        name, type(net).__name__, layer, what, INPUT + name, OUTPUT,
-    )  # fmt: skip
+        f"The layer {layer.name!r} of {type(net).__name__} looks like a classifier ({layer.module}), and the "
+        f"representation is {what}. hidden_layer={INPUT + layer.name!r} takes what it is fed, {OUTPUT!r} the "
+        "network's output.",
+    )
 
 
 def _pooling(net: nn.Module, output: Tensor, passed: _Pass) -> tuple[Pooling, int]:
     """How this network's own head would pool an output, and how many leading tokens it leaves out."""
     if output.ndim <= 2:
         return "none", 0
-    last, source = output.ndim == 3, passed.source
+    axis, source = -1 if output.ndim == 3 else 1, passed.source
     if source is not None:
-        width = source.gave.shape[-1 if source.last else 1]
-        at_first, at_last = (output.shape[axis] == width for axis in (1, -1))
-        if at_first != at_last:
-            last = at_last
+        fitting = [one for one in (1, -1) if output.shape[one] == source.gave.shape[source.axis]]
+        if len(fitting) == 1:
+            axis = fitting[0]
         elif passed.direct or output.ndim == 3:
-            last = source.last
+            axis = source.axis
     if output.ndim > 3:
-        return ("channels last" if last else "channels first"), 0
+        return ("channels last" if axis == -1 else "channels first"), 0
     named = getattr(net, "global_pool", None)  # timm's word for it
     if isinstance(named, str) and named.startswith("avg"):
         return "mean of tokens", int(getattr(net, "num_prefix_tokens", 0))
     tokens = (p for name, p in net.named_parameters() if CLASS_TOKEN.fullmatch(name.rpartition(".")[2]))
     if named == "token" or any(p.shape[-1] == output.shape[-1] for p in tokens):
         return "first token", 0
-    return ("mean of tokens" if last else "channels first"), 0
+    return ("mean of tokens" if axis == -1 else "channels first"), 0
 
 
 def _unreached(net: nn.Module, example: Any, evaluated: _Pass, trained: _Pass) -> tuple[str, ...]:
@@ -278,47 +254,36 @@ def _unreached(net: nn.Module, example: Any, evaluated: _Pass, trained: _Pass) -
     A pass may leave out what another one runs: layers dropped in training, an expert that no input chose.
     """
     missing = [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None]
-    seen, ran = evaluated.reached(), {*evaluated.log, *trained.log}
-    idle = any(name.rpartition(".")[0] not in ran for name in missing)
+    seen = evaluated.reached
+    idle = {name.rpartition(".")[0] for name in missing} - evaluated.ran - trained.ran
     if idle and isinstance(example, Tensor) and example.is_floating_point():
-        seen |= _Pass(net.eval(), trained.layer, _noise((16, *example.shape[1:]), example.device)).reached()
-    left_out = {f"{name}." for name in seen - trained.reached()}
-    return tuple(
-        name for name in missing if left_out.isdisjoint(accumulate(f"{part}." for part in name.split(".")))
-    )
+        many = torch.randn(16, *example.shape[1:]).to(example)
+        seen = seen | _Pass(net.eval(), trained.layer, many).reached
+    left_out = tuple(f"{name}." for name in seen - trained.reached)
+    return tuple(name for name in missing if not name.startswith(left_out))
 
 
 def _channels(net: nn.Module, size: tuple[int, int], device: torch.device) -> int:
     """The channels of images that fit the first convolution that runs; 3 without any."""
-    convolutions: list[Any] = [m for m in net.modules() if hasattr(m, "in_channels") and not _has_parts(m)]
-    fed, takes = 0, 0
+    convolutions: list[Any] = [m for m in net.modules() if hasattr(m, "in_channels") and not [*m.children()]]
+    met: list[tuple[int, int]] = []  # the channels that a convolution was fed, and takes
 
     def starts(module: Any, inputs: Any) -> None:
-        nonlocal fed, takes
-        fed, takes = inputs[0].shape[1], module.in_channels
+        met.append((inputs[0].shape[1], module.in_channels))
         raise Reached
 
     handles = [m.register_forward_pre_hook(starts) for m in convolutions]
     found = next((m.in_channels for m in convolutions), 3)
     for guess in dict.fromkeys([3, *(m.in_channels for m in convolutions)]):
-        try:
-            with torch.no_grad():
-                net.eval()(_noise((2, guess, *size), device))
-        except Reached:
-            # It may be fed a multiple of the channels: patches, or an image that the network repeats.
-            if guess * takes % fed == 0:
-                found = guess * takes // fed
-                break
-        except Exception:  # a foreign network, which may not take so many channels
-            continue
+        # A foreign network may not take so many channels, and raise anything.
+        with torch.no_grad(), suppress(Reached, Exception):
+            net.eval()(torch.randn(2, guess, *size).to(device))
+        # It may feed a multiple of the image's channels: patches, or an image that it repeats.
+        fitting = [guess * takes // fed for fed, takes in met if guess * takes % fed == 0]
+        if fitting:
+            found = fitting[0]
+            break
+        met.clear()
     for handle in handles:
         handle.remove()
     return found
-
-
-def _has_parts(module: nn.Module) -> bool:
-    return any(True for _ in module.children())
-
-
-def _noise(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)

@@ -5,11 +5,10 @@ blurred in 10 % and solarized in 20 % of the images. All draws follow from (seed
 the host.
 """
 
-import math
+import sys
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,7 +18,7 @@ from byol.errors import ConfigError
 from byol.method import color
 from byol.method.crops import Crops, crop_boxes, crop_draws, crop_resize, to_device
 from byol.method.draws import Stream, uniforms
-from byol.method.pixels import IMAGENET_MEAN, IMAGENET_STD, ScaleCheck, check_images, prepare, to_float
+from byol.method.pixels import IMAGENET_MEAN, IMAGENET_STD, ImageCheck, per_channel, prepare, to_float
 
 CACHE = 2**18  # numbers that are worked on at once on a CPU, so that they stay in its cache
 Function = Callable[[Tensor, Tensor], Tensor]  # images and a parameter for each, (B,), to images
@@ -68,23 +67,29 @@ class ViewConfig:
     """Channel standard deviations that are divided by; other than three channels use their average."""
 
     def __post_init__(self) -> None:
-        pairs = ("crop_area", "crop_ratio", "blur_sigma")
-        for name in (field.name for field in fields(self) if field.name not in ("antialias", "color")):
-            value = getattr(self, name)
-            length = 3 if name in ("mean", "std") else 2 if name in (*pairs, "blur", "solarize") else 1
-            numbers = [value] if length == 1 else list(value) if isinstance(value, Sequence) else []
-            finite = all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
-            _check(
-                finite and len(numbers) == length, name, value, f"{length} finite number{'s'[: length > 1]}"
-            )
-            if name not in ("crop_ratio", "blur_sigma", "mean", "std"):
-                most = 0.5 if name == "hue" else 1
-                _check(min(numbers) >= 0 and max(numbers) <= most, name, value, f"from 0 to {most}")
-            if name in pairs:
-                low, high = numbers
-                _check(0 < low <= high, name, value, "two positive numbers, the smaller one first")
-        _check(min(self.std) > 0, "std", self.std, "positive numbers")
-        _check(self.color in ("official", "torchvision"), "color", self.color, "official or torchvision")
+        tiny, huge = sys.float_info.min, sys.float_info.max
+        for names, count, low, high, expected in (
+            ("flip jitter brightness contrast saturation", 1, 0, 1, "a number from 0 to 1"),
+            ("grayscale blur_size solarize_threshold", 1, 0, 1, "a number from 0 to 1"),
+            ("hue", 1, 0, 0.5, "a number from 0 to 0.5"),
+            ("blur solarize", 2, 0, 1, "two numbers from 0 to 1"),
+            ("crop_area", 2, tiny, 1, "two numbers above 0 and up to 1, the smaller one first"),
+            ("crop_ratio blur_sigma", 2, tiny, huge, "two positive numbers, the smaller one first"),
+            ("mean", 3, -huge, huge, "three finite numbers"),
+            ("std", 3, tiny, huge, "three positive numbers"),
+        ):
+            for name in names.split():
+                value = getattr(self, name)
+                numbers = [value] if count == 1 else list(value) if isinstance(value, Sequence) else []
+                right = all(isinstance(number, int | float) and low <= number <= high for number in numbers)
+                if (
+                    not right
+                    or len(numbers) != count
+                    or (low == tiny and count == 2 and numbers != sorted(numbers))
+                ):
+                    raise ConfigError(f"views.{name} is {value}; expected {expected}.")
+        if self.color not in color.JITTER:
+            raise ConfigError(f"views.color is {self.color!r}; expected official or torchvision.")
 
     def crops(self, drawn: Tensor, heights: Tensor, widths: Tensor) -> Crops:
         """The crops that `crop_draws` (N, 5) make of images of these sizes, int64 (N,)."""
@@ -101,14 +106,12 @@ class Views:
     def __init__(
         self, image_size: int | tuple[int, int], config: ViewConfig | None = None, channels: int = 3
     ) -> None:
-        self.size = height_and_width(image_size)
         if not isinstance(channels, int) or channels < 1:
             raise ConfigError(f"channels is {channels!r}; expected a whole number of at least 1.")
-        self.config = config or ViewConfig()
-        self.channels = channels
+        self.size, self.config, self.channels = height_and_width(image_size), config or ViewConfig(), channels
         self.mean, self.std = normalisation(self.config, channels)
         self.drawn = False  # whether these views were ever drawn
-        self._check_scale = ScaleCheck()
+        self._check = ImageCheck(channels)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, *, seed: int | None = None, step: int = 0) -> tuple[Tensor, Tensor]:
@@ -116,8 +119,7 @@ class Views:
 
         The draws follow from (seed, step, row); without a seed, from torch's own random state.
         """
-        check_images(images, self.channels)
-        self._check_scale(images)
+        self._check(images)
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         rows = torch.arange(len(images))
         steps, heights, widths = (torch.full_like(rows, value) for value in (step, *images.shape[2:]))
@@ -138,30 +140,33 @@ class Views:
         if crops.ndim != 5 or crops.shape[1] != 2:
             raise ConfigError(f"finish got crops of shape {tuple(crops.shape)}; expected (B, 2, C, h, w).")
         self.drawn = True
-        first, second = (self._view(crops[:, view], view, seed, step, first_row) for view in (0, 1))
-        return first, second
+        rows = torch.arange(first_row, first_row + len(crops))
+        drawn = [uniforms((seed, Stream.VIEWS, step, rows, view), 13) for view in (0, 1)]
+        return self._view(crops[:, 0], drawn[0], 0), self._view(crops[:, 1], drawn[1], 1)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images as evaluation feeds them to the encoder; see `prepare`."""
-        check_images(images, self.channels)
-        self._check_scale(images)
+        self._check(images)
         return prepare(images, self.size, mean=self.mean, std=self.std)
 
-    def _view(self, crops: Tensor, view: int, seed: int, step: int, first_row: int) -> Tensor:
+    def _view(self, crops: Tensor, drawn: Tensor, view: int) -> Tensor:
         """One finished view of crops (B, C, h, w). On a CPU some images at a time, to stay in its cache."""
-        count = len(crops)
-        drawn = uniforms((seed, Stream.VIEWS, step, torch.arange(first_row, first_row + count), view), 13)
         operations = self._operations(drawn, to_device(drawn.float(), crops.device), view, crops.shape[2])
-        scale, shift = _affine(self.mean, self.std, crops.device)
+        mean, std = (per_channel(values, crops.device) for values in (self.mean, self.std))
         result = torch.empty(crops.shape, dtype=torch.float32, device=crops.device)
-        together = max(1, CACHE // crops[0].numel()) if crops.device.type == "cpu" else count
-        for first in range(0, count, together):
+        together = max(1, CACHE // crops[0].numel()) if crops.device.type == "cpu" else len(crops)
+        for first in range(0, len(crops), together):
             part = slice(first, first + together)
             x = to_float(crops[part])
-            for operation in operations:
-                x = _apply(operation, x, part)
-            # addcmul is slow where it broadcasts.
-            torch.mul(x.clamp_(0, 1), scale, out=result[part]).add_(shift)
+            for function, rows, parameter in operations:
+                here = rows[bisect_left(rows, part.start) : bisect_left(rows, part.stop)]
+                if len(here) == len(x):
+                    x = function(x, parameter[part]).contiguous()
+                elif here:
+                    places = to_device(torch.tensor(here) - first, x.device)
+                    changed = function(x.index_select(0, places), parameter[part].index_select(0, places))
+                    x.index_copy_(0, places, changed)
+            torch.sub(x.clamp_(0, 1), mean, out=result[part]).div_(std)
         return result
 
     def _operations(self, drawn: Tensor, on_device: Tensor, view: int, height: int) -> list[Operation]:
@@ -192,28 +197,6 @@ class Views:
         return found
 
 
-def _apply(operation: Operation, x: Tensor, part: slice) -> Tensor:
-    """The images x, those `part` of the batch, with the operation done to the chosen ones."""
-    function, rows, parameter = operation
-    here = rows[bisect_left(rows, part.start) : bisect_left(rows, part.stop)]
-    if not here:
-        return x
-    if len(here) == len(x):
-        return function(x, parameter[part]).contiguous()
-    places = to_device(torch.tensor(here) - part.start, x.device)
-    changed = function(x.index_select(0, places), parameter[part].index_select(0, places))
-    return x.index_copy_(0, places, changed)
-
-
-@lru_cache(maxsize=8)
-def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Normalisation as a factor and a term a channel, (1, C, 1, 1); kept: no step copies them again."""
-    factors = torch.tensor([1 / value for value in std], dtype=torch.float64)
-    terms = -torch.tensor(mean, dtype=torch.float64) * factors
-    scale, shift = (to_device(values.float().view(1, -1, 1, 1), device) for values in (factors, terms))
-    return scale, shift
-
-
 def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
     """The size of an image, given as its side or as (height, width)."""
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -228,8 +211,3 @@ def normalisation(config: ViewConfig, channels: int) -> tuple[tuple[float, ...],
     if channels == 3:
         return tuple(config.mean), tuple(config.std)
     return (sum(config.mean) / 3,) * channels, (sum(config.std) / 3,) * channels
-
-
-def _check(holds: bool, name: str, value: object, expected: str) -> None:
-    if not holds:
-        raise ConfigError(f"views.{name} is {value}; expected {expected}.")
