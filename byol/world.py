@@ -36,7 +36,12 @@ class World:
         wait for one another, over gloo. Raises ConfigError for a device that is not there, when the
         processes cannot find each other, and with `alone` when there are several: each would do all the work.
         """
-        size = int(os.environ.get("WORLD_SIZE", "1"))
+        words = os.environ.get("WORLD_SIZE", "1")
+        if not words.isdecimal() or int(words) < 1:
+            raise ConfigError(
+                f"WORLD_SIZE is {words!r}; expected the number of processes. Unset it to use one."
+            )
+        size = int(words)
         if alone and size > 1:
             raise ConfigError(
                 f"WORLD_SIZE is {size}, but a run uses one process for now. Start it without torchrun, "

@@ -20,6 +20,13 @@ def test_several_processes_are_refused_until_they_would_train_together(monkeypat
         World.join("cpu", alone=True)
 
 
+@pytest.mark.parametrize("words", ["x", "", "-1", "0", "2.5"])
+def test_a_number_of_processes_that_is_none_is_a_sentence(monkeypatch, words):
+    monkeypatch.setenv("WORLD_SIZE", words)
+    with pytest.raises(ConfigError, match=f"WORLD_SIZE is '{words}'"):
+        World.join("cpu")
+
+
 def test_the_world_of_one_knows_its_free_memory_and_its_name():
     world = World.join("cpu")
     assert (world.rank, world.size, world.device.type) == (0, 1, "cpu")

@@ -6,6 +6,7 @@ none. Of multi-label images they are float (N, classes), a score for each class.
 """
 
 from collections.abc import Callable, Sequence
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,7 @@ def interval(metric: str, predictions: Sequence[Array], labels: Array, seed: int
     """A 95 % bootstrap interval over the test images, of the mean over the predictions of several seeds.
 
     Duplicates in a resample raise an average precision: the interval of map11 is moved down by the mean rise.
+    Where all resamples score the same, as when every image is right, it is Wilson's (1927) interval.
     """
     values, counts = by_counts(metric, predictions, labels)
     generator, share = np.random.default_rng(seed), counts / len(labels)
@@ -80,7 +82,17 @@ def interval(metric: str, predictions: Sequence[Array], labels: Array, seed: int
     if metric == "map11":
         drawn = (drawn + (values(counts[None]) - drawn.mean())).clip(0, 1)
     low, high = np.percentile(drawn, (2.5, 97.5))
+    if low == high:
+        return wilson(float(low), len(labels))
     return float(low), float(high)
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share that was found in `count` images."""
+    z = 1.959964
+    middle, width = share + z**2 / (2 * count), z * sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    scale = 1 + z**2 / count
+    return max(0.0, (middle - width) / scale), min(1.0, (middle + width) / scale)
 
 
 def by_counts(

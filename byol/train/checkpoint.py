@@ -5,6 +5,7 @@ plan it belongs to, size and BLAKE2b of the tensors). It is filled in a temporar
 place and fsynced, then renamed: a name `step-...` is complete or does not exist.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -71,6 +72,18 @@ class Saver:
             ) from failure
         return step
 
+    def check_room(self) -> None:
+        """Warn, before any work, of a disk that has no room for the checkpoints: one more than are kept."""
+        learned = {f"optimizer.{name}": value for name, value in self.trained.named_parameters()}
+        size = _size(self.trained.state_dict() | learned)  # an optimizer's memory is as large at least
+        free = shutil.disk_usage(self.folder.parent).free
+        if free < (self.keep + 1) * size:
+            logger.warning(
+                "A checkpoint takes %s, and %d of them at a time more than the %s that are free beside %s. Make "
+                "room, or choose another --out.",
+                _megabytes(size), self.keep + 1, _megabytes(free), self.folder,
+            )  # fmt: skip
+
     def save(self, step: int) -> bool:
         """Write a checkpoint and return whether that worked: a full disk costs the checkpoint, not the run.
 
@@ -88,7 +101,10 @@ class Saver:
         try:
             save(self.folder, step, tensors, self.checksum, self.keep)
         except DiskError as failure:
-            logger.warning("The checkpoint of step %d is lost, training goes on: %s", step, failure)
+            size = _megabytes(_size(tensors))
+            logger.warning(
+                "The checkpoint of step %d (%s) is lost, training goes on: %s", step, size, failure
+            )
             return False
         finally:
             self.saved_at = time.monotonic()
@@ -104,12 +120,22 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], plan: str, keep
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:08d}"
-    with filling(final) as temporary:
-        save_file(unshared(tensors), temporary / TENSORS)
-        manifest = {"format": FORMAT, "step": step, "plan": plan, "blake2b": _digest(temporary / TENSORS)}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        if final.exists():  # of this very step: incomplete, or saved by an earlier attempt
-            _retire(final)
+    # Where the disk is full, the newest matters more than the oldest, but one is always kept.
+    for spare in [*reversed(_complete(folder)[1:]), None]:
+        try:
+            with filling(final) as temporary:
+                save_file(unshared(tensors), temporary / TENSORS)
+                manifest = {"format": FORMAT, "step": step, "plan": plan}
+                manifest["blake2b"] = _digest(temporary / TENSORS)
+                (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+                if final.exists():  # of this very step: incomplete, or saved by an earlier attempt
+                    _retire(final)
+            break
+        except DiskError as failure:
+            if spare is None or failure.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            logger.warning("The disk is full: checkpoint %s makes room for the next.", spare[1].name)
+            _retire(spare[1])
     for _, old in _complete(folder)[keep:]:
         _retire(old)
     return final
@@ -132,6 +158,8 @@ def latest(folder: Path, plan: str) -> tuple[int, dict[str, Tensor]] | None:
                 )
             if manifest["plan"] != plan:
                 raise CheckpointError(f"Checkpoint {path} is of another plan than the run's. Take it away.")
+            if manifest["step"] != step:
+                raise ValueError(f"its name says step {step}, its manifest step {manifest['step']}")
             if _digest(path / TENSORS) != manifest["blake2b"]:
                 raise ValueError(f"{TENSORS} does not match its checksum")
             return step, load_file(path / TENSORS)
@@ -197,6 +225,14 @@ def _complete(folder: Path) -> list[tuple[int, Path]]:
     paths = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
     found = [(int(path.name.removeprefix("step-")), path) for path in paths if (path / MANIFEST).exists()]
     return sorted(found, reverse=True)
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
 
 
 def _digest(path: Path) -> str:

@@ -64,6 +64,7 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
         optimizer = build_optimizer(learner, plan, probe)
         saver = Saver(folder.checkpoints, trained, optimizer, checksum, config)
         start = saver.restore()
+        saver.check_room()
         bad = BadImages(folder.bad_files, len(images), config.data.max_bad)
         monitor = Monitor(trained_encoder, images, (rows, hold_out_rows), plan, config.knn, bad, probe)
         images.release()  # what was read until now is not needed as it was read

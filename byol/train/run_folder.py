@@ -70,8 +70,8 @@ class RunFolder:
         Failures in the block tell where the run can be taken up again. Raises CheckpointError when another
         process holds the folder or when it holds something else, ConfigError when it cannot be made.
         """
-        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
+            made = [path for path in (self.path, *self.path.parents) if not path.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             # A run killed before its plan was written starts again; .DS_Store or .tmp-... are nobody's work.
             others = [path.name for path in self.path.iterdir() if not path.name.startswith(".")]
@@ -80,7 +80,7 @@ class RunFolder:
                     f"{self.path} is not empty and does not hold a run (it has {others[0]!r}). Choose a new "
                     "folder with --out."
                 )
-            lock = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o666)
+            lock = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             _held.add(lock)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as failure:

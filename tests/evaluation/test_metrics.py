@@ -189,9 +189,12 @@ def test_interval_of_other_metrics_is_that_of_resampled_images(metric):
 def test_interval_of_several_seeds_is_of_their_mean_over_the_same_images():
     """Two classifiers that err on other images: their mean is surer than each alone."""
     labels = np.ones(400, dtype=np.int64)
-    halves = [half[:, None].astype(np.int64) for half in (np.arange(400) < 200, np.arange(400) >= 200)]
-    low, high = interval("top1", halves, labels)
-    assert low == high == 0.5
+    halves = [half[:, None].astype(np.int64) for half in (np.arange(400) < 220, np.arange(400) >= 180)]
+    (low, high), (alone_low, alone_high) = (
+        interval("top1", halves, labels),
+        interval("top1", halves[:1], labels),
+    )
+    assert alone_low < low < 0.55 < high < alone_high
     assert interval("top1", [halves[0], halves[0]], labels) == interval("top1", halves[:1], labels)
 
 
@@ -207,9 +210,14 @@ def test_interval_covers_the_truth_in_about_95_of_100_samples():
 
 
 @pytest.mark.parametrize("count", [1, 5, 1000])
-def test_interval_of_all_right_or_all_wrong_is_that_one_number(count):
-    assert interval("top1", *predicted(count, count)) == (1.0, 1.0)
-    assert interval("top1", *predicted(0, count)) == (0.0, 0.0)
+def test_interval_of_all_right_or_all_wrong_is_wilsons(count):
+    """A bootstrap knows no other images than these, and would claim certainty after a single one."""
+    for right in (count, 0):
+        expected = stats.binomtest(right, count).proportion_ci(method="wilson")
+        assert interval("top1", *predicted(right, count)) == pytest.approx(tuple(expected), abs=1e-6)
+    labels = np.repeat([0, 1], count)
+    low, high = interval("mean_per_class", [np.zeros((2 * count, 1), dtype=np.int64)], labels)
+    assert low < 0.5 < high  # one class always right, the other never
 
 
 def test_interval_stays_within_0_and_1_and_holds_plain_floats():

@@ -564,7 +564,8 @@ def test_test_of_one_class_can_be_scored(encoder, tmp_path):
     train = folder(tmp_path / "train", ["blue", "red", "yellow"], 8, 0)
     test = open_images(folder(tmp_path / "test", ["red", "yellow"], 5, 100)).subset([5, 6, 7])
     for score in evaluate(encoder, train=train, test=test).values():
-        assert (score.top1, score.low, score.high) == (1.0, 1.0, 1.0)
+        assert score.top1 == score.high == 1.0
+        assert score.low < 0.5  # three images prove little
 
 
 def test_features_are_matched_by_the_classes_names_too(encoder):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +68,73 @@ def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
     with pytest.raises(CheckpointError, match=r"format 99.*upgrade"):
         checkpoint.latest(tmp_path, "plan")
+
+
+def test_a_copy_under_the_name_of_another_step_is_not_taken_up(tmp_path, caplog):
+    path = checkpoint.save(tmp_path, 3, tensors(), "plan")
+    shutil.copytree(path, tmp_path / "step-99999999")
+    assert checkpoint.latest(tmp_path, "plan")[0] == 3
+    assert "step-99999999 is damaged" in caplog.text
+
+
+def in_a_small_disk(script: str) -> subprocess.CompletedProcess:
+    """Run a script in a namespace of its own, on a disk of 300 kB that is mounted at ./small."""
+    mounted = "mkdir small && mount -t tmpfs -o size=300k none small && exec "
+    words = [
+        "unshare",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        mounted + '"$@"',
+        "sh",
+        sys.executable,
+        "-c",
+    ]
+    return subprocess.run([*words, script], capture_output=True, text=True, timeout=120)
+
+
+def test_on_a_full_disk_the_newest_checkpoint_wins_over_the_oldest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = in_a_small_disk("""
+import torch
+from pathlib import Path
+from byol.errors import DiskError
+from byol.train import checkpoint
+folder = Path("small/checkpoints")
+for step in range(1, 6):  # of 120 kB: there is room for two
+    checkpoint.save(folder, step, {"a": torch.full((30_000,), float(step))}, "plan")
+    print(checkpoint.latest(folder, "plan")[0], len(list(folder.iterdir())))
+try:
+    checkpoint.save(folder, 6, {"a": torch.zeros(100_000)}, "plan")
+except DiskError:
+    print(checkpoint.latest(folder, "plan")[0], len(list(folder.iterdir())))
+""")
+    if done.stderr.startswith(("unshare:", "mount:", "mkdir:")):
+        pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+    assert done.stdout.split("\n") == ["1 1", "2 2", "3 2", "4 2", "5 2", "5 1", ""], done.stderr
+
+
+def test_a_disk_without_room_is_told_beforehand_and_in_bytes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = in_a_small_disk("""
+import torch, byol
+from pathlib import Path
+from byol.train.checkpoint import Saver
+net = torch.nn.Linear(300, 300)  # 361 kB
+for where in ("small/run", "."):
+    saver = Saver(Path(where), net, torch.optim.SGD(net.parameters()), "plan", byol.TrainConfig(out="run"))
+    saver.check_room()
+saver = Saver(Path("small/run"), net, torch.optim.SGD(net.parameters()), "plan", byol.TrainConfig(out="run"))
+print(saver.save(1))
+""")
+    if done.stderr.startswith(("unshare:", "mount:", "mkdir:")):
+        pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+    assert done.stdout == "False\n", done.stderr
+    before, after = done.stderr.splitlines()
+    assert "0.7 MB, and 3 of them" in before
+    assert "0.3 MB that are free" in before
+    assert "step 1 (0.4 MB) is lost" in after
 
 
 def test_leftovers_of_dead_processes_are_swept_and_those_of_living_ones_stay(tmp_path):

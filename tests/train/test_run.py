@@ -343,6 +343,20 @@ def test_a_folder_in_use_by_another_run_is_refused(tmp_path, arrays):
         byol.pretrain(seeded(), arrays, small_config(tmp_path))
 
 
+def test_a_lock_that_is_a_link_leaves_the_file_behind_it_alone(tmp_path, arrays):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "precious").write_text("work")
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(byol.ConfigError, match="cannot be used"):
+        byol.pretrain(seeded(), arrays, small_config(tmp_path / "run"))
+    assert (tmp_path / "precious").read_text() == "work"
+
+
+def test_a_name_that_no_folder_can_have_is_a_sentence(tmp_path, arrays):
+    with pytest.raises(byol.ConfigError, match=r"cannot be used: File name too long.*--out"):
+        byol.pretrain(seeded(), arrays, small_config(tmp_path / ("x" * 256)))
+
+
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_unreadable_images_are_replaced_counted_listed_and_too_many_stop_the_run(tmp_path, in_memory):
     from PIL import Image
