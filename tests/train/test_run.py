@@ -233,6 +233,22 @@ def test_the_hold_out_set_and_the_training_images_are_all_images(tmp_path, array
     assert sorted(train.tolist() + hold_out.tolist()) == list(range(64))
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_the_knn_score_is_that_of_hold_out_images_among_training_images(tmp_path, same):
+    """Every hold-out image has one twin, in training, of its own class or of another: all are right, or none."""
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (60, 16, 16, 3), dtype=np.uint8)
+    config = small_config(tmp_path / "a", knn=KnnConfig(hold_out_share=0.2, times=1, k=1))
+    images = byol.open_images(pixels, labels=[0, 1] * 30)
+    train, hold_out = split(60, Setup.of(seeded(), images, config).new_plan())
+    classes = np.zeros(60, dtype=np.int64)
+    classes[train] = generator.permutation(48) // 2
+    pixels[hold_out] = pixels[train[:12]]
+    classes[hold_out] = classes[train[:12]] if same else (classes[train[:12]] + 1) % 24
+    run = byol.pretrain(seeded(), byol.open_images(pixels, labels=classes), config)
+    assert (run.score.top1, run.score.test_images, run.score.train_images) == (float(same), 12, 48)
+
+
 def test_accumulated_micro_batches_take_one_target_step_per_optimizer_step(tmp_path, arrays):
     runs = {
         parts: byol.pretrain(
