@@ -7,17 +7,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 
 from byol.disk import check_writable
 from byol.encoders.load import load_encoder
 from byol.errors import ConfigError, DataError
-from byol.features.embed import compute, embed as features_of
+from byol.features.embed import Store, embed as features_of, shards, store_beside
 from byol.features.features import Features
 from byol.features.formats import check_format
-from byol.features.store import Store, shard_numbers, store_beside
 from byol.settings import parse
 from byol.train.log import duration
 from byol.train.signals import StopSignals
@@ -53,26 +51,29 @@ def embed(arguments: Sequence[str]) -> int:
         "finished: the same command continues it. Under torchrun the processes share the images."
     )
     command = parse(Embed, arguments, prog="byol embed", description=description, switches=True)
-    out = Path(command.out)
+    out, workers, normalize = Path(command.out), command.workers, command.normalize
     check_out(out)
     with StopSignals() as stop, World.join(command.device) as world:
         device = str(world.device)
         encoder = load_encoder(command.run, net=command.encoder, weights=command.weights, device=device)
         images = encoder.open(command.data)
-        with store_beside(out, encoder, images, command.normalize, world) as store:
-            how: dict[str, Any] = {"workers": command.workers, "normalize": command.normalize}
-            how["progress"] = Progress(stop, store, world)
+        with store_beside(out, encoder, images, normalize, world) as store:
+            progress = Progress(stop, store, world)
             if world.size > 1:
-                compute(encoder, images, shard_numbers(images)[world.rank :: world.size], store, **how)
+                share = slice(world.rank, None, world.size)
+                for _ in shards(encoder, images, store, workers, normalize, progress, share):
+                    pass  # each is kept
                 world.wait()
             if world.rank > 0:
                 return 0
-            features = features_of(encoder, images, store=store, **how)
+            features = features_of(
+                encoder, images, workers=workers, normalize=normalize, store=store, progress=progress
+            )
             features.save(out)
     print(f"written    {out}: {features.x.shape[0]:,} images x {features.x.shape[1]:,} features")
-    given = {"encoder": command.encoder, "weights": command.weights}
-    more = [part for name, word in given.items() if word is not None for part in (f"--{name}", word)]
-    words = ["byol", "search", str(out), "--query", "PICTURE", "--run", command.run, *more]
+    words = ["byol", "search", str(out), "--query", "PICTURE", "--run", command.run]
+    words += ["--encoder", command.encoder] if command.encoder is not None else []
+    words += ["--weights", command.weights] if command.weights is not None else []
     print(f"next       {shlex.join(words)}")
     return 0
 
@@ -82,13 +83,12 @@ def check_out(out: Path) -> None:
     check_format(out)
     if os.path.isdir(out):
         raise ConfigError(f"--out is {out}, which is a folder. Give the name of a file.")
-    if os.path.exists(out):
-        try:
+    try:
+        if os.path.exists(out):
             Features.load(out, mapped=True)
-        except DataError as failure:
-            raise ConfigError(
-                f"--out is there already and is not replaced: {failure} Give another name."
-            ) from failure
+    except DataError as failure:
+        said = f"--out is there already and is not replaced: {failure} Give another name."
+        raise ConfigError(said) from failure
     check_writable(out.parent)
 
 
@@ -100,8 +100,9 @@ class Progress:
         self.before: int | None = None  # images that were done at the start
 
     def __call__(self, done: int, total: int) -> None:
-        kept = 0 if self.store is None else min(self.store.images(), total)
-        self.stop.check(f"with {kept:,} of {total:,} images done and kept. The same command goes on.")
+        if self.stop.by:
+            kept = 0 if self.store is None else min(self.store.images(), total)
+            self.stop.check(f"with {kept:,} of {total:,} images done and kept. The same command goes on.")
         now = time.monotonic()
         if self.before is None:
             self.before, self.started, self.said = done, now, now

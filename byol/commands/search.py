@@ -1,24 +1,28 @@
 """`byol search`"""
 
+import json
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
+from PIL import Image
 
-from byol.commands.results import Group, Results, as_json, as_table, draw, name_of
-from byol.data.images import open_images
+from byol.data.images import Images, open_images
 from byol.encoders.load import load_encoder
 from byol.errors import ConfigError, DataError, complaint, printable
 from byol.features import neighbours, select
 from byol.features.embed import embed
-from byol.features.features import Features
-from byol.features.sheet import check_sheet, tile
+from byol.features.features import Features, Rows, Values
+from byol.features.sheet import Cell, check_sheet, pictures, tile, write_sheet
 from byol.settings import parse
+
+MOST_PICTURES = 500  # on a sheet
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,36 @@ NEEDS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Group:
+    """Rows that belong together: the neighbours of a query, near-duplicates, a cluster; or all results."""
+
+    title: str  # the query, or the group's number; empty for all that was found
+    rows: Rows  # (n,)
+    values: Values | None = None  # (n,) similarity or distance of each
+    query: Image.Image | int | None = None  # the picture, or the row, that they are the neighbours of
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was found, and what it is called."""
+
+    groups: list[Group]
+    kind: str = ""  # what a group is: query, group, cluster
+    measure: str = ""  # what a value is: similarity, distance
+    wanted: int = 0  # images of each group, where a number was requested
+    shown: int | None = None  # the first images of each group that people are shown; None is all
+
+
+def name_of(features: Features, row: int) -> str:
+    """An image's name; its row when the features have no names."""
+    return features.names[row] if features.names else str(row)
+
+
 def search(arguments: Sequence[str]) -> int:
     """Find images by their features, in one of six ways."""
-    description = (
-        "Find similar images, near-duplicates, outliers, clusters or what to label, by their features."
-    )
-    command = parse(Search, arguments, prog="byol search", description=description, switches=True)
+    what = "Find similar images, near-duplicates, outliers, clusters or what to label, by their features."
+    command = parse(Search, arguments, prog="byol search", description=what, switches=True)
     check(command)
     features = Features.load(command.features, mapped=True)
     images = None if command.data is None else open_images(command.data)
@@ -80,12 +108,12 @@ def search(arguments: Sequence[str]) -> int:
     if results.wanted > min(counts, default=results.wanted):
         print(f"note       there are no more than these {min(counts):,} images", file=sys.stderr)
     if images is not None and command.sheet is not None and any(counts):
-        draw(results, features, command.k, images, Path(command.sheet))
+        draw(results, features, images, Path(command.sheet))
         print(f"written    {command.sheet}", file=sys.stderr)
     if command.json:
         print(as_json(results, features))
     elif counts:
-        print(as_table(results, features, command.k))
+        print(as_table(results, features))
     else:
         print("nothing    no two images are that similar", file=sys.stderr)
     return 0
@@ -95,24 +123,21 @@ def check(command: Search) -> None:
     """Raise ConfigError for flags that do not go together."""
     flags = [f"--{name}" for name in WAYS if getattr(command, name) is not None]
     if len(flags) != 1:
-        expected = ", ".join(f"--{name}" for name in WAYS)
-        raise ConfigError(f"{', '.join(flags) or 'Nothing'} was given; expected one of {expected}.")
+        came, expected = ", ".join(flags) or "Nothing", ", ".join(f"--{name}" for name in WAYS)
+        raise ConfigError(f"{came} was given; expected one of {expected}.")
     if () in (command.query, command.row):
         raise ConfigError(f"{flags[0]} came alone; expected pictures, or numbers of rows, behind it.")
     for flag, other in NEEDS.items():
         if getattr(command, flag) is not None and getattr(command, other) is None:
             raise ConfigError(f"--{flag} was given without --{other}; they go together.")
     neighbours.check_at_least_one("k", command.k)
-    if command.sheet is not None:
+    if command.sheet is not None and command.data is not None:
         sheet = Path(command.sheet).resolve()
         check_sheet(sheet)
-        sources = {
-            Path(word).resolve() for word in (command.data, *(command.query or ())) if word is not None
-        }
+        sources = {Path(word).resolve() for word in (command.data, *(command.query or ()))}
         if os.path.exists(sheet) and sources & {sheet, *sheet.parents}:
-            raise ConfigError(
-                f"--sheet is {command.sheet}, which is there already among the images. Give another name."
-            )
+            there = f"--sheet is {command.sheet}, which is there already among the images"
+            raise ConfigError(f"{there}. Give another name.")
 
 
 def found(command: Search, features: Features) -> Results:
@@ -123,11 +148,10 @@ def found(command: Search, features: Features) -> Results:
     if command.row is not None:
         near = neighbours.search(features, rows=command.row, k=k, device=device)
         titles = [name_of(features, row) for row in command.row]
-        return Results(
-            [*map(Group, titles, near.rows, near.similarities, command.row)], "query", "similarity", k
-        )
+        groups = [*map(Group, titles, near.rows, near.similarities, command.row)]
+        return Results(groups, "query", "similarity", k)
     if command.duplicates is not None:  # each with its similarity to the one of its group that is nearest
-        groups: list[Group] = []
+        groups = []
         for rows in neighbours.near_duplicates(features, command.duplicates, device=device):
             near = neighbours.search(features.x[rows], rows=range(len(rows)), k=1, device=device)
             groups.append(Group(str(len(groups)), rows, near.similarities[:, 0]))
@@ -142,30 +166,30 @@ def found(command: Search, features: Features) -> Results:
         return Results([Group("", rows)], wanted=command.pick)
     assert command.clusters is not None
     clusters = select.clusters(features, command.clusters)
-    order = np.lexsort((clusters.distances, clusters.labels))  # those nearest to a centre first
+    order = np.lexsort((clusters.distances, clusters.labels))  # the most typical first: nearest to a centre
     members = np.split(order, np.flatnonzero(np.diff(clusters.labels[order])) + 1)
     groups = [Group(str(number), rows, clusters.distances[rows]) for number, rows in enumerate(members)]
-    return Results(groups, "cluster", "distance")
+    return Results(groups, "cluster", "distance", shown=k)
 
 
-def by_query(pictures: Sequence[str], run: str, command: Search, features: Features) -> Results:
+def by_query(queries: Sequence[str], run: str, command: Search, features: Features) -> Results:
     """The images most similar to pictures, which the run's encoder embeds."""
-    for path in pictures:
+    for path in queries:
         if not os.path.isfile(path):
             what = "a folder" if os.path.isdir(path) else "not there"
             raise DataError(f"--query '{printable(path)}' is {what}; expected pictures.")
     encoder = load_encoder(run, net=command.encoder, weights=command.weights, device=command.device)
-    width = features.x.shape[1]
-    if encoder.info.features != width or features.encoder_checksum not in (None, encoder.checksum()):
+    same = features.encoder_checksum in (None, encoder.checksum())
+    if not same or encoder.info.features != features.x.shape[1]:
         raise ConfigError(
             f"{run} is not the encoder that gave {command.features}, so their features cannot be compared. "
             "Name that one, or embed the images again with this one."
         )
-    images = encoder.open([*pictures])
-    queries = embed(encoder, images, strict=True)
-    near = neighbours.search(features, queries, k=command.k, device=command.device)
+    images = encoder.open([*queries])
+    embedded = embed(encoder, images, strict=True)
+    near = neighbours.search(features, embedded, k=command.k, device=command.device)
     tiles = [tile(images[index]) if command.sheet else None for index in range(len(images))]
-    groups = [*map(Group, queries.names, near.rows, near.similarities, tiles)]
+    groups = [*map(Group, embedded.names, near.rows, near.similarities, tiles)]
     return Results(groups, "query", "similarity", command.k)
 
 
@@ -174,9 +198,8 @@ def labelled_rows(path: Path, features: Features) -> list[int]:
     try:
         lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except OSError as failure:
-        raise DataError(
-            f"{path} cannot be read: {failure.strerror}. Expected image names, one a line."
-        ) from failure
+        expected = "Expected image names, one a line."
+        raise DataError(f"{path} cannot be read: {failure.strerror}. {expected}") from failure
     names = [line for line in lines if line.strip()]
     row_of = {printable(name_of(features, row)): row for row in range(len(features.x))}
     unknown = [name for name in names if name not in row_of]
@@ -192,6 +215,57 @@ def numbers(path: Path) -> Any:
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except Exception as failure:  # damaged files end in nearly every exception there is
-        raise DataError(
-            f"{path} cannot be read ({complaint(failure)}); expected numbers in a .npy file."
-        ) from failure
+        said = f"{path} cannot be read ({complaint(failure)}); expected numbers in a .npy file."
+        raise DataError(said) from failure
+
+
+def as_json(results: Results, features: Features) -> str:
+    """A list of groups with all their images; of images alone when there are no groups."""
+    found: list[dict[str, Any]] = []
+    for group in results.groups:
+        images = [{"row": row, "name": name_of(features, row)} for row in group.rows.tolist()]
+        for image, value in zip(images, [] if group.values is None else group.values.tolist(), strict=False):
+            image[results.measure] = round(value, 6)
+        title = group.title if results.kind == "query" else int(group.title or 0)
+        found.append({results.kind: title, "images": images})
+    return json.dumps(found if results.kind else found[0]["images"], indent=1)
+
+
+def as_table(results: Results, features: Features) -> str:
+    """A line for each image that is shown, numbers to the right."""
+    lines = [[results.kind, "row", results.measure, "name"]]
+    for group in results.groups:
+        size = f" ({len(group.rows):,} images)" if results.kind == "cluster" else ""
+        for place, row in enumerate(group.rows[: results.shown].tolist()):
+            value = "" if group.values is None else f"{group.values[place]:.4f}"
+            lines.append([printable(group.title) + size, str(row), value, printable(name_of(features, row))])
+    columns = [[*column] for column in zip(*lines, strict=True) if any(column)]
+    for column in columns[:-1]:
+        width, numbers = max(map(len, column)), column[0] in ("row", results.measure)
+        column[:] = [word.rjust(width) if numbers else word.ljust(width) for word in column]
+    return "\n".join(map("  ".join, zip(*columns, strict=True)))
+
+
+def draw(results: Results, features: Features, images: Images, path: Path) -> None:
+    """A line of pictures, or several, for each group; what does not fit on one sheet is left out and told."""
+    every = [(group, group.rows[: results.shown].tolist()) for group in results.groups]
+    counts = list(accumulate(len(rows) for _, rows in every))
+    fitting = sum(count <= MOST_PICTURES for count in counts) or 1
+    chosen = [(group, rows[:MOST_PICTURES]) for group, rows in every[:fitting]]
+    drawn = sum(len(rows) for _, rows in chosen)
+    if drawn < counts[-1]:
+        print(f"shortened  {path} shows the first {drawn:,} of {counts[-1]:,} images", file=sys.stderr)
+    wanted = {row for _, rows in chosen for row in rows}
+    found = pictures(images, features, wanted | {g.query for g, _ in chosen if isinstance(g.query, int)})
+    lines = []
+    for group, rows in chosen:
+        cells = []
+        if group.query is not None:
+            picture = found.get(group.query) if isinstance(group.query, int) else group.query
+            cells.append(Cell(picture, ("query", group.title), framed=True))
+        for place, row in enumerate(rows):
+            prefix = f"{results.kind} {group.title}  " if results.kind in ("group", "cluster") else ""
+            value = f"{place + 1}" if group.values is None else f"{group.values[place]:.4f}"
+            cells.append(Cell(found.get(row), (prefix + value, name_of(features, row))))
+        lines.append(cells)
+    write_sheet(lines, path)

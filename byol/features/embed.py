@@ -1,28 +1,83 @@
-"""Images through an encoder: the matrix that everything after training starts from."""
+"""Images through an encoder: the matrix that everything after training starts from.
 
+It is computed a shard of images at a time, and the shards can be kept in a folder: while a large job is done,
+or to be found the next time.
+"""
+
+import fcntl
+import glob
+import json
 import logging
+import os
+import shutil
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from itertools import islice
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from byol.data.decode import BadImage
 from byol.data.images import Images
-from byol.data.workers import made, never
-from byol.disk import writing
-from byol.encoders.encoder import Encoder, device_of
-from byol.errors import ConfigError, DataError, printable
+from byol.data.workers import Made, made, never
+from byol.disk import left_behind, parse_json, replacing, writing
+from byol.encoders.encoder import Encoder, device_of, digest
+from byol.errors import CheckpointError, ConfigError, DataError, printable
 from byol.features.features import Features as Features, Rows, Values, check_finite, unit
-from byol.features.store import BATCH, SHARD, Shard, Store, cache_in, shard_numbers
+from byol.world import World
 
 logger = logging.getLogger("byol")
+FORMAT = 2
+BATCH = 256  # images per forward pass
+SHARD = 8 * BATCH  # images whose features are kept together, and lost together when a job is killed
+Bad = list[tuple[int, str]]  # images that could not be read, and why
+Shard = tuple[Rows, Values, Bad]  # (n,) which images could be read, (n, D), and the others
+Progress = Callable[[int, int], object]  # is told how many images of how many are done
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of shards. Each appears as a whole or not at all; a damaged one counts as missing."""
+
+    folder: Path
+    optional: bool  # a shard that cannot be written is warned of, and computed again another time
+
+    def file(self, first: int) -> Path:
+        """Where the shard is kept that begins at an image."""
+        return self.folder / f"shard-{first // SHARD:06d}.npz"
+
+    def images(self) -> int:
+        """How many images are done, by all processes together; too many by what the last shard lacks."""
+        return SHARD * len(list(self.folder.glob("shard-*.npz")))
+
+    def keep(self, first: int, rows: Rows, x: Values, bad: Bad) -> None:
+        """Write a shard. Raises DiskError when it cannot be written, unless it is optional."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(self.file(first)) as temporary, temporary.open("wb") as file:
+                np.savez(file, rows=rows, x=x, bad=np.array(json.dumps(bad)))
+        except OSError as failure:
+            if not self.optional:
+                raise
+            logger.warning("The features could not be kept in %s (%s).", self.folder, failure)
+
+    def read(self, first: int, images: int, width: int) -> Shard | None:
+        """A shard of so many images, of features (n, width); None, with a warning, when it is damaged."""
+        try:
+            with self.file(first).open("rb") as file:
+                parts = np.load(file, allow_pickle=False)  # every byte is checked
+                rows, x, bad = parts["rows"], parts["x"], parse_json(str(parts["bad"]))
+            if (x.dtype, x.shape, len(rows) + len(bad)) != (np.float32, (len(rows), width), images):
+                raise ValueError(f"{x.dtype} of shape {x.shape}")
+        except Exception as failure:  # damaged files end in nearly every exception there is
+            logger.warning("%s is damaged (%s); it is computed again.", self.file(first), failure)
+            return None
+        return rows, x, bad
 
 
 def embed(
@@ -33,7 +88,7 @@ def embed(
     normalize: bool = False,
     strict: bool = False,
     store: Store | str | Path | None = None,
-    progress: Callable[[int, int], object] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Features:
     """The representation of every image, on the encoder's device, in the images' order.
 
@@ -47,85 +102,76 @@ def embed(
     if workers < 0:
         raise ConfigError(f"workers is {workers}; expected 0 or more.")
     source = encoder.open(images)
-    if store is not None and not isinstance(store, Store):
+    if isinstance(store, str | Path):
         store = cache_in(Path(store), encoder, source, normalize)
-    numbers = shard_numbers(source)
-    computed = compute(
-        encoder, source, numbers, store, workers=workers, normalize=normalize, progress=progress
-    )
     rows: list[Rows] = []
-    bad: list[tuple[int, str]] = []
+    bad: Bad = []
 
-    def parts() -> Iterator[Values]:
-        for number in numbers:
-            shard = computed.pop(number, None)
-            if shard is None:
-                assert store is not None  # which has it
-                shard = store.read(number, len(source), encoder.info.features)
-                if shard is None:  # damaged
-                    shard = compute(encoder, source, [number], None, normalize=normalize)[number]
-                    store.keep(shard)
-            rows.append(shard.rows)
-            bad.extend(shard.bad)
-            yield shard.x
+    def parts() -> Generator[Values]:
+        with closing(shards(encoder, source, store, workers, normalize, progress)) as found:
+            for readable, x, others in found:
+                rows.append(readable)
+                bad.extend(others)
+                yield x
+        check_bad(source, bad, strict)
 
     if store is None or store.optional:
-        held = [*parts()]
-        check_bad(source, bad, strict=strict)
-        x = np.concatenate(held)
+        x = np.concatenate([*parts()])
     else:  # in a file that is mapped, so that the memory need not hold it
-        with writing(store.folder), tempfile.TemporaryFile(dir=store.folder.parent) as file:
-            for part in parts():  # written, not mapped: on a full disk a mapping kills the process
-                file.write(part.data)
-            check_bad(source, bad, strict=strict)
+        with tempfile.TemporaryFile(dir=store.folder.parent) as file, closing(parts()) as found:
+            for part in found:
+                with writing(store.folder):  # not by a mapping: on a full disk that kills the process
+                    file.write(part.data)
             file.flush()
-            x = np.memmap(file, np.float32, "r", shape=(sum(map(len, rows)), encoder.info.features))
+            x = np.memmap(file, np.float32, "r").reshape(-1, encoder.info.features)
     chosen = np.concatenate(rows)
     labels = source.label_matrix if source.labels is None else source.labels
     names = [source.name(row) for row in chosen.tolist()]
     return Features(x, None if labels is None else labels[chosen], names, source.classes, encoder.checksum())
 
 
-def compute(
+def shards(
     encoder: Encoder,
     images: Images,
-    numbers: Sequence[int],
     store: Store | None,
-    *,
-    workers: int = 0,
-    normalize: bool = False,
-    progress: Callable[[int, int], object] = lambda done, total: None,
-) -> dict[int, Shard]:
-    """Compute those of the images' shards that the store lacks. Returns the ones that it does not take."""
-    missing = [number for number in numbers if store is None or not store.has(number)]
-    firsts = [first for n in missing for first in range(len(images))[n * SHARD : (n + 1) * SHARD : BATCH]]
+    workers: int,
+    normalize: bool,
+    progress: Progress,
+    share: slice = slice(None),
+) -> Generator[Shard]:
+    """A share of the shards of the images' features: those in the store, and those it lacks and is given."""
+    firsts = range(0, len(images), SHARD)[share]
+    missing = {first for first in firsts if store is None or not os.path.exists(store.file(first))}
     done, total = 0 if store is None else store.images(), len(images)
-    device, unkept = device_of(encoder), {}
+    width, device = encoder.info.features, device_of(encoder)
 
     def report() -> None:
         progress(min(done, total), total)
 
-    report()
-    with closing(prepared_batches(images, encoder, workers, firsts, report)) as batches:
-        for number in missing:
-            parts, rows, bad = [], [], []
-            for indices, pixels, unreadable in islice(batches, SHARD // BATCH):
-                if indices:
+    with closing(prepared_batches(images, encoder, workers, sorted(missing), report)) as batches:
+        for first in firsts:
+            report()
+            count = min(SHARD, total - first)
+            own: Iterable[Made] = islice(batches, SHARD // BATCH)
+            if store is not None and first not in missing:
+                if kept := store.read(first, count, width):
+                    yield kept
+                    continue
+                own = prepared_batches(images, encoder, 0, [first], report)
+            x, rows, bad = [np.zeros((0, width), dtype=np.float32)], list[int](), Bad()
+            for pixels, (good, unreadable) in own:
+                if good:
                     representation = encoder(pixels.to(device))
-                    parts.append((unit(representation) if normalize else representation).cpu().numpy())
-                rows += indices
+                    x.append((unit(representation) if normalize else representation).cpu().numpy())
+                rows += good
                 bad += unreadable
-                done += len(indices) + len(unreadable)
+                done += len(good) + len(unreadable)
                 report()
-            x = np.concatenate(parts) if parts else np.zeros((0, encoder.info.features), dtype=np.float32)
-            check_finite(x)
-            shard = Shard(number, np.array(rows, dtype=np.int64), x, bad)
-            if store is None or not store.keep(shard):
-                unkept[number] = shard
-    return unkept
-
-
-Prepared = tuple[list[int], Tensor, list[tuple[int, str]]]
+            shard = np.array(rows, dtype=np.int64), np.concatenate(x), bad
+            check_finite(shard[1])
+            if store is not None:
+                store.keep(first, *shard)
+            yield shard
 
 
 def prepared_batches(
@@ -134,17 +180,17 @@ def prepared_batches(
     workers: int,
     firsts: Iterable[int] | None = None,
     poll: Callable[[], object] = never,
-) -> Generator[Prepared]:
-    """Images as an encoder is fed them but not normalised: batches that begin at `firsts`, or all in order.
+) -> Generator[Made]:
+    """Images as an encoder is fed them but not normalised: of the shards that begin at `firsts`, or of all.
 
-    Each time: which images, their pixels (n, C, h, w) float in [0, 1], the caller's until the next are asked
-    for, and the unreadable ones with the reasons. `poll` is called between images; it may raise, to stop.
+    Each time: pixels (n, C, h, w) float in [0, 1], the caller's until the next are requested, with which images
+    they are, and the unreadable ones with the reasons. `poll` is called between images; it may raise, to stop.
     """
     shape = encoder.info.channels, *encoder.info.image_size
 
-    def work(rows: range) -> tuple[Tensor, tuple[list[int], list[tuple[int, str]]]]:
+    def work(rows: range) -> Made:
         good: list[int] = []
-        bad: list[tuple[int, str]] = []
+        bad: Bad = []
         result = torch.empty((len(rows), *shape))
         for index in rows:
             if workers == 0:  # else it is called while they are waited for, in this process
@@ -158,11 +204,10 @@ def prepared_batches(
             good.append(index)
         return result[: len(good)], (good, bad)
 
-    starts = range(0, len(images), BATCH) if firsts is None else firsts
-    batches = (range(len(images))[first : first + BATCH] for first in starts)
-    with closing(made(work, batches, workers=workers, room=4 * BATCH * prod(shape), poll=poll)) as found:
-        for pixels, (good, bad) in found:
-            yield good, pixels, bad
+    every = range(len(images))
+    parts = (every[first : first + SHARD] for first in (every[::SHARD] if firsts is None else firsts))
+    batches = (part[start : start + BATCH] for part in parts for start in range(0, len(part), BATCH))
+    return made(work, batches, workers=workers, room=4 * BATCH * prod(shape), poll=poll)
 
 
 def check_encoder(encoder: object) -> None:
@@ -174,15 +219,88 @@ def check_encoder(encoder: object) -> None:
         )
 
 
-def check_bad(images: Images, bad: list[tuple[int, str]], *, strict: bool) -> None:
+def check_bad(images: Images, bad: Bad, strict: bool) -> None:
     """Warn of images that cannot be read; raise DataError when there are no others, or when `strict`."""
-    told = [f"{printable(images.name(index))} ({reason})" for index, reason in bad[:5]]
+    told = ", ".join(f"{printable(images.name(index))} ({reason})" for index, reason in bad[:5])
+    told += " ..." if len(bad) > 5 else ""
     if len(bad) == len(images):
-        raise DataError(f"None of {images.description} can be read: {told[0] if told else 'there are none'}.")
-    listing = ", ".join(told) + (" ..." if len(bad) > len(told) else "")
+        raise DataError(f"None of {images.description} can be read: {told or 'there are none'}.")
     if bad and strict:
-        raise DataError(
-            f"{len(bad)} of {len(images)} images cannot be read: {listing}. Every one is needed here."
-        )
+        count = f"{len(bad)} of {len(images)}"
+        raise DataError(f"{count} images cannot be read: {told}. Every one is needed here.")
     if bad:
-        logger.warning("Left out, because unreadable: %d of %s: %s", len(bad), images.description, listing)
+        logger.warning("Left out, because unreadable: %d of %s: %s", len(bad), images.description, told)
+
+
+def cache_in(folder: Path, encoder: Encoder, images: Images, normalize: bool) -> Store | None:
+    """The store in a folder for features that may be wanted years later, by another version of this program.
+
+    It is named after the encoder's tensors, its description and its response to a fixed picture, and after
+    every byte of the images; labels are not in it. None for datasets of other libraries, which may change
+    without a trace.
+    """
+    checksum = images.checksum()
+    if checksum is None:
+        return None
+    for left in filter(left_behind, folder.glob("*/.tmp-*")):
+        left.unlink(missing_ok=True)
+    height, width = encoder.info.image_size
+    shape = (1, encoder.info.channels, height + height // 3, width + width // 3)
+    noise = torch.Generator().manual_seed(0)
+    picture = torch.randint(0, 256, shape, generator=noise, dtype=torch.uint8)
+    response = encoder(picture.to(device_of(encoder))).cpu()
+    response *= 100 / response.abs().max().clamp(min=1e-12)  # the last digits hang on the number of threads
+    return Store(folder / _key(encoder, normalize, f"{checksum} {response.round().tolist()}"), optional=True)
+
+
+@contextmanager
+def store_beside(
+    out: Path, encoder: Encoder, images: Images, normalize: bool, world: World
+) -> Iterator[Store | None]:
+    """A store in a folder beside a file, while the world's processes compute its features.
+
+    The folder stays when the block ends with an error, unless it is empty or the error would come again. It
+    is named after a sample of the images: to read a million twice, in each process, would cost more than it
+    saves. None when one process computes a single shard. Raises CheckpointError when another job is at the
+    same work.
+    """
+    if world.size == 1 and len(images) <= SHARD:
+        yield None
+        return
+    folder = out.with_name(f"{out.name}.partial-{_key(encoder, normalize, images.fingerprint())[:16]}")
+    store = Store(folder, optional=False)
+    if world.rank > 0:
+        world.wait()  # until rank 0 holds it
+        yield store
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder):
+        world.wait()
+        try:
+            yield store
+        except BaseException as failure:
+            if isinstance(failure, DataError) or store.images() == 0:
+                shutil.rmtree(folder)
+            raise
+        shutil.rmtree(folder)
+    for other in out.parent.glob(f"{glob.escape(out.name)}.partial-*"):  # of other images or encoders
+        with suppress(CheckpointError), _lock(other):
+            shutil.rmtree(other)
+
+
+def _lock(folder: Path) -> TextIO:
+    """Take the lock of a folder, which ends with the process. Raises CheckpointError when another has it."""
+    lock = (folder / ".lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as failure:
+        lock.close()
+        again = "Wait for it, or choose another --out."
+        raise CheckpointError(f"Another process writes to {folder}. {again}") from failure
+    return lock
+
+
+def _key(encoder: Encoder, normalize: bool, images: str) -> str:
+    """Hexadecimal, of the encoder, how images are worked on, and what names them."""
+    work = {"format": FORMAT, "images": images, "batch": BATCH, "shard": SHARD, "normalize": normalize}
+    return digest(encoder.tensors(), {**asdict(encoder.info), **work})

@@ -12,17 +12,12 @@ from byol.features.features import Values
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
-    class _Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-        """What scikit-learn expects of a transformer."""
-
+    _BASES: Any = (ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 except ImportError:  # told when it is used: the name alone, as in `from byol import *`, needs nothing
-
-    class _Transformer:  # type: ignore[no-redef]
-        def __new__(cls, *arguments: Any, **options: Any) -> "_Transformer":
-            raise ConfigError("byol.Embedder needs scikit-learn. Run: pip install 'byol[search]'")
+    _BASES = ()
 
 
-class Embedder(_Transformer):
+class Embedder(*_BASES):  # type: ignore[misc]
     """Images, anything `open_images` takes, to features (N, D) float32.
 
     `encoder` is what `load_encoder` gives, or the path of a run or encoder file, which is read when first
@@ -31,25 +26,23 @@ class Embedder(_Transformer):
     """
 
     def __init__(self, encoder: Encoder | str | Path, *, workers: int = 0, normalize: bool = False) -> None:
+        if not _BASES:
+            raise ConfigError("byol.Embedder needs scikit-learn. Run: pip install 'byol[search]'")
         self.encoder = encoder
         self.workers = workers
         self.normalize = normalize
 
     def fit(self, X: Any, y: Any = None) -> "Embedder":
         """Read the encoder. Raises ConfigError or CheckpointError when it cannot be used."""
-        self._encoder = self._read()
+        self._encoder = load_encoder(self.encoder) if isinstance(self.encoder, str | Path) else self.encoder
+        check_encoder(self._encoder)
         self._n_features_out = self._encoder.info.features
         return self
 
     def transform(self, X: Any) -> Values:
         """The representation of every image: (N, D)."""
-        encoder = self._encoder if hasattr(self, "_encoder") else self._read()
-        return embed(encoder, X, workers=self.workers, normalize=self.normalize, strict=True).x
-
-    def _read(self) -> Encoder:
-        encoder = load_encoder(self.encoder) if isinstance(self.encoder, str | Path) else self.encoder
-        check_encoder(encoder)
-        return encoder
+        fitted = self if hasattr(self, "_encoder") else Embedder(self.encoder).fit(X)
+        return embed(fitted._encoder, X, workers=self.workers, normalize=self.normalize, strict=True).x
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -44,10 +44,19 @@ class Features:
         if not all(isinstance(name, str) for name in (*self.names, *(self.classes or ()))):
             raise DataError("Names of images or classes are not text; expected a str for each.")
         object.__setattr__(self, "x", x)
-        if self.y is not None:
-            y = np.asarray(self.y)
-            check_labels(y, len(x), self.classes)
-            object.__setattr__(self, "y", y.astype(np.int64, copy=False))
+        if self.y is None:
+            return
+        y = np.asarray(self.y)
+        matrix, numbers = is_matrix(y), y.ndim == 1 and y.dtype.kind in "iu"
+        if y.shape[:1] != (len(x),) or not (matrix or (numbers and 0 <= y.min() <= y.max() < MOST_CLASSES)):
+            raise DataError(
+                f"The labels are {y.dtype} of shape {y.shape}; expected for each of the {len(x)} feature rows "
+                f"the number of a class, from 0 and below {MOST_CLASSES:,}, or a row of 0 and 1."
+            )
+        found, named = y.shape[1] if matrix else int(y.max()) + 1, self.classes or ()
+        if self.classes is not None and (found > len(named) or (matrix and found < len(named))):
+            raise DataError(f"The labels are of {found} classes, but {len(named)} classes are named.")
+        object.__setattr__(self, "y", y.astype(np.int64, copy=False))
 
     def __repr__(self) -> str:
         classes = "" if self.classes is None else f", {len(self.classes):,} classes"
@@ -72,7 +81,7 @@ class Features:
         check_format(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            write(vars(self), path.suffix, temporary)
+            write(vars(self), temporary)
 
     @classmethod
     def load(cls, path: str | Path, *, mapped: bool = False) -> "Features":
@@ -102,19 +111,6 @@ def check_finite(x: Array) -> None:
         )
 
 
-def check_labels(y: Array, count: int, classes: tuple[str, ...] | None) -> None:
-    """Raise DataError for anything but, for each row, the number of a class or a row of 0 and 1."""
-    matrix, numbers = y.ndim == 2 and is_matrix(y), y.ndim == 1 and y.dtype.kind in "iu" and y.size > 0
-    if y.shape[:1] != (count,) or not (matrix or (numbers and 0 <= y.min() <= y.max() < MOST_CLASSES)):
-        raise DataError(
-            f"The labels are {y.dtype} of shape {y.shape}; expected for each of the {count} feature rows the "
-            f"number of a class, from 0 and below {MOST_CLASSES:,}, or a row of 0 and 1."
-        )
-    found = y.shape[1] if matrix else int(y.max()) + 1
-    if classes is not None and (found > len(classes) or (matrix and found < len(classes))):
-        raise DataError(f"The labels are of {found} classes, but {len(classes)} classes are named.")
-
-
 def matrix(features: Features | Array) -> Values:
     """The matrix (N, D) of features, checked."""
     return features.x if isinstance(features, Features) else Features(features).x
@@ -123,13 +119,16 @@ def matrix(features: Features | Array) -> Values:
 def blocks(x: Any) -> Iterator[tuple[int, Any]]:
     """Consecutive rows of an array or tensor (N, D), BLOCK bytes at a time, with the first row's number.
 
-    Of a mapped file only the block at hand is held in memory: what was read is given back to the system.
+    Of a mapped file only the block at hand is held in memory: what was read is given back to the system, unless
+    it can be written to, for then changes could be lost.
     """
-    mapping, step = _mapping(x), block_rows(x)
+    owner, step = x, block_rows(x)
+    while isinstance(owner, np.ndarray) and getattr(owner, "mode", "r") == "r":
+        owner = owner.base
     for first in range(0, len(x), step):
         yield first, x[first : first + step]
-        if mapping is not None:
-            mapping.madvise(mmap.MADV_DONTNEED)
+        if isinstance(owner, mmap.mmap):
+            owner.madvise(mmap.MADV_DONTNEED)
 
 
 def block_rows(x: Any) -> int:
@@ -148,15 +147,9 @@ def unit_blocks(x: Tensor | Array, device: torch.device) -> Iterator[tuple[int, 
 def unit(rows: Tensor) -> Tensor:
     """Rows (N, D) scaled to length 1, float32; rows of zeros stay."""
     rows = rows.float()
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    if ((lengths > 1e-15) & (lengths < 1e15)).all():
+        return rows / lengths
     tiny = torch.finfo(torch.float32).tiny
-    rows = rows / rows.abs().amax(dim=1, keepdim=True).clamp_(min=tiny)  # else the squares of 1e25 overflow
+    rows = rows / rows.abs().amax(dim=1, keepdim=True).clamp_(min=tiny)  # else the squares overflow or vanish
     return F.normalize(rows, dim=1)
-
-
-def _mapping(x: Any) -> mmap.mmap | None:
-    """The mapped file behind an array, if it is a read-only one: of others, changes could be lost."""
-    while isinstance(x, np.ndarray):
-        if isinstance(x, np.memmap) and x.mode != "r":
-            return None
-        x = x.base
-    return x if isinstance(x, mmap.mmap) else None

@@ -57,9 +57,7 @@ def search(
     x = matrix(features)
     check_at_least_one("k", k)
     if (query is None) == (rows is None):
-        raise ConfigError(
-            "A search needs either query=, vectors (Q, D), or rows=, numbers of rows of the features."
-        )
+        raise ConfigError("A search needs either query=, vectors (Q, D), or rows=, numbers of feature rows.")
     if query is None:
         numbers = row_numbers(rows, len(x))
         queries = x[numbers]
@@ -72,8 +70,8 @@ def search(
         cosines, found = nearest(x, torch.tensor(queries, device=pick_device(device)), k)
     zeros = np.flatnonzero(~queries.any(axis=1))
     if len(zeros):
-        words = "%d of %d queries are all zeros, the first is number %d: their similarity to everything is 0."
-        logger.warning(words, len(zeros), len(queries), zeros[0])
+        which = f"{len(zeros)} of {len(queries)} queries are all zeros, the first is number {zeros[0]}"
+        logger.warning("%s: their similarity to everything is 0.", which)
     return Neighbours(found.cpu().numpy(), cosines.cpu().numpy())
 
 
@@ -130,18 +128,17 @@ def nearest(bank: Tensor | Array, queries: Tensor, k: int) -> tuple[Tensor, Tens
     bank and of the queries at a time; the bank is read once.
     """
     parts = unit(queries).split(max(1, BLOCK // (4 * block_rows(bank))))
-    best: list[tuple[Tensor, Tensor]] = []
+    best = [
+        (part[:, :0], torch.empty((len(part), 0), dtype=torch.int64, device=part.device)) for part in parts
+    ]
     for first, rows in unit_blocks(bank, queries.device):
         for place, part in enumerate(parts):
-            cosines, indices = _highest((part @ rows.T).clamp_(-1, 1), k)
-            indices += first
-            if first == 0:
-                best.append((cosines, indices))
-                continue
-            both = torch.cat((best[place][0], cosines), dim=1), torch.cat((best[place][1], indices), dim=1)
-            cosines, order = _highest(both[0], k)
-            best[place] = cosines, both[1].gather(1, order)
-    return torch.cat([cosines for cosines, _ in best]), torch.cat([indices for _, indices in best])
+            cosines, found = _highest((part @ rows.T).clamp_(-1, 1), k)
+            cosines = torch.cat((best[place][0], cosines), dim=1)
+            found = torch.cat((best[place][1], found + first), dim=1)
+            cosines, order = _highest(cosines, k)
+            best[place] = cosines, found.gather(1, order)
+    return torch.cat([cosines for cosines, _ in best]), torch.cat([found for _, found in best])
 
 
 def _highest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -168,9 +165,8 @@ def row_numbers(rows: Any, count: int) -> Rows:
     """Numbers of rows as int64 (n,). Raises ConfigError for those that are not there."""
     chosen = np.atleast_1d(np.asarray(rows))
     if chosen.ndim != 1 or len(chosen) == 0 or chosen.dtype.kind not in "iu":
-        raise ConfigError(
-            f"The rows are {chosen.dtype} of shape {chosen.shape}; expected whole numbers, at least one."
-        )
+        came = f"{chosen.dtype} of shape {chosen.shape}"
+        raise ConfigError(f"The rows are {came}; expected whole numbers, at least one.")
     for wrong in chosen[(chosen < 0) | (chosen >= count)]:
         raise ConfigError(f"There is no row {wrong}: the features have {count:,} rows, counted from 0.")
     return chosen.astype(np.int64)

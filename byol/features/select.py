@@ -36,13 +36,22 @@ def pick(features: Features | Array, count: int, *, labelled: Any = None, uncert
     """
     x = matrix(features)
     check_at_least_one("The number of images to pick", count)
-    weight = np.ones(len(x), dtype=np.float32) if uncertainty is None else _doubt(uncertainty, len(x))
+    weight = np.ones(len(x), dtype=np.float32) if uncertainty is None else _weight_of(uncertainty, len(x))
     # In float64, for the squares of 1e25 overflow.
     lengths = np.concatenate([np.linalg.norm(block.astype(np.float64), axis=1) for _, block in blocks(x)])
     lengths = lengths.clip(np.finfo(np.float32).tiny).astype(np.float32)
     distance = np.full(len(x), np.inf, dtype=np.float32)  # to the nearest chosen row; -1 when chosen itself
-    for row in [] if labelled is None or len(labelled) == 0 else row_numbers(labelled, len(x)):
-        _choose(x, lengths, row, distance)
+
+    def cosines(vector: Values) -> Values:
+        return np.asarray(np.concatenate([block @ vector for _, block in blocks(x)]) / lengths)
+
+    def choose(row: int) -> None:
+        to_row = np.sqrt((2 - 2 * cosines(x[row] / lengths[row])).clip(0))
+        np.minimum(distance, to_row, out=distance)
+        distance[row] = -1
+
+    for row in [] if labelled is None or len(labelled) == 0 else row_numbers(labelled, len(x)).tolist():
+        choose(row)
     chosen: list[int] = []
     for _ in range(min(count, int((distance >= 0).sum()))):
         if np.isfinite(distance).any():
@@ -50,30 +59,21 @@ def pick(features: Features | Array, count: int, *, labelled: Any = None, uncert
         elif uncertainty is not None:
             row = weight.argmax()
         else:  # the highest cosine to the mean of all
-            mean = sum(block.T @ (1 / lengths[first : first + len(block)]) for first, block in blocks(x))
-            row = (_products(x, mean) / lengths).argmax()
+            row = cosines(sum(part.T @ (1 / lengths[n : n + len(part)]) for n, part in blocks(x))).argmax()
         chosen.append(int(row))
-        _choose(x, lengths, row, distance)
+        choose(chosen[-1])
     return np.array(chosen, dtype=np.int64)
 
 
-def _choose(x: Values, lengths: Values, row: int, distance: Values) -> None:
-    """Take a row as a centre: every row's distance is to the nearest centre, in place."""
-    cosines = _products(x, x[row] / lengths[row]) / lengths
-    np.minimum(distance, np.sqrt((2 - 2 * cosines).clip(0)), out=distance)
-    distance[row] = -1
-
-
-def _products(x: Values, vector: Values) -> Values:
-    """The inner product of every row with a vector: (N,)."""
-    return np.concatenate([block @ vector for _, block in blocks(x)])
-
-
-def _doubt(uncertainty: Any, count: int) -> Values:
+def _weight_of(uncertainty: Any, count: int) -> Values:
     """Uncertainty as float32 (N,), from itself or from class probabilities (N, C). Raises DataError."""
     given = np.asarray(uncertainty)
-    shaped = given.shape[:1] == (count,) and (given.ndim == 1 or (given.ndim == 2 and given.shape[1] > 1))
-    if given.dtype.kind not in "biuf" or not shaped:
+    probabilities = given.ndim == 2 and given.shape[1] > 1
+    if (
+        given.dtype.kind not in "biuf"
+        or given.shape[:1] != (count,)
+        or not (given.ndim == 1 or probabilities)
+    ):
         raise DataError(
             f"The uncertainty has shape {given.shape}; expected a number from 0 for each of the {count:,} "
             "feature rows, or class probabilities (N, C)."
@@ -81,7 +81,7 @@ def _doubt(uncertainty: Any, count: int) -> Values:
     values: Values = given.astype(np.float32)
     if not np.isfinite(values).all() or values.min() < 0:
         raise DataError("The uncertainty holds NaN, infinity or negative numbers; expected numbers from 0.")
-    if values.ndim == 1:
+    if not probabilities:
         return values
     if (np.abs(values.sum(axis=1) - 1) >= 1e-2).any():
         raise DataError("The uncertainty has rows that do not sum to 1; expected class probabilities.")
@@ -102,16 +102,13 @@ def clusters(features: Features | Array, count: int, *, seed: int = 0) -> Cluste
         raise ConfigError("Clusters need scikit-learn. Run: pip install 'byol[search]'") from failure
     x, cpu = matrix(features), torch.device("cpu")
     if not 1 <= count <= len(x):
-        raise ConfigError(
-            f"{count} clusters of {len(x):,} rows; expected from 1 to as many as there are rows."
-        )
-    size = min(len(x), max(SAMPLE, PER_CLUSTER * count))
-    some = (
-        x if size == len(x) else x[np.sort(np.random.default_rng(seed).choice(len(x), size, replace=False))]
-    )
+        raise ConfigError(f"{count} clusters of {len(x):,} rows; expected from 1 to as many as rows.")
+    sample, size = x, max(SAMPLE, PER_CLUSTER * count)
+    if size < len(x):
+        sample = x[np.sort(np.random.default_rng(seed).choice(len(x), size, replace=False))]
     with warnings.catch_warnings(action="ignore"):  # fewer different rows than clusters: some stay empty
         model = KMeans(count, n_init=4, random_state=seed)
-        model.fit(np.concatenate([rows.numpy() for _, rows in unit_blocks(some, cpu)]))
+        model.fit(np.concatenate([rows.numpy() for _, rows in unit_blocks(sample, cpu)]))
     labels, distances = [], []
     for _, rows in unit_blocks(x, cpu):
         labels.append(model.predict(rows.numpy()))

@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from byol.data.decode import BadImage
@@ -41,29 +41,26 @@ def write_sheet(groups: Sequence[Sequence[Cell]], path: Path) -> None:
     check_sheet(path)
     font = ImageFont.load_default(LINE - 3)
     wide, tall = SIDE + GAP, SIDE + GAP + LINE * max(len(cell.words) for group in groups for cell in group)
-    lines = [group[first : first + COLUMNS] for group in groups for first in range(0, len(group), COLUMNS)]
-    page = Image.new("RGB", (GAP + wide * max(map(len, lines)), GAP + tall * len(lines)), "white")
-    draw = ImageDraw.Draw(page)
-    beginnings = np.cumsum([0, *(-(-len(group) // COLUMNS) for group in groups)]).tolist()[1:-1]
-    for number, line in enumerate(lines):
-        top = GAP + number * tall
-        if number in beginnings:
-            draw.line([(0, top - GAP // 2), (page.width, top - GAP // 2)], "lightgray")
-        for place, cell in enumerate(line):
-            left = GAP + place * wide
+    columns, lines = min(COLUMNS, max(map(len, groups))), sum(-(-len(group) // COLUMNS) for group in groups)
+    page = Image.new("RGB", (GAP + wide * columns, GAP + tall * lines), "white")
+    draw, start = ImageDraw.Draw(page), GAP
+    for group in groups:
+        if start > GAP:
+            draw.line([(0, start - GAP // 2), (page.width, start - GAP // 2)], "lightgray")
+        for place, cell in enumerate(group):
+            left, top = GAP + place % COLUMNS * wide, start + place // COLUMNS * tall
             page.paste(tile(cell.picture), (left, top))
             if cell.framed:
                 draw.rectangle([left - 3, top - 3, left + SIDE + 2, top + SIDE + 2], outline="black", width=2)
             for below, text in enumerate(cell.words):
                 draw.text((left, top + SIDE + 1 + below * LINE), shortened(text, font), "black", font)
+        start += -(-len(group) // COLUMNS) * tall
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with replacing(path) as temporary:
             page.save(temporary)
     except ValueError as failure:  # more pixels than the format can hold
-        raise ByolError(
-            f"{path} cannot be written: {failure}. Take a .png, which may be of any size."
-        ) from failure
+        raise ByolError(f"{path} cannot be written: {failure}. Take a .png, of any size.") from failure
 
 
 def tile(picture: Image.Image | None) -> Image.Image:
@@ -92,19 +89,15 @@ def pictures(images: Images, features: Features, rows: set[int]) -> dict[int, Im
 
     Raises DataError when none of the rows is found.
     """
+    places: dict[int, int] = {row: row for row in rows if len(images) == len(features.x)}
     if features.names:
         wanted = {features.names[row] for row in rows}
         place_of = {name: index for index in range(len(images)) if (name := images.name(index)) in wanted}
-        places = {row: place_of.get(features.names[row]) for row in rows}
-    else:
-        places = {row: row for row in rows if len(images) == len(features.x)}
+        places = {row: place_of[features.names[row]] for row in rows if features.names[row] in place_of}
     found = {}
     for row, index in places.items():
-        try:
-            if index is not None:
-                found[row] = tile(images[index])
-        except BadImage:
-            continue
+        with suppress(BadImage):
+            found[row] = tile(images[index])
     if not found:
         raise DataError(
             f"None of the {len(rows)} images to show is in {images.description}. Give the images that the "

@@ -104,7 +104,7 @@ class Monitor:
         parts = [torch.empty((0, self.plan.channels, *self.plan.eval_size), dtype=torch.uint8)]
         kept: list[int] = []
         with closing(prepared_batches(images, self.encoder, self.plan.workers, poll=poll)) as batches:
-            for indices, pixels, bad in batches if len(images) else ():
+            for pixels, (indices, bad) in batches if len(images) else ():
                 for index, reason in bad:
                     self.bad(images.name(index), reason)
                 parts.append(pixels.mul(255).round_().to(torch.uint8))

@@ -13,8 +13,8 @@ from PIL import Image
 
 from byol.cli import main
 from byol.encoders.encoder import save_encoder
+from byol.features.embed import SHARD
 from byol.features.features import Features
-from byol.features.store import SHARD
 
 BYOL = (sys.executable, "-m", "byol")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "byol")

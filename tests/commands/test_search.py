@@ -77,7 +77,7 @@ def test_a_query_by_another_encoder_of_the_same_width_is_refused(here, encoder_o
     assert f"other is not the encoder that gave g{kind}" in capsys.readouterr().err
 
 
-def test_a_query_is_answered_with_a_table(here, capsys):
+def test_a_query_gives_a_table(here, capsys):
     out, err = told(capsys, "search f.npz --query photos/02.png photos/11.png --run run --k 3")
     lines = table(out)
     assert lines[0] == ["query", "row", "similarity", "name"]
@@ -92,12 +92,12 @@ def test_json_is_all_there_is_on_stdout_and_agrees_with_scikit_learn(here, capsy
     features = Features.load("f.npz")
     model = NearestNeighbors(n_neighbors=5, metric="cosine", algorithm="brute").fit(features.x.astype(float))
     distances, rows = model.kneighbors(features.x[[3, 8]].astype(float))
-    for answer, row, near, far in zip(json.loads(out), (3, 8), rows, distances, strict=True):
-        assert answer["query"] == features.names[row]
-        assert [image["row"] for image in answer["images"]] == near[1:].tolist()
-        assert [image["name"] for image in answer["images"]] == [features.names[place] for place in near[1:]]
+    for found, row, near, far in zip(json.loads(out), (3, 8), rows, distances, strict=True):
+        assert found["query"] == features.names[row]
+        assert [image["row"] for image in found["images"]] == near[1:].tolist()
+        assert [image["name"] for image in found["images"]] == [features.names[place] for place in near[1:]]
         np.testing.assert_allclose(
-            [image["similarity"] for image in answer["images"]], 1 - far[1:], atol=2e-6
+            [image["similarity"] for image in found["images"]], 1 - far[1:], atol=2e-6
         )
     assert err == "written    s.png\n"
     with Image.open("s.png") as page:
@@ -111,13 +111,13 @@ def test_near_duplicates_are_listed_in_groups(here, capsys):
         ["0", "2", "1.0000", "02.png"],
         ["0", "6", "1.0000", "07.png"],
     ]
-    answer = json.loads(told(capsys, "search f.npz --duplicates 0.9999 --json")[0])
-    assert [(group["group"], [image["name"] for image in group["images"]]) for group in answer] == [
+    found = json.loads(told(capsys, "search f.npz --duplicates 0.9999 --json")[0])
+    assert [(group["group"], [image["name"] for image in group["images"]]) for group in found] == [
         (0, ["02.png", "07.png"])
     ]
 
 
-def test_no_near_duplicates_is_an_answer_too(here, capsys):
+def test_no_near_duplicates_is_a_result_too(here, capsys):
     (here / "photos" / "07.png").unlink()
     told(capsys, "embed run --data photos --out g.npz")
     out, err = told(capsys, "search g.npz --duplicates 1 --sheet s.png --data photos")
@@ -140,8 +140,8 @@ def test_outliers_picks_and_clusters_are_listed(here, capsys):
     lines = table(told(capsys, "search f.npz --clusters 2 --k 2")[0])
     assert lines[0] == ["cluster", "row", "distance", "name"]
     assert [line[0] for line in lines[1:]] == ["0", "0", "1", "1"]
-    answer = json.loads(told(capsys, "search f.npz --clusters 2 --json")[0])
-    assert sorted(image["row"] for cluster in answer for image in cluster["images"]) == list(range(11))
+    found = json.loads(told(capsys, "search f.npz --clusters 2 --json")[0])
+    assert sorted(image["row"] for cluster in found for image in cluster["images"]) == list(range(11))
 
 
 def test_a_second_pick_goes_on_from_the_first(here, capsys):
@@ -177,7 +177,7 @@ def test_features_without_names_are_told_by_row(here, capsys):
     "flags",
     ["--clusters 2", "--outliers 3", "--pick 4", "--duplicates 0.5", "--query photos/00.png --run run"],
 )
-def test_every_answer_can_be_a_sheet(here, capsys, flags):
+def test_every_result_can_be_a_sheet(here, capsys, flags):
     _, err = told(capsys, f"search f.npz {flags} --sheet s.jpg --data photos")
     assert err == "written    s.jpg\n"
     with Image.open("s.jpg") as page:

@@ -86,7 +86,7 @@ def test_unreadable_images_are_an_error_and_not_a_missing_row(encoder_of, tmp_pa
         Embedder(encoder_of("convnet")).transform(byol_images)
 
 
-def test_what_is_no_encoder_is_told_when_it_is_fitted(coloured, tmp_path):
+def test_what_is_not_an_encoder_is_told_when_it_is_fitted(coloured, tmp_path):
     with pytest.raises(ConfigError, match="load_encoder"):
         Embedder(len).fit(coloured[0])
     with pytest.raises(CheckpointError, match="no encoder at"):

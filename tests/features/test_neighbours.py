@@ -44,12 +44,12 @@ def test_neighbours_are_those_of_scikit_learn_whatever_the_block(block, k):
 def test_features_arrays_and_tensors_are_searched_alike():
     x, queries = rows_of(50), rows_of(3, seed=1)
     expected = search(Features(x), Features(queries), k=4)
-    for bank, asked in (
+    for bank, queried in (
         (x, queries),
         (torch.from_numpy(x), torch.from_numpy(queries)),
         (x.astype(np.float64), queries.tolist()),
     ):
-        found = search(bank, asked, k=4)
+        found = search(bank, queried, k=4)
         assert np.array_equal(found.rows, expected.rows)
 
 
@@ -105,7 +105,7 @@ def test_the_length_of_rows_does_not_matter(scale):
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
-def test_mapped_features_give_the_same_answers(tmp_path, block, suffix):
+def test_mapped_features_give_the_same_results(tmp_path, block, suffix):
     features = Features(np.concatenate([rows_of(90), rows_of(20)]))
     features.save(tmp_path / f"a{suffix}")
     mapped = Features.load(tmp_path / f"a{suffix}", mapped=True)
@@ -141,12 +141,12 @@ def test_queries_that_cannot_be_compared_are_told(query, message):
      ({"rows": 1.5}, "whole numbers, at least one"),
      ({"rows": 0, "device": "gpu"}, "cpu, cuda")],
 )  # fmt: skip
-def test_questions_that_cannot_be_asked_are_told(options, message):
+def test_searches_that_cannot_be_made_are_told(options, message):
     with pytest.raises(ConfigError, match=message):
         search(rows_of(5), **options)
 
 
-def test_queries_without_a_direction_are_answered_and_told(caplog):
+def test_queries_without_a_direction_are_searched_and_told(caplog):
     x = rows_of(5)
     x[3] = 0
     assert (search(x, rows=[0, 3], k=2).similarities[1] == 0).all()

@@ -12,9 +12,8 @@ from torch import nn
 
 from byol.data.images import open_images
 from byol.errors import CheckpointError, DataError
-from byol.features.embed import embed
+from byol.features.embed import SHARD, embed, store_beside
 from byol.features.features import Features
-from byol.features.store import SHARD, store_beside
 from byol.world import World
 
 ALONE = World(0, 1, torch.device("cpu"))
