@@ -102,7 +102,9 @@ def clusters(features: Features | Array, count: int, *, seed: int = 0) -> Cluste
         raise ConfigError("Clusters need scikit-learn. Run: pip install 'byol[search]'") from failure
     x, cpu = matrix(features), torch.device("cpu")
     if not 1 <= count <= len(x):
-        raise ConfigError(f"{count} clusters of {len(x):,} rows; expected from 1 to as many as rows.")
+        raise ConfigError(
+            f"{count} clusters of {len(x):,} rows; expected from 1 to as many as there are rows."
+        )
     sample, size = x, max(SAMPLE, PER_CLUSTER * count)
     if size < len(x):
         sample = x[np.sort(np.random.default_rng(seed).choice(len(x), size, replace=False))]

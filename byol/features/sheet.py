@@ -60,7 +60,7 @@ def write_sheet(groups: Sequence[Sequence[Cell]], path: Path) -> None:
         with replacing(path) as temporary:
             page.save(temporary)
     except ValueError as failure:  # more pixels than the format can hold
-        raise ByolError(f"{path} cannot be written: {failure}. Take a .png, of any size.") from failure
+        raise ByolError(f"{path} cannot be written: {failure}. Take a .png: it has no limit.") from failure
 
 
 def tile(picture: Image.Image | None) -> Image.Image:

@@ -96,9 +96,7 @@ def test_json_is_all_there_is_on_stdout_and_agrees_with_scikit_learn(here, capsy
         assert found["query"] == features.names[row]
         assert [image["row"] for image in found["images"]] == near[1:].tolist()
         assert [image["name"] for image in found["images"]] == [features.names[place] for place in near[1:]]
-        np.testing.assert_allclose(
-            [image["similarity"] for image in found["images"]], 1 - far[1:], atol=2e-6
-        )
+        np.testing.assert_allclose([image["similarity"] for image in found["images"]], 1 - far[1:], atol=2e-6)
     assert err == "written    s.png\n"
     with Image.open("s.png") as page:
         assert page.height > 2 * 128

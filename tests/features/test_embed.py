@@ -211,7 +211,9 @@ def test_rows_of_any_scale_are_normalized(encoder_of):
     np.testing.assert_allclose(embed(encoder, images, normalize=True).x, unit, rtol=1e-4, atol=1e-6)
 
 
-def test_names_that_are_not_utf_8_are_kept_and_escaped_in_the_warning(encoder_of, folder_of, tmp_path, caplog):
+def test_names_that_are_not_utf_8_are_kept_and_escaped_in_the_warning(
+    encoder_of, folder_of, tmp_path, caplog
+):
     odd, broken = b"\xff\xfe line\nend.png", b"\xfd.png"
     folder = folder_of(odd, broken, "plain.png")
     (folder / os.fsdecode(broken)).write_bytes(b"")
