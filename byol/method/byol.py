@@ -136,6 +136,8 @@ class BYOL(nn.Module):
     ) -> Any:
         """The loss, a float32 scalar: mean over the batch of both directions, 0 to 8.
 
+        It is NaN, without gradient, when a pixel of a view is not finite; statistics and weights are unharmed.
+
         With return_representation (loss, representation): view 1's, (B, D) without gradient, for a classifier
         that learns beside. With return_embedding (projection, representation) of unaugmented images.
         """
@@ -149,8 +151,13 @@ class BYOL(nn.Module):
             view1, view2 = self.draw_views(view1)
         elif self.views is not None and not self.views.drawn:
             self._fed_views = True
+        sound = None
         if isinstance(view1, Tensor) and isinstance(view2, Tensor):  # before BatchNorm sees them
             self._check_counts(len(view1), len(view2))
+            if self.training and view1.is_floating_point() and view2.is_floating_point():
+                # One NaN would stay in BatchNorm's statistics for good. The device is not waited for.
+                sound = torch.isfinite(view1.sum(dtype=torch.float32) + view2.sum(dtype=torch.float32))
+                view1, view2 = torch.where(sound, view1, 0), torch.where(sound, view2, 0)
         representation1, representation2 = self._both(self.online.encoder, view1, view2)
         self._check_counts(len(representation1), len(representation2))
         online1, online2 = self._both(self.online.projector, representation1, representation2)
@@ -158,6 +165,8 @@ class BYOL(nn.Module):
         with torch.no_grad():  # the target teaches, it is not taught
             projection1, projection2 = self._both(self.target, view1, view2)
         loss = (regression_loss(prediction1, projection2) + regression_loss(prediction2, projection1)).mean()
+        if sound is not None:
+            loss = torch.where(sound, loss, torch.nan)
         return (loss, representation1.detach()) if return_representation else loss
 
     def predict(self, view: Any) -> Tensor:
@@ -166,7 +175,10 @@ class BYOL(nn.Module):
         return prediction
 
     def draw_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Two views of each image, from torch's own random state: torch.manual_seed repeats them."""
+        """Two views of each image, from torch's own random state: torch.manual_seed repeats them.
+
+        Of several processes each needs a seed of its own, or all draw alike.
+        """
         if self.augment_fn is not None and self.augment_fn2 is not None:
             return self.augment_fn(images), self.augment_fn2(images)
         if self.views is None:

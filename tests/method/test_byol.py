@@ -202,6 +202,32 @@ def projections(learner: BYOL, view1: Tensor, view2: Tensor) -> list[Tensor]:
     return seen
 
 
+@pytest.mark.parametrize("pixel", [torch.nan, torch.inf, -torch.inf])
+def test_a_pixel_that_is_not_finite_harms_neither_statistics_nor_weights(pixel):
+    learner = small_learner()
+    optimizer = torch.optim.SGD(learner.parameters(), lr=0.1)
+    bad = noise(seed=1)
+    bad[3, 1, 5, 7] = pixel
+    before = copy.deepcopy(learner.state_dict())
+    loss = learner(noise(), bad)
+    loss.backward()
+    optimizer.step()
+    assert loss.isnan()
+    after = learner.state_dict()
+    assert all(after[name].isfinite().all() for name in after)
+    assert all(torch.equal(p, before[name]) for name, p in learner.named_parameters())
+    assert learner(noise(), noise(seed=2)).isfinite()
+
+
+def test_views_of_whole_numbers_and_of_half_precision_are_fed_as_they_are():
+    words = nn.Sequential(nn.Embedding(50, 8), nn.Flatten(), nn.Linear(32, 6))
+    learner = BYOL(words, hidden_layer=-1, example=torch.zeros(2, 4, dtype=torch.int64), projection_size=4)
+    assert learner(torch.randint(50, (6, 4)), torch.randint(50, (6, 4))).isfinite()
+    bright = torch.full((6, 3, 16, 16), 60_000.0, dtype=torch.float16)  # whose sum float16 cannot hold
+    with torch.autocast("cpu", torch.bfloat16):
+        assert small_learner()(bright + noise().half(), bright + noise(seed=1).half()).isfinite()
+
+
 def test_each_view_has_batchnorm_statistics_of_its_own():
     learner = small_learner()
     view1, view2 = noise(), noise(seed=1)
