@@ -24,7 +24,7 @@ from byol.errors import CheckpointError, ConfigError, complaint
 from byol.method.byol import evaluating
 from byol.method.crops import Interpolation
 from byol.method.hidden import INPUT, OUTPUT, HiddenLayer, Pooling, layer_name
-from byol.method.pixels import ImageCheck, prepare
+from byol.method.pixels import ImageCheck, normalise_, prepare
 from byol.models.build import build_encoder, is_own_code
 
 FORMAT = 2  # format 1 called the architecture "encoder"
@@ -141,9 +141,8 @@ class Encoder(nn.Module):
         """Images as the network is fed them, by default not normalised: float32 (B, C, h, w) in [0, 1]."""
         info = self.info
         self._check(images)
-        mean, std = (info.mean, info.std) if normalised else (None, None)
-        return prepare(images, info.image_size, mean=mean, std=std, crop_ratio=info.crop_ratio,
-                       interpolation=info.interpolation, antialias=info.antialias)  # fmt: skip
+        x = prepare(images, info.image_size, info.crop_ratio, info.antialias, info.interpolation)
+        return normalise_(x, info.mean, info.std) if normalised else x
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

@@ -192,8 +192,12 @@ class BYOL(nn.Module):
         Parameters only: the target's BatchNorm buffers are its own (official byol_experiment.py).
         """
         _check_tau(tau, "tau")
-        targets, onlines = (  # integers stay
-            list[Tensor](p for p in network.parameters() if p.is_floating_point() or p.is_complex())
+        targets, onlines = (  # a complex number moves as its two parts do; integers stay
+            [
+                torch.view_as_real(p) if p.is_complex() else p
+                for p in network.parameters()
+                if p.is_floating_point() or p.is_complex()
+            ]
             for network in (self.target, self.online)
         )
         torch._foreach_lerp_(targets, onlines, 1.0 - tau)

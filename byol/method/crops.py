@@ -15,6 +15,9 @@ from byol.errors import ConfigError
 from byol.method.draws import Stream, uniforms
 
 Interpolation = Literal["bicubic", "bilinear"]
+Pair = tuple[float, float]
+Size = tuple[int, int]  # height, width
+Stretches = tuple[Tensor, Tensor, Tensor]  # starts, lengths int64 (N,) in pixels; whether mirrored, bool (N,)
 TABLE = 2**21  # numbers in half of a table of resampling matrices: for images of up to 38 pixels
 
 
@@ -39,16 +42,8 @@ def crop_draws(seed: int, epochs: Tensor, indices: Tensor, view: int | Tensor) -
     return uniforms((seed, Stream.CROPS, epochs, indices, view), 5)
 
 
-def crop_boxes(
-    drawn: Tensor,  # float64 (N, 5) in [0, 1)
-    heights: Tensor,
-    widths: Tensor,
-    *,
-    area: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    flip: float = 0.5,
-) -> Crops:
-    """Boxes from uniform numbers: area uniform, aspect ratio log-uniform, place uniform."""
+def crop_boxes(drawn: Tensor, heights: Tensor, widths: Tensor, area: Pair, ratio: Pair, flip: float) -> Crops:
+    """Boxes from uniform numbers, float64 (N, 5): area uniform, aspect ratio log-uniform, place uniform."""
     pixels = (area[0] + (area[1] - area[0]) * drawn[:, 0]) * heights * widths
     aspect = torch.exp(log(ratio[0]) + (log(ratio[1]) - log(ratio[0])) * drawn[:, 1])
     box_widths = torch.minimum((pixels * aspect).sqrt().round().long().clamp_min(1), widths)
@@ -59,11 +54,7 @@ def crop_boxes(
 
 
 def crop_resize(
-    images: Tensor,
-    crops: Crops,
-    size: tuple[int, int],
-    antialias: bool = True,
-    interpolation: Interpolation = "bicubic",
+    images: Tensor, crops: Crops, size: Size, antialias: bool = True, interpolation: Interpolation = "bicubic"
 ) -> Tensor:
     """Cut, resize, flip: (N, C, H, W) uint8 or float to float32 (N, C, h, w), unclipped, in its own scale.
 
@@ -75,17 +66,17 @@ def crop_resize(
         raise ConfigError(f"crop_resize got images of shape {tuple(images.shape)}; expected (N, C, H, W).")
     count, channels, height, width = images.shape
 
-    def matrices(starts: Tensor, lengths: Tensor, flips: Tensor, in_size: int, out_size: int) -> Tensor:
-        how = (in_size, out_size, antialias, interpolation)
+    def matrices(stretches: Stretches, in_size: int, out_size: int) -> Tensor:
         if in_size**3 * out_size > TABLE:
-            return resampling_matrices(starts, lengths, flips, *how)
-        table = every_matrix(*how, images.device)
+            return resampling_matrices(stretches, in_size, out_size, antialias, interpolation)
+        starts, lengths, flips = stretches
+        table = every_matrix(in_size, out_size, antialias, interpolation, images.device)
         return table.index_select(0, (flips * in_size + starts) * in_size + lengths - 1)
 
     tops, lefts, box_heights, box_widths = to_device(crops.boxes, images.device).unbind(1)
     flips = to_device(crops.flips, images.device)
-    rows = matrices(tops, box_heights, torch.zeros_like(flips), height, size[0])
-    columns = matrices(lefts, box_widths, flips, width, size[1])
+    rows = matrices((tops, box_heights, torch.zeros_like(flips)), height, size[0])
+    columns = matrices((lefts, box_widths, flips), width, size[1])
     tall = images.float().reshape(count, channels * height, width)
     # bf16 cannot tell neighbouring bright pixels apart.
     with torch.autocast(images.device.type, enabled=False):
@@ -99,20 +90,15 @@ def every_matrix(
 ) -> Tensor:
     """The matrices of all starts and lengths, then all mirrored: row (flip, start, length - 1)."""
     places = torch.arange(2 * size**2, device=device)
-    starts, lengths, flips = places // size % size, places % size + 1, places >= size**2
-    return resampling_matrices(starts, lengths, flips, size, out_size, antialias, interpolation)
+    stretches = (places // size % size, places % size + 1, places >= size**2)
+    return resampling_matrices(stretches, size, out_size, antialias, interpolation)
 
 
 def resampling_matrices(
-    starts: Tensor,  # int64 (N,) in pixels
-    lengths: Tensor,
-    flips: Tensor,  # bool (N,)
-    in_size: int,
-    out_size: int,
-    antialias: bool,
-    interpolation: Interpolation,
+    stretches: Stretches, in_size: int, out_size: int, antialias: bool, interpolation: Interpolation
 ) -> Tensor:
     """Weights float32 (N, out_size, in_size) that resize [start, start + length) to out_size samples."""
+    starts, lengths, flips = stretches
     scale = lengths.float() / out_size  # (N,) input pixels per output pixel
     # (N, out), from the start of the stretch
     centres = (torch.arange(out_size, device=starts.device) + 0.5) * scale[:, None]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from byol.errors import ConfigError
-from byol.method.crops import Crops, Interpolation, crop_resize, to_device
+from byol.method.crops import Crops, Interpolation, Size, crop_resize, to_device
 
 logger = logging.getLogger("byol")
 
@@ -16,29 +16,24 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def prepare(
     images: Tensor,
-    size: tuple[int, int],
-    *,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
+    size: Size,
     crop_ratio: float = 0.875,
-    interpolation: Interpolation = "bicubic",
     antialias: bool = True,
+    interpolation: Interpolation = "bicubic",
 ) -> Tensor:
-    """What evaluation feeds an encoder: float32 (N, C, h, w), normalised when mean and std are given.
+    """What evaluation feeds an encoder, not normalised yet: float32 (N, C, h, w) in [0, 1].
 
     Images that have the size already are taken whole. Of others the central square of side int(crop_ratio x
     the shorter side) is resized, by default antialiased bicubic (official dataset.py: without antialiasing).
     """
     height, width = images.shape[2:]
     if (height, width) == size:
-        x = to_float(images)
-    else:
-        side = max(1, int(crop_ratio * min(height, width)))
-        box = torch.tensor([[(height - side + 1) // 2, (width - side + 1) // 2, side, side]])
-        crops = Crops(box.expand(len(images), 4), torch.zeros(len(images), dtype=torch.bool))
-        x = crop_resize(images, crops, size, antialias, interpolation)
-        x = x.mul_(1 / 255 if images.dtype == torch.uint8 else 1).clamp_(0, 1)
-    return x if mean is None or std is None else normalise_(x, mean, std)
+        return to_float(images)
+    side = max(1, int(crop_ratio * min(height, width)))
+    box = torch.tensor([[(height - side + 1) // 2, (width - side + 1) // 2, side, side]])
+    crops = Crops(box.expand(len(images), 4), torch.zeros(len(images), dtype=torch.bool))
+    x = crop_resize(images, crops, size, antialias, interpolation)
+    return x.mul_(1 / 255 if images.dtype == torch.uint8 else 1).clamp_(0, 1)
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -49,7 +44,7 @@ def to_float(images: Tensor) -> Tensor:
 
 def normalise_(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Subtract the channel means and divide by the channel standard deviations, in place."""
-    return x.sub_(per_channel(mean, x.device)).div_(per_channel(std, x.device))
+    return x.sub_(per_channel(tuple(mean), x.device)).div_(per_channel(tuple(std), x.device))
 
 
 @lru_cache(maxsize=16)

@@ -14,9 +14,7 @@ def learning_rate(
     """
     _check(step, total_steps)
     if not 0 <= warmup_steps < total_steps:
-        raise ConfigError(
-            f"warmup_steps is {warmup_steps}; expected 0 or more and less than total_steps={total_steps}."
-        )
+        raise ConfigError(f"warmup_steps is {warmup_steps}; expected from 0 to less than {total_steps=}.")
     peak = base_lr * batch_size / 256
     if step < warmup_steps:
         return peak * step / warmup_steps
@@ -33,7 +31,5 @@ def tau(step: int, *, base_tau: float, total_steps: int) -> float:
 
 
 def _check(step: int, total_steps: int) -> None:
-    if total_steps < 1:
-        raise ConfigError(f"total_steps is {total_steps}; expected at least 1.")
-    if step < 0:
-        raise ConfigError(f"step is {step}; expected 0 or more.")
+    if total_steps < 1 or step < 0:
+        raise ConfigError(f"{step=} and {total_steps=}; expected 0 or more, of at least 1.")

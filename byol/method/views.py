@@ -18,7 +18,15 @@ from byol.errors import ConfigError
 from byol.method import color
 from byol.method.crops import Crops, crop_boxes, crop_draws, crop_resize, to_device
 from byol.method.draws import Stream, uniforms
-from byol.method.pixels import IMAGENET_MEAN, IMAGENET_STD, ImageCheck, per_channel, prepare, to_float
+from byol.method.pixels import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImageCheck,
+    normalise_,
+    per_channel,
+    prepare,
+    to_float,
+)
 
 CACHE = 2**18  # numbers that are worked on at once on a CPU, so that they stay in its cache
 Function = Callable[[Tensor, Tensor], Tensor]  # images and a parameter for each, (B,), to images
@@ -93,7 +101,7 @@ class ViewConfig:
 
     def crops(self, drawn: Tensor, heights: Tensor, widths: Tensor) -> Crops:
         """The crops that `crop_draws` (N, 5) make of images of these sizes, int64 (N,)."""
-        return crop_boxes(drawn, heights, widths, area=self.crop_area, ratio=self.crop_ratio, flip=self.flip)
+        return crop_boxes(drawn, heights, widths, self.crop_area, self.crop_ratio, self.flip)
 
 
 class Views:
@@ -110,6 +118,8 @@ class Views:
             raise ConfigError(f"channels is {channels!r}; expected a whole number of at least 1.")
         self.size, self.config, self.channels = height_and_width(image_size), config or ViewConfig(), channels
         self.mean, self.std = normalisation(self.config, channels)
+        scale = tuple(1 / std for std in self.std)
+        self._affine = scale, tuple(-mean * factor for mean, factor in zip(self.mean, scale, strict=True))
         self.drawn = False  # whether these views were ever drawn
         self._check = ImageCheck(channels)
 
@@ -145,14 +155,14 @@ class Views:
         return self._view(crops[:, 0], drawn[0], 0), self._view(crops[:, 1], drawn[1], 1)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Images as evaluation feeds them to the encoder; see `prepare`."""
+        """Images as evaluation feeds them to the encoder, normalised."""
         self._check(images)
-        return prepare(images, self.size, mean=self.mean, std=self.std)
+        return normalise_(prepare(images, self.size), self.mean, self.std)
 
     def _view(self, crops: Tensor, drawn: Tensor, view: int) -> Tensor:
         """One finished view of crops (B, C, h, w). On a CPU some images at a time, to stay in its cache."""
         operations = self._operations(drawn, to_device(drawn.float(), crops.device), view, crops.shape[2])
-        mean, std = (per_channel(values, crops.device) for values in (self.mean, self.std))
+        scale, shift = (per_channel(values, crops.device) for values in self._affine)
         result = torch.empty(crops.shape, dtype=torch.float32, device=crops.device)
         together = max(1, CACHE // crops[0].numel()) if crops.device.type == "cpu" else len(crops)
         for first in range(0, len(crops), together):
@@ -166,7 +176,9 @@ class Views:
                     places = to_device(torch.tensor(here) - first, x.device)
                     changed = function(x.index_select(0, places), parameter[part].index_select(0, places))
                     x.index_copy_(0, places, changed)
-            torch.sub(x.clamp_(0, 1), mean, out=result[part]).div_(std)
+            torch.mul(x.clamp_(0, 1), scale, out=result[part]).add_(
+                shift
+            )  # addcmul is slow where it broadcasts
         return result
 
     def _operations(self, drawn: Tensor, on_device: Tensor, view: int, height: int) -> list[Operation]:

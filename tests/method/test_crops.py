@@ -69,7 +69,7 @@ def test_boxes_equal_the_official_formula(size):
     drawn = torch.rand((300, 5), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     heights, widths = torch.full((300,), size[0]), torch.full((300,), size[1])
     expected = [official_box(row, *size) for row in drawn.tolist()]
-    found = crop_boxes(drawn, heights, widths)
+    found = crop_boxes(drawn, heights, widths, **TABLE_6)
     assert found.boxes.tolist() == [list(box) for box in expected]
     assert found.flips.tolist() == (drawn[:, 4] < 0.5).tolist()
 
@@ -77,7 +77,7 @@ def test_boxes_equal_the_official_formula(size):
 def test_boxes_lie_inside_the_image_at_every_extreme_draw():
     corners = torch.tensor(list(product((0.0, 0.5, 1 - 2**-53), repeat=5)), dtype=torch.float64)
     wide = {"area": (1e-6, 1.0), "ratio": (0.01, 100.0)}
-    for (height, width), options in product(SIZES, ({}, wide)):
+    for (height, width), options in product(SIZES, (TABLE_6, TABLE_6 | wide)):
         heights, widths = torch.full((len(corners),), height), torch.full((len(corners),), width)
         top, left, box_height, box_width = crop_boxes(corners, heights, widths, **options).boxes.unbind(1)
         assert min(top.min(), left.min()) >= 0
