@@ -222,6 +222,24 @@ def test_an_error_of_the_disk_is_pickled_whole():
     assert there.exit_code == 70
 
 
+def test_old_file_has_its_name_until_the_new_one_takes_it(tmp_path):
+    script = """
+import sys
+from pathlib import Path
+from byol.disk import write_text
+path = Path(sys.argv[1])
+write_text(path, "old")
+def hook(event, _):
+    if event in ("os.rename", "os.remove"):
+        print(event, path.exists())
+sys.addaudithook(hook)
+write_text(path, "new")
+"""
+    command = [sys.executable, "-c", script, tmp_path / "a.txt"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ended.stdout == "os.rename True\n"
+
+
 def test_kill_at_any_moment_leaves_one_whole_content(tmp_path):
     """A process that writes without pause is killed again and again; only whole files are ever found."""
     path = tmp_path / "a.txt"

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -116,6 +117,18 @@ def test_results_come_in_the_order_of_the_tasks_whoever_makes_them(workers: int,
     found = [(pixels.clone(), rest) for pixels, rest in made(squares, range(count), workers=workers, room=48)]
     assert [rest for _, rest in found] == [f"of {task}" for task in range(count)]
     assert all(torch.equal(pixels, squares(task)[0]) for task, (pixels, _) in enumerate(found))
+
+
+def test_datasets_that_draw_draw_other_numbers_in_every_worker_and_again_the_same() -> None:
+    def drawn(task: int) -> tuple[torch.Tensor, None]:
+        numbers = random.random(), np.random.random(), torch.rand(()).item()
+        return torch.tensor(numbers, dtype=torch.float64), None
+
+    first, second = (
+        torch.stack([p.clone() for p, _ in made(drawn, range(6), workers=3, room=24)]) for _ in "ab"
+    )
+    assert all(len(column.unique()) == 6 for column in first.T)
+    assert torch.equal(first, second)
 
 
 def test_results_of_several_shapes_and_none_fit() -> None:

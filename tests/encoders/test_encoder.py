@@ -67,6 +67,24 @@ def test_loaded_encoder_is_bit_for_bit_the_saved_one(encoder_of, tmp_path):
         torch.testing.assert_close(loaded(IMAGES), encoder(IMAGES), rtol=1e-5, atol=1e-5)
 
 
+def test_the_network_is_fed_normalised_pixels(encoder_of):
+    """Of images of one colour, which resizing leaves as they are."""
+    encoder = encoder_of(nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 5)), "output")
+    colours = torch.tensor([[0, 128, 255], [40, 41, 42]], dtype=torch.uint8)[:, :, None, None]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (encoder.info.mean, encoder.info.std))
+    expected = encoder.net(((colours / 255 - mean) / std).expand(2, 3, 16, 16))
+    torch.testing.assert_close(encoder(colours.expand(2, 3, 20, 27)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_encoder_learns_nothing_from_what_it_embeds_even_in_train_mode(encoder_of):
+    encoder = encoder_of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), "1")
+    expected, before = encoder(IMAGES), copy.deepcopy(encoder.state_dict())
+    encoder.train()
+    assert torch.equal(encoder(IMAGES), expected)
+    assert equal(encoder.state_dict(), before)
+    assert not encoder(IMAGES).requires_grad
+
+
 def test_floats_of_another_scale_are_told(encoder_of, caplog):
     """Features of floats from 0 to 255 would be off by hundreds, without a word."""
     encoder = encoder_of()

@@ -214,6 +214,25 @@ def test_fewer_images_than_the_usual_batch_still_make_steps():
     assert plan.total_steps == 41
 
 
+def test_a_requested_value_is_taken_even_where_it_is_0():
+    optim = OptimConfig(weight_decay=0.0, base_tau=0.0)
+    plan = plan_run(TrainConfig(out="a", optim=optim), CIFAR, CPU)
+    assert (plan.weight_decay, plan.base_tau) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_requested_precision_is_taken_whatever_the_machine_is_good_at(precision):
+    assert plan_run(TrainConfig(out="a", precision=precision), CIFAR, CPU).precision == precision
+
+
+def test_an_epoch_counts_the_images_that_are_trained_on_and_none_of_the_hold_out_set():
+    config = TrainConfig(out="a", epochs=10, batch_size=100, knn=KnnConfig(hold_out_share=0.2))
+    plan = plan_run(config, ImageFacts(1_000, None, 3, True), CPU)
+    assert (plan.images, plan.hold_out_images, plan.total_steps) == (800, 200, 80)
+    unlabelled = plan_run(config, ImageFacts(1_000, None, 3, False), CPU)
+    assert (unlabelled.images, unlabelled.hold_out_images, unlabelled.total_steps) == (1_000, 0, 100)
+
+
 def test_a_batch_that_does_not_split_into_micro_batches_is_refused():
     with pytest.raises(byol.ConfigError, match="does not split into 3"):
         plan_run(TrainConfig(out="a", batch_size=256, optim=OptimConfig(accumulation=3)), CIFAR, CPU)

@@ -422,6 +422,7 @@ def test_scored_images_are_of_all_classes_however_these_alternate():
     rows = sample(torch.arange(10_000), 5_000, seed=0)
     assert len(set(rows.tolist())) == 5_000
     assert 2_000 < sum(rows % 2 == 0) < 3_000
+    assert 2_000 < sum(rows < 5_000) < 3_000
 
 
 def test_gray_images_are_trained_on_with_one_channel(tmp_path, photos):

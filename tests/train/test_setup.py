@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from small_runs import Tiny, seeded, small_config
 
 import byol
-from byol.train.config import DataConfig, ModelConfig, ProbeConfig
+from byol.train.config import DataConfig, KnnConfig, ModelConfig, ProbeConfig
+from byol.train.setup import Setup, split
 
 
 @pytest.mark.parametrize("run", [byol.pretrain, byol.prepare_loop])
@@ -94,9 +96,27 @@ def test_a_prepared_loop_of_ones_own_network_has_the_plan_of_its_run(tmp_path, p
     assert byol.pretrain(seeded(), photos, config).plan == loop.plan
 
 
-def test_pixels_of_the_hold_out_set_change_nothing_that_is_learned(tmp_path, arrays):
-    from byol.train.setup import split
+@pytest.mark.parametrize("seed", [0, 1])
+def test_hold_out_images_are_of_all_classes_and_of_every_seed_others(tmp_path, seed):
+    images = byol.open_images(np.zeros((1_000, 8, 8, 3), dtype=np.uint8), labels=[0] * 500 + [1] * 500)
+    chosen = []
+    for number in (seed, seed + 1):
+        config = small_config(tmp_path, image_size=8, seed=number, knn=KnnConfig(hold_out_share=0.2))
+        chosen.append(split(1_000, Setup.of("convnet", images, config).new_plan())[1])
+        assert 60 < int((chosen[-1] < 500).sum()) < 140
+    assert len(set(chosen[0].tolist()) & set(chosen[1].tolist())) < 100
 
+
+def test_an_independent_target_has_weights_of_its_own(tmp_path, arrays):
+    for name, same in (("copy", True), ("independent", False)):
+        model = ModelConfig(width=4, projection_size=8, projection_hidden_size=16, target_init=name)
+        setup = Setup.of("convnet", arrays, small_config(tmp_path, model=model))
+        learner = setup.learner(setup.new_plan())
+        pairs = zip(learner.online.encoder.parameters(), learner.target.encoder.parameters(), strict=True)
+        assert {torch.equal(a, b) for a, b in pairs if a.ndim > 1} == {same}
+
+
+def test_pixels_of_the_hold_out_set_change_nothing_that_is_learned(tmp_path, arrays):
     pixels, labels = (np.load(arrays)[name] for name in ("images", "labels"))
     runs = []
     for name in ("a", "b"):
