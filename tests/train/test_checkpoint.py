@@ -70,6 +70,41 @@ def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path):
         checkpoint.latest(tmp_path, "plan")
 
 
+def test_the_newest_checkpoint_is_that_of_the_highest_step(tmp_path):
+    """Whatever the clock said when they were written."""
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, tensors(step), "plan")
+    os.utime(tmp_path / "step-00000002", (0, 0))
+    assert checkpoint.latest(tmp_path, "plan")[0] == 2
+    assert checkpoint.newest(tmp_path).name == "step-00000002"
+
+
+def test_checkpoints_do_not_travel_through_the_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "not there"))
+    checkpoint.save(tmp_path, 1, tensors(), "plan")
+    assert checkpoint.latest(tmp_path, "plan")[0] == 1
+
+
+def test_an_unfinished_folder_under_a_checkpoints_name_is_replaced(tmp_path):
+    (tmp_path / "step-00000001").mkdir()
+    (tmp_path / "step-00000001" / "state.safetensors").write_text("{")
+    assert checkpoint.latest(tmp_path, "plan") is None
+    checkpoint.save(tmp_path, 1, tensors(), "plan")
+    assert checkpoint.latest(tmp_path, "plan")[0] == 1
+
+
+def test_a_checkpoint_that_cannot_be_deleted_is_a_warning(tmp_path, caplog):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, tensors(step), "plan")
+    # Where it would go something else stands, whoever runs the test.
+    in_the_way = tmp_path / f".del-{os.getpid()}-step-00000001"
+    in_the_way.mkdir()
+    (in_the_way / "a").touch()
+    checkpoint.save(tmp_path, 3, tensors(3), "plan")
+    assert "Could not delete the old checkpoint step-00000001" in caplog.text
+    assert checkpoint.latest(tmp_path, "plan")[0] == 3
+
+
 def test_a_copy_under_the_name_of_another_step_is_not_taken_up(tmp_path, caplog):
     path = checkpoint.save(tmp_path, 3, tensors(), "plan")
     shutil.copytree(path, tmp_path / "step-99999999")

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,27 @@ def test_a_cut_last_line_of_bad_files_is_forgotten(tmp_path):
     BadImages(tmp_path / "bad_files.jsonl", 100, 0.5)("c.png", "empty")
     lines = [json.loads(line) for line in (tmp_path / "bad_files.jsonl").read_text().splitlines()]
     assert [line["name"] for line in lines] == ["a.png", "c.png"]
+
+
+@pytest.mark.slow
+def test_memory_and_open_files_do_not_grow_with_the_steps(tmp_path, photos):
+    def taken() -> tuple[int, int]:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd"))
+
+    seen = []
+
+    class Watched(Tiny):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(taken())
+            return super().forward(x)
+
+    config = small_config(tmp_path, epochs=250, workers=2, save_every_steps=100, log_every_steps=10)
+    byol.pretrain(seeded(Watched), photos, replace(config, data=DataConfig(in_memory=False)))
+    assert len(seen) > 2_000
+    early, late = seen[len(seen) // 4], seen[-1]
+    assert late[0] < 1.05 * early[0]
+    assert late[1] <= max(files for _, files in seen[: len(seen) // 4])
 
 
 def test_full_memory_is_a_sentence_about_what_to_lower(tmp_path, arrays):

@@ -1,0 +1,44 @@
+"""docs/reliability.md keeps to the tests that are there, and importing the package keeps to itself."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_every_promise_of_the_reliability_page_names_a_test():
+    rows = [line for line in (ROOT / "docs/reliability.md").read_text().splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if not row.startswith("| fault ")]
+    assert len(rows) > 50
+    there = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row)
+        assert named, row
+        assert set(named) <= there, set(named) - there
+
+
+def test_importing_the_package_opens_no_connection_and_starts_no_process():
+    script = """
+import sys
+seen = []
+events = ("socket.connect", "socket.getaddrinfo", "socket.bind", "subprocess.Popen", "os.system", "os.posix_spawn")
+sys.addaudithook(lambda event, arguments: seen.append((event, arguments)) if event in events else None)
+import byol
+for name in byol.__all__:
+    getattr(byol, name)
+print(seen)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
+    found = [
+        line for line in ast.literal_eval(done.stdout) if "ldconfig" not in str(line)
+    ]  # torch looks for libraries
+    assert found == [], done.stderr
