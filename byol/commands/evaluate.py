@@ -14,11 +14,9 @@ from byol.disk import check_writable, writing
 from byol.encoders.encoder import Encoder
 from byol.encoders.load import OwnNetwork, folder_of, load_encoder
 from byol.errors import ConfigError, did_you_mean
-from byol.evaluation.baselines import BASELINES
-from byol.evaluation.data_sets import DataSet, read_data_sets
-from byol.evaluation.protocols import EvaluationConfig, Task, judge, prepare, protocols_named
-from byol.evaluation.score import SCORES, write_scores
-from byol.evaluation.tables import Scores, comparison
+from byol.evaluation.inputs import DataSet, read_data_sets
+from byol.evaluation.protocols import BASELINES, EvaluationConfig, Task, judge, prepare, protocols_named
+from byol.evaluation.score import SCORES, Scores, comparison, write_scores
 from byol.models.build import LIBRARIES
 from byol.settings import parse
 

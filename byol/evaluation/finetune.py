@@ -58,7 +58,7 @@ def train_classifier(
     seed: int = 0,
     workers: int = 0,
 ) -> Predictions:
-    """Train a linear classifier on so many labels, unless `frozen` a copy of the encoder with it, and predict.
+    """Train a classifier on so many labels, unless `frozen` a copy of the encoder with it, and predict.
 
     Settings are chosen by the metric on a validation part of those labels; no other is seen. On a frozen
     encoder the classifier that does best there predicts; fine-tuning starts again with the chosen

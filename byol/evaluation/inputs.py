@@ -5,7 +5,6 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,45 +17,17 @@ from byol.data.images import Images, open_images
 from byol.data.labels import Labels
 from byol.data.readers.dataset import Items
 from byol.data.readers.reader import evenly_spaced
+from byol.disk import read_yaml
 from byol.encoders.encoder import Encoder
-from byol.errors import ConfigError, DataError
-from byol.features.embed import embed
+from byol.errors import ConfigError, DataError, did_you_mean, printable
+from byol.evaluation.metrics import METRICS
 from byol.features.features import Features
 
 Array = np.ndarray[Any, Any]
-Source = Features | Images
+Split = Features | Images  # to learn from or to score
 FEATURES = (".npz", ".parquet", ".safetensors")  # files that may hold features with labels
 MOST_COMPARED = 200_000  # images of both sides of which every byte is read to see whether some are the same
 logger = logging.getLogger("byol")
-
-
-@dataclass(frozen=True)
-class Split:
-    """Labelled images, or features of them, to learn from or to score."""
-
-    source: Source
-    encoder: Encoder | None  # None for features
-    device: torch.device  # where features are worked on
-    workers: int
-    cache: Path | None  # where features of images are kept
-
-    @property
-    def images(self) -> Images:
-        assert isinstance(self.source, Images)  # a protocol that works on images is refused features before
-        return self.source
-
-    @cached_property
-    def features(self) -> Features:
-        """The representations of the images that can be read, with their labels; computed when first used."""
-        if isinstance(self.source, Features):
-            return self.source
-        assert self.encoder is not None
-        return embed(self.encoder, self.source, store=self.cache, workers=self.workers)
-
-    @property
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        """The features (N, D) and their labels."""
-        return tensor_of(self.features.x), tensor_of(labels_of(self.features))
 
 
 @dataclass(frozen=True)
@@ -76,7 +47,7 @@ def tensor_of(array: Array) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def opened(given: Any, role: str, encoder: Encoder | None, classes: Sequence[str] | None = None) -> Source:
+def opened(given: Any, role: str, encoder: Encoder | None, classes: Sequence[str] | None = None) -> Split:
     """What was given as train or test: Features, a file of them, or with an encoder what `open_images` takes.
 
     A folder that holds nothing but one folder named as one of `classes` holds images of this class.
@@ -103,32 +74,32 @@ def opened(given: Any, role: str, encoder: Encoder | None, classes: Sequence[str
     return images
 
 
-def labels_of(source: Source, role: str = "train", *, learned: bool = False) -> Array:
+def labels_of(split: Split, role: str = "train", *, learned: bool = False) -> Array:
     """The labels, int64 (N,) or (N, classes) of 0 and 1.
 
     Raises DataError where there are none, and with `learned` where all are of one class.
     """
-    labels = source.y if isinstance(source, Features) else source.labels
-    if labels is None and isinstance(source, Images):
-        labels = source.label_matrix
+    labels = split.y if isinstance(split, Features) else split.labels
+    if labels is None and isinstance(split, Images):
+        labels = split.label_matrix
     if labels is None:
         raise DataError(
-            f"{source.description} given as {role} carry no labels. Expected a folder with one folder per "
+            f"{split.description} given as {role} carry no labels. Expected a folder with one folder per "
             "class, parquet with a label column, or an .npz with y."
         )
     if learned and labels.ndim == 1 and len(np.unique(labels)) < 2:
-        raise DataError(f"Only one class occurs among {source.description}; expected at least two.")
+        raise DataError(f"Only one class occurs among {split.description}; expected at least two.")
     return labels
 
 
-def checksum_of(encoder: Encoder | None, train: Source, test: Source) -> str | None:
+def checksum_of(encoder: Encoder | None, train: Split, test: Split) -> str | None:
     """The checksum of the encoder, as far as it is known. Raises ConfigError for features of another one."""
     checksum, width = (None, None) if encoder is None else (encoder.checksum(), encoder.info.features)
-    for role, source in (("train", train), ("test", test)):
-        if isinstance(source, Features):
-            own = source.x.shape[1]
-            checksum, width = checksum or source.encoder_checksum, width or own
-            if source.encoder_checksum not in (None, checksum) or own != width:
+    for role, split in (("train", train), ("test", test)):
+        if isinstance(split, Features):
+            own = split.x.shape[1]
+            checksum, width = checksum or split.encoder_checksum, width or own
+            if split.encoder_checksum not in (None, checksum) or own != width:
                 raise ConfigError(
                     f"The {own}-dimensional features given as {role} are of another encoder; expected "
                     f"{width}-dimensional ones. Give the images, or features of one encoder."
@@ -136,17 +107,17 @@ def checksum_of(encoder: Encoder | None, train: Source, test: Source) -> str | N
     return checksum
 
 
-def same_classes(train: Source, test: Source) -> tuple[Source, Source]:
-    """Both with the same class numbers, matched by the classes' names where both have names, train's first.
+def same_classes(train: Split, test: Split) -> tuple[Split, Split]:
+    """Both with the same class numbers, matched by the classes' names where both have names.
 
-    A class may be missing from either side: two folders that lack different classes number theirs differently.
+    A class may be missing from either side: folders that lack different classes number theirs differently.
     """
     widths = [labels.shape[1:] for labels in (labels_of(train), labels_of(test, "test"))]
     if widths[0] != widths[1] and not (all(widths) and train.classes and test.classes):
         columns = [width[0] if width else 0 for width in widths]
         raise DataError(
-            f"Labels of train have {columns[0]} columns, those of test {columns[1]} (0 is one label an image); "
-            "expected the same."
+            f"Labels of train have {columns[0]} columns, those of test {columns[1]}; expected the same (0 is "
+            "one label an image)."
         )
     if train.classes is None or test.classes is None or train.classes == test.classes:
         return train, test
@@ -159,15 +130,15 @@ def same_classes(train: Source, test: Source) -> tuple[Source, Source]:
     return with_classes(train, union), with_classes(test, union)
 
 
-def with_classes(source: Source, classes: tuple[str, ...]) -> Source:
+def with_classes(split: Split, classes: tuple[str, ...]) -> Split:
     """The same with its labels numbered by other names, which hold all of its own."""
-    if isinstance(source, Images):
-        return source.with_classes(classes)
-    labels = Labels(labels_of(source), source.classes or ()).renumbered(classes)
-    return replace(source, y=labels.values, classes=classes)
+    if isinstance(split, Images):
+        return split.with_classes(classes)
+    labels = Labels(labels_of(split), split.classes or ()).renumbered(classes)
+    return replace(split, y=labels.values, classes=classes)
 
 
-def overlap(train: Source, test: Source) -> int:
+def overlap(train: Split, test: Split) -> int:
     """How many of the test images are train images too, as far as that is cheap to see; it is warned of."""
     if type(train) is not type(test):
         return 0
@@ -188,16 +159,52 @@ def overlap(train: Source, test: Source) -> int:
     return count
 
 
-def digests(source: Source, most: int) -> list[int]:
-    """A number for every row of features, or of so many images for what each that can be read is read from."""
-    if isinstance(source, Features):
-        return [hash(row.tobytes()) for row in source.x]
+def digests(split: Split, most: int) -> list[int]:
+    """A number for each row of features, or for what each of so many images is read from, if it can be."""
+    if isinstance(split, Features):
+        return [hash(row.tobytes()) for row in split.x]
     found = []
-    for row in source.rows[evenly_spaced(len(source), most)].tolist():
+    for row in split.rows[evenly_spaced(len(split), most)].tolist():
         try:
-            value = source.reader.read(row)
+            value = split.reader.read(row)
         except BadImage:
             continue
         found.append(hash(value if isinstance(value, bytes) else np.asarray(value).tobytes()))
-    source.release()
+    split.release()
     return found
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Labelled images to learn from and to score on."""
+
+    name: str
+    train: Any
+    test: Any
+    metric: str | None = None  # None: the usual one for the labels
+
+
+def read_data_sets(path: str | Path) -> list[DataSet]:
+    """The data sets in a YAML file: `NAME: {train: PATH, test: PATH, metric: METRIC}`, paths relative to it.
+
+    This is transfer (paper §4.3, Table 3). Raises ConfigError when the file holds something else.
+    """
+    path = Path(path)
+    held = read_yaml(path, "list of data sets")
+    if not isinstance(held, dict) or not held:
+        raise ConfigError(f"{path} names no data sets; expected lines such as `pets: {{train: a, test: b}}`.")
+    sets = []
+    for key, values in held.items():
+        name, known = printable(str(key)), ("train", "test", "metric")
+        given: dict[str, Any] = {word: values.get(word) for word in known} if isinstance(values, dict) else {}
+        unknown = [str(word) for word in values if word not in known] if given else []
+        paths = isinstance(given.get("train"), str) and isinstance(given.get("test"), str)
+        if unknown or not paths or given["metric"] not in (None, *METRICS):
+            meant = did_you_mean(unknown[0], known) if unknown else ""
+            raise ConfigError(
+                f"{name} in {path} is {printable(str(values))}.{meant} Expected {{train: PATH, test: PATH}}, "
+                f"and perhaps a metric, one of {', '.join(METRICS)}."
+            )
+        train, test = (str(path.parent / given[side]) for side in ("train", "test"))
+        sets.append(DataSet(name, train, test, given["metric"]))
+    return sets

@@ -16,7 +16,7 @@ from byol.features.neighbours import nearest
 def knn_predict(
     bank: Tensor, labels: Tensor, queries: Tensor, *, k: int = 20, temperature: float = 0.07
 ) -> Tensor:
-    """The class of each query (Q, D): its k nearest rows of the bank (N, D) vote by exp(cosine / temperature).
+    """The class of each query (Q, D): k nearest rows of the bank (N, D) vote by exp(cosine / temperature).
 
     Labels are int64 (N,) from 0. Of fewer than k rows all vote. Works on the bank's device; int64 (Q,).
     """

@@ -1,4 +1,4 @@
-"""Logistic regression on frozen features (paper §4.1, Appendix D.2): L-BFGS, the l2 chosen on training images.
+"""Logistic regression on frozen features (paper §4.1, §D.2): L-BFGS, the l2 chosen on training images.
 
 With one label an image it is multinomial; multi-label it is a yes or no for each class, all with the same l2.
 """

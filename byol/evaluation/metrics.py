@@ -38,7 +38,7 @@ def metric_for(labels: Array, name: str | None) -> str:
 def predict(
     x: Tensor, scores_of: Callable[[Tensor], Tensor], classes: Tensor | None, *, width: int, count: int = TOP
 ) -> Tensor:
-    """Predictions for rows of x (N, ...): scores (n, C) of a block at a time, `width` numbers a row in memory.
+    """Predictions for rows of x (N, ...), from scores (n, C) of a block at a time, `width` numbers a row.
 
     `classes` int64 (C,) tells which classes the columns are, and the `count` likeliest are kept: scores of
     20,000 classes are never held for all images. None keeps all scores, as multi-label images need them.
@@ -53,7 +53,7 @@ def predict(
 
 
 def likeliest(scores: Tensor, classes: Tensor, count: int = TOP) -> Tensor:
-    """The classes of the highest scores (N, C), of equal ones the first: int64 (N, count); -1 for -infinity."""
+    """The classes of the highest scores (N, C), of equals the first: int64 (N, count); -1 for -infinity."""
     rest, found = scores.clone(), []
     for _ in range(min(count, len(classes))):
         best, columns = rest.max(dim=1)
@@ -98,7 +98,7 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 def by_counts(
     metric: str, predictions: Sequence[Array], labels: Array
 ) -> tuple[Callable[[Array], Any], Array]:
-    """A metric (R,) of counts (R, K) of K kinds of images, the mean over the predictions; and the true counts.
+    """A metric (R,) of counts (R, K) of K kinds of images, mean over the predictions; and the true counts.
 
     Images of one class that are equally often right are of one kind.
     """

@@ -4,31 +4,35 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
+from byol.data.images import Images
 from byol.encoders.encoder import Encoder, device_of
+from byol.encoders.load import untrained
 from byol.errors import ConfigError, did_you_mean
 from byol.evaluation import inputs, linear
 from byol.evaluation.finetune import FINETUNE, LINEAR_SGD, SEMI, train_classifier
-from byol.evaluation.inputs import Predictions, Split
+from byol.evaluation.inputs import Array, Predictions, Split, labels_of, tensor_of
 from byol.evaluation.knn import check_votes, knn_predictions
 from byol.evaluation.metrics import metric_for
-from byol.evaluation.score import Score, score_of
+from byol.evaluation.score import Score, Scores, score_of
 from byol.evaluation.sgd import ClassifierConfig
 from byol.evaluation.subsets import Amount, few
-from byol.evaluation.tables import Scores
-from byol.features.embed import check_encoder
+from byol.features.embed import check_encoder, embed
 from byol.features.features import Features
 from byol.method.draws import check_seed
+from byol.method.hidden import HiddenLayer
 from byol.world import pick_device
 
 TRAINING = ("base_lrs", "epochs", "weight_decays", "logit_cap", "logit_penalty")  # settings of SGD
+SIDE = 32  # pixels: larger images are shrunk before their pixels are features
 logger = logging.getLogger("byol")
 
 
@@ -67,9 +71,8 @@ class EvaluationConfig:
 
     def classifier(self, usual: ClassifierConfig) -> ClassifierConfig:
         """A protocol's usual way to train a classifier, with what is set here in its place."""
-        return replace(
-            usual, **{name: vars(self)[name] for name in TRAINING if vars(self)[name] not in ((), None)}
-        )
+        own = {name: getattr(self, name) for name in TRAINING}
+        return replace(usual, **{name: value for name, value in own.items() if value not in ((), None)})
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,42 @@ class Task:
 
     train: Split
     test: Split
+    encoder: Encoder | None  # None for features
+    device: torch.device  # where features are worked on
+    workers: int
+    cache: Path | None  # where features of images are kept
     protocols: tuple["Protocol", ...]
     settings: EvaluationConfig
-    metric: str
     seeds: tuple[int, ...]
     known: dict[str, Any]  # what all of its scores say: fields of `Score`
     anew: Callable[..., Encoder] | None  # makes the encoder of a `seed`, where it is random itself
+
+    @cached_property
+    def train_features(self) -> Features:
+        """The representations of the images that can be read, with their labels; computed when first used."""
+        return self._features(self.train)
+
+    @cached_property
+    def test_features(self) -> Features:
+        return self._features(self.test)
+
+    def _features(self, split: Split) -> Features:
+        if isinstance(split, Features):
+            return split
+        assert self.encoder is not None
+        return embed(self.encoder, split, store=self.cache, workers=self.workers)
+
+    def tensors(self, copies: int) -> tuple[Tensor, Tensor, Tensor, Array]:
+        """Train features (N, D), their labels, test features, and test labels for the score.
+
+        They lie on the GPU when so many copies fit in half of its free memory, else on the CPU.
+        """
+        device, x = torch.device("cpu"), tensor_of(self.train_features.x)
+        if self.device.type == "cuda":  # MPS lacks float64 and does not tell how much memory is free
+            fits = copies * x.nbytes <= torch.cuda.mem_get_info(self.device)[0] // 2
+            device = self.device if fits else device
+        y, queries = tensor_of(labels_of(self.train_features)), tensor_of(self.test_features.x)
+        return x.to(device), y.to(device), queries.to(device), labels_of(self.test_features)
 
 
 @dataclass(frozen=True)
@@ -91,70 +124,51 @@ class Protocol:
     """A way to judge an encoder."""
 
     name: str
-    run: Callable[[Task, int], dict[str, Predictions]]  # of a seed
+    run: Callable[["Protocol", Task, int], dict[str, Predictions]]  # of a seed
+    settings: tuple[str, ...] = ()  # of `EvaluationConfig`, that it uses besides the metric
     random: bool = True  # whether another seed may give another score
-    on_images: bool = False  # whether it works on the images, which it augments, and not on features
+    usual: ClassifierConfig | None = None  # how it trains on the images, which it augments; None: on features
     tunes: bool = False  # whether it trains the encoder too
     amount: Amount | None = None  # of labels that it learns from; None is all
-    settings: tuple[str, ...] = ()  # of `EvaluationConfig`, that it uses besides the metric
 
 
-def knn(task: Task, seed: int) -> dict[str, Predictions]:
+def knn(protocol: Protocol, task: Task, seed: int) -> dict[str, Predictions]:
     """Predictions by the votes of the nearest training images: for several k named knn-K."""
-    (x, y), (queries, labels) = task.train.tensors, task.test.tensors
-    ks, temperature, device = task.settings.k, task.settings.temperature, roomy(task.train, copies=2)
-    predictions = {}
-    for k, found in zip(ks, knn_predictions(x.to(device), y, queries, ks, temperature), strict=True):
+    x, y, queries, labels = task.tensors(copies=2)
+    ks, temperature, predictions = task.settings.k, task.settings.temperature, {}
+    for k, found in zip(ks, knn_predictions(x, y, queries, ks, temperature), strict=True):
         voters = {"voters": len(x)} if k > len(x) else {}  # all there are
         used = {"k": k, **voters, "temperature": temperature, "similarity": "cosine"}
         name = "knn" if len(ks) == 1 else f"knn-{k}"
-        predictions[name] = Predictions(found.cpu().numpy(), labels.numpy(), used, len(x))
+        predictions[name] = Predictions(found.cpu().numpy(), labels, used, len(x))
     return predictions
 
 
-def logistic(task: Task, seed: int) -> dict[str, Predictions]:
+def logistic(protocol: Protocol, task: Task, seed: int) -> dict[str, Predictions]:
     """Predictions by logistic regression; the l2 is chosen on a tenth of every class."""
-    (x, y), (queries, labels) = task.train.tensors, task.test.tensors
-    device = roomy(task.train, copies=3)
-    classifier = linear.fit(x.to(device), y.to(device), metric=task.metric, seed=seed)
+    x, y, queries, labels = task.tensors(copies=3)
+    classifier = linear.fit(x, y, metric=task.known["metric"], seed=seed)
     used = {"solver": "L-BFGS", "l2": classifier.l2, "l2_values": len(linear.L2)}
     used |= {"validation_images": classifier.validation_images}
-    found = classifier.predict(queries.to(device)).cpu().numpy()
-    return {"linear": Predictions(found, labels.numpy(), used, len(x))}
+    return {"linear": Predictions(classifier.predict(queries).cpu().numpy(), labels, used, len(x))}
 
 
-def roomy(split: Split, copies: int) -> torch.device:
-    """The GPU when so many copies of the features fit in half of its free memory, else the CPU."""
-    if split.device.type != "cuda":
-        return torch.device("cpu")  # MPS lacks float64 and does not tell how much memory is free
-    fits = 4 * copies * split.features.x.size <= torch.cuda.mem_get_info(split.device)[0] // 2
-    return split.device if fits else torch.device("cpu")
-
-
-def training(
-    name: str, usual: ClassifierConfig, *, frozen: bool = False, amount: Amount | None = None
-) -> Protocol:
-    """The protocol that trains a classifier on images, by default with the encoder and on all labels."""
-
-    def run(task: Task, seed: int) -> dict[str, Predictions]:
-        train, test = (
-            task.train,
-            task.test.features if frozen else task.test.images,
-        )  # perhaps computed before
-        assert train.encoder is not None
-        learn = partial(train_classifier, train.encoder, train.images, test, task.settings.classifier(usual))
-        workers, metric = train.workers, task.metric
-        found = learn(frozen=frozen, amount=amount, metric=metric, seed=seed, workers=workers)
-        return {name: found}
-
-    return Protocol(name, run, on_images=True, tunes=not frozen, amount=amount, settings=TRAINING)
+def trained(protocol: Protocol, task: Task, seed: int) -> dict[str, Predictions]:
+    """Predictions by a classifier that is trained on the images, perhaps with the encoder."""
+    assert task.encoder is not None
+    assert protocol.usual is not None
+    assert isinstance(task.train, Images)
+    test = task.test if protocol.tunes else task.test_features  # which other protocols may have computed
+    config, amount, metric = task.settings.classifier(protocol.usual), protocol.amount, task.known["metric"]
+    learn = partial(train_classifier, task.encoder, task.train, test, config, frozen=not protocol.tunes)
+    return {protocol.name: learn(amount=amount, metric=metric, seed=seed, workers=task.workers)}
 
 
 PROTOCOLS = {
-    "knn": Protocol("knn", knn, random=False, settings=("k", "temperature")),
+    "knn": Protocol("knn", knn, ("k", "temperature"), random=False),
     "linear": Protocol("linear", logistic),
-    "linear-sgd": training("linear-sgd", LINEAR_SGD, frozen=True),
-    "finetune": training("finetune", FINETUNE),
+    "linear-sgd": Protocol("linear-sgd", trained, TRAINING, usual=LINEAR_SGD),
+    "finetune": Protocol("finetune", trained, TRAINING, usual=FINETUNE, tunes=True),
 }
 FEW = "semi-"  # and an amount, as in semi-1, semi-0.5 or semi-25-per-class
 
@@ -167,9 +181,9 @@ def protocols_named(names: str | Sequence[str], settings: EvaluationConfig) -> t
     if unknown or not names:
         what = f"{unknown[0]!r}.{did_you_mean(unknown[0], known)}" if unknown else "without a name."
         raise ConfigError(f"There is no protocol {what} There are: {', '.join(known)}.")
+    semi = partial(Protocol, run=trained, settings=TRAINING, usual=SEMI, tunes=True)
     chosen = tuple(
-        PROTOCOLS.get(name) or training(name, SEMI, amount=Amount.parse(name.removeprefix(FEW)))
-        for name in names
+        PROTOCOLS.get(name) or semi(name, amount=Amount.parse(name.removeprefix(FEW))) for name in names
     )
     used = {"metric", *(setting for one in chosen for setting in one.settings)}
     for setting in fields(EvaluationConfig):
@@ -239,11 +253,11 @@ def prepare(
         raise ConfigError(f"seeds is {seeds}; expected at least 1.")
     check_seed(seed, seeds)
     learned = inputs.opened(train, "train", encoder)
-    sources = inputs.same_classes(learned, inputs.opened(test, "test", encoder, learned.classes))
-    labels = inputs.labels_of(sources[0], learned=True)
-    metric, checksum = metric_for(labels, settings.metric), inputs.checksum_of(encoder, *sources)
-    on_images = next((one.name for one in protocols if one.on_images), None)
-    if on_images and (metric == "map11" or any(isinstance(source, Features) for source in sources)):
+    splits = inputs.same_classes(learned, inputs.opened(test, "test", encoder, learned.classes))
+    labels = labels_of(splits[0], learned=True)
+    metric, checksum = metric_for(labels, settings.metric), inputs.checksum_of(encoder, *splits)
+    on_images = next((one.name for one in protocols if one.usual), None)
+    if on_images and (metric == "map11" or any(isinstance(split, Features) for split in splits)):
         what = "multi-label ones" if metric == "map11" else "features"
         raise ConfigError(
             f"{on_images} works on images of one label each, and got {what}. Use knn and linear."
@@ -252,37 +266,60 @@ def prepare(
         rows = few(labels, amount, classes=learned.classes)
         if not amount.per_class and len(rows) > max(1.5 * amount.value / 100 * len(labels), 1):
             words = (
-                "%s is less than one image of most classes: of each one is learned from, %d of %d, %.3g %%."
+                "%s is less than one image of most classes: one of each is learned from, %d of %d, %.3g %%."
             )
             logger.warning(words, amount, len(rows), len(labels), 100 * len(rows) / len(labels))
-    more = encoder, pick_device(device) if encoder is None else device_of(encoder), workers
-    first, second = (Split(source, *more, None if cache is None else Path(cache)) for source in sources)
     known = {
         "metric": metric,
         "classes": labels.shape[1] if labels.ndim == 2 else len(np.unique(labels)),
         "encoder_name": name,
         "encoder_checksum": checksum or "unknown",
         "data_set": data_set,
-        "train": sources[0].description,
-        "test": sources[1].description,
-        "overlap": inputs.overlap(*sources),
+        "train": splits[0].description,
+        "test": splits[1].description,
+        "overlap": inputs.overlap(*splits),
     }
-    return Task(first, second, protocols, settings, metric, tuple(range(seed, seed + seeds)), known, anew)
+    place = pick_device(device) if encoder is None else device_of(encoder)
+    home, every = None if cache is None else Path(cache), tuple(range(seed, seed + seeds))
+    return Task(*splits, encoder, place, workers, home, protocols, settings, every, known, anew)
 
 
 def judge(task: Task) -> Iterator[tuple[str, Score]]:
     """The names and scores of a task, each protocol's as soon as it is finished."""
     for protocol in task.protocols:
-        if not protocol.on_images:
-            _ = task.train.features, task.test.features  # computed now: their time does not count
+        if protocol.usual is None:
+            _ = task.train_features, task.test_features  # computed now: their time does not count
         seeds, started, runs = task.seeds if protocol.random else task.seeds[:1], time.perf_counter(), []
         for seed in seeds:
-            if task.anew is not None:
-                encoder = task.anew(seed=seed)
-                train, test = (replace(side, encoder=encoder) for side in (task.train, task.test))
-                task = replace(task, train=train, test=test)
-            runs.append(protocol.run(task, seed))
+            now = task if task.anew is None else replace(task, encoder=task.anew(seed=seed))
+            runs.append(protocol.run(protocol, now, seed))
         known = task.known | {"seconds": time.perf_counter() - started}
         for variant in runs[0]:
             found = [run[variant] for run in runs]
             yield variant, score_of(protocol.name, found, seeds=seeds if protocol.random else (), **known)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """An encoder made for comparison with another one."""
+
+    make: Callable[..., Encoder]  # of an encoder, with `seed` and, for code of the user's own, its name `net`
+    takes: Callable[[Protocol], bool]  # which protocols it is scored by
+    anew: bool = False  # whether each seed has fresh weights of its own
+
+
+def pixels(encoder: Encoder, *, seed: int = 0, net: str | None = None) -> Encoder:
+    """The pixels that the encoder is fed, normalised as for it; shrunk to a side of 32 at most."""
+    info = encoder.info
+    height, width = (min(SIDE, side) for side in info.image_size)
+    plain: dict[str, Any] = {"architecture": None, "options": {}, "hidden_layer": None, "pooling": "none"}
+    size: dict[str, Any] = {"image_size": (height, width), "features": info.channels * height * width}
+    return Encoder(HiddenLayer(nn.Flatten()), replace(info, skip=0, calls=1, **plain, **size)).eval()
+
+
+BASELINES = {
+    "pixels": Baseline(pixels, lambda protocol: protocol.usual is None),
+    "untrained": Baseline(untrained, lambda protocol: not protocol.tunes),
+    # From scratch on the same labels, with the same budget.
+    "supervised": Baseline(untrained, lambda protocol: protocol.tunes, anew=True),
+}

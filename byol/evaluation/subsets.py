@@ -55,16 +55,17 @@ def few(labels: Rows, amount: Amount, seed: int = 0, classes: Sequence[str] | No
         count = int(amount.value) if amount.per_class else max(1, int(amount.value / 100 * len(rows) + 0.5))
         if count > len(rows):
             number = int(labels[rows[0]])
+            name = classes[number] if classes else number
             raise DataError(
-                f"Class {classes[number] if classes else number} has {len(rows)} labelled images, of {amount} "
-                f"that were requested. Request at most {min(map(len, groups))} per class, or a percentage."
+                f"Class {name} has {len(rows)} labelled images, of {amount} that were requested. "
+                f"Request at most {min(map(len, groups))} per class, or a percentage."
             )
         chosen.append(rows[:count])
     return np.sort(np.concatenate(chosen))
 
 
 def validation_split(labels: Rows, share: float, seed: int = 0) -> tuple[Rows, Rows]:
-    """Rows to learn from and rows to choose settings on, both sorted: a share from 0 to below 1 of every class.
+    """Rows to learn from and rows to choose settings on, both sorted: a share (below 1) of every class.
 
     A class of two images or more gives at least one and keeps at least one; a class of one image gives none.
     """

@@ -37,7 +37,7 @@ class TrainImages:
 
     @classmethod
     def open(cls, images: Images, device: torch.device, workers: int = 0) -> "TrainImages":
-        """Read small images of one size now, if they fit in a quarter of the memory; others are read in `batches`."""
+        """Read small images now, if a quarter of the memory holds them; others are read in `batches`."""
         classes, labels = torch.tensor(images.labels).unique(return_inverse=True)
         opened, size = cls(images, classes, labels.to(device), None, workers), images.uniform_size()
         if size is None or max(size) > SIDE:
@@ -90,9 +90,9 @@ class TrainImages:
     def batches(
         self, size: tuple[int, int], batch_size: int, steps: int, crop_area: tuple[float, float], seed: int
     ) -> Generator[tuple[Tensor, Tensor]]:
-        """For each step views (B, C, h, w), uint8 or float in [0, 1], and their columns int64 (B,), on the device.
+        """For each step, on the device, views (B, C, h, w), uint8 or float in [0, 1], and columns int64 (B,).
 
-        Every image comes once an epoch, cropped and perhaps mirrored, no more (paper §C.1), as the seed says.
+        As the seed says, every image comes once an epoch, cropped, perhaps mirrored, no more (paper §C.1).
         """
         views = Views(size, ViewConfig(crop_area=crop_area), self.images.channels)
         plan = batches.BatchPlan(seed, len(self), batch_size, accumulation=1, views=views, crops=1)

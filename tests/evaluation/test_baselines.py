@@ -8,8 +8,15 @@ from torch import nn
 
 from byol.encoders.load import untrained
 from byol.errors import ConfigError
-from byol.evaluation.baselines import BASELINES, pixels
-from byol.evaluation.protocols import EvaluationConfig, evaluate, judge, prepare, protocols_named
+from byol.evaluation.protocols import (
+    BASELINES,
+    EvaluationConfig,
+    evaluate,
+    judge,
+    pixels,
+    prepare,
+    protocols_named,
+)
 from byol.features.embed import embed
 
 ARRAYS = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)

@@ -15,9 +15,9 @@ from sklearn.metrics import accuracy_score
 from byol.data.images import Images, open_images
 from byol.encoders.load import untrained
 from byol.errors import ConfigError, DataError, TrainingError
-from byol.evaluation.baselines import BASELINES
 from byol.evaluation.finetune import FINETUNE, LINEAR_SGD, SEMI, train_classifier
 from byol.evaluation.inputs import Predictions
+from byol.evaluation.protocols import BASELINES
 from byol.evaluation.sgd import ClassifierConfig, Trial, fit, logits_of
 from byol.evaluation.subsets import Amount, few, validation_split
 from byol.evaluation.train_batches import TrainImages
