@@ -224,7 +224,7 @@ def as_json(results: Results, features: Features) -> str:
     found: list[dict[str, Any]] = []
     for group in results.groups:
         images = [{"row": row, "name": name_of(features, row)} for row in group.rows.tolist()]
-        for image, value in zip(images, [] if group.values is None else group.values.tolist(), strict=False):
+        for image, value in zip(images, () if group.values is None else group.values.tolist(), strict=False):
             image[results.measure] = round(value, 6)
         title = group.title if results.kind == "query" else int(group.title or 0)
         found.append({results.kind: title, "images": images})

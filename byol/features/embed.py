@@ -48,7 +48,6 @@ class Store:
     optional: bool  # a shard that cannot be written is warned of, and computed again another time
 
     def file(self, first: int) -> Path:
-        """Where the shard is kept that begins at an image."""
         return self.folder / f"shard-{first // SHARD:06d}.npz"
 
     def images(self) -> int:
@@ -183,8 +182,8 @@ def prepared_batches(
 ) -> Generator[Made]:
     """Images as an encoder is fed them but not normalised: of the shards that begin at `firsts`, or of all.
 
-    Each time: pixels (n, C, h, w) float in [0, 1], the caller's until the next are requested, with which images
-    they are, and the unreadable ones with the reasons. `poll` is called between images; it may raise, to stop.
+    Each time: pixels (n, C, h, w) float in [0, 1], the caller's until the next are requested, with which
+    images they are, and the unreadable ones with the reasons. `poll` is called between images; it may raise.
     """
     shape = encoder.info.channels, *encoder.info.image_size
 

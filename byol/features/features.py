@@ -47,14 +47,15 @@ class Features:
         if self.y is None:
             return
         y = np.asarray(self.y)
-        matrix, numbers = is_matrix(y), y.ndim == 1 and y.dtype.kind in "iu"
-        if y.shape[:1] != (len(x),) or not (matrix or (numbers and 0 <= y.min() <= y.max() < MOST_CLASSES)):
+        several = is_matrix(y)
+        numbers = y.ndim == 1 and y.dtype.kind in "iu" and y.size and 0 <= y.min() <= y.max() < MOST_CLASSES
+        if y.shape[:1] != (len(x),) or not (several or numbers):
             raise DataError(
                 f"The labels are {y.dtype} of shape {y.shape}; expected for each of the {len(x)} feature rows "
                 f"the number of a class, from 0 and below {MOST_CLASSES:,}, or a row of 0 and 1."
             )
-        found, named = y.shape[1] if matrix else int(y.max()) + 1, self.classes or ()
-        if self.classes is not None and (found > len(named) or (matrix and found < len(named))):
+        found, named = y.shape[1] if several else int(y.max()) + 1, self.classes or ()
+        if self.classes is not None and (found > len(named) or (several and found < len(named))):
             raise DataError(f"The labels are of {found} classes, but {len(named)} classes are named.")
         object.__setattr__(self, "y", y.astype(np.int64, copy=False))
 
@@ -119,8 +120,8 @@ def matrix(features: Features | Array) -> Values:
 def blocks(x: Any) -> Iterator[tuple[int, Any]]:
     """Consecutive rows of an array or tensor (N, D), BLOCK bytes at a time, with the first row's number.
 
-    Of a mapped file only the block at hand is held in memory: what was read is given back to the system, unless
-    it can be written to, for then changes could be lost.
+    Of a mapped file only the block at hand is held in memory: what was read is given back to the system,
+    unless the file can be written to, for then changes could be lost.
     """
     owner, step = x, block_rows(x)
     while isinstance(owner, np.ndarray) and getattr(owner, "mode", "r") == "r":

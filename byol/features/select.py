@@ -68,12 +68,8 @@ def pick(features: Features | Array, count: int, *, labelled: Any = None, uncert
 def _weight_of(uncertainty: Any, count: int) -> Values:
     """Uncertainty as float32 (N,), from itself or from class probabilities (N, C). Raises DataError."""
     given = np.asarray(uncertainty)
-    probabilities = given.ndim == 2 and given.shape[1] > 1
-    if (
-        given.dtype.kind not in "biuf"
-        or given.shape[:1] != (count,)
-        or not (given.ndim == 1 or probabilities)
-    ):
+    probabilities = given.shape[:1] == (count,) and given.ndim == 2 and given.shape[1] > 1
+    if given.dtype.kind not in "biuf" or not (probabilities or given.shape == (count,)):
         raise DataError(
             f"The uncertainty has shape {given.shape}; expected a number from 0 for each of the {count:,} "
             "feature rows, or class probabilities (N, C)."
