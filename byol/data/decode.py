@@ -1,5 +1,6 @@
 """What a source holds, made pixels: the one place that meets pictures as they are found in the wild."""
 
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -25,26 +26,16 @@ Array = np.ndarray[Any, Any]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 _ORIENTATION, _SAMPLE_FORMAT = 0x0112, 339  # tags of EXIF and TIFF
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_TIFF = "it is a TIFF that Pillow does not read, such as 64-bit floats; save 16-bit numbers or 32-bit floats"
-_JXL = "it is JPEG XL; to read it: pip install pillow-jxl-plugin"
+_TURN = Image.Transpose
+_UPRIGHT = {2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE}
+_UPRIGHT |= {6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90}
 _BEGINNINGS = {
-    b"version https://git-lfs": "it is a git-lfs pointer; fetch the picture itself with `git lfs pull`",
-    b"<": "it is a web page or XML, not a picture",
-    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _TIFF),
-    **dict.fromkeys((b"\xff\x0a", b"\0\0\0\x0cJXL "), _JXL),
-    **{
-        bytes((0, 0, 0, n)) + b"ftyphei": "it is HEIC; to read it: pip install pillow-heif"
-        for n in range(16, 64, 4)
-    },
+    rb"version https://git-lfs": "it is a git-lfs pointer; fetch the picture itself with `git lfs pull`",
+    rb"<": "it is a web page or XML, not a picture",
+    rb"II[*+]\0|MM\0[*+]": "it is a TIFF that Pillow does not read, such as 64-bit floats; save 16-bit numbers or "
+    "32-bit floats",
+    rb"\xff\x0a|\0\0\0\x0cJXL ": "it is JPEG XL; to read it: pip install pillow-jxl-plugin",
+    rb"\0\0\0.ftyphei": "it is HEIC; to read it: pip install pillow-heif",
 }
 _LOWER = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B"}  # how Pillow reads the other byte of each sample
 _LOWER["RGB;16N"] = "RGB;16B" if sys.byteorder == "little" else "RGB;16L"
@@ -85,14 +76,12 @@ class Reading:
             return self._of_array(raw)
         if self.channels not in (1, 3):
             raise BadImage(f"pictures have 3 channels (colour) or 1 (gray), and {self.channels} are wanted")
-        with _told(raw):
-            picture = _opened(raw)
-            _check(*picture.size, self.max_pixels)
+        with _decoding(raw):
+            picture = _opened(raw, self.max_pixels)
             picture.load()
             turn = _UPRIGHT.get(_orientation(picture))
-            samples = None if self.levels in (None, FULL) else deep_colour(raw)
-            if samples is None and picture.mode[0] in "IF":
-                samples = gray_samples(picture)
+            gray = picture.mode[0] in "IF"
+            samples = deep_samples(picture, raw) if gray or self.levels not in (None, FULL) else None
             if samples is not None:
                 picture = Image.fromarray(self.eight_bits(samples))
             elif picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
@@ -109,7 +98,7 @@ class Reading:
             axis = channel_axis(raw, self.channels)
             height, width = (side for place, side in enumerate(raw.shape) if place != axis)
             return height, width
-        with _told(raw):
+        with _decoding(raw):
             picture = _opened(raw)
             # Pillow itself turns TIFF, and tells the turned size.
             turned = picture.format != "TIFF" and _orientation(picture) in (5, 6, 7, 8)
@@ -120,10 +109,8 @@ class Reading:
         if isinstance(raw, Tensor | np.ndarray):
             samples = to_numpy(raw)
             return samples if samples.dtype.kind in "iuf" and samples.dtype != np.uint8 else None
-        with _told(raw):
-            picture = _opened(raw)
-            _check(*picture.size, self.max_pixels)
-            return gray_samples(picture) if picture.mode[0] in "IF" else deep_colour(raw)
+        with _decoding(raw):
+            return deep_samples(_opened(raw, self.max_pixels), raw)
 
     def eight_bits(self, samples: Array) -> Pixels:
         """Samples of any kind on the scale of uint8. Raises BadImage."""
@@ -167,12 +154,6 @@ class Reading:
         raise BadImage(f"it has {own} channels where {self.channels} are wanted; ask for {own} channels")
 
 
-def decode(data: bytes, *, channels: int = 3, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """The first frame of an encoded picture, upright, as uint8 (H, W, channels). Raises BadImage."""
-    pixels: Pixels = np.asarray(Reading(channels, max_pixels).picture(data))
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
-
-
 def channel_axis(image: Array | Tensor, channels: int | None) -> int | None:
     """Which axis of an image holds the channels: 0 or 2, or None for (H, W).
 
@@ -212,24 +193,24 @@ def to_numpy(image: Any) -> Array:
     return np.asarray(image)
 
 
-def gray_samples(picture: Image.Image) -> Array:
-    """The samples of a gray picture of more than 8 bits, as they were saved."""
-    samples: Array = np.asarray(picture)
-    tags = getattr(picture, "tag_v2", {})
-    if picture.mode == "I" and picture.format == "TIFF" and tags.get(_SAMPLE_FORMAT, (1,))[0] == 1:
-        return samples.view(np.uint32)  # Pillow takes them for signed ones
-    return samples
+def deep_samples(picture: Image.Image, raw: Any) -> Array | None:
+    """The samples of a picture of more than 8 bits as they were saved, (H, W) or (H, W, 3); None of any other.
 
-
-def deep_colour(data: Any) -> Array | None:
-    """The samples of an encoded picture of three channels of 16 bits, uint16 (H, W, 3); None of any other.
-
-    Pillow gives the upper byte of each sample, and the lower one when it is told the other order of bytes.
+    Of 16 bits a colour Pillow gives the upper byte, and the lower one when it is told the other byte order.
     """
-    if not isinstance(data, bytes):
+    if picture.mode[0] in "IF":
+        samples: Array = np.asarray(picture)
+        unsigned = getattr(picture, "tag_v2", {}).get(_SAMPLE_FORMAT, (1,))[0] == 1
+        # Pillow takes unsigned numbers in a TIFF for signed ones.
+        return (
+            samples.view(np.uint32)
+            if picture.mode == "I" and picture.format == "TIFF" and unsigned
+            else samples
+        )
+    if not isinstance(raw, bytes):
         return None
-    upper: Any = _opened(data)
-    lower: Any = _opened(data)
+    upper: Any = _opened(raw)
+    lower: Any = _opened(raw)
     lower.tile = []
     for tile in upper.tile:
         mode, *more = tile.args if isinstance(tile.args, tuple) else (tile.args,)
@@ -240,8 +221,8 @@ def deep_colour(data: Any) -> Array | None:
 
 
 @contextmanager
-def _told(data: Any) -> Iterator[None]:
-    """What decoders raise over damaged bytes, which is nearly every exception there is, becomes BadImage.
+def _decoding(raw: Any) -> Iterator[None]:
+    """Make BadImage of what decoders raise over damaged bytes, which is nearly every exception there is.
 
     Of their warnings, of large pictures and odd metadata, what matters ends as BadImage too.
     """
@@ -251,22 +232,29 @@ def _told(data: Any) -> Iterator[None]:
     except BadImage:
         raise
     except Exception as failure:
-        raise BadImage(_reason(data, failure)) from failure
+        reason = str(failure) or type(failure).__name__
+        if raw == b"":
+            reason = "the file is empty"
+        elif isinstance(failure, UnidentifiedImageError):
+            known = (said for start, said in _BEGINNINGS.items() if re.match(start, raw.lstrip(), re.DOTALL))
+            reason = next(known, f"it is none of {', '.join(formats())}")
+        raise BadImage(reason) from failure
 
 
-def _check(width: int, height: int, most: int) -> None:
-    if width * height > most:
-        raise BadImage(f"{width}x{height} pixels are more than the limit of {most:,}")
-
-
-def _opened(raw: Any) -> Image.Image:
-    if isinstance(raw, Image.Image):
-        return raw
+def _opened(raw: Any, most: int | None = None) -> Image.Image:
+    """The picture in encoded bytes, of which only the header is read. Raises BadImage for too many pixels."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # our own limit speaks, lower or higher
     try:
-        return Image.open(BytesIO(raw), formats=formats())
+        picture = raw if isinstance(raw, Image.Image) else Image.open(BytesIO(raw), formats=formats())
     finally:
         Image.MAX_IMAGE_PIXELS = limit
+    _check(*picture.size, most)
+    return picture
+
+
+def _check(width: int, height: int, most: int | None) -> None:
+    if most is not None and width * height > most:
+        raise BadImage(f"{width}x{height} pixels are more than the limit of {most:,}")
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -274,12 +262,3 @@ def _orientation(picture: Image.Image) -> int:
         return int(picture.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged metadata of a sound picture: taken as upright
         return 1
-
-
-def _reason(data: Any, failure: Exception) -> str:
-    if data == b"":
-        return "the file is empty"
-    if isinstance(failure, UnidentifiedImageError):
-        known = (reason for beginning, reason in _BEGINNINGS.items() if data.lstrip().startswith(beginning))
-        return next(known, f"it is none of {', '.join(formats())}")
-    return str(failure) or type(failure).__name__

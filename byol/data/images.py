@@ -4,7 +4,8 @@ import glob
 import logging
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from hashlib import blake2b
@@ -33,29 +34,21 @@ logger = logging.getLogger("byol")
 class Images:
     """A set of images, read one by one. `open_images` makes them."""
 
-    def __init__(
-        self, reader: Reader, reading: Reading, rows: Rows | None = None, labels: Labels | None = None
-    ) -> None:
+    def __init__(self, reader: Reader, reading: Reading) -> None:
         self.reader, self.reading = reader, reading
-        self.rows: Rows = (
-            np.arange(len(reader)) if rows is None else rows
-        )  # (N,): which of the reader's images
-        if labels is not None:
-            self._labels = labels  # of these images, in place of the reader's
+        self.rows: Rows = np.arange(len(reader))  # (N,): which of the reader's images
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int | slice) -> Any:
         """An image to look at, as a PIL image: of many channels the first three. Of a slice, a subset."""
-        if isinstance(index, slice):
-            return self.subset(range(len(self))[index])
-        picture = self.picture(index + len(self) if index < 0 else index)
-        if isinstance(picture, Image.Image):
-            return picture
-        return Image.fromarray(
-            np.ascontiguousarray(picture[:, :, :3] if picture.shape[2] > 2 else picture[:, :, 0])
-        )
+        places = range(len(self))[index]
+        if isinstance(places, range):
+            return self.subset(places)
+        pixels = self.array(places)
+        shown = pixels[:, :, :3] if pixels.shape[2] > 2 else pixels[:, :, 0]
+        return Image.fromarray(np.ascontiguousarray(shown))
 
     def __repr__(self) -> str:
         return f"<{self.description}>"
@@ -64,10 +57,8 @@ class Images:
         """Some of the images side by side, for notebooks."""
         page, stream = Image.new("RGB", (10 * 72, 72), "white"), BytesIO()
         for place, index in enumerate(evenly_spaced(len(self), 10)):
-            try:
+            with suppress(BadImage):
                 page.paste(ImageOps.contain(self[index].convert("RGB"), (64, 64)), (place * 72 + 4, 4))
-            except BadImage:
-                continue
         page.save(stream, "PNG")
         return stream.getvalue()
 
@@ -105,7 +96,7 @@ class Images:
 
     def with_classes(self, classes: tuple[str, ...]) -> "Images":
         """The same images with their labels numbered by other names, which hold all of theirs."""
-        return self if self._labels is None else self._with(labels=self._labels.renumbered(classes))
+        return self if self._labels is None else self._with(_labels=self._labels.renumbered(classes))
 
     def with_levels(self, levels: tuple[float, float] | None) -> "Images":
         """The same read with this black and white, unless somebody chose some when they were opened."""
@@ -121,17 +112,15 @@ class Images:
         chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
         if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(self):
             raise IndexError(f"rows {chosen.min()} to {chosen.max()} of {len(self)} images")
-        known = self.__dict__.get("_labels")
-        return self._with(rows=self.rows[chosen], labels=known and known.of(chosen))
+        known = {"_labels": self._labels and self._labels.of(chosen)} if "_labels" in vars(self) else {}
+        return self._with(rows=self.rows[chosen], **known)
 
     def uniform_size(self) -> tuple[int, int] | None:
         """Height and width when all of a sample share them, else None; of files the headers are read."""
         sizes = set()
         for row in self.rows[self.reader.sample(self.rows)].tolist():
-            try:
+            with suppress(BadImage):
                 sizes.add(self.reading.size(self.reader.read(row)))
-            except BadImage:
-                continue
             if len(sizes) > 1:
                 break
         self.release()
@@ -156,8 +145,8 @@ class Images:
         """For people: "1,234 images in photos/ (5 classes)"."""
         count = f"{len(self):,}" if self._whole else f"{len(self):,} of {len(self.reader):,}"
         notes = []
-        if self.classes if "_labels" in self.__dict__ or not self.reader.labels_cost_decoding else None:
-            notes.append("1 class" if len(self.classes or ()) == 1 else f"{len(self.classes or ())} classes")
+        if ("_labels" in vars(self) or not self.reader.labels_cost_decoding) and self.classes:
+            notes.append("1 class" if len(self.classes) == 1 else f"{len(self.classes)} classes")
         if self.reading.levels:
             notes.append("{:,g} is black, {:,g} white".format(*self.reading.levels))
         noted = f" ({', '.join(notes)})" if notes else ""
@@ -168,8 +157,9 @@ class Images:
         self.reader.release()
 
     def gathered(self, poll: Callable[[], object] = never) -> AbstractContextManager[None]:
-        """For a while, have images that are slow to read in a shuffled order ready to be read in any. `poll` is called
-        while they are made so; it may raise, to stop.
+        """For a while, have images that are slow to read in a shuffled order ready to be read in any.
+
+        `poll` is called while they are made so; it may raise, to stop.
         """
         return self.reader.gathered(self.rows, poll)
 
@@ -187,12 +177,9 @@ class Images:
         return int(self.rows[index])
 
     def _with(self, **changes: Any) -> "Images":
-        same: dict[str, Any] = {
-            "reading": self.reading,
-            "rows": self.rows,
-            "labels": self.__dict__.get("_labels"),
-        }
-        return Images(self.reader, **same | changes)
+        changed = copy(self)
+        vars(changed).update(changes)
+        return changed
 
 
 def open_images(
@@ -222,10 +209,8 @@ def open_images(
     for name, number in (("channels", channels), ("max_pixels", max_pixels)):
         if number is not None and number < 1:
             raise DataError(f"{name} is {number}; expected at least 1.")
-    if isinstance(source, Images) and channels == source.channels:
-        channels = None
-    requested = channels, max_pixels, black, white
     images = source if isinstance(source, Images) else Images(reader_of(source), Reading(channels=0))
+    requested = channels if channels != images.channels else None, max_pixels, black, white
     if images is not source or requested != (None, None, None, None):
         if len(images) == 0:
             raise DataError(f"There is no image in {images.reader.where}; expected at least one.")
@@ -235,7 +220,7 @@ def open_images(
     found = class_labels(labels, len(images))
     if found is None:
         raise DataError("The labels hold negative numbers; expected the numbers of classes, from 0.")
-    return images._with(labels=found)
+    return images._with(_labels=found)
 
 
 def reading_of(
@@ -247,13 +232,11 @@ def reading_of(
     reading = replace(before, max_pixels=max_pixels or before.max_pixels)
     ends = []  # of every image of more than 8 bits the smallest and the largest sample
     for index in sample:
-        try:
+        with suppress(BadImage):
             raw = reader.read(index)
             channels = channels or before.channels or channels_of(raw)
-            samples = reading.deep_samples(raw)
-        except BadImage:
-            continue
-        ends += [] if samples is None else [extremes(samples)]
+            if (samples := reading.deep_samples(raw)) is not None:
+                ends.append(extremes(samples))
     reading = replace(reading, channels=channels or 3)
     chosen = (black, white) != (None, None)
     if chosen or not before.channels:
@@ -276,13 +259,11 @@ def reader_of(source: Any) -> Reader:
         return reader_of_path(os.fsdecode(source))
     if isinstance(source, Tensor):
         return Arrays(to_numpy(source), "the tensor", tensor=True)
-    array, plain = isinstance(source, np.ndarray), isinstance(source, list | tuple)
-    where = "the array" if array else f"the {type(source).__name__}" if plain else type(source).__name__
+    kind, array = type(source).__name__, isinstance(source, np.ndarray)
+    where = {"ndarray": "the array", "list": "the list", "tuple": "the tuple"}.get(kind, kind)
     # An array of paths is what scikit-learn cuts lists into.
-    paths = (plain or (array and source.ndim == 1)) and all(
-        isinstance(item, str | os.PathLike) for item in source
-    )
-    if paths and len(source):
+    many = isinstance(source, list | tuple) or (array and source.ndim == 1)
+    if many and len(source) and all(isinstance(item, str | os.PathLike) for item in source):
         return reader_of_files([os.fsdecode(item) for item in source], where)
     if array:
         return Arrays(source, where)
@@ -291,8 +272,8 @@ def reader_of(source: Any) -> Reader:
         raise DataError(f"A mapping (keys: {keys}) is not a set of images. Give one of its values.")
     if isinstance(source, bytes) or not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
         raise DataError(
-            f"An object of type {type(source).__name__} is not a set of images; expected a path, an array or "
-            "tensor, or a sequence with a length and items. Of a data loader, give its dataset."
+            f"An object of type {kind} is not a set of images; expected a path, an array or tensor, or a "
+            "sequence with a length and items. Of a data loader, give its dataset."
         )
     return Items(source, where)
 
@@ -306,10 +287,9 @@ def reader_of_path(text: str) -> Reader:
     if os.path.isdir(path):
         return reader_of_folder(path, f"{where.rstrip('/')}/")
     if not os.path.exists(path):
-        found = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(text) else []
-        if not found:
-            raise DataError(missing(path, where))
-        return reader_of_files(found, where)
+        if glob.has_magic(text) and (found := sorted(glob.glob(str(path), recursive=True))):
+            return reader_of_files(found, where)
+        raise DataError(missing(path, where))
     if not os.path.isfile(path):  # a pipe would be waited for
         raise DataError(f"{where} is not a regular file; expected a folder or a file of images.")
     if suffix in (".txt", ".lst"):
@@ -318,12 +298,10 @@ def reader_of_path(text: str) -> Reader:
         return ParquetReader([path], where)
     if suffix in (".npy", ".npz"):
         return array_file(path, where)
-    if suffix in SUFFIXES:
-        raise DataError(
-            f"{where} is a single picture; expected many. Give its folder, or [path] as a list of one."
-        )
     raise DataError(
-        f"{where} is of no kind that is read here; expected a folder, a text file of paths (.txt, .lst), "
+        f"{where} is a single picture; expected many. Give its folder, or [path] as a list of one."
+        if suffix in SUFFIXES
+        else f"{where} is not of a kind that is read here; expected a folder, a text file of paths (.txt, .lst), "
         ".parquet, .npy or .npz. An archive must be unpacked first."
     )
 
@@ -356,7 +334,7 @@ def reader_of_folder(path: Path, where: str) -> Reader:
 
 
 def reader_of_files(names: list[str], where: str) -> Reader:
-    """What reads files by names from the folder the program runs in on: all parquet, or all pictures."""
+    """What reads files, all parquet or all pictures, whose names begin in the working directory."""
     parquet = [name.lower().endswith(".parquet") for name in names]
     if all(parquet):
         return ParquetReader([Path(name) for name in names], where)
@@ -369,13 +347,12 @@ def missing(path: Path, where: str) -> str:
     """What to say of a path that leads nowhere: up to where it is right, and what is similar there."""
     if "://" in where:
         return f"{where} is an address; images are read from files only. Download them first."
-    parent, wrong = path.absolute().parent, path.name
-    while not os.path.isdir(parent) and parent != parent.parent:
-        parent, wrong = parent.parent, parent.name
+    wrong = path.absolute()
+    while not os.path.isdir(wrong.parent) and wrong != wrong.parent:
+        wrong = wrong.parent
+    parent = printable(str(wrong.parent))
     try:
-        near = did_you_mean(wrong, os.listdir(parent)[:10_000])
+        near = printable(did_you_mean(wrong.name, os.listdir(wrong.parent)[:10_000]))
     except OSError as failure:
-        return (
-            f"{where} cannot be looked for: {printable(str(parent))} cannot be listed ({failure.strerror})."
-        )
-    return f"There is no {where}: {printable(str(parent))} holds no {printable(wrong)!r}.{printable(near)}"
+        return f"{where} cannot be looked for: {parent} cannot be listed ({failure.strerror})."
+    return f"There is no {where}: {parent} holds no {printable(wrong.name)!r}.{near}"

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from byol.data.decode import Reading
 from byol.data.images import Images
 
 
@@ -34,3 +35,9 @@ PHOTOS = np.stack([photo(8, 12, seed) for seed in range(5)])  # uint8 (5, 8, 12,
 def arrays(images: Images) -> np.ndarray:
     """All images as one array, uint8 (N, H, W, C)."""
     return np.stack([images.array(index) for index in range(len(images))])
+
+
+def decode(data: bytes, channels: int = 3, **options: Any) -> np.ndarray:
+    """The pixels of an encoded picture as the package reads it, uint8 (H, W, C)."""
+    pixels = np.asarray(Reading(channels, **options).picture(data))
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels

@@ -223,8 +223,8 @@ def test_files_that_are_no_set_of_images(folder_of: FolderOf, tmp_path: Path) ->
     os.mkfifo(tmp_path / "pipe.npy")
     for name, sentence in (
         ("1.png", "is a single picture; expected many. Give its folder"),
-        ("photos.zip", "is of no kind that is read here; .* An archive must be unpacked first"),
-        ("no suffix", "is of no kind that is read here"),
+        ("photos.zip", "is not of a kind that is read here; .* An archive must be unpacked first"),
+        ("no suffix", "is not of a kind that is read here"),
     ):
         with pytest.raises(DataError, match=sentence):
             open_images(root / name)

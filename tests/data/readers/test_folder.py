@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from pictures import encoded, photo
+from pictures import decode, encoded, photo
 from torchvision.datasets import ImageFolder
 
-from byol.data.decode import BadImage, decode
+from byol.data.decode import BadImage
 from byol.data.images import open_images
 from byol.data.readers.folder import FileReader, listed, read_file, scan as scan_and_count
 from byol.errors import DataError

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pictures import encoded, photo
+from pictures import decode, encoded, photo
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from byol.data.decode import BadImage, decode
+from byol.data.decode import BadImage
 from byol.data.images import open_images
 from byol.data.readers.parquet import ParquetReader, shards
 from byol.errors import DataError
