@@ -5,15 +5,15 @@ pixel: each photograph is cut into squares, every fourth square is for the test,
 square.
 """
 
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from byol.errors import ConfigError
 
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 PHOTOGRAPHS = {  # by the package and the folder in it
     "skimage/data": "astronaut.png brick.png camera.png cell.png chelsea.png clock_motion.png coffee.png "
     "coins.png grass.png gravel.png hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png retina.jpg "
@@ -26,13 +26,12 @@ SIDE = 480  # pixels, shorter side that larger photographs are scaled to
 TRAIN_TILES, TEST_TILES = 240, 60  # per photograph
 
 
-@dataclass(frozen=True)
-class Tiles:
+class Tiles(NamedTuple):
     """Tiles of photographs and the photograph each comes from."""
 
-    train: np.ndarray[Any, np.dtype[np.uint8]]  # (N, 32, 32, 3)
+    train: Pixels  # (N, 32, 32, 3)
     train_labels: np.ndarray[Any, np.dtype[np.int64]]
-    test: np.ndarray[Any, np.dtype[np.uint8]]
+    test: Pixels
     test_labels: np.ndarray[Any, np.dtype[np.int64]]
     names: tuple[str, ...]  # of the photographs
 
@@ -41,63 +40,45 @@ def photograph_tiles(seed: int = 0) -> Tiles:
     """The same tiles for the same seed. Raises ConfigError when the photographs are not installed."""
     from PIL import Image
 
-    train, test, names = [], [], []
-    for number, path in enumerate(photograph_paths()):
+    train, test, paths = [], [], photograph_paths()
+    for number, path in enumerate(paths):
         with Image.open(path) as file:
             photograph = file.convert("RGB")
         scale = min(1, SIDE / min(photograph.size))
         photograph = photograph.resize((round(photograph.width * scale), round(photograph.height * scale)))
-        pixels = np.asarray(photograph)
-        generator = np.random.default_rng((seed, number))
-        for_test = squares_of(pixels, generator)
-        train.append(tiles_of(pixels, ~for_test, TRAIN_TILES, generator))
-        test.append(tiles_of(pixels, for_test, TEST_TILES, generator))
-        names.append(path.stem)
-    labels = np.arange(len(names))
-    return Tiles(
-        np.concatenate(train),
-        labels.repeat(TRAIN_TILES),
-        np.concatenate(test),
-        labels.repeat(TEST_TILES),
-        tuple(names),
-    )
+        tiles = cut_tiles(np.asarray(photograph), np.random.default_rng((seed, number)))
+        train.append(tiles[0])
+        test.append(tiles[1])
+    labels = np.arange(len(paths)).repeat
+    names = tuple(path.stem for path in paths)
+    return Tiles(np.concatenate(train), labels(TRAIN_TILES), np.concatenate(test), labels(TEST_TILES), names)
+
+
+def cut_tiles(pixels: Pixels, generator: np.random.Generator) -> list[Pixels]:
+    """Tiles (N, 32, 32, ...) for training, and others for the test, at random places in squares of their own."""
+    rows, columns = pixels.shape[0] // SQUARE, pixels.shape[1] // SQUARE
+    for_test = np.zeros(rows * columns, dtype=bool)
+    for_test[generator.permutation(rows * columns)[: rows * columns // 4]] = True
+    parts = []
+    for marked, count in ((~for_test, TRAIN_TILES), (for_test, TEST_TILES)):
+        places = np.argwhere(marked.reshape(rows, columns))
+        corners = places[generator.integers(len(places), size=count)] * SQUARE
+        corners += generator.integers(SQUARE - TILE + 1, size=(count, 2))
+        parts.append(np.stack([pixels[top : top + TILE, left : left + TILE] for top, left in corners]))
+    return parts
 
 
 def photograph_paths() -> list[Path]:
     """The photographs' files, found without importing the libraries that carry them."""
-    paths = []
+    paths, install = [], "pip install --upgrade 'byol[demo]'"
     for folder, names in PHOTOGRAPHS.items():
         package, within = folder.split("/", 1)
         spec = find_spec(package)
         if spec is None or not spec.submodule_search_locations:
             raise ConfigError(
-                f"The demo's photographs ship inside {package}, which is missing. Run: "
-                "pip install 'byol[demo]'"
+                f"The demo's photographs ship inside {package}, which is missing. Run: {install}"
             )
         paths += [Path(spec.submodule_search_locations[0]) / within / name for name in names.split()]
     if missing := [path.name for path in paths if not path.exists()]:
-        raise ConfigError(
-            f"This scikit-image or scikit-learn ships no {', '.join(missing)}. "
-            "Run: pip install --upgrade 'byol[demo]'"
-        )
+        raise ConfigError(f"This scikit-image or scikit-learn ships no {', '.join(missing)}. Run: {install}")
     return paths
-
-
-def squares_of(
-    pixels: np.ndarray[Any, Any], generator: np.random.Generator
-) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which squares of a photograph are for the test: bool (rows, columns), one in four, drawn at random."""
-    rows, columns = pixels.shape[0] // SQUARE, pixels.shape[1] // SQUARE
-    drawn = np.zeros(rows * columns, dtype=bool)
-    drawn[generator.permutation(rows * columns)[: rows * columns // 4]] = True
-    return drawn.reshape(rows, columns)
-
-
-def tiles_of(
-    pixels: np.ndarray[Any, Any], squares: np.ndarray[Any, Any], count: int, generator: np.random.Generator
-) -> np.ndarray[Any, Any]:
-    """Tiles (count, 32, 32, 3) at random places inside the marked squares."""
-    places = np.argwhere(squares)
-    corners = places[generator.integers(len(places), size=count)] * SQUARE
-    corners += generator.integers(SQUARE - TILE + 1, size=(count, 2))
-    return np.stack([pixels[top : top + TILE, left : left + TILE] for top, left in corners])

@@ -45,27 +45,24 @@ def class_labels(values: Any, count: int, names: Sequence[str] | None = None, of
     number means "no class" (as in STL-10 and in Hugging Face's test sets), and then nothing has one.
     Multi-label images have a row of 0 and 1 each, a column a class. Raises DataError.
     """
+    expected = f"expected one label for each of the {count:,} images."
     try:
         array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-        if array.dtype == object and all(
-            isinstance(row, np.ndarray) for row in array
-        ):  # a parquet column of lists
+        if array.dtype == object and all(isinstance(row, np.ndarray) for row in array):  # of a parquet file
             array = np.array(array.tolist())
     except ValueError as failure:
-        raise DataError(
-            "The labels are lists of several lengths; expected one label for each image."
-        ) from failure
+        raise DataError(f"The labels are lists of several lengths; {expected}") from failure
+    known = tuple(names or ())
     if is_matrix(array) and len(array) == count:
-        return Labels(array.astype(np.int64), named(names, array.shape[1])[: array.shape[1]])
+        columns = range(array.shape[1])
+        return Labels(array.astype(np.int64), (*known, *map(str, columns[len(known) :]))[: len(columns)])
     if array.shape not in ((count,), (count, 1)):
-        raise DataError(
-            f"The labels have the shape {array.shape}; expected one label for each of the {count:,} images."
-        )
+        raise DataError(f"The labels have the shape {array.shape}; {expected}")
     array = array.reshape(count)
     if array.dtype.kind == "O" and all(isinstance(value, str) for value in array):
         if any(len(value) > LONGEST for value in array):  # each would take as much memory as the longest
             raise DataError(
-                f"Some labels are words of more than {LONGEST:,} letters; expected classes' names."
+                f"Some labels are words of more than {LONGEST:,} letters; expected names of classes."
             )
         array = array.astype(str)
     if array.dtype.kind in "US":
@@ -77,17 +74,12 @@ def class_labels(values: Any, count: int, names: Sequence[str] | None = None, of
     if count and numbers.min() < 0:
         return None
     classes = int(numbers.max(initial=-1)) + 1
-    if classes > max(MOST_CLASSES, count, of, len(names or ())):
+    if classes > max(MOST_CLASSES, count, of, len(known)):
         raise DataError(
             f"The labels of {count:,} images go up to {classes - 1}; expected the numbers of classes, from "
             "0. Give the classes as words, or numbered without gaps."
         )
-    return Labels(numbers, named(names, classes))
-
-
-def named(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    """The names of at least `count` classes; those without a name are named by their number."""
-    return (*(names or ()), *map(str, range(len(names or ()), count)))
+    return Labels(numbers, (*known, *map(str, range(len(known), classes))))
 
 
 def is_matrix(labels: np.ndarray[Any, Any]) -> bool:

@@ -54,7 +54,7 @@ def made(
 ) -> Generator[Made]:
     """What `work` makes of every task, in their order, by so many forked processes; with 0 in this process.
 
-    The pixels take at most `room` bytes and are the caller's until the next are asked for; a worker has room
+    The pixels take at most `room` bytes and are the caller's until the next are requested; a worker has room
     for `ahead` results. `poll` is called while a worker is waited for, and may raise. An exception of `work`
     is raised here as it is; a worker that died, or takes longer than `patience` seconds, is one sentence.
     """
@@ -93,12 +93,13 @@ class _Worker:
         fork = multiprocessing.get_context("fork")
         heard = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # what is forked inherits it
         try:
-            self.connection, theirs = fork.Pipe()
-            given = work, self.slots, number, theirs, self.connection, os.getpid()
-            self.process = fork.Process(target=_serve, args=given, daemon=True)
+            self.connection, tasks = fork.Pipe()
+            self.process = fork.Process(
+                target=self.serve, args=(work, number, tasks, os.getpid()), daemon=True
+            )
             with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # forks in threads
                 self.process.start()
-            theirs.close()
+            tasks.close()
         except OSError as failure:
             raise ByolError(
                 f"A process that decodes images cannot be started ({failure.strerror}). Lower --workers (0 "
@@ -133,6 +134,36 @@ class _Worker:
             "decodes in the main process); the same command continues the run."
         )
 
+    def serve(self, work: Callable[[Any], Made], number: int, tasks: Connection, parent: int) -> None:
+        """What the process does until the main process ends, however that happens."""
+        self.connection.close()  # else the end of the main process would not close it
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        torch.set_num_threads(1)
+        for seed in (
+            random.seed,
+            np.random.seed,
+            torch.manual_seed,
+        ):  # for datasets that draw: not all the same
+            seed(number)
+        while os.getppid() == parent:
+            try:
+                slot, task = tasks.recv()
+            except (EOFError, OSError):
+                return
+            try:
+                pixels, rest = work(task)
+                data = pixels.contiguous().flatten().view(torch.uint8)
+                self.slots[slot][: len(data)] = data
+                tasks.send((pixels.shape, pixels.dtype, rest))
+            except Exception as failure:
+                failure.add_note(f"In a process that decodes images:\n{traceback.format_exc()}")
+                try:
+                    copy.copy(failure)  # made again of its arguments, as the main process has to
+                    tasks.send(failure)
+                except Exception:
+                    tasks.send(RuntimeError("".join(traceback.format_exception(failure))))
+
 
 def _end(team: list[_Worker]) -> None:
     """End the workers for sure: they do not hear the SIGTERM that Python ends processes with."""
@@ -142,37 +173,3 @@ def _end(team: list[_Worker]) -> None:
         worker.process.join()
         worker.connection.close()
     team.clear()
-
-
-def _serve(
-    work: Callable[[Any], Made],
-    slots: list[Tensor],
-    number: int,
-    tasks: Connection,
-    theirs: Connection,
-    parent: int,
-) -> None:
-    """What a worker does until the main process ends, however that happens."""
-    theirs.close()  # else the end of the main process would not close it
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    torch.set_num_threads(1)
-    for seed in (random.seed, np.random.seed, torch.manual_seed):  # for datasets that draw: not all the same
-        seed(number)
-    while os.getppid() == parent:
-        try:
-            slot, task = tasks.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            pixels, rest = work(task)
-            data = pixels.contiguous().flatten().view(torch.uint8)
-            slots[slot][: len(data)] = data
-            tasks.send((pixels.shape, pixels.dtype, rest))
-        except Exception as failure:
-            failure.add_note(f"In a process that decodes images:\n{traceback.format_exc()}")
-            try:
-                copy.copy(failure)  # made again of its arguments, as the main process has to
-                tasks.send(failure)
-            except Exception:
-                tasks.send(RuntimeError("".join(traceback.format_exception(failure))))

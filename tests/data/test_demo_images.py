@@ -8,15 +8,7 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from pictures import arrays
 
-from byol.data.demo_images import (
-    SQUARE,
-    TILE,
-    Tiles,
-    photograph_paths,
-    photograph_tiles,
-    squares_of,
-    tiles_of,
-)
+from byol.data.demo_images import SQUARE, TILE, Tiles, cut_tiles, photograph_paths, photograph_tiles
 from byol.data.images import open_images
 
 
@@ -45,12 +37,11 @@ def test_tiles_follow_from_the_seed(tiles: Tiles) -> None:
 def test_train_and_test_tiles_share_no_pixel(seed: int) -> None:
     height, width = 480, 700
     places = np.arange(height * width).reshape(height, width)  # every pixel tells where it lies
-    generator = np.random.default_rng(seed)
-    held_out = squares_of(places, generator)
-    assert held_out.mean() == pytest.approx(0.25, abs=1 / held_out.size)
-    train = tiles_of(places, ~held_out, 2000, generator)
-    test = tiles_of(places, held_out, 500, generator)
-    assert train.shape == (2000, TILE, TILE)
+    train, test = cut_tiles(places, np.random.default_rng(seed))
+    assert train.shape[1:] == test.shape[1:] == (TILE, TILE)
+    squares = [{*zip(*divmod(part[:, 0, 0], width), strict=True)} for part in (train, test)]
+    used = [{(top // SQUARE, left // SQUARE) for top, left in part} for part in squares]
+    assert len(used[1]) <= len(used[0] | used[1]) / 4 + 1  # a quarter of the squares is for the test
     assert np.intersect1d(train, test).size == 0
     offset = train - train[:, :1, :1]
     assert (offset == places[:TILE, :TILE]).all()  # a tile is a stretch of the photograph

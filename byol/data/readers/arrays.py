@@ -11,7 +11,7 @@ import torch
 
 from byol.data.decode import Array
 from byol.data.labels import Labels, found_labels
-from byol.data.readers.reader import Reader, Rows, evenly_spaced
+from byol.data.readers.reader import Reader, evenly_spaced
 from byol.errors import DataError, complaint
 
 IMAGE_KEYS, LABEL_KEYS = ("images", "x", "data", "image"), ("y", "labels", "label")  # of a .npz file
@@ -34,7 +34,7 @@ class Arrays(Reader):
                 f"The images in {where} have the shape {data.shape}; expected (N, H, W), (N, H, W, C) or "
                 f"(N, C, H, W), N > 0.{advice}"
             )
-        self.data, self.where, self.file, self.tensor, self._labels = data, where, file, tensor, labels
+        self.data, self.where, self.file, self.tensor, self.all_labels = data, where, file, tensor, labels
 
     def __len__(self) -> int:
         return len(self.data)
@@ -44,9 +44,6 @@ class Arrays(Reader):
 
     def read(self, index: int) -> Any:
         return torch.from_numpy(self.data[index]) if self.tensor else self.data[index]
-
-    def labels(self, rows: Rows) -> Labels | None:
-        return self._labels and self._labels.of(rows)
 
     def digest(self, everything: bool) -> bytes:
         digest = blake2b(f"{self.data.shape} {self.data.dtype} {self.tensor}".encode())
@@ -90,22 +87,18 @@ def array_file(path: Path, where: str) -> Arrays:
                 if part.file_size > 2**26 + 100 * part.compress_size:  # images do not shrink like that
                     raise ValueError(f"{part.compress_size:,} bytes of it claim to be {part.file_size:,}")
         with np.load(path, allow_pickle=False) as loaded:
-            key = next(
-                (key for key in (*IMAGE_KEYS, *loaded) if key in loaded and loaded[key].ndim >= 3), None
-            )
-            if key is None:
-                shapes = ", ".join(f"{key} {loaded[key].shape}" for key in loaded) or "nothing"
-                raise DataError(
-                    f"{where} holds {shapes}; expected an array of images, such as `images` (N, H, W, C)."
-                )
-            data, named = loaded[key], next((loaded[name] for name in LABEL_KEYS if name in loaded), None)
-            labels = None if named is None else found_labels(named, len(data))
-            return Arrays(data, f"{where}[{key}]", labels, file=path.name)
+            for key in (key for key in (*IMAGE_KEYS, *loaded) if key in loaded and loaded[key].ndim >= 3):
+                data, named = loaded[key], [loaded[name] for name in LABEL_KEYS if name in loaded]
+                labels = found_labels(named[0], len(data)) if named else None
+                return Arrays(data, f"{where}[{key}]", labels, file=path.name)
+            shapes = ", ".join(f"{key} {loaded[key].shape}" for key in loaded) or "nothing"
+        raise DataError(
+            f"{where} holds {shapes}; expected an array of images, such as `images` (N, H, W, C)."
+        )
     except DataError:
         raise
     except Exception as failure:  # damaged files end in nearly every exception there is
         objects = "allow_pickle" in str(failure) or "Python objects" in str(failure)
         reason = "it holds Python objects, which are never loaded" if objects else complaint(failure)
-        raise DataError(
-            f"{where} cannot be read ({reason}). Save one array of numbers with numpy.save."
-        ) from failure
+        advice = "Save one array of numbers with numpy.save."
+        raise DataError(f"{where} cannot be read ({reason}). {advice}") from failure

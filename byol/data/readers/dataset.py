@@ -65,7 +65,7 @@ class Items(Reader):
                 return None
             if not isinstance(first, str):
                 return found_labels(self._labels_of(rows), len(rows), names, of=len(self))
-        return self._all_labels and self._all_labels.of(rows)
+        return super().labels(rows)
 
     @property
     def labels_cost_decoding(self) -> bool:
@@ -73,9 +73,20 @@ class Items(Reader):
 
     def digest(self, everything: bool) -> bytes | None:
         """Of a sample; nobody can tell whether a dataset still gives all that it gave."""
+
+        def sampled() -> bytes:
+            digest = blake2b()
+            for index in evenly_spaced(len(self)):
+                try:
+                    raw = self.read(index)
+                    digest.update(raw if isinstance(raw, bytes) else to_numpy(raw).tobytes())
+                except (BadImage, OSError) as failure:  # OSError: a damaged PIL image, not loaded before
+                    digest.update(str(failure).encode())
+            return digest.digest()
+
         if everything:
             return None
-        first, second = self._sampled(), self._sampled()  # which random transforms make differ
+        first, second = sampled(), sampled()  # which random transforms make differ
         return f"{type(self.items).__name__} {len(self)}".encode() + (first if first == second else b"")
 
     @cached_property
@@ -83,12 +94,11 @@ class Items(Reader):
         return labels_and_names(self.items)
 
     @cached_property
-    def _all_labels(self) -> Labels | None:
+    def all_labels(self) -> Labels | None:
         """Words are numbered in the order of all of them."""
         column, names = self._known
-        return found_labels(
-            self._labels_of(np.arange(len(self))) if column is None else column, len(self), names
-        )
+        values = self._labels_of(np.arange(len(self))) if column is None else column
+        return found_labels(values, len(self), names)
 
     def _labels_of(self, rows: Rows) -> list[Any]:
         if self.labels_cost_decoding and len(rows) > TOLD:
@@ -121,16 +131,6 @@ class Items(Reader):
             return item[0], item[1] if len(item) > 1 else None
         return item, None
 
-    def _sampled(self) -> bytes:
-        digest = blake2b()
-        for index in evenly_spaced(len(self)):
-            try:
-                raw = self.read(index)
-                digest.update(raw if isinstance(raw, bytes) else to_numpy(raw).tobytes())
-            except (BadImage, OSError) as failure:  # OSError: a damaged PIL image that was not loaded before
-                digest.update(str(failure).encode())
-        return digest.digest()
-
 
 def labels_and_names(items: Any) -> tuple[Any, Any]:
     """A dataset's column of labels, known without reading an image, and its classes' names; None without."""
@@ -138,12 +138,10 @@ def labels_and_names(items: Any) -> tuple[Any, Any]:
         column, names = labels_and_names(items.dataset)
         return None if column is None else [column[index] for index in items.indices], names
     if hasattr(items, "column_names") and hasattr(items, "features"):  # datasets.Dataset
-        name = next((name for name in LABEL_NAMES if name in items.column_names), None)
-        return (
-            (None, None)
-            if name is None
-            else (list(items[name]), getattr(items.features[name], "names", None))
-        )
+        for name in LABEL_NAMES:
+            if name in items.column_names:
+                return list(items[name]), getattr(items.features[name], "names", None)
+        return None, None
     names = getattr(items, "classes", None)
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         names = None

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from hashlib import blake2b
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
 
 from byol.data.decode import BadImage, formats
 from byol.data.labels import Labels
-from byol.data.readers.reader import Reader, Rows, evenly_spaced
+from byol.data.readers.reader import Reader, evenly_spaced
 from byol.errors import DataError, printable
 
 SUFFIXES = {  # and the formats they promise; .mpo is a JPEG with a second frame, as phones write
@@ -31,7 +32,7 @@ logger = logging.getLogger("byol")
 
 
 class FileReader(Reader):
-    """Files under a root, by their relative paths in one buffer: Python objects take 100 bytes more each.
+    """Files under a root, by their relative paths in one buffer: as Python objects each took 100 bytes more.
 
     With `folders` the first folder level names the classes.
     """
@@ -59,16 +60,13 @@ class FileReader(Reader):
     def read(self, index: int) -> bytes:
         return read_file(self.path(index))
 
-    def labels(self, rows: Rows) -> Labels | None:
-        return self._labels and self._labels.of(rows)
-
     def digest(self, everything: bool) -> bytes:
         indices = range(len(self)) if everything else evenly_spaced(len(self))
         held = checksum([self.path(index) for index in indices])
         return blake2b(self._names + self._ends.tobytes() + held).digest()
 
     @cached_property
-    def _labels(self) -> Labels | None:
+    def all_labels(self) -> Labels | None:
         """From the first folder level, if there are several and no file without a class lies beside them."""
         if not self.folders:
             return None
@@ -94,7 +92,17 @@ class FileReader(Reader):
 
 
 def checksum(paths: Sequence[str | bytes | Path]) -> bytes:
-    """A digest of all that files hold, in their order; several threads read them."""
+    """A digest of all that files hold, in their order; several threads read them.
+
+    A file that cannot be read counts by the kind of reason, whose words tell the path.
+    """
+
+    def digest_of(path: str | bytes | Path) -> bytes:
+        try:
+            with regular_file(path) as file:
+                return hashlib.file_digest(file, blake2b).digest()
+        except (OSError, ValueError) as failure:
+            return blake2b(type(failure).__name__.encode()).digest()
 
     def part(first: int) -> bytes:
         return b"".join(map(digest_of, paths[first : first + GROUP]))
@@ -103,33 +111,22 @@ def checksum(paths: Sequence[str | bytes | Path]) -> bytes:
         return blake2b(b"".join(threads.map(part, range(0, len(paths), GROUP)))).digest()
 
 
-def digest_of(path: str | bytes | Path) -> bytes:
-    """Of what a file holds; of one that cannot be read of the kind of reason, whose words tell the path."""
-    try:
-        size_of(path)
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, blake2b).digest()
-    except (OSError, ValueError) as failure:
-        return blake2b(type(failure).__name__.encode()).digest()
-
-
 def read_file(path: str | bytes | Path) -> bytes:
     """The bytes of a regular file. Raises BadImage; never waits on a pipe or a device."""
     try:
-        if (size := size_of(path)) > MAX_BYTES:
-            raise BadImage(f"its {size:,} bytes are more than the limit of {MAX_BYTES:,}")
-        with open(path, "rb") as file:
+        with regular_file(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
+                raise BadImage(f"its {size:,} bytes are more than the limit of {MAX_BYTES:,}")
             return file.read()
     except (OSError, ValueError) as failure:  # ValueError: a name with a null byte
         raise BadImage(getattr(failure, "strerror", None) or str(failure)) from failure
 
 
-def size_of(path: str | bytes | Path) -> int:
-    """The bytes of a regular file. Raises BadImage for anything else; a pipe would be waited for."""
-    state = os.stat(path)
-    if not stat.S_ISREG(state.st_mode):
+def regular_file(path: str | bytes | Path) -> BufferedReader:
+    """A file opened to be read. Raises BadImage for anything else; a pipe would be waited for."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
         raise BadImage("it is not a regular file")
-    return state.st_size
+    return open(path, "rb")
 
 
 def scan(root: Path, where: str = "") -> tuple[FileReader, Counter[str]]:
@@ -146,6 +143,10 @@ def scan(root: Path, where: str = "") -> tuple[FileReader, Counter[str]]:
 
     def suffix_of(name: bytes) -> bytes:
         return os.path.splitext(name)[1].lower()
+
+    def inode(path: bytes) -> tuple[int, int]:
+        state = os.stat(path)
+        return state.st_dev, state.st_ino
 
     base = os.fsencode(root)
     names, links, others = list[bytes](), list[bytes](), Counter[bytes]()
@@ -165,9 +166,9 @@ def scan(root: Path, where: str = "") -> tuple[FileReader, Counter[str]]:
             raise DataError(f"The folder {said} cannot be listed: {failure.strerror}.") from failure
         deeper = []
         for entry in entries:
+            name = os.path.join(place, entry.name)
             if passed_over(entry.name):
                 continue
-            name = place + b"/" + entry.name if place else entry.name
             if (
                 entry.is_symlink()
             ):  # os.path, unlike the entry's own methods, answers a link to itself with no
@@ -175,13 +176,12 @@ def scan(root: Path, where: str = "") -> tuple[FileReader, Counter[str]]:
                     linked_folders.append(name)
                 elif os.path.isfile(entry.path) and suffix_of(name) in suffixes:
                     links.append(name)
-            elif entry.is_dir(follow_symlinks=False):
+            elif entry.is_dir():
                 deeper.append(name)
-            elif entry.is_file(follow_symlinks=False):
-                if suffix_of(name) in suffixes:
-                    names.append(name)
-                else:
-                    others[suffix_of(name)] += 1
+            elif entry.is_file() and suffix_of(name) in suffixes:
+                names.append(name)
+            elif entry.is_file():
+                others[suffix_of(name)] += 1
         folders += reversed(deeper)
     found = set()
     for name in links:
@@ -192,11 +192,6 @@ def scan(root: Path, where: str = "") -> tuple[FileReader, Counter[str]]:
             names.append(name)
     counts = Counter({printable(os.fsdecode(suffix)) or "no suffix": n for suffix, n in others.items()})
     return FileReader(Path(os.path.abspath(root)), sorted(names), where, folders=True), counts
-
-
-def inode(path: bytes) -> tuple[int, int]:
-    state = os.stat(path)
-    return state.st_dev, state.st_ino
 
 
 def listed(path: Path, where: str = "") -> FileReader:

@@ -106,9 +106,6 @@ class ParquetReader(Reader):
             raise BadImage("the row holds no bytes")
         return bytes(value)
 
-    def labels(self, rows: Rows) -> Labels | None:
-        return self._labels and self._labels.of(rows)
-
     def digest(self, everything: bool) -> bytes:
         digest = blake2b(checksum([file.path for file in self.files]) if everything else b"")
         for file in self.files:
@@ -186,7 +183,7 @@ class ParquetReader(Reader):
                 self._laid_out = before
 
     @cached_property
-    def _labels(self) -> Labels | None:
+    def all_labels(self) -> Labels | None:
         """Of the label column; numbers are named by themselves where the file names no classes."""
         label = self.files[0].label
         if not label or any(file.label != label for file in self.files):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,8 +25,14 @@ class Reader(Protocol):
     def read(self, index: int) -> Any:
         """An image as the source holds it: what `Reading.picture` takes. Raises BadImage."""
 
+    @cached_property
+    def all_labels(self) -> Labels | None:
+        """The labels of all images; None when the source has none."""
+        return None
+
     def labels(self, rows: Rows) -> Labels | None:
-        """Those of some images; None when the source has none."""
+        """Those of some images."""
+        return self.all_labels and self.all_labels.of(rows)
 
     def digest(self, everything: bool) -> bytes | None:
         """Of the names and a sample of the bytes, or of every byte: None where nobody can tell."""
