@@ -155,8 +155,8 @@ def load_resident(images: Images, report: Report, poll: Callable[[], object] = n
         if pixels.shape != result.shape[1:]:
             here, first = ("{}x{}".format(*shape[-2:]) for shape in (pixels.shape, result.shape))
             raise SeveralSizes(
-                f"{images.name(index)} is {here} pixels, the first image {first}: images of several sizes "
-                "cannot be kept in memory as one tensor. Give --data.in-memory False."
+                f"{images.name(index)} is {here} pixels, the first image {first}, so they make no tensor in "
+                "memory. Give --data.in-memory False."
             )
         result[index] = pixels
     if result is None:
@@ -232,7 +232,7 @@ def streamed_batches(
     firsts = range(0, micro, CHUNK)
     places = ((start + first, min(CHUNK, micro - first)) for start in starts for first in firsts)
     arriving = made(cropped, places, workers=workers, room=CHUNK * prod(shape), ahead=4, poll=poll)
-    with images.gathered(poll), closing(arriving) as chunks:
+    with images.reader.gathered(images.rows, poll), closing(arriving) as chunks:
         for _ in starts:
             crops = torch.empty((micro, *shape), dtype=torch.uint8, device=device)
             indices: list[int] = []

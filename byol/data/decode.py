@@ -1,5 +1,6 @@
 """What a source holds, made pixels: the one place that meets pictures as they are found in the wild."""
 
+import logging
 import re
 import sys
 import warnings
@@ -16,10 +17,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 
-from byol.data.levels import FULL
 from byol.errors import DataError
 
 MAX_PIXELS = 64_000_000
+FULL = (0, 65535)  # black and white of 16 bits
 PLUGINS = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}  # formats that Pillow reads with a module beside it
 ROOM = 1e-3  # by which a float may miss [0, 1]: interpolation overshoots a little
 Array = np.ndarray[Any, Any]
@@ -39,6 +40,7 @@ _BEGINNINGS = {
 }
 _LOWER = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B"}  # how Pillow reads the other byte of each sample
 _LOWER["RGB;16N"] = "RGB;16B" if sys.byteorder == "little" else "RGB;16L"
+logger = logging.getLogger("byol")
 
 
 class BadImage(DataError):
@@ -128,10 +130,8 @@ class Reading:
             if not self.chosen:
                 black, white, low, high = 0, 1, samples.min(), samples.max()
                 if low < -ROOM or high > 1 + ROOM:
-                    raise BadImage(
-                        f"its samples go from {low:.4g} to {high:.4g}; expected floats from 0 to 1, or what "
-                        "is white, as white= or --data.white"
-                    )
+                    found = f"its samples go from {low:.4g} to {high:.4g}"
+                    raise BadImage(f"{found}; expected floats from 0 to 1, or white= or --data.white")
         exact: Any = np.float32 if samples.dtype.itemsize <= (4 if kind == "f" else 2) else np.float64
         scaled: Array = (samples.astype(exact) - exact(black)) * exact(255 / (white - black)) + exact(0.5)
         eight: Pixels = scaled.clip(0, 255).astype(np.uint8)
@@ -140,11 +140,11 @@ class Reading:
     def _of_array(self, raw: Array | Tensor) -> Pixels:
         if raw.ndim not in (2, 3) or 0 in raw.shape:
             raise BadImage(f"it has the shape {tuple(raw.shape)}; expected (H, W), (H, W, C) or (C, H, W)")
-        height, width = self.size(raw)
-        _check(width, height, self.max_pixels)
         axis, samples = channel_axis(raw, self.channels), to_numpy(raw)
-        pixels = self.eight_bits(samples[:, :, None] if axis is None else np.moveaxis(samples, axis, 2))
-        own = pixels.shape[2]
+        samples = samples[:, :, None] if axis is None else np.moveaxis(samples, axis, 2)
+        height, width, own = samples.shape
+        _check(width, height, self.max_pixels)
+        pixels = self.eight_bits(samples)
         if own == self.channels:
             return pixels
         if own == 1 and self.channels == 3:
@@ -218,6 +218,57 @@ def deep_samples(picture: Image.Image, raw: Any) -> Array | None:
             return None
         lower.tile.append(tile._replace(args=(_LOWER[mode], *more) if more else _LOWER[mode]))
     return np.asarray(upper).astype(np.uint16) * 256 + np.asarray(lower) if upper.tile else None
+
+
+def extremes(samples: Array) -> Array:
+    """The smallest and largest sample; of whole numbers but for one in 10,000: pixels of a sensor are hot or dead."""
+    flat = samples.reshape(-1)
+    if flat.dtype.kind == "f":
+        return np.array([flat.min(), flat.max()])
+    if flat.size > 200_000:
+        flat = flat[np.random.default_rng(0).integers(flat.size, size=200_000)]
+    left_out = len(flat) // 10_000
+    found: Array = np.sort(flat)[[left_out, -1 - left_out]]
+    return found
+
+
+def levels_between(low: int, high: int) -> tuple[int, int]:
+    """Black and white for whole numbers that go from `low` to `high`: the range of as few bits as hold them.
+
+    12 bits in a file of 16 bits have their white at 4,095. Numbers that would share few of the 256 gray
+    levels so, such as temperatures in hundredths of a kelvin, get a black near their smallest.
+    """
+    black = -(2 ** (-low - 1).bit_length()) if low < 0 else 0
+    white = max(2 ** max(high, 0).bit_length() - 1, 255)
+    if high - low < (white - black) / 4:
+        step = max(2 ** (high - low).bit_length() // 4, 64)
+        black, white = low // step * step, -(-high // step) * step
+    return black, max(white, black + 255)
+
+
+def levels_of(
+    where: str, found: list[Array], black: float | None, white: float | None
+) -> tuple[float, float] | None:
+    """Black and white of images with such extremes, as requested or suggested; None of images of 8 bits."""
+    whole = [ends for ends in found if ends.dtype.kind in "iu"]
+    low, high = [f([e[place] for e in whole or found], default=place) for place, f in enumerate((min, max))]
+    suggested = levels_between(int(low), int(high)) if whole else (0, 1)
+    seen = f"The samples of {where} go from {low:,} to {high:,}"
+    if black is None and white is None:
+        if whole and suggested != FULL:
+            logger.warning(
+                f"{seen}: {suggested[0]:,} is read as black, {suggested[1]:,} as white. Others can be chosen by "
+                "black= and white=, or --data.black and --data.white."
+            )
+        return suggested if whole else None
+    levels = min(suggested[0], 0) if black is None else black, suggested[1] if white is None else white
+    if levels[0] >= levels[1]:
+        raise DataError("black is {:g} and white {:g}; expected a larger white.".format(*levels))
+    if not found:
+        logger.warning(f"{where} holds images of 8 bits, where black and white change nothing.")
+    elif 16 * (high - low) < levels[1] - levels[0]:
+        logger.warning(f"{seen}: few gray levels are left of them between {levels[0]:g} and {levels[1]:g}.")
+    return levels
 
 
 @contextmanager

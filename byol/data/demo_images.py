@@ -75,9 +75,7 @@ def photograph_paths() -> list[Path]:
         package, within = folder.split("/", 1)
         spec = find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise ConfigError(
-                f"The demo's photographs ship inside {package}, which is missing. Run: {install}"
-            )
+            raise ConfigError(f"The demo's photographs are in {package}, which is missing. Run: {install}")
         paths += [Path(spec.submodule_search_locations[0]) / within / name for name in names.split()]
     if missing := [path.name for path in paths if not path.exists()]:
         raise ConfigError(f"This scikit-image or scikit-learn ships no {', '.join(missing)}. Run: {install}")

@@ -3,8 +3,8 @@
 import glob
 import logging
 import os
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -17,15 +17,23 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from byol.data.decode import BadImage, Pixels, Reading, channels_of, formats, to_numpy
+from byol.data.decode import (
+    FULL,
+    BadImage,
+    Pixels,
+    Reading,
+    channels_of,
+    extremes,
+    formats,
+    levels_of,
+    to_numpy,
+)
 from byol.data.labels import Labels, class_labels
-from byol.data.levels import FULL, extremes, levels_of
 from byol.data.readers.arrays import Arrays, array_file
 from byol.data.readers.dataset import Items
 from byol.data.readers.folder import SUFFIXES, FileReader, listed, scan
 from byol.data.readers.parquet import SPLITS, ParquetReader, shards
 from byol.data.readers.reader import Reader, Rows, evenly_spaced
-from byol.data.workers import never
 from byol.errors import DataError, did_you_mean, printable
 
 logger = logging.getLogger("byol")
@@ -156,13 +164,6 @@ class Images:
         """Let go of caches and open files; what is needed later is read again."""
         self.reader.release()
 
-    def gathered(self, poll: Callable[[], object] = never) -> AbstractContextManager[None]:
-        """For a while, have images that are slow to read in a shuffled order ready to be read in any.
-
-        `poll` is called while they are made so; it may raise, to stop.
-        """
-        return self.reader.gathered(self.rows, poll)
-
     @cached_property
     def _labels(self) -> Labels | None:
         return self.reader.labels(self.rows)
@@ -196,15 +197,14 @@ def open_images(
     A folder, nested to any depth: its first level names the classes when there are several folders and no
     image beside them. A text file of paths (.txt, .lst), parquet files, .npy or .npz. A pattern such as
     'data/train-*.parquet'. Arrays and tensors (N, H, W), (N, H, W, C) or (N, C, H, W): whole numbers, or
-    floats from 0 to 1. Any sequence of paths (an array too), of images (PIL, arrays, tensors) or of (image,
-    label), such as a torchvision or Hugging Face dataset. `Images`, which are then read as the other
-    arguments say.
+    floats from 0 to 1. Any sequence of paths, of images (PIL, arrays, tensors) or of (image, label), such as a
+    torchvision or Hugging Face dataset. `Images`, which are then read as the other arguments say.
 
     `channels` is 3 for colour or 1 for gray, for arrays any number; by default 3 for pictures and an array's
-    own. `labels`, numbers from 0 or words, one for each image, take the place of the source's own; of
-    multi-label images rows of 0 and 1, a column a class. Larger pictures than `max_pixels` (64 million) count
-    as unreadable. `black` and `white` are for samples of more than 8 bits; by default the fewest bits that
-    hold a sample of the images decide, and floats go from 0 to 1. Raises DataError.
+    own. `labels`, numbers from 0 or words, take the place of the source's own; of multi-label images rows of
+    0 and 1, a column a class. Larger pictures than `max_pixels` (64 million) count as unreadable. `black` and
+    `white` are for samples of more than 8 bits; by default the fewest bits that hold a sample of the images
+    decide, and floats go from 0 to 1. Raises DataError.
     """
     for name, number in (("channels", channels), ("max_pixels", max_pixels)):
         if number is not None and number < 1:
@@ -241,16 +241,16 @@ def reading_of(
     chosen = (black, white) != (None, None)
     if chosen or not before.channels:
         reading = replace(reading, levels=levels_of(reader.where, ends, black, white), chosen=chosen)
-    reasons = []
+    told = ""
     for index in sample:
         try:
             reading.picture(reader.read(index))
             reader.release()
             return reading
         except BadImage as failure:
-            reasons.append(str(failure))
-    name = os.fsdecode(reader.path(sample[0])) if isinstance(reader, FileReader) else reader.name(sample[0])
-    raise DataError(f"No image in {reader.where} can be read. The first, {printable(name)}: {reasons[0]}.")
+            name = os.fsdecode(reader.path(index)) if isinstance(reader, FileReader) else reader.name(index)
+            told = told or f"The first, {printable(name)}: {failure}."
+    raise DataError(f"No image in {reader.where} can be read. {told}")
 
 
 def reader_of(source: Any) -> Reader:
@@ -298,10 +298,10 @@ def reader_of_path(text: str) -> Reader:
         return ParquetReader([path], where)
     if suffix in (".npy", ".npz"):
         return array_file(path, where)
+    if suffix in SUFFIXES:
+        raise DataError(f"{where} is a single picture; expected many. Give its folder, or [path] as a list.")
     raise DataError(
-        f"{where} is a single picture; expected many. Give its folder, or [path] as a list of one."
-        if suffix in SUFFIXES
-        else f"{where} is not of a kind that is read here; expected a folder, a text file of paths (.txt, .lst), "
+        f"{where} is not of a kind that is read here; expected a folder, a text file of paths (.txt, .lst), "
         ".parquet, .npy or .npz. An archive must be unpacked first."
     )
 
@@ -317,18 +317,18 @@ def reader_of_folder(path: Path, where: str) -> Reader:
         if found := shards(path):
             return ParquetReader(found, where)
         known = ", ".join(suffix for suffix, kind in SUFFIXES.items() if kind in formats())
+        held = f"pictures, only other files ({seen})" if seen else "files"
+        advice = " Give the array's file itself." if {".npy", ".npz"} & set(others) else ""
         raise DataError(
-            f"{where} holds no {f'pictures, only other files ({seen})' if seen else 'files'}; expected "
-            f"pictures ({known}) or parquet files, at any depth."
-            + (" Give the array's file itself." if {".npy", ".npz"} & set(others) else "")
+            f"{where} holds no {held}; expected pictures ({known}) or parquet files, at any depth.{advice}"
         )
     if seen:
         logger.warning(f"Passed over in {where}: {seen}.")
     labels = files.labels(np.arange(0))
     if labels and {name.lower() for name in labels.classes} <= SPLITS:
+        splits, one = ", ".join(labels.classes), labels.classes[0]
         raise DataError(
-            f"{where} holds the splits {', '.join(labels.classes)}, not classes. Give one of them, such as "
-            f"{where}{labels.classes[0]}."
+            f"{where} holds the splits {splits}, not classes. Give one of them, such as {where}{one}."
         )
     return files
 

@@ -61,9 +61,7 @@ def class_labels(values: Any, count: int, names: Sequence[str] | None = None, of
     array = array.reshape(count)
     if array.dtype.kind == "O" and all(isinstance(value, str) for value in array):
         if any(len(value) > LONGEST for value in array):  # each would take as much memory as the longest
-            raise DataError(
-                f"Some labels are words of more than {LONGEST:,} letters; expected names of classes."
-            )
+            raise DataError(f"Some labels are of more than {LONGEST:,} letters; expected names of classes.")
         array = array.astype(str)
     if array.dtype.kind in "US":
         words, numbers = np.unique(array.astype(str), return_inverse=True)

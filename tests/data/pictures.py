@@ -1,5 +1,6 @@
 """Pictures that the tests make themselves."""
 
+from contextlib import AbstractContextManager
 from io import BytesIO
 from typing import Any
 
@@ -35,6 +36,11 @@ PHOTOS = np.stack([photo(8, 12, seed) for seed in range(5)])  # uint8 (5, 8, 12,
 def arrays(images: Images) -> np.ndarray:
     """All images as one array, uint8 (N, H, W, C)."""
     return np.stack([images.array(index) for index in range(len(images))])
+
+
+def gathered(images: Images) -> AbstractContextManager[None]:
+    """Have the images ready to be read in any order, as training does."""
+    return images.reader.gathered(images.rows, lambda: None)
 
 
 def decode(data: bytes, channels: int = 3, **options: Any) -> np.ndarray:

@@ -29,11 +29,8 @@ class Arrays(Reader):
     ) -> None:
         one_image = data.ndim == 2 or (data.ndim == 3 and data.shape[2] in (1, 3, 4))
         if data.ndim not in (3, 4) or 0 in data.shape or one_image:
-            advice = " A single image is a set of one as array[None]." if one_image else ""
-            raise DataError(
-                f"The images in {where} have the shape {data.shape}; expected (N, H, W), (N, H, W, C) or "
-                f"(N, C, H, W), N > 0.{advice}"
-            )
+            expected = "(N, H, W), (N, H, W, C) or (N, C, H, W), N > 0; a single image as array[None]"
+            raise DataError(f"The images in {where} have the shape {data.shape}; expected {expected}.")
         self.data, self.where, self.file, self.tensor, self.all_labels = data, where, file, tensor, labels
 
     def __len__(self) -> int:
@@ -79,9 +76,7 @@ def array_file(path: Path, where: str) -> Arrays:
         if start == b"\x93NUMPY":
             return Arrays(np.load(path, mmap_mode="r", allow_pickle=False), where, file=path.name)
         if start[:2] != b"PK":
-            raise DataError(
-                f"{where} is not what numpy.save or numpy.savez writes; pickles are never loaded."
-            )
+            raise DataError(f"{where} is not of numpy.save or numpy.savez; pickles are never loaded.")
         with zipfile.ZipFile(path) as archive:
             for part in archive.infolist():
                 if part.file_size > 2**26 + 100 * part.compress_size:  # images do not shrink like that
@@ -92,9 +87,7 @@ def array_file(path: Path, where: str) -> Arrays:
                 labels = found_labels(named[0], len(data)) if named else None
                 return Arrays(data, f"{where}[{key}]", labels, file=path.name)
             shapes = ", ".join(f"{key} {loaded[key].shape}" for key in loaded) or "nothing"
-        raise DataError(
-            f"{where} holds {shapes}; expected an array of images, such as `images` (N, H, W, C)."
-        )
+        raise DataError(f"{where} holds {shapes}; expected images as an array (N, H, W, C).")
     except DataError:
         raise
     except Exception as failure:  # damaged files end in nearly every exception there is

@@ -30,6 +30,7 @@ class Items(Reader):
 
     def __init__(self, items: Any, where: str) -> None:
         self.items, self.where = items, where
+        self.column, self.classes = labels_and_names(items)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -48,15 +49,12 @@ class Items(Reader):
             return read_file(image)
         if isinstance(image, bytes | Image.Image | Tensor | np.ndarray):
             return image
-        raise BadImage(
-            f"it is of type {type(image).__name__}; expected a PIL image, an array, a tensor, a path or "
-            "bytes, alone or as (image, label) or {'image': ..., 'label': ...}"
-        )
+        expected = "a PIL image, an array, a tensor, a path or bytes, alone or as (image, label)"
+        raise BadImage(f"it is of type {type(image).__name__}; expected {expected}")
 
     def labels(self, rows: Rows) -> Labels | None:
         """From the sequence's own column where it has one, else from these items, which are then read."""
-        column, names = self._known
-        if column is None:
+        if self.column is None:
             first = self._label(int(rows[0])) if len(rows) else None
             try:  # what stands beside an image may be no label at all
                 if class_labels([first], 1, of=len(self)) is None:
@@ -64,12 +62,12 @@ class Items(Reader):
             except DataError:
                 return None
             if not isinstance(first, str):
-                return found_labels(self._labels_of(rows), len(rows), names, of=len(self))
+                return found_labels(self._labels_of(rows), len(rows), self.classes, of=len(self))
         return super().labels(rows)
 
     @property
     def labels_cost_decoding(self) -> bool:
-        return self._known[0] is None and not isinstance(self.items, list | tuple)
+        return self.column is None and not isinstance(self.items, list | tuple)
 
     def digest(self, everything: bool) -> bytes | None:
         """Of a sample; nobody can tell whether a dataset still gives all that it gave."""
@@ -90,15 +88,10 @@ class Items(Reader):
         return f"{type(self.items).__name__} {len(self)}".encode() + (first if first == second else b"")
 
     @cached_property
-    def _known(self) -> tuple[Any, Any]:
-        return labels_and_names(self.items)
-
-    @cached_property
     def all_labels(self) -> Labels | None:
         """Words are numbered in the order of all of them."""
-        column, names = self._known
-        values = self._labels_of(np.arange(len(self))) if column is None else column
-        return found_labels(values, len(self), names)
+        values = self._labels_of(np.arange(len(self))) if self.column is None else self.column
+        return found_labels(values, len(self), self.classes)
 
     def _labels_of(self, rows: Rows) -> list[Any]:
         if self.labels_cost_decoding and len(rows) > TOLD:
@@ -113,8 +106,7 @@ class Items(Reader):
             label = self._split(index)[1]
         except BadImage:
             return -1
-        label = to_numpy(label) if isinstance(label, Tensor) else label
-        return label.item() if isinstance(label, np.ndarray) and label.ndim == 0 else label
+        return to_numpy(label).tolist() if isinstance(label, Tensor | np.ndarray) else label
 
     def _split(self, index: int) -> tuple[Any, Any]:
         """The image of an item, and its label or None. Raises BadImage."""

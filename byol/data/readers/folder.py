@@ -201,9 +201,7 @@ def listed(path: Path, where: str = "") -> FileReader:
     except OSError as failure:
         raise DataError(f"The list {where or path} cannot be read: {failure.strerror}.") from failure
     if b"\0" in text:
-        raise DataError(
-            f"The list {where or path} is UTF-16, or not text; save it as UTF-8, a path on each line."
-        )
+        raise DataError(f"The list {where or path} is UTF-16, or not text; save it as UTF-8, a path a line.")
     names = [line.strip() for line in text.splitlines()]
     names = [name for name in names if name and not name.startswith(b"#")]
     return FileReader(Path(os.path.abspath(path.parent)), names, where)

@@ -229,10 +229,10 @@ def shards(folder: Path) -> list[Path]:
         for word in set(re.split(r"[^a-z]+", str(path.relative_to(folder)).lower())) & SPLITS:
             splits.setdefault(word, path)
     if len(splits) > 1:
+        found, (word, path) = ", ".join(sorted(splits)), next(iter(splits.items()))
         raise DataError(
-            f"{folder} holds the splits {', '.join(sorted(splits))}. Give the files of one, such as "
-            f"{next(iter(splits.values()))}, or a pattern in quotes such as "
-            f"'{folder}/{next(iter(splits))}*.parquet'."
+            f"{folder} holds the splits {found}. Give the files of one, such as {path}, or a pattern in quotes "
+            f"such as '{folder}/{word}*.parquet'."
         )
     return paths
 

@@ -194,7 +194,7 @@ def test_damaged_array_files_are_sentences(name: str, tmp_path: Path) -> None:
 
 def test_an_npz_without_images_says_what_it_holds(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", features=np.zeros((5, 7)))
-    with pytest.raises(DataError, match=r"holds features \(5, 7\); expected an array of images"):
+    with pytest.raises(DataError, match=r"holds features \(5, 7\); expected images as an array"):
         open_images(tmp_path / "a.npz")
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from batching import plan_for, same, streamed
 from full_disk import largest_file
-from pictures import encoded, photo
+from pictures import encoded, gathered, photo
 
 from byol.data.decode import BadImage
 from byol.data.images import Images, open_images
@@ -79,7 +79,7 @@ def test_the_temporary_file_has_no_name_and_goes_with_its_last_user(both, tmp_pa
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     _, parquet = both
     before, listed = temporary(), os.listdir(tmp_path)
-    with parquet.gathered():
+    with gathered(parquet):
         assert len(temporary()) == len(before) + 1
         parquet.release()  # the evaluation's, in the midst of training
         assert np.array_equal(parquet.array(23), photo(20, 24, 23))
@@ -90,7 +90,7 @@ def test_the_temporary_file_has_no_name_and_goes_with_its_last_user(both, tmp_pa
 
 def test_only_the_rows_that_are_used_are_written(both) -> None:
     before, rows = temporary(), [1, 9, 22]
-    with both[1].subset(rows).gathered():
+    with gathered(both[1].subset(rows)):
         written = set(temporary()) - set(before)
         assert written == {sum(len(encoded(photo(20, 24, row))) for row in rows)}
         assert np.array_equal(both[1].array(12), photo(20, 24, 12))
@@ -123,7 +123,7 @@ def test_damage_is_told_of_when_a_row_is_read(tmp_path: Path) -> None:
     data[place : place + 40] = b"\xff" * 40
     path.write_bytes(data)
     images = open_images(path)
-    with images.gathered():
+    with gathered(images):
         for index in range(9):
             if index == 1 or index // 3 == 1:
                 with pytest.raises(BadImage, match="holds no bytes" if index == 1 else "cannot be read"):
@@ -135,7 +135,7 @@ def test_damage_is_told_of_when_a_row_is_read(tmp_path: Path) -> None:
 def test_without_room_the_rows_are_read_as_before_and_it_is_said(both, monkeypatch, caplog) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     before = temporary()
-    with both[1].gathered():
+    with gathered(both[1]):
         assert temporary() == before
         assert np.array_equal(both[1].array(11), photo(20, 24, 11))
     assert "slow" in caplog.text
@@ -144,7 +144,7 @@ def test_without_room_the_rows_are_read_as_before_and_it_is_said(both, monkeypat
 
 def test_a_full_disk_leaves_nothing_behind_and_it_is_said(both, caplog) -> None:
     before = temporary()
-    with largest_file(10_000), both[1].gathered():
+    with largest_file(10_000), gathered(both[1]):
         assert sum(temporary()) == sum(before)
         assert np.array_equal(both[1].array(11), photo(20, 24, 11))
     assert temporary() == before

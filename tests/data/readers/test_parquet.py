@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pictures import decode, encoded, photo
+from pictures import decode, encoded, gathered, photo
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -240,7 +240,7 @@ def test_a_row_without_bytes_is_read_from_its_path(tmp_path: Path) -> None:
     (tmp_path / "2.png").write_bytes(encoded(photo(12, 16, 2)))
     rows = [row(0), {"bytes": None, "path": "1.png"}, {"bytes": None, "path": str(tmp_path / "2.png")}]
     images = open_images(write(tmp_path / "there" / "a.parquet", {"image": rows}, groups=1))
-    with images.gathered():
+    with gathered(images):
         for index in range(3):
             assert np.array_equal(images.array(index), photo(12, 16, index))
 
