@@ -25,6 +25,7 @@ PLUGINS = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}  # formats that Pillow re
 ROOM = 1e-3  # by which a float may miss [0, 1]: interpolation overshoots a little
 Array = np.ndarray[Any, Any]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Levels = tuple[float, float]  # the samples that become black and white
 
 _ORIENTATION, _SAMPLE_FORMAT = 0x0112, 339  # tags of EXIF and TIFF
 _TURN = Image.Transpose
@@ -64,7 +65,7 @@ class Reading:
 
     channels: int = 3  # of pictures 3 (colour) or 1 (gray), of arrays any number
     max_pixels: int = MAX_PIXELS
-    levels: tuple[float, float] | None = None  # samples of more than 8 bits that become black and white
+    levels: Levels | None = None  # of samples of more than 8 bits
     chosen: bool = False  # whether somebody chose the levels; floats go from 0 to 1 unless somebody did
 
     def picture(self, raw: Any) -> Image.Image | Pixels:
@@ -106,13 +107,27 @@ class Reading:
             turned = picture.format != "TIFF" and _orientation(picture) in (5, 6, 7, 8)
         return (picture.width, picture.height) if turned else (picture.height, picture.width)
 
-    def deep_samples(self, raw: Any) -> Array | None:
-        """The samples of an image of more than 8 bits, which need a black and a white. Raises BadImage."""
-        if isinstance(raw, Tensor | np.ndarray):
-            samples = to_numpy(raw)
-            return samples if samples.dtype.kind in "iuf" and samples.dtype != np.uint8 else None
-        with _decoding(raw):
-            return deep_samples(_opened(raw, self.max_pixels), raw)
+    def extremes(self, raw: Any) -> Array | None:
+        """The smallest and largest sample of an image of more than 8 bits; None of any other. Raises BadImage.
+
+        Of whole numbers but for one in 10,000: pixels of a sensor are hot or dead.
+        """
+        samples: Array | None = None
+        if not isinstance(raw, Tensor | np.ndarray):
+            with _decoding(raw):
+                samples = deep_samples(_opened(raw, self.max_pixels), raw)
+        elif (array := to_numpy(raw)).dtype.kind in "iuf" and array.dtype != np.uint8:
+            samples = array
+        if samples is None:
+            return None
+        if samples.dtype.kind == "f":
+            return np.array([samples.min(), samples.max()])
+        flat = samples.reshape(-1)
+        if flat.size > 200_000:
+            flat = flat[np.random.default_rng(0).integers(flat.size, size=200_000)]
+        left_out = len(flat) // 10_000
+        found: Array = np.sort(flat)[[left_out, -1 - left_out]]
+        return found
 
     def eight_bits(self, samples: Array) -> Pixels:
         """Samples of any kind on the scale of uint8. Raises BadImage."""
@@ -220,18 +235,6 @@ def deep_samples(picture: Image.Image, raw: Any) -> Array | None:
     return np.asarray(upper).astype(np.uint16) * 256 + np.asarray(lower) if upper.tile else None
 
 
-def extremes(samples: Array) -> Array:
-    """The smallest and largest sample; of whole numbers but for one in 10,000: pixels of a sensor are hot or dead."""
-    flat = samples.reshape(-1)
-    if flat.dtype.kind == "f":
-        return np.array([flat.min(), flat.max()])
-    if flat.size > 200_000:
-        flat = flat[np.random.default_rng(0).integers(flat.size, size=200_000)]
-    left_out = len(flat) // 10_000
-    found: Array = np.sort(flat)[[left_out, -1 - left_out]]
-    return found
-
-
 def levels_between(low: int, high: int) -> tuple[int, int]:
     """Black and white for whole numbers that go from `low` to `high`: the range of as few bits as hold them.
 
@@ -246,9 +249,7 @@ def levels_between(low: int, high: int) -> tuple[int, int]:
     return black, max(white, black + 255)
 
 
-def levels_of(
-    where: str, found: list[Array], black: float | None, white: float | None
-) -> tuple[float, float] | None:
+def levels_of(where: str, found: list[Array], black: float | None, white: float | None) -> Levels | None:
     """Black and white of images with such extremes, as requested or suggested; None of images of 8 bits."""
     whole = [ends for ends in found if ends.dtype.kind in "iu"]
     low, high = [f([e[place] for e in whole or found], default=place) for place, f in enumerate((min, max))]

@@ -17,21 +17,11 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from byol.data.decode import (
-    FULL,
-    BadImage,
-    Pixels,
-    Reading,
-    channels_of,
-    extremes,
-    formats,
-    levels_of,
-    to_numpy,
-)
+from byol.data.decode import FULL, BadImage, Levels, Pixels, Reading, channels_of, levels_of, to_numpy
 from byol.data.labels import Labels, class_labels
 from byol.data.readers.arrays import Arrays, array_file
 from byol.data.readers.dataset import Items
-from byol.data.readers.folder import SUFFIXES, FileReader, listed, scan
+from byol.data.readers.folder import SUFFIXES, FileReader, listed, scan, suffixes
 from byol.data.readers.parquet import SPLITS, ParquetReader, shards
 from byol.data.readers.reader import Reader, Rows, evenly_spaced
 from byol.errors import DataError, did_you_mean, printable
@@ -106,14 +96,14 @@ class Images:
         """The same images with their labels numbered by other names, which hold all of theirs."""
         return self if self._labels is None else self._with(_labels=self._labels.renumbered(classes))
 
-    def with_levels(self, levels: tuple[float, float] | None) -> "Images":
+    def with_levels(self, levels: Levels | None) -> "Images":
         """The same read with this black and white, unless somebody chose some when they were opened."""
         if levels is None or self.reading.levels is None or self.reading.chosen:
             return self
         return self._with(reading=replace(self.reading, levels=levels))
 
     def subset(self, rows: Tensor | Rows | list[int] | range) -> "Images":
-        """Some of the images, in the given order: int (n,) or, as a mask, bool (N,). Nothing is copied."""
+        """Some of the images, in the order of `rows`: int (n,) or, as a mask, bool (N,). Nothing is copied."""
         chosen = to_numpy(rows)
         if chosen.dtype == bool and chosen.shape != (len(self),):
             raise IndexError(f"a mask of shape {chosen.shape} for {len(self)} images")
@@ -235,8 +225,8 @@ def reading_of(
         with suppress(BadImage):
             raw = reader.read(index)
             channels = channels or before.channels or channels_of(raw)
-            if (samples := reading.deep_samples(raw)) is not None:
-                ends.append(extremes(samples))
+            if (found := reading.extremes(raw)) is not None:
+                ends.append(found)
     reading = replace(reading, channels=channels or 3)
     chosen = (black, white) != (None, None)
     if chosen or not before.channels:
@@ -316,11 +306,10 @@ def reader_of_folder(path: Path, where: str) -> Reader:
     if len(files) == 0:
         if found := shards(path):
             return ParquetReader(found, where)
-        known = ", ".join(suffix for suffix, kind in SUFFIXES.items() if kind in formats())
         held = f"pictures, only other files ({seen})" if seen else "files"
         advice = " Give the array's file itself." if {".npy", ".npz"} & set(others) else ""
         raise DataError(
-            f"{where} holds no {held}; expected pictures ({known}) or parquet files, at any depth.{advice}"
+            f"{where} holds no {held}; expected pictures ({', '.join(suffixes())}) or parquet files, at any depth.{advice}"
         )
     if seen:
         logger.warning(f"Passed over in {where}: {seen}.")

@@ -211,7 +211,7 @@ def test_a_truncated_picture_is_a_bad_image(kind: str) -> None:
         ),  # Pillow alone would start Ghostscript
     ],
 )
-def test_what_is_no_picture_says_what_it_is(data: bytes, reason: str) -> None:
+def test_what_is_not_a_picture_says_what_it_is(data: bytes, reason: str) -> None:
     for read in (decode, Reading().size):
         with pytest.raises(BadImage, match=reason):
             read(data)

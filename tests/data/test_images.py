@@ -56,9 +56,9 @@ TAGS = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 1], [1, 1, 1], [0, 1, 0]])
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, bool, np.float32])
-def test_several_labels_an_image_are_rows_of_0_and_1(kind: type) -> None:
-    for given in (TAGS.astype(kind), torch.from_numpy(TAGS.astype(kind)), TAGS.astype(kind).tolist()):
-        images = open_images(PHOTOS, labels=given)
+def test_multi_label_images_have_rows_of_0_and_1(kind: type) -> None:
+    for values in (TAGS.astype(kind), torch.from_numpy(TAGS.astype(kind)), TAGS.astype(kind).tolist()):
+        images = open_images(PHOTOS, labels=values)
         assert images.labels is None  # which trains and holds out as if there were none
         assert images.label_matrix is not None
         assert (images.label_matrix.tolist(), images.label_matrix.dtype) == (TAGS.tolist(), np.int64)
@@ -68,7 +68,7 @@ def test_several_labels_an_image_are_rows_of_0_and_1(kind: type) -> None:
         assert part.tolist() == TAGS[[3, 1]].tolist()
 
 
-def test_several_labels_come_with_files_and_items(tmp_path: Path) -> None:
+def test_multi_label_images_come_from_files_and_items(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -212,7 +212,7 @@ def test_many_classes_are_renumbered_without_comparing_all_with_all() -> None:
 
 
 @pytest.mark.parametrize("highest", [999_999, 40_000])
-def test_a_number_that_is_no_class_is_a_sentence(
+def test_a_number_that_is_not_a_class_is_a_sentence(
     highest: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """So many classes would take gigabytes in every protocol."""

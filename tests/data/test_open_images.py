@@ -68,11 +68,11 @@ def test_lists_of_files(folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_an_array_of_paths_is_a_list_of_them(folder_of: FolderOf) -> None:
-    """As scikit-learn hands on what it was given, cut by an index."""
+    """As scikit-learn hands on a list of paths, cut by an index."""
     root = folder_of("a.png", "b.png")
     paths = [str(root / "b.png"), str(root / "a.png")]
-    for given in (np.array(paths), np.array([Path(path) for path in paths], dtype=object)):
-        assert [open_images(given).name(index) for index in range(2)] == [
+    for cut in (np.array(paths), np.array([Path(path) for path in paths], dtype=object)):
+        assert [open_images(cut).name(index) for index in range(2)] == [
             open_images(paths).name(index) for index in range(2)
         ]
 
@@ -90,7 +90,7 @@ def test_images_pass_through(folder_of: FolderOf) -> None:
 
 
 def test_what_is_requested_of_open_images_counts(folder_of: FolderOf) -> None:
-    """Nothing that is given beside images that are open already is passed over in silence."""
+    """No argument beside images that are open already is passed over in silence."""
     root = folder_of("1.png", "2.png")
     images = open_images(root, labels=[0, 1])
     gray = open_images(images.subset([1]), channels=1)
@@ -218,7 +218,7 @@ def test_splits_are_not_classes(folder_of: FolderOf) -> None:
 
 
 @pytest.mark.timeout(20)
-def test_files_that_are_no_set_of_images(folder_of: FolderOf, tmp_path: Path) -> None:
+def test_files_that_are_not_a_set_of_images(folder_of: FolderOf, tmp_path: Path) -> None:
     root = folder_of("1.png", "photos.zip", "no suffix")
     os.mkfifo(tmp_path / "pipe.npy")
     for name, sentence in (
@@ -276,13 +276,13 @@ def test_lists_that_lead_nowhere(folder_of: FolderOf) -> None:
         ("a\0b", "There is no"),
     ],
 )
-def test_what_is_no_set_of_images(source: Any, sentence: str) -> None:
+def test_what_is_not_a_set_of_images(source: Any, sentence: str) -> None:
     with pytest.raises(DataError, match=sentence) as caught:
         open_images(source)
     assert "\n" not in str(caught.value)
 
 
-def test_a_data_loader_is_asked_for_its_dataset() -> None:
+def test_of_a_data_loader_the_dataset_is_requested() -> None:
     with pytest.raises(DataError, match="Of a data loader, give its dataset"):
         open_images(DataLoader(FakeData(size=4)))
 

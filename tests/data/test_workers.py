@@ -26,7 +26,7 @@ from byol.errors import ByolError, DataError
 
 @pytest.fixture(scope="module")
 def with_bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of one size; 4 and 11 are no pictures, 17 is cut off."""
+    """Pictures of one size; 4 and 11 are not pictures, 17 is cut off."""
     root = tmp_path_factory.mktemp("with_bad")
     for index in range(COUNT):
         (root / f"{index:02}.png").write_bytes(encoded(photo(24, 36, index)))

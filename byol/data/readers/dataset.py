@@ -31,6 +31,7 @@ class Items(Reader):
     def __init__(self, items: Any, where: str) -> None:
         self.items, self.where = items, where
         self.column, self.classes = labels_and_names(items)
+        self.labels_cost_decoding = self.column is None and not isinstance(items, list | tuple)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -56,7 +57,7 @@ class Items(Reader):
         """From the sequence's own column where it has one, else from these items, which are then read."""
         if self.column is None:
             first = self._label(int(rows[0])) if len(rows) else None
-            try:  # what stands beside an image may be no label at all
+            try:  # what stands beside an image need not be a label
                 if class_labels([first], 1, of=len(self)) is None:
                     return None
             except DataError:
@@ -64,10 +65,6 @@ class Items(Reader):
             if not isinstance(first, str):
                 return found_labels(self._labels_of(rows), len(rows), self.classes, of=len(self))
         return super().labels(rows)
-
-    @property
-    def labels_cost_decoding(self) -> bool:
-        return self.column is None and not isinstance(self.items, list | tuple)
 
     def digest(self, everything: bool) -> bytes | None:
         """Of a sample; nobody can tell whether a dataset still gives all that it gave."""

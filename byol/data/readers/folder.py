@@ -27,7 +27,7 @@ SUFFIXES = {  # and the formats they promise; .mpo is a JPEG with a second frame
     **{".heic": "HEIF", ".heif": "HEIF", ".hif": "HEIF", ".jxl": "JXL"},
 }
 GROUP = 64  # files that a thread reads before it takes others
-MAX_BYTES = 2**30  # of one encoded picture; a larger file is none, and reading it could exhaust the memory
+MAX_BYTES = 2**30  # of one encoded picture; to read a larger file could exhaust the memory
 logger = logging.getLogger("byol")
 
 
@@ -80,10 +80,9 @@ class FileReader(Reader):
                 beside.append(index)
         if len(numbers) < 2 or beside:
             if len(numbers) > 1 and len(beside) <= len(self) / 10:
-                what = "1 picture lies" if len(beside) == 1 else f"{len(beside):,} pictures lie"
                 logger.warning(
-                    f"The images in {self.where} count as unlabelled: {what} beside the {len(numbers)} "
-                    f"folders, such as {printable(self.name(beside[0]))}. If these are classes, move it away."
+                    f"The images in {self.where} count as unlabelled: {printable(self.name(beside[0]))} lies "
+                    f"beside the {len(numbers)} folders ({len(beside):,} do). If these are classes, move it away."
                 )
             return None
         rank = {name: number for number, name in enumerate(sorted(numbers))}  # "a-b/1" comes before "a/1"
@@ -129,6 +128,11 @@ def regular_file(path: str | bytes | Path) -> BufferedReader:
     return open(path, "rb")
 
 
+def suffixes() -> list[str]:
+    """The endings of the files that are read here as pictures."""
+    return [suffix for suffix, kind in SUFFIXES.items() if kind in formats()]
+
+
 def scan(root: Path, where: str = "") -> tuple[FileReader, Counter[str]]:
     """Every image file under a folder, to any depth, in the order of their names; and other files' suffixes.
 
@@ -136,7 +140,7 @@ def scan(root: Path, where: str = "") -> tuple[FileReader, Counter[str]]:
     not found otherwise; loops end by themselves. Pipes, sockets and dangling links are never opened. Raises
     DataError if the folder cannot be listed.
     """
-    suffixes = {suffix.encode() for suffix, kind in SUFFIXES.items() if kind in formats()}
+    known = {suffix.encode() for suffix in suffixes()}
 
     def passed_over(name: bytes) -> bool:
         return name.startswith(b".") or name == b"__MACOSX"
@@ -169,16 +173,15 @@ def scan(root: Path, where: str = "") -> tuple[FileReader, Counter[str]]:
             name = os.path.join(place, entry.name)
             if passed_over(entry.name):
                 continue
-            if (
-                entry.is_symlink()
-            ):  # os.path, unlike the entry's own methods, answers a link to itself with no
+            # os.path, unlike the entry's own methods, takes a link to itself for nothing.
+            if entry.is_symlink():
                 if os.path.isdir(entry.path):
                     linked_folders.append(name)
-                elif os.path.isfile(entry.path) and suffix_of(name) in suffixes:
+                elif os.path.isfile(entry.path) and suffix_of(name) in known:
                     links.append(name)
             elif entry.is_dir():
                 deeper.append(name)
-            elif entry.is_file() and suffix_of(name) in suffixes:
+            elif entry.is_file() and suffix_of(name) in known:
                 names.append(name)
             elif entry.is_file():
                 others[suffix_of(name)] += 1
@@ -186,7 +189,7 @@ def scan(root: Path, where: str = "") -> tuple[FileReader, Counter[str]]:
     found = set()
     for name in links:
         folder, file = os.path.split(target := os.path.realpath(os.path.join(base, name)))
-        inside = inode(folder) in visited and suffix_of(file) in suffixes and not passed_over(file)
+        inside = inode(folder) in visited and suffix_of(file) in known and not passed_over(file)
         if not inside and target not in found:
             found.add(target)
             names.append(name)

@@ -17,6 +17,7 @@ class Reader(Protocol):
     """A number of images that are read one by one, in any order and by several processes at once."""
 
     where: str  # for people: "photos/", "the array"
+    labels_cost_decoding: bool = False  # whether images are decoded to learn their labels
 
     def __len__(self) -> int: ...
 
@@ -36,11 +37,6 @@ class Reader(Protocol):
 
     def digest(self, everything: bool) -> bytes | None:
         """Of the names and a sample of the bytes, or of every byte: None where nobody can tell."""
-
-    @property
-    def labels_cost_decoding(self) -> bool:
-        """Whether images are decoded to learn their labels."""
-        return False
 
     def sample(self, rows: Rows) -> list[int]:
         """Places in `rows` to look at where looking at all of them would cost too much."""

@@ -114,7 +114,7 @@ def test_a_few_bad_images_of_an_array_are_bad_images() -> None:
         (PHOTOS.astype(np.float32), "samples go from 0 to 255; expected floats from 0 to 1, .*white="),
         (PHOTOS.astype(np.float32) / 127.5 - 1, "samples go from -"),
         (PHOTOS.astype(complex), "samples are complex128; expected whole numbers, or floats from 0 to 1"),
-        (PHOTOS[0], r"have the shape \(8, 12, 3\); .* A single image is a set of one as array\[None\]"),
+        (PHOTOS[0], r"have the shape \(8, 12, 3\); .* a single image as array\[None\]"),
         (PHOTOS.reshape(5, -1), r"have the shape \(5, 288\); expected \(N, H, W\)"),
         (PHOTOS[:0], r"have the shape \(0, 8, 12, 3\)"),
         (PHOTOS[:, :0], r"have the shape \(5, 0, 12, 3\)"),

@@ -193,7 +193,7 @@ def test_tensor_datasets() -> None:
 
 
 @pytest.mark.parametrize("targets", [[{"boxes": []}] * 2, [0.5, 1.5], [None, 1], [[1, 2], [3]]])
-def test_targets_that_are_no_classes_count_as_none(targets: list[Any]) -> None:
+def test_targets_that_are_not_classes_count_as_none(targets: list[Any]) -> None:
     images = open_images([(PHOTOS[index], targets[index]) for index in range(2)])
     assert (len(images), images.labels) == (2, None)
 

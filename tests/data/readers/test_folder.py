@@ -113,7 +113,7 @@ def test_a_linked_file_is_found_when_its_target_is_elsewhere(folder_of: FolderOf
     assert names(scan(root)) == ["a/1.png", "b.png"]
 
 
-def test_pipes_sockets_and_folders_named_like_pictures_are_no_images(
+def test_pipes_sockets_and_folders_named_like_pictures_are_not_images(
     folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = folder_of("1.png", "folder.png/2.png")

@@ -92,7 +92,7 @@ def test_plain_bytes_columns_and_words_as_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("labels", [[0.5, 1.5], [-1, -1], [[1, 2], [3]]])
-def test_labels_that_are_no_classes_count_as_none(labels: list[Any], tmp_path: Path) -> None:
+def test_labels_that_are_not_classes_count_as_none(labels: list[Any], tmp_path: Path) -> None:
     images = open_images(write(tmp_path / "a.parquet", {"image": [row(0), row(1)], "label": labels}))
     assert images.labels is None
     assert np.array_equal(images.array(1), photo(12, 16, 1))
@@ -299,7 +299,7 @@ print(peak() - before < 600)
     assert done.stdout.endswith("True\n")
 
 
-def test_a_label_as_long_as_a_book_is_no_class(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_label_as_long_as_a_book_is_not_a_class(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     labels = [*"ab" * 500, "c" * 10**6]  # as an array of words that would be 4 GB
     images = open_images(write(tmp_path / "a.parquet", {"image": [row(0)] * 1001, "label": labels}))
     assert images.labels is None
