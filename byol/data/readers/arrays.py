@@ -76,7 +76,7 @@ def array_file(path: Path, where: str) -> Arrays:
         if start == b"\x93NUMPY":
             return Arrays(np.load(path, mmap_mode="r", allow_pickle=False), where, file=path.name)
         if start[:2] != b"PK":
-            raise DataError(f"{where} is not of numpy.save or numpy.savez; pickles are never loaded.")
+            raise DataError(f"{where} is not what numpy.save writes; pickles are never loaded.")
         with zipfile.ZipFile(path) as archive:
             for part in archive.infolist():
                 if part.file_size > 2**26 + 100 * part.compress_size:  # images do not shrink like that
