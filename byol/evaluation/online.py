@@ -20,7 +20,7 @@ from byol.method.crops import to_device
 
 
 class OnlineProbe(nn.Module):
-    """The classifier of the labelled images that a learner is trained on: (B, D) to (B, classes) logits.
+    """The classifier of the images that a learner is trained on: (B, D) to (B, classes) logits.
 
     Its first weights follow from the seed. Raises DataError for images without labels.
     """

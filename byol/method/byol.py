@@ -46,8 +46,8 @@ class BYOL(nn.Module):
     sequences are pooled.
 
     `forward(images)` draws two views per image of (B, C, H, W) uint8, or float in [0, 1], and returns the
-    loss. `forward(view1, view2)` takes views of your own, of any shape; tuples are spread over the network's
-    positional arguments, dicts over its keyword arguments.
+    loss. `forward(view1, view2)` takes views of your own, of any shape; tuples hold the network's positional
+    arguments, dicts its keyword arguments.
 
     `augment_fn`, `augment_fn2` replace the built-in views by functions of a batch. `example`, a small batch
     of inputs, stands in for `image_size` when the inputs are not images. `target_net` starts the target from
@@ -136,7 +136,7 @@ class BYOL(nn.Module):
     ) -> Any:
         """The loss, a float32 scalar: mean over the batch of both directions, 0 to 8.
 
-        It is NaN, without gradient, when a pixel of a view is not finite; statistics and weights are unharmed.
+        It is NaN, without gradient, when a pixel is not finite; statistics and weights are unharmed.
 
         With return_representation (loss, representation): view 1's, (B, D) without gradient, for a classifier
         that learns beside. With return_embedding (projection, representation) of unaugmented images.
@@ -216,7 +216,7 @@ class BYOL(nn.Module):
     def prepare(self, images: Any) -> Any:
         """Images as evaluation feeds them to the network: with built-in views resized and normalised.
 
-        With views of your own, by `augment_fn` or given as view1 and view2, they stay as they are.
+        With views of your own, by `augment_fn` or passed as view1 and view2, they stay as they are.
         """
         if self.views is None or self.augment_fn is not None or not isinstance(images, Tensor):
             return images

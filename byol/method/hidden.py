@@ -90,7 +90,7 @@ class HiddenLayer(nn.Module):
 
 
 def run(net: Callable[..., Any], view: Any) -> Any:
-    """Call a network: a tuple is spread over its positional, a mapping over its keyword arguments."""
+    """Call a network: a tuple holds its positional arguments, a mapping its keyword arguments."""
     if isinstance(view, tuple):
         return net(*view)
     return net(**view) if isinstance(view, Mapping) else net(view)
@@ -102,16 +102,16 @@ def layer_name(net: nn.Module, hidden_layer: str | int) -> str:
     That is a dotted name, "input of NAME", "output" for the network's own output, or "forward_head" for what
     this method of timm's networks gives without their classifier.
     """
-    given = str(hidden_layer)
-    bare = given.removeprefix(INPUT)
-    children = [name for name, _ in net.named_children()]
-    names = [name for name, _ in net.named_modules(remove_duplicate=False) if name]
-    if given == OUTPUT or (given == HEAD and hasattr(net, HEAD)):
-        return given
+    name = str(hidden_layer)
+    bare = name.removeprefix(INPUT)
+    children = [child for child, _ in net.named_children()]
+    names = [layer for layer, _ in net.named_modules(remove_duplicate=False) if layer]
+    if name == OUTPUT or (name == HEAD and hasattr(net, HEAD)):
+        return name
     if isinstance(hidden_layer, str) and bare in names:
-        return given
+        return name
     if bare.removeprefix("-").isdecimal() and -len(children) <= int(bare) < len(children):
-        return given.removesuffix(bare) + children[int(bare)]
+        return name.removesuffix(bare) + children[int(bare)]
     raise ConfigError(
         f"{type(net).__name__} has no layer {hidden_layer!r}.{did_you_mean(bare, names)} Expected a dotted "
         f"name, an index of its {len(children)} outermost layers ({', '.join(children) or 'none'}), or "

@@ -36,7 +36,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient. Returns the loss of a closure that is given."""
+        """One update of every parameter that has a gradient. Returns the loss of `closure`, if any."""
         with torch.enable_grad():
             loss = None if closure is None else closure()
         for group in self.param_groups:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from byol.errors import ConfigError
 from byol.method import color
-from byol.method.crops import Crops, crop_boxes, crop_draws, crop_resize, to_device
+from byol.method.crops import Crops, Size, crop_boxes, crop_draws, crop_resize, to_device
 from byol.method.draws import Stream, uniforms
 from byol.method.pixels import (
     IMAGENET_MEAN,
@@ -111,9 +111,7 @@ class Views:
     than three, get the operations that make sense for them: crop, flip, brightness, contrast, blur, solarize.
     """
 
-    def __init__(
-        self, image_size: int | tuple[int, int], config: ViewConfig | None = None, channels: int = 3
-    ) -> None:
+    def __init__(self, image_size: int | Size, config: ViewConfig | None = None, channels: int = 3) -> None:
         if not isinstance(channels, int) or channels < 1:
             raise ConfigError(f"channels is {channels!r}; expected a whole number of at least 1.")
         self.size, self.config, self.channels = height_and_width(image_size), config or ViewConfig(), channels
@@ -209,8 +207,8 @@ class Views:
         return found
 
 
-def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """The size of an image, given as its side or as (height, width)."""
+def height_and_width(image_size: int | Size) -> Size:
+    """The size of an image, from its side or (height, width)."""
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     is_pair = isinstance(size, Sequence) and len(size) == 2
     if not is_pair or not all(isinstance(number, int) and number > 0 for number in size):

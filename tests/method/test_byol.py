@@ -550,7 +550,7 @@ def test_tuples_and_dicts_are_the_same_views():
     torch.testing.assert_close(learner(two_inputs(1), two_inputs(2)), learner(*as_dicts))
 
 
-def test_learner_without_image_size_asks_for_two_views():
+def test_learner_without_image_size_needs_two_views():
     learner = BYOL(nn.Linear(7, 6), None, None, 8, 16, example=torch.rand(2, 7))
     with pytest.raises(ConfigError, match="two views"):
         learner(torch.rand(4, 7))
@@ -723,7 +723,7 @@ def test_heads_without_size_are_refused(sizes):
         small_learner(**sizes)
 
 
-def test_wrong_layer_name_is_answered_with_the_nearest():
+def test_a_wrong_layer_name_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match="pool"):
         small_learner(hidden_layer="pol")
 

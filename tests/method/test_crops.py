@@ -242,18 +242,18 @@ def test_refuses_a_single_image():
 
 
 def test_copies_to_a_gpu_come_from_page_locked_memory(monkeypatch):
-    """Only such a copy lets the host go on; without a GPU what is asked of torch is recorded."""
-    asked = []
+    """Only such a copy lets the host go on; without a GPU what is requested of torch is recorded."""
+    requested = []
     monkeypatch.setattr(
-        torch.Tensor, "pin_memory", lambda self: asked.append(("pin", self.is_contiguous())) or self
+        torch.Tensor, "pin_memory", lambda self: requested.append(("pin", self.is_contiguous())) or self
     )
     monkeypatch.setattr(
         torch.Tensor,
         "to",
-        lambda self, device, non_blocking: asked.append((str(device), non_blocking)) or self,
+        lambda self, device, non_blocking: requested.append((str(device), non_blocking)) or self,
     )
     to_device(torch.zeros(2, 1).expand(2, 3), torch.device("cuda"))  # torch cannot pin what overlaps itself
-    assert asked == [("pin", True), ("cuda", True)]
+    assert requested == [("pin", True), ("cuda", True)]
 
 
 def test_a_tensor_that_stays_on_the_cpu_is_not_copied():

@@ -469,7 +469,7 @@ def test_the_successor_of_an_old_norm_that_cannot_be_copied_is_named_and_works(n
     assert torch.isfinite(learner(torch.rand(4, 3, 16, 16)))
 
 
-def test_tuples_are_spread_over_positional_and_mappings_over_keyword_arguments():
+def test_tuples_hold_positional_and_mappings_keyword_arguments():
     net = nn.Bilinear(2, 3, 4)
     x, y = torch.rand(5, 2), torch.rand(5, 3)
     for view in ((x, y), {"input1": x, "input2": y}, OrderedDict(input2=y, input1=x)):
