@@ -155,8 +155,8 @@ def load_resident(images: Images, report: Report, poll: Callable[[], object] = n
         if pixels.shape != result.shape[1:]:
             here, first = ("{}x{}".format(*shape[-2:]) for shape in (pixels.shape, result.shape))
             raise SeveralSizes(
-                f"{images.name(index)} is {here} pixels, the first image {first}: together they are not a tensor. "
-                "Give --data.in-memory False."
+                f"{images.name(index)} is {here} pixels, the first image {first}: images of several sizes "
+                "do not make one tensor. Give --data.in-memory False."
             )
         result[index] = pixels
     if result is None:

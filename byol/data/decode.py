@@ -34,8 +34,8 @@ _UPRIGHT |= {6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90}
 _BEGINNINGS = {
     rb"version https://git-lfs": "it is a git-lfs pointer; fetch the picture itself with `git lfs pull`",
     rb"<": "it is a web page or XML, not a picture",
-    rb"II[*+]\0|MM\0[*+]": "it is a TIFF that Pillow does not read, such as 64-bit floats; save 16-bit numbers or "
-    "32-bit floats",
+    rb"II[*+]\0|MM\0[*+]": "it is a TIFF that Pillow does not read, such as 64-bit floats; save 16-bit "
+    "numbers or 32-bit floats",
     rb"\xff\x0a|\0\0\0\x0cJXL ": "it is JPEG XL; to read it: pip install pillow-jxl-plugin",
     rb"\0\0\0.ftyphei": "it is HEIC; to read it: pip install pillow-heif",
 }
@@ -108,7 +108,7 @@ class Reading:
         return (picture.width, picture.height) if turned else (picture.height, picture.width)
 
     def extremes(self, raw: Any) -> Array | None:
-        """The smallest and largest sample of an image of more than 8 bits; None of any other. Raises BadImage.
+        """The smallest and largest sample of an image of more than 8 bits, else None. Raises BadImage.
 
         Of whole numbers but for one in 10,000: pixels of a sensor are hot or dead.
         """
@@ -209,7 +209,7 @@ def to_numpy(image: Any) -> Array:
 
 
 def deep_samples(picture: Image.Image, raw: Any) -> Array | None:
-    """The samples of a picture of more than 8 bits as they were saved, (H, W) or (H, W, 3); None of any other.
+    """The samples of a picture of more than 8 bits as they were saved, (H, W) or (H, W, 3); else None.
 
     Of 16 bits a colour Pillow gives the upper byte, and the lower one when it is told the other byte order.
     """
@@ -258,8 +258,8 @@ def levels_of(where: str, found: list[Array], black: float | None, white: float 
     if black is None and white is None:
         if whole and suggested != FULL:
             logger.warning(
-                f"{seen}: {suggested[0]:,} is read as black, {suggested[1]:,} as white. Others can be chosen by "
-                "black= and white=, or --data.black and --data.white."
+                f"{seen}: {suggested[0]:,} is read as black, {suggested[1]:,} as white. Choose "
+                "others by black= and white=, or --data.black and --data.white."
             )
         return suggested if whole else None
     levels = min(suggested[0], 0) if black is None else black, suggested[1] if white is None else white

@@ -55,7 +55,7 @@ def photograph_tiles(seed: int = 0) -> Tiles:
 
 
 def cut_tiles(pixels: Pixels, generator: np.random.Generator) -> list[Pixels]:
-    """Tiles (N, 32, 32, ...) for training, and others for the test, at random places in squares of their own."""
+    """Tiles (N, 32, 32, ...) for training and for the test, at random places in squares of their own."""
     rows, columns = pixels.shape[0] // SQUARE, pixels.shape[1] // SQUARE
     for_test = np.zeros(rows * columns, dtype=bool)
     for_test[generator.permutation(rows * columns)[: rows * columns // 4]] = True

@@ -103,7 +103,7 @@ class Images:
         return self._with(reading=replace(self.reading, levels=levels))
 
     def subset(self, rows: Tensor | Rows | list[int] | range) -> "Images":
-        """Some of the images, in the order of `rows`: int (n,) or, as a mask, bool (N,). Nothing is copied."""
+        """Some of the images, in the order of the rows: int (n,), or a mask, bool (N,). Nothing is copied."""
         chosen = to_numpy(rows)
         if chosen.dtype == bool and chosen.shape != (len(self),):
             raise IndexError(f"a mask of shape {chosen.shape} for {len(self)} images")
@@ -187,8 +187,8 @@ def open_images(
     A folder, nested to any depth: its first level names the classes when there are several folders and no
     image beside them. A text file of paths (.txt, .lst), parquet files, .npy or .npz. A pattern such as
     'data/train-*.parquet'. Arrays and tensors (N, H, W), (N, H, W, C) or (N, C, H, W): whole numbers, or
-    floats from 0 to 1. Any sequence of paths, of images (PIL, arrays, tensors) or of (image, label), such as a
-    torchvision or Hugging Face dataset. `Images`, which are then read as the other arguments say.
+    floats from 0 to 1. Any sequence of paths, of images (PIL, arrays, tensors) or of (image, label), such as
+    a torchvision or Hugging Face dataset. `Images`, which are then read as the other arguments say.
 
     `channels` is 3 for colour or 1 for gray, for arrays any number; by default 3 for pictures and an array's
     own. `labels`, numbers from 0 or words, take the place of the source's own; of multi-label images rows of
@@ -307,18 +307,15 @@ def reader_of_folder(path: Path, where: str) -> Reader:
         if found := shards(path):
             return ParquetReader(found, where)
         held = f"pictures, only other files ({seen})" if seen else "files"
+        expected = f"pictures ({', '.join(suffixes())}) or parquet files, at any depth."
         advice = " Give the array's file itself." if {".npy", ".npz"} & set(others) else ""
-        raise DataError(
-            f"{where} holds no {held}; expected pictures ({', '.join(suffixes())}) or parquet files, at any depth.{advice}"
-        )
+        raise DataError(f"{where} holds no {held}; expected {expected}{advice}")
     if seen:
         logger.warning(f"Passed over in {where}: {seen}.")
     labels = files.labels(np.arange(0))
     if labels and {name.lower() for name in labels.classes} <= SPLITS:
         splits, one = ", ".join(labels.classes), labels.classes[0]
-        raise DataError(
-            f"{where} holds the splits {splits}, not classes. Give one of them, such as {where}{one}."
-        )
+        raise DataError(f"{where} holds the splits {splits}, not classes. Give one, such as {where}{one}.")
     return files
 
 

@@ -211,7 +211,7 @@ def test_a_stray_picture_beside_class_folders_is_named(
 def test_splits_are_not_classes(folder_of: FolderOf) -> None:
     root = folder_of("train/cat/1.png", "train/dog/2.png", "val/cat/3.png")
     with pytest.raises(
-        DataError, match=rf"holds the splits train, val, not classes. Give one of them, such as {root}/train"
+        DataError, match=rf"holds the splits train, val, not classes. Give one, such as {root}/train"
     ):
         open_images(root)
     assert open_images(root / "train").classes == ("cat", "dog")

@@ -82,7 +82,7 @@ class FileReader(Reader):
             if len(numbers) > 1 and len(beside) <= len(self) / 10:
                 logger.warning(
                     f"The images in {self.where} count as unlabelled: {printable(self.name(beside[0]))} lies "
-                    f"beside the {len(numbers)} folders ({len(beside):,} do). If these are classes, move it away."
+                    f"beside the {len(numbers)} folders ({len(beside):,} do). If these are classes, move it."
                 )
             return None
         rank = {name: number for number, name in enumerate(sorted(numbers))}  # "a-b/1" comes before "a/1"

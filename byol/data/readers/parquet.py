@@ -231,8 +231,8 @@ def shards(folder: Path) -> list[Path]:
     if len(splits) > 1:
         found, (word, path) = ", ".join(sorted(splits)), next(iter(splits.items()))
         raise DataError(
-            f"{folder} holds the splits {found}. Give the files of one, such as {path}, or a pattern in quotes "
-            f"such as '{folder}/{word}*.parquet'."
+            f"{folder} holds the splits {found}. Give the files of one, such as {path}, or a pattern in "
+            f"quotes such as '{folder}/{word}*.parquet'."
         )
     return paths
 
@@ -251,12 +251,10 @@ def footer(path: Path) -> File:
     try:
         with ParquetFile(path) as file:
             metadata, schema = file.metadata, file.schema_arrow
-        told = (
-            parse_json((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        )
-        image, label = (
-            next((n for n in names if n in schema.names), "") for names in (IMAGE_NAMES, LABEL_NAMES)
-        )
+        written = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
+        told = written.get("info", {}).get("features", {})
+        image = next((column for column in IMAGE_NAMES if column in schema.names), "")
+        label = next((column for column in LABEL_NAMES if column in schema.names), "")
         size = path.stat().st_size
         most = 2**20 + 100 * size
         for number in range(metadata.num_row_groups):
