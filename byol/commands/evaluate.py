@@ -33,8 +33,7 @@ class Evaluate:
     test: str | None = None
     """Labelled images that are scored, or their features; nothing is chosen on them."""
     transfer: str | None = None
-    """YAML list of data sets, instead of --train and --test: NAME: {train: PATH, test: PATH, metric:
-    METRIC}."""
+    """YAML list of data sets, instead of --train and --test: NAME: {train: A, test: B, metric: METRIC}."""
     protocols: tuple[str, ...] = ("knn", "linear")
     """knn (k nearest votes), linear (logistic regression, L-BFGS), linear-sgd (SGD on crops and flips),
     finetune (the encoder too, on all labels) or on few: semi-1, semi-10, semi-25-per-class. Settings are
@@ -153,8 +152,7 @@ def tasks_of(command: Evaluate) -> list[tuple[Path | None, Task]]:
 
 
 def loaded(word: str, command: Evaluate) -> Encoder:
-    """An encoder by its path or its name in a library; --encoder builds one that is a network of the
-    user's own."""
+    """An encoder by its path or its name in a library; --encoder builds a network of the user's own."""
     if word.startswith(LIBRARIES):
         return load_encoder(word, weights=command.weights, device=command.device)
     try:
