@@ -44,8 +44,8 @@ class World:
         size = int(words)
         if alone and size > 1:
             raise ConfigError(
-                f"WORLD_SIZE is {size}, but a run uses one process for now. Start it without torchrun, "
-                "with plain `byol train`."
+                f"WORLD_SIZE is {size}, but this works in one process for now. Start it without torchrun, as "
+                "plain `byol train` or `byol evaluate`."
             )
         chosen = pick_device(device)
         if chosen.type == "cpu":

@@ -14,11 +14,13 @@ from byol.disk import check_writable, writing
 from byol.encoders.encoder import Encoder
 from byol.encoders.load import OwnNetwork, folder_of, load_encoder
 from byol.errors import ConfigError, did_you_mean
-from byol.evaluation.inputs import DataSet, read_data_sets
+from byol.evaluation.data_sets import DataSet, read_data_sets
 from byol.evaluation.protocols import BASELINES, EvaluationConfig, Task, judge, prepare, protocols_named
-from byol.evaluation.score import SCORES, Scores, comparison, write_scores
+from byol.evaluation.score import SCORES, write_scores
+from byol.evaluation.tables import Scores, comparison
 from byol.models.build import LIBRARIES
 from byol.settings import parse
+from byol.world import World
 
 logger = logging.getLogger("byol")
 
@@ -63,6 +65,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     """Score an encoder, perhaps beside others, and add the scores to its folder."""
     description = "Say how good an encoder's features are, with labelled images."
     command = parse(Evaluate, arguments, prog="byol evaluate", description=description, switches=True)
+    World.join(command.device, alone=True)
     check(command)
     tasks = tasks_of(command)
     scores, written = dict[str, Scores](), dict[Path, None]()

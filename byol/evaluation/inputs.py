@@ -17,10 +17,8 @@ from byol.data.images import Images, open_images
 from byol.data.labels import Labels
 from byol.data.readers.dataset import Items
 from byol.data.readers.reader import evenly_spaced
-from byol.disk import read_yaml
 from byol.encoders.encoder import Encoder
-from byol.errors import ConfigError, DataError, did_you_mean, printable
-from byol.evaluation.metrics import METRICS
+from byol.errors import ConfigError, DataError
 from byol.features.features import Features
 
 Array = np.ndarray[Any, Any]
@@ -172,39 +170,3 @@ def digests(split: Split, most: int) -> list[int]:
         found.append(hash(value if isinstance(value, bytes) else np.asarray(value).tobytes()))
     split.release()
     return found
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """Labelled images to learn from and to score on."""
-
-    name: str
-    train: Any
-    test: Any
-    metric: str | None = None  # None: the usual one for the labels
-
-
-def read_data_sets(path: str | Path) -> list[DataSet]:
-    """The data sets in a YAML file: `NAME: {train: PATH, test: PATH, metric: METRIC}`, paths relative to it.
-
-    This is transfer (paper §4.3, Table 3). Raises ConfigError when the file holds something else.
-    """
-    path = Path(path)
-    held = read_yaml(path, "list of data sets")
-    if not isinstance(held, dict) or not held:
-        raise ConfigError(f"{path} names no data sets; expected lines such as `pets: {{train: a, test: b}}`.")
-    sets = []
-    for key, values in held.items():
-        name, known = printable(str(key)), ("train", "test", "metric")
-        given: dict[str, Any] = {word: values.get(word) for word in known} if isinstance(values, dict) else {}
-        unknown = [str(word) for word in values if word not in known] if given else []
-        paths = isinstance(given.get("train"), str) and isinstance(given.get("test"), str)
-        if unknown or not paths or given["metric"] not in (None, *METRICS):
-            meant = did_you_mean(unknown[0], known) if unknown else ""
-            raise ConfigError(
-                f"{name} in {path} is {printable(str(values))}.{meant} Expected {{train: PATH, test: PATH}}, "
-                f"and perhaps a metric, one of {', '.join(METRICS)}."
-            )
-        train, test = (str(path.parent / given[side]) for side in ("train", "test"))
-        sets.append(DataSet(name, train, test, given["metric"]))
-    return sets

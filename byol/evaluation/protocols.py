@@ -22,9 +22,10 @@ from byol.evaluation.finetune import FINETUNE, LINEAR_SGD, SEMI, train_classifie
 from byol.evaluation.inputs import Array, Predictions, Split, labels_of, tensor_of
 from byol.evaluation.knn import check_votes, knn_predictions
 from byol.evaluation.metrics import metric_for
-from byol.evaluation.score import Score, Scores, score_of
+from byol.evaluation.score import Score, score_of
 from byol.evaluation.sgd import ClassifierConfig
 from byol.evaluation.subsets import Amount, few
+from byol.evaluation.tables import Scores
 from byol.features.embed import check_encoder, embed
 from byol.features.features import Features
 from byol.method.draws import check_seed

@@ -9,7 +9,8 @@ from typing import Any
 from byol.disk import read_json
 from byol.encoders.encoder import PLAN, Encoder, EncoderInfo
 from byol.errors import CheckpointError
-from byol.evaluation.score import SCORES, TITLES, in_words, read_scores
+from byol.evaluation.score import SCORES, read_scores
+from byol.evaluation.tables import TITLES, in_words
 
 TIMM = """```python
 import timm

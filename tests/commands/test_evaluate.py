@@ -291,3 +291,13 @@ def test_evaluate_takes_test_images_of_one_class(run, labelled, tmp_path, capsys
     (one / "red").rename(one / "images")  # which names none of the classes
     assert main([*words, "--train", str(labelled), "--test", str(one)]) == 3
     assert "given as test carry no labels" in capsys.readouterr().err
+
+
+def test_evaluate_in_several_processes_is_refused_before_each_does_all_the_work(
+    run, labelled, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled)]
+    assert main([*words, "--out", str(tmp_path / "o")]) == 2
+    assert "WORLD_SIZE is 2" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

@@ -1,7 +1,7 @@
 import pytest
 
 from byol.errors import ConfigError
-from byol.evaluation.inputs import DataSet, read_data_sets
+from byol.evaluation.data_sets import DataSet, read_data_sets
 
 
 def test_data_sets_are_named_with_paths_relative_to_the_list(tmp_path):

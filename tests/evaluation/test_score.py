@@ -7,7 +7,8 @@ from full_disk import largest_file
 
 from byol.errors import CheckpointError, DiskError
 from byol.evaluation.inputs import Predictions
-from byol.evaluation.score import Score, Scores, comparison, read_scores, score_of, write_scores
+from byol.evaluation.score import Score, read_scores, score_of, write_scores
+from byol.evaluation.tables import Scores, comparison
 
 
 def predicted(right: int, **settings: object) -> Predictions:

@@ -35,7 +35,7 @@ import byol
 from byol import cli
 from byol.encoders.encoder import digest
 from byol.errors import ByolError
-from byol.evaluation.inputs import read_data_sets
+from byol.evaluation.data_sets import read_data_sets
 from byol.evaluation.score import read_scores
 
 MEMORY, SECONDS = 500 * 2**20, 20.0
