@@ -31,9 +31,7 @@ class Demo:
 
 
 def demo(arguments: Sequence[str]) -> int:
-    """Train on tiles of photographs and show kNN accuracy of raw pixels, the untrained and the trained
-    encoder.
-    """
+    """Train on tiles of photographs and show what raw pixels, an untrained and the trained encoder know."""
     description = "See BYOL learn: about two minutes on two cores, no network."
     command = parse(Demo, arguments, prog="byol demo", description=description)
     tiles = photograph_tiles()
@@ -72,10 +70,8 @@ def demo(arguments: Sequence[str]) -> int:
 
 def free_folder() -> str:
     """runs/demo, or the first runs/demo-N that is not there yet or holds a run that was stopped."""
-    names = (f"runs/demo{'' if n == 1 else f'-{n}'}" for n in count(1))
-    return next(name for name in names if is_free(RunFolder(name)))
-
-
-def is_free(folder: RunFolder) -> bool:
-    """Whether a folder is not there yet, or holds a run that was stopped."""
-    return not folder.path.exists() or (folder.plan.exists() and not folder.encoder.exists())
+    folders = (RunFolder(f"runs/demo{'' if n == 1 else f'-{n}'}") for n in count(1))
+    stopped_or_new = (
+        one for one in folders if not one.path.exists() or (one.plan.exists() and not one.encoder.exists())
+    )
+    return str(next(stopped_or_new).path)

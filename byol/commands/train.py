@@ -61,15 +61,11 @@ def with_preset(words: list[str]) -> list[str]:
 def report(run: Run) -> None:
     """What a person wants to know after a run."""
     info = run.encoder.info
-    print(
-        f"encoder    {RunFolder(run.folder).encoder} ({run.plan.encoder}, {info.features}-dimensional "
-        "features)"
-    )
+    what = f"{run.plan.encoder}, {info.features}-dimensional features"
+    print(f"encoder    {RunFolder(run.folder).encoder} ({what})")
     if run.score is not None:
-        print(
-            f"kNN        {100 * run.score.value:.1f} % of the {run.score.test_images:,} images of the "
-            "hold-out set"
-        )
+        images = f"{run.score.test_images:,} images of the hold-out set"
+        print(f"kNN        {100 * run.score.value:.1f} % of the {images}")
     # A file alone never makes a program run code.
     own = f" --encoder {info.architecture}" if is_own_code(info.architecture or "") else ""
     print(f"next       byol evaluate {run.folder}{own} --train LABELLED_TRAIN --test LABELLED_TEST")

@@ -38,6 +38,9 @@ PATIENCE = 300.0  # seconds that a worker may take for a task
 _PR_SET_PDEATHSIG = 1
 
 
+Poll = Callable[[], object]  # called while one waits or works for long; it may raise, to stop
+
+
 def never() -> None:
     """Nothing to look after while something is waited for."""
 

@@ -14,6 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -33,31 +34,28 @@ SECONDS = 300.0  # without a checkpoint, after which one is written: as much is 
 SHARE = 0.02  # of a run's time that checkpoints by default may take, half of what a budget sets aside
 
 
+@dataclass
 class Saver:
     """Writes and reads the checkpoints of what is trained. A run computes the same whenever it is saved."""
 
-    def __init__(
-        self,
-        folder: Path,
-        trained: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        checksum: str,
-        config: TrainConfig,
-    ) -> None:
-        self.folder, self.trained, self.optimizer, self.checksum = folder, trained, optimizer, checksum
-        self.keep, self.requested = config.keep_checkpoints, config.save_every_steps is not None
-        self.spent = 0.0  # seconds
-        self.started = self.saved_at = time.monotonic()
+    folder: Path
+    trained: nn.Module
+    optimizer: torch.optim.Optimizer
+    plan: str  # its checksum
+    config: TrainConfig
+    spent: float = 0.0  # seconds
+    started: float = field(default_factory=time.monotonic)
+    saved_at: float = field(default_factory=time.monotonic)
 
     def due(self, step: int, every: int) -> bool:
         """Whether to save after a step: by number, unless that costs too much time, and by the clock."""
-        now = time.monotonic()
-        cheap = self.requested or self.spent <= SHARE * (now - self.started)
+        now, requested = time.monotonic(), self.config.save_every_steps is not None
+        cheap = requested or self.spent <= SHARE * (now - self.started)
         return (step % every == 0 and cheap) or now - self.saved_at >= SECONDS
 
     def restore(self) -> int:
         """Load the newest good checkpoint, if there is one. Returns the steps already done."""
-        found = latest(self.folder, self.checksum)
+        found = latest(self.folder, self.plan)
         if found is None:
             return 0
         step, tensors = found
@@ -66,22 +64,19 @@ class Saver:
             self.trained.load_state_dict(tensors)
             restore_optimizer(self.optimizer, moments)
         except (RuntimeError, ValueError, KeyError) as failure:
-            raise CheckpointError(
-                f"The checkpoint of step {step} in {self.folder} is of another network than this one "
-                f"({complaint(failure)}). Give the network it was written from, or choose another --out."
-            ) from failure
+            other = f"step {step} in {self.folder} is of another network ({complaint(failure)})"
+            raise CheckpointError(f"The checkpoint of {other}. Give its own, or another --out.") from failure
         return step
 
     def check_room(self) -> None:
         """Warn, before any work, of a disk that has no room for the checkpoints: one more than are kept."""
         learned = {f"optimizer.{name}": value for name, value in self.trained.named_parameters()}
         size = _size(self.trained.state_dict() | learned)  # an optimizer's memory is as large at least
-        free = shutil.disk_usage(self.folder.parent).free
-        if free < (self.keep + 1) * size:
+        count, free = self.config.keep_checkpoints + 1, shutil.disk_usage(self.folder.parent).free
+        if free < count * size:
             logger.warning(
                 "A checkpoint takes %s, and %d of them at a time more than the %s that are free beside %s. Make "
-                "room, or choose another --out.",
-                _megabytes(size), self.keep + 1, _megabytes(free), self.folder,
+                "room, or choose another --out.", _megabytes(size), count, _megabytes(free), self.folder,
             )  # fmt: skip
 
     def save(self, step: int) -> bool:
@@ -94,17 +89,14 @@ class Saver:
         learned = [*dict(self.trained.named_parameters()), *moments]  # a buffer may be infinite on purpose
         damaged = [name for name in learned if not tensors[name].isfinite().all()]
         if damaged:  # of a finite loss whose gradient was not: the next loss would tell, but after this save
-            raise TrainingError(
-                f"After step {step} the state is not finite ({', '.join(damaged[:3])}), so it was not saved."
-            )
+            names = ", ".join(damaged[:3])
+            raise TrainingError(f"After step {step} the state is not finite ({names}), so it was not saved.")
         before = time.monotonic()
         try:
-            save(self.folder, step, tensors, self.checksum, self.keep)
+            save(self.folder, step, tensors, self.plan, self.config.keep_checkpoints)
         except DiskError as failure:
-            size = _megabytes(_size(tensors))
-            logger.warning(
-                "The checkpoint of step %d (%s) is lost, training goes on: %s", step, size, failure
-            )
+            lost = f"The checkpoint of step {step} ({_megabytes(_size(tensors))}) is lost"
+            logger.warning("%s, training goes on: %s", lost, failure)
             return False
         finally:
             self.saved_at = time.monotonic()
@@ -121,7 +113,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], plan: str, keep
         folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:08d}"
     # Where the disk is full, the newest matters more than the oldest, but one is always kept.
-    for spare in [*reversed(_complete(folder)[1:]), None]:
+    for spare in [*reversed(complete(folder)[1:]), None]:
         try:
             with filling(final) as temporary:
                 save_file(unshared(tensors), temporary / TENSORS)
@@ -134,9 +126,9 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], plan: str, keep
         except DiskError as failure:
             if spare is None or failure.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            logger.warning("The disk is full: checkpoint %s makes room for the next.", spare[1].name)
-            _retire(spare[1])
-    for _, old in _complete(folder)[keep:]:
+            logger.warning("The disk is full: checkpoint %s makes room for the next.", spare.name)
+            _retire(spare)
+    for old in complete(folder)[keep:]:
         _retire(old)
     return final
 
@@ -147,44 +139,32 @@ def latest(folder: Path, plan: str) -> tuple[int, dict[str, Tensor]] | None:
     A damaged one is passed over with a warning. Raises CheckpointError for one of another plan or version of
     byol, and when checkpoints exist but none verifies.
     """
-    found = _complete(folder)
-    for step, path in found:
+    found = complete(folder)
+    for path in found:
         try:
             manifest = read_json(path / MANIFEST)
             if manifest["format"] != FORMAT:
-                raise CheckpointError(
-                    f"Checkpoint {path} has format {manifest['format']}; this byol reads {FORMAT}. "
-                    "Continue with the version of byol that wrote it, or upgrade this one."
-                )
+                other = f"Checkpoint {path} has format {manifest['format']}; this byol reads {FORMAT}"
+                raise CheckpointError(f"{other}. Continue with the version that wrote it, or upgrade.")
             if manifest["plan"] != plan:
                 raise CheckpointError(f"Checkpoint {path} is of another plan than the run's. Take it away.")
-            if manifest["step"] != step:
-                raise ValueError(f"its name says step {step}, its manifest step {manifest['step']}")
+            if manifest["step"] != step_of(path):
+                raise ValueError(f"its manifest says step {manifest['step']}")
             if _digest(path / TENSORS) != manifest["blake2b"]:
                 raise ValueError(f"{TENSORS} does not match its checksum")
-            return step, load_file(path / TENSORS)
+            return step_of(path), load_file(path / TENSORS)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as damage:
-            logger.warning(
-                "Checkpoint %s is damaged (%s): falling back to the one before.", path.name, damage
-            )
+            logger.warning("Checkpoint %s is damaged (%s): the one before is tried.", path.name, damage)
     if found:
-        raise CheckpointError(
-            f"None of the {len(found)} checkpoints in {folder} can be read. Restore one of them, or start in "
-            "another folder."
-        )
+        none = f"None of the {len(found)} checkpoints in {folder} can be read"
+        raise CheckpointError(f"{none}. Restore one of them, or start in another folder.")
     return None
-
-
-def newest(folder: Path) -> Path | None:
-    """The newest checkpoint's folder, unverified; None when there is none."""
-    found = _complete(folder)
-    return found[0][1] if found else None
 
 
 def last_good(folder: Path) -> str:
     """Where a run that went wrong can be taken up again, in a sentence."""
-    path = newest(folder)
-    return f"The last good checkpoint is {path}." if path else "No checkpoint had been written yet."
+    found = complete(folder)
+    return f"The last good checkpoint is {found[0]}." if found else "No checkpoint had been written yet."
 
 
 def sweep(*folders: Path) -> None:
@@ -206,9 +186,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Load what `optimizer_tensors` gave, laid out as the parameters are: a resumed run runs the same
-    kernels.
-    """
+    """Load what `optimizer_tensors` gave, laid out as the parameters: a resumed run runs the same kernels."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         _, number, entry = name.split(".")
@@ -220,11 +198,14 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
                 entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def _complete(folder: Path) -> list[tuple[int, Path]]:
+def complete(folder: Path) -> list[Path]:
     """Folders named as checkpoints that have a manifest, newest first."""
-    paths = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
-    found = [(int(path.name.removeprefix("step-")), path) for path in paths if (path / MANIFEST).exists()]
-    return sorted(found, reverse=True)
+    named = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+    return sorted((path for path in named if (path / MANIFEST).exists()), key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _size(tensors: Mapping[str, Tensor]) -> int:
@@ -242,9 +223,7 @@ def _digest(path: Path) -> str:
 
 def _retire(path: Path) -> None:
     """Take a checkpoint's name away, then delete it: half of one is not taken for a whole one."""
-    gone = path.with_name(f".del-{os.getpid()}-{path.name}")
     try:
-        path.rename(gone)
-        shutil.rmtree(gone)
+        shutil.rmtree(path.rename(path.with_name(f".del-{os.getpid()}-{path.name}")))
     except OSError as failure:
         logger.warning("Could not delete the old checkpoint %s: %s", path.name, failure)

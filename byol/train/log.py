@@ -3,20 +3,17 @@
 import json
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from time import monotonic
+from typing import Any
 
 from byol.data.batches import Batches
 from byol.disk import append_text, parse_json, write_text
 from byol.errors import DataError, DiskError
 from byol.train.plan import Plan
 from byol.train.step import StepResult
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 logger = logging.getLogger("byol")
 # Between looks at the loss for people, which wait for the device: at the first, on a terminal, in a file.
@@ -28,48 +25,41 @@ class RunLog:
     """Writes metrics by steps and shows progress by time: a bar on a terminal, lines elsewhere."""
 
     def __init__(
-        self,
-        path: Path,
-        plan: Plan,
-        start: int,
-        batches: Batches,
-        clock: Callable[[], float] = time.monotonic,
+        self, path: Path, plan: Plan, start: int, batches: Batches, clock: Callable[[], float] = monotonic
     ) -> None:
         self.path, self.plan, self.start, self.batches, self.clock = path, plan, start, batches, clock
         self._logged = self._moment(start)  # of the metrics before
-        self._bar: Progress | None = None
         self._warned = False
-        if path.exists():  # what a resumed run does again is forgotten
-            kept = [values for values in whole_lines(path, "step", int) if values["step"] <= start]
-            write_text(path, "".join(json.dumps(values) + "\n" for values in kept))
+        whole_lines(path, lambda values: values["step"] <= start)  # the others are done again
 
     def __enter__(self) -> "RunLog":
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-            steps = TextColumn("{task.completed:,.0f}/{task.total:,.0f}")
-            words = TextColumn("{task.percentage:3.0f}% {task.description}")
-            columns = steps, BarColumn(bar_width=None), words, TimeRemainingColumn()
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True, expand=True)
-            self._bar.start()
-            self._bar.add_task("reading images", total=self.plan.total_steps, completed=self.start)
+        steps = TextColumn("{task.completed:,.0f}/{task.total:,.0f}")
+        words = TextColumn("{task.percentage:3.0f}% {task.description}")
+        columns = steps, BarColumn(bar_width=None), words, TimeRemainingColumn()
+        console, self._terminal = Console(stderr=True), sys.stderr.isatty()
+        self._bar = Progress(
+            *columns, console=console, transient=True, expand=True, disable=not self._terminal
+        )
+        self._bar.start()
+        self._task = self._bar.add_task("reading images", total=self.plan.total_steps, completed=self.start)
         return self
 
     def __exit__(self, *failure: object) -> None:
-        if self._bar is not None:
-            with suppress(OSError):  # of a terminal that was closed
+        if self._terminal:
+            with suppress(OSError):  # it may have been closed
                 self._bar.stop()
 
     def following(self, results: Iterable[StepResult]) -> Iterator[StepResult]:
         """Pass step results on and show how far they are."""
-        pause = FILE_SECONDS if self._bar is None else BAR_SECONDS
+        pause = BAR_SECONDS if self._terminal else FILE_SECONDS
         due, estimated = self.clock() + FIRST_SECONDS, False
         shown: Moment | None = None  # since the first step, which took the reading of the images too
         for result in results:
             step, last = result.step, result.step == self.plan.total_steps
-            if self._bar is not None:
-                self._bar.update(self._bar.task_ids[0], completed=step)
+            self._bar.update(self._task, completed=step)
             if self.clock() >= due or last:
                 due = self.clock() + pause
                 text, left = f"loss {float(result.loss):.3f}", ""  # waits for the device
@@ -81,26 +71,18 @@ class RunLog:
                     if not estimated and not last:
                         self.say(f"time       about {left} more, by the first steps")
                     estimated, shown = True, None
-                if self._bar is not None:
-                    self._bar.update(self._bar.task_ids[0], description=text)
-                else:
+                self._bar.update(self._task, description=text)
+                if not self._terminal:
                     self.say(f"{self._place(step)}  {text}" + (f"  left {left}" if left else ""))
             shown = shown or self._moment(step)
             yield result
 
     def metrics(self, result: StepResult) -> dict[str, Any]:
         """What metrics.jsonl tells of a step. Reads the loss, so it waits for the device."""
-        loss, rates = float(result.loss), self._rates(self._logged, result.step)
-        self._logged = self._moment(result.step)
-        epoch = result.step * self.plan.batch_size / self.plan.images
-        return {
-            "step": result.step,
-            "epoch": epoch,
-            "loss": loss,
-            "lr": result.lr,
-            "tau": result.tau,
-            **rates,
-        }
+        step, loss = result.step, float(result.loss)
+        rates, self._logged = self._rates(self._logged, step), self._moment(step)
+        told = {"loss": loss, "lr": result.lr, "tau": result.tau}
+        return {"step": step, "epoch": self.plan.epoch(step), **told, **rates}
 
     def write(self, values: dict[str, Any]) -> None:
         """Append one line of metrics; a score is told at once."""
@@ -117,7 +99,7 @@ class RunLog:
 
     def say(self, line: str) -> None:
         """A line for people that is not a metric; above the bar, if there is one."""
-        if self._bar is None:
+        if not self._terminal:
             say(line)
             return
         with suppress(OSError):
@@ -127,17 +109,15 @@ class RunLog:
         return self.clock(), step, self.batches.waited
 
     def _rates(self, since: Moment, step: int) -> dict[str, float]:
-        now, _, waited = self._moment(step)
-        seconds, done = max(now - since[0], 1e-9), step - since[1]
+        seconds, done = max(self.clock() - since[0], 1e-9), step - since[1]
         return {
             "images_per_second": done * self.plan.batch_size / seconds,
-            "data_wait": (waited - since[2]) / seconds,
+            "data_wait": (self.batches.waited - since[2]) / seconds,
             "seconds_left": (self.plan.total_steps - step) * seconds / max(done, 1),
         }
 
     def _place(self, step: int) -> str:
-        epoch = step * self.plan.batch_size / self.plan.images
-        return f"step {step:,}/{self.plan.total_steps:,}  epoch {epoch:.1f}"
+        return f"step {step:,}/{self.plan.total_steps:,}  epoch {self.plan.epoch(step):.1f}"
 
 
 def say(line: str) -> None:
@@ -148,26 +128,23 @@ def say(line: str) -> None:
 
 def duration(seconds: float) -> str:
     """Seconds as people say them: 45s, 12m 30s, 3h 05m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+    return f"{minutes // 60}h {minutes % 60:02d}m"
 
 
-def whole_lines(path: Path, key: str, kind: type) -> list[dict[str, Any]]:
-    """What the lines of a JSON lines file say, each with a `key` of a `kind`.
-
-    A line that a kill or a full disk cut short, or that the disk damaged, is left out.
-    """
-    values = []
+def whole_lines(path: Path, wanted: Callable[[Any], bool]) -> list[Any]:
+    """The wanted lines of a JSON lines file; others, and those that a kill or the disk cut, are taken out."""
+    if not path.exists():
+        return []
+    kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError):
-            value = parse_json(line)
-            if isinstance(value, dict) and isinstance(value.get(key), kind):
-                values.append(value)
-    return values
+        with suppress(ValueError, TypeError, KeyError):  # not JSON, not a dictionary, no such key
+            values = parse_json(line)
+            kept += [values] if wanted(values) else []
+    write_text(path, "".join(json.dumps(values) + "\n" for values in kept))
+    return kept
 
 
 class BadImages:
@@ -175,10 +152,9 @@ class BadImages:
 
     def __init__(self, path: Path, images: int, share: float) -> None:
         self.path, self.images, self.share = path, images, share
-        entries = whole_lines(path, "name", str) if path.exists() else []
-        self.names = {entry["name"] for entry in entries}
-        if path.exists():  # without a last line that a kill cut short
-            write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
+        self.names = {
+            entry["name"] for entry in whole_lines(path, lambda values: isinstance(values["name"], str))
+        }
 
     def __call__(self, name: str, reason: str) -> None:
         """Take note of an image; raises DataError when more than the agreed share is unreadable."""
@@ -188,10 +164,8 @@ class BadImages:
         append_text(self.path, json.dumps({"name": name, "reason": reason}) + "\n")
         if len(self.names) > self.share * self.images:
             bad = f"{len(self.names)} of {self.images:,} images cannot be read (the last: {reason})"
-            raise DataError(
-                f"{bad}, more than {100 * self.share:g} %. They are listed in {self.path}. Remove them, or "
-                "allow more with --data.max-bad."
-            )
+            where = f"more than {100 * self.share:g} %. They are listed in {self.path}"
+            raise DataError(f"{bad}, {where}. Remove them, or allow more with --data.max-bad.")
 
     def __str__(self) -> str:
         """For a run's last line."""

@@ -4,25 +4,22 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from byol.errors import ConfigError, DataError
 from byol.machine import usable_cores
-from byol.train.config import OptimizerName, TrainConfig, conform, seconds_of
+from byol.train.config import Checked, OptimizerName, TrainConfig, seconds_of
 from byol.world import Precision, World
 
 logger = logging.getLogger("byol")
 SMALL_SIDE = 64  # up to this side an image counts as small: a 3x3 stem, and the whole set kept on the device
 HOLD_OUT_MOST = 2000  # images
 SAVES = 20  # checkpoints a run by default; the run saves by the clock as well
-BANK = (
-    5000  # training images that vote for the hold-out set: enough to rank runs, cheap enough to score often
-)
+BANK = 5000  # training images that vote for the hold-out set: enough to rank runs, and cheap to score often
 # Of a budget of time:
-ENOUGH_STEPS, LEAST_STEPS = (
-    100,
-    10,
-)  # below the first batches and views shrink, below the second there is no run
+ENOUGH_STEPS = 100  # with fewer, batches and views shrink
+LEAST_STEPS = 10
 USED, LOOKS = 0.96, 0.2  # shares: what is planned for (saving and a slower machine take the rest), and looks
 PASSES = 8  # forward passes that a step is worth: of two views, online thrice with its gradient, and target
 
@@ -47,7 +44,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Checked):
     """Every number of a run."""
 
     encoder: str
@@ -60,7 +57,6 @@ class Plan:
     in_memory: bool
     batch_size: int
     accumulation: int
-    micro_batch_size: int
     epochs: float
     total_steps: int
     warmup_steps: int
@@ -79,8 +75,12 @@ class Plan:
     save_every_steps: int
     look_every_steps: int  # between scores
 
-    def __post_init__(self) -> None:
-        conform(self)
+    @property
+    def micro_batch_size(self) -> int:
+        return self.batch_size // self.accumulation
+
+    def epoch(self, step: int) -> float:
+        return step * self.batch_size / self.images
 
     def lines(self) -> list[str]:
         """The plan in words, for people."""
@@ -88,12 +88,11 @@ class Plan:
         options = "".join(f", {name} {value}" for name, value in self.encoder_options.items())
         where = "kept in memory" if self.in_memory else f"decoded by {self.workers} workers"
         held = f", {self.hold_out_images:,} held out for kNN" if self.hold_out_images else ""
-        steps = f"{self.total_steps:,} steps of {self.batch_size} images"
         parts = f" in {self.accumulation} micro-batches" if self.accumulation > 1 else ""
         return [
             f"images     {self.images:,} to train on{held}; {where}",
             f"encoder    {self.encoder}{options}; views of {height}x{width}, {self.channels} channels",
-            f"length     {self.epochs:g} epochs = {steps}{parts}",
+            f"length     {self.epochs:g} epochs = {self.total_steps:,} steps of {self.batch_size} images{parts}",
             f"optimizer  {self.optimizer}, lr {self.lr:g} at its peak after {self.warmup_steps:,} steps, "
             f"weight decay {self.weight_decay:g}, tau from {self.base_tau:g}",
             f"hardware   {self.device}, {self.precision}",
@@ -108,29 +107,35 @@ def plan_run(
     `measure` tells the speed of a draft plan; only a config with a time budget needs it. Raises DataError for
     too few images, ConfigError for settings that do not fit one another.
     """
-    precision = config.precision or world.default_precision()
+    derive = partial(derived, facts=facts, world=world)
     if config.budget is not None:
         if measure is None:
             raise ConfigError(f"budget is {config.budget}, but nothing measures a step. Give epochs.")
-        config = fitted(config, lambda changed: derived(changed, facts, world, precision), measure)
-    return derived(config, facts, world, precision)
+        config = fitted(config, derive, measure)
+    return derive(config)
 
 
-def derived(config: TrainConfig, facts: ImageFacts, world: World, precision: Precision) -> Plan:
+def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
     """The plan of a config with a length in epochs, or of the length that its images suggest."""
-    cpu, optim = world.device.type == "cpu", config.optim
-    side = config.image_size or derived_size(facts, cpu)
+    cpu, optim, largest = world.device.type == "cpu", config.optim, max(facts.size or (1000,))
+    # Small images keep their size; photographs become 224 as in the paper, 64 on a CPU.
+    usual_side = max(8, min(facts.size)) if facts.size and largest <= SMALL_SIDE else 64 if cpu else 224
+    side = config.image_size or usual_side
     small = side <= SMALL_SIDE
     encoder = config.encoder or ("convnet" if cpu else "resnet18" if small else "resnet50")
     options = config.model.encoder_options()
     if encoder.startswith("resnet") and small:
         options.setdefault("stem", "small")
+    in_memory = config.data.in_memory
+    if in_memory is None:  # those of one size, if small and no more than a quarter of the free memory
+        pixels = facts.count * facts.channels * math.prod(facts.size or ())
+        in_memory = largest <= 2 * SMALL_SIDE and pixels <= world.free_memory() // 4
+
     if config.probe.online and not facts.labelled:
         raise DataError("probe.online is on, but the images carry no labels to learn from. Leave it out.")
     held_out = min(HOLD_OUT_MOST, round(config.knn.hold_out_share * facts.count)) if facts.labelled else 0
     images = facts.count - held_out
     batch_size = checked_batch_size(config, images)
-
     # Steps count as in the official code: epochs x images // batch.
     # Without a length about 2 million images are seen on a CPU, 40 million on a GPU, each 1,000 times at most.
     usual_epochs = max(10, min(1000, (2_000_000 if cpu else 40_000_000) // images))
@@ -141,46 +146,47 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World, precision: Pre
     warmup = min(10.0, 0.1 * epochs) if optim.warmup_epochs is None else optim.warmup_epochs
     warmup_steps = int(warmup * images) // batch_size
     if warmup_steps >= total and warmup_steps > 0:
-        raise ConfigError(
-            f"optim.warmup_epochs={warmup:g} is not shorter than the run of {epochs:g} epochs. Give fewer."
-        )
+        length = f"optim.warmup_epochs={warmup:g} is not shorter than the run of {epochs:g} epochs"
+        raise ConfigError(f"{length}. Give fewer.")
+
     optimizer: OptimizerName = optim.name or ("adamw" if cpu else "lars")
-    lars_lr = 0.3 if batch_size >= 1024 else 1.0
-    base_lr = optim.base_lr or {"lars": lars_lr, "sgd": 0.1, "adamw": 2e-3}[optimizer]
+    usual_lr = {"lars": 0.3 if batch_size >= 1024 else 1.0, "sgd": 0.1, "adamw": 2e-3}[optimizer]
     usual_decay = {"lars": 1e-6, "sgd": 5e-4, "adamw": 0.05}[optimizer]
     usual_tau = 0.99 if epochs < 500 else 0.996
-    in_memory = fits_in_memory(facts, world) if config.data.in_memory is None else config.data.in_memory
+    weight_decay = usual_decay if optim.weight_decay is None else optim.weight_decay
+    base_tau = usual_tau if optim.base_tau is None else optim.base_tau
     workers = min(16, usable_cores()) if config.workers is None else config.workers
+    base_lr = optim.base_lr or usual_lr
     return Plan(
-        encoder=encoder,
-        encoder_options=options,
-        image_size=(side, side),
-        eval_size=(config.eval_size or side,) * 2,
-        channels=facts.channels,
-        images=images,
-        hold_out_images=held_out,
-        in_memory=in_memory,
-        batch_size=batch_size,
-        accumulation=optim.accumulation,
-        micro_batch_size=batch_size // optim.accumulation,
-        epochs=epochs,
-        total_steps=total,
-        warmup_steps=warmup_steps,
-        optimizer=optimizer,
-        base_lr=base_lr,
-        lr=base_lr * batch_size / 256,
-        predictor_lr=optim.predictor_lr,
-        weight_decay=usual_decay if optim.weight_decay is None else optim.weight_decay,
-        momentum=optim.momentum,
-        base_tau=usual_tau if optim.base_tau is None else optim.base_tau,
-        precision=precision,
-        device=str(world.device),
-        workers=0 if in_memory else workers,
-        seed=config.seed,
+        encoder=encoder, encoder_options=options, channels=facts.channels,
+        image_size=(side, side), eval_size=(config.eval_size or side,) * 2,
+        images=images, hold_out_images=held_out, in_memory=in_memory, workers=0 if in_memory else workers,
+        batch_size=batch_size, accumulation=optim.accumulation,
+        epochs=epochs, total_steps=total, warmup_steps=warmup_steps,
+        optimizer=optimizer, base_lr=base_lr, lr=base_lr * batch_size / 256, predictor_lr=optim.predictor_lr,
+        weight_decay=weight_decay, momentum=optim.momentum, base_tau=base_tau, seed=config.seed,
+        precision=config.precision or world.default_precision(), device=str(world.device),
         log_every_steps=config.log_every_steps,
         save_every_steps=config.save_every_steps or max(1, total // SAVES),
         look_every_steps=math.ceil(total / config.knn.times),
-    )
+    )  # fmt: skip
+
+
+def checked_batch_size(config: TrainConfig, images: int) -> int:
+    """The batch size: the requested one if it can be, else 256 or what a small set allows."""
+    parts = config.optim.accumulation
+    if images < 2:
+        raise DataError(f"There are {images} image(s) to train on; expected at least 2.")
+    # At least four batches an epoch, so that a small set still gives steps.
+    size = config.batch_size or max(2 * parts, min(256, images // 4) // parts * parts)
+    if size > images:
+        few = f"batch_size is {size}, but there are only {images} images to train on"
+        most = max(2, images // 4)
+        raise DataError(f"{few}. Give --batch-size {most}, a lower --optim.accumulation, or more images.")
+    if size % parts or size // parts < 2:
+        uneven = f"batch_size {size} does not split into {parts} micro-batches of equal size and at least 2"
+        raise ConfigError(f"{uneven}. Change --batch-size or --optim.accumulation.")
+    return size
 
 
 def fitted(
@@ -196,12 +202,13 @@ def fitted(
     # A length that stands in for the one that is sought; the warm-up may be longer than that.
     draft = replace(config, budget=None, epochs=1e6, optim=replace(config.optim, warmup_epochs=0.0))
     usual = derive(draft)
-    micro = min(8, usual.micro_batch_size)
-    few = replace(usual, micro_batch_size=micro, batch_size=micro * usual.accumulation)
-    pixel = measure(few).step / few.batch_size / usual.image_size[0] ** 2  # seconds; less in larger batches
-    left = (USED - LOOKS) * budget
-    choices = [(size, side, left / (pixel * size * side**2)) for size, side in smaller(config, usual)]
-    size, side, steps = next((choice for choice in choices if choice[2] >= ENOUGH_STEPS), choices[-1])
+    small = replace(usual, batch_size=min(8, usual.micro_batch_size) * usual.accumulation)
+    # Seconds of a pixel, which is less in larger batches.
+    pixel = measure(small).step / small.batch_size / usual.image_size[0] ** 2
+    for size, side in sizes(config, usual):
+        steps = (USED - LOOKS) * budget / (pixel * size * side**2)
+        if steps >= ENOUGH_STEPS:
+            break
     plan, times = derive(replace(draft, batch_size=size, image_size=side)), config.knn.times
     if steps >= 1:
         speed = measure(plan)
@@ -212,20 +219,18 @@ def fitted(
         spent = min(speed.spent + read, budget / 2)  # half of a tiny budget is trained all the same
         steps = (USED * budget - spent - times * look) / speed.step
     if steps < LEAST_STEPS:
-        raise ConfigError(
-            f"A budget of {config.budget} is only {max(0.0, steps):.1f} steps of {size} images here. Give "
-            "more time, a smaller --image-size, a smaller encoder or a smaller --batch-size."
-        )
-    usually = (usual.batch_size, usual.image_size[0], config.knn.times)
-    changes = zip(("batch_size", "image_size", "knn.times"), (size, side, times), usually, strict=True)
-    said = [f"{name} is {now} instead of {before}" for name, now, before in changes if now != before]
-    if said:
-        logger.warning("To fit a budget of %s, %s.", config.budget, ", ".join(said))
+        few = f"A budget of {config.budget} is only {max(0.0, steps):.1f} steps of {size} images here"
+        raise ConfigError(f"{few}. Give more time, or a smaller --image-size, --batch-size or --encoder.")
+    old = {"batch_size": usual.batch_size, "image_size": usual.image_size[0], "knn.times": config.knn.times}
+    now = {"batch_size": size, "image_size": side, "knn.times": times}
+    changes = [f"{name} is {now[name]} instead of {old[name]}" for name in old if now[name] != old[name]]
+    if changes:
+        logger.warning("To fit a budget of %s, %s.", config.budget, ", ".join(changes))
     epochs, knn = (int(steps) * size + 0.5) / plan.images, replace(config.knn, times=times)
     return replace(config, budget=None, epochs=epochs, batch_size=size, image_size=side, knn=knn)
 
 
-def smaller(config: TrainConfig, usual: Plan) -> Iterator[tuple[int, int]]:
+def sizes(config: TrainConfig, usual: Plan) -> Iterator[tuple[int, int]]:
     """Batch sizes and sides of views from the usual ones down; what was requested stays."""
     size, side, parts = usual.batch_size, usual.image_size[0], usual.accumulation
     yield size, side
@@ -236,38 +241,3 @@ def smaller(config: TrainConfig, usual: Plan) -> Iterator[tuple[int, int]]:
     while config.image_size is None and side // 2 >= least:
         side //= 2
         yield size, side
-
-
-def derived_size(facts: ImageFacts, cpu: bool) -> int:
-    """Small images keep their size; photographs become 224 as in the paper, 64 on a CPU."""
-    if facts.size and max(facts.size) <= SMALL_SIDE:
-        return max(8, min(facts.size))
-    return 64 if cpu else 224
-
-
-def checked_batch_size(config: TrainConfig, images: int) -> int:
-    """The batch size: the requested one if it can be, else 256 or what a small set allows."""
-    parts = config.optim.accumulation
-    if images < 2:
-        count = "is 1 image" if images == 1 else f"are {images} images"
-        raise DataError(f"There {count} to train on; expected at least 2.")
-    # At least four batches an epoch, so that a small set still gives steps.
-    size = config.batch_size or max(2 * parts, min(256, images // 4) // parts * parts)
-    if size > images:
-        raise DataError(
-            f"batch_size is {size}, but there are only {images} images to train on. Give --batch-size "
-            f"{max(2, images // 4)} or less, a lower --optim.accumulation, or more images."
-        )
-    if size % parts or size // parts < 2:
-        raise ConfigError(
-            f"batch_size {size} does not split into {parts} micro-batches of equal size and at least 2. "
-            "Change --batch-size or --optim.accumulation."
-        )
-    return size
-
-
-def fits_in_memory(facts: ImageFacts, world: World) -> bool:
-    """Whether all images are small, of one size, and fit in a quarter of the device's free memory."""
-    if facts.size is None or max(facts.size) > 2 * SMALL_SIDE:
-        return False
-    return facts.count * facts.channels * facts.size[0] * facts.size[1] <= world.free_memory() // 4

@@ -47,12 +47,13 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
     random state. Raises ConfigError, DataError, CheckpointError, TrainingError, and Stopped after saving when
     a signal asked to stop.
     """
-    setup = Setup.of(encoder, images, config)
-    config, images, folder = setup.config, setup.images, RunFolder(config.out)
+    stop, folder = StopSignals(), RunFolder(config.out)
+    setup = Setup.of(encoder, images, config, stop.check)
+    config, images = setup.config, setup.images
 
-    with folder.held(), StopSignals() as stop:
+    with folder.held(), stop:
         checkpoint.sweep(folder.path, folder.checkpoints)
-        plan = folder.stored_plan(config, images, setup.world) or setup.new_plan(stop.check)
+        plan = folder.stored_plan(config, images, setup.world) or setup.new_plan()
         learner = setup.learner(plan)
         trained_encoder = setup.encoder(learner, plan)
         checksum = folder.record(plan, config, images, setup.world)
@@ -68,7 +69,7 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
         bad = BadImages(folder.bad_files, len(images), config.data.max_bad)
         monitor = Monitor(trained_encoder, images, (rows, hold_out_rows), plan, config.knn, bad, probe)
         images.release()  # what was read until now is not needed as it was read
-        batches = setup.batches(rows, plan, learner, start, bad, probe, stop.check)
+        batches = setup.batches(rows, plan, learner, start, bad, probe)
         log = RunLog(folder.metrics, plan, start, batches)
         began = time.perf_counter()
 
@@ -90,11 +91,13 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
                 # A signal, a dead worker, too many bad images: the steps done are good.
                 if done == start or isinstance(failure, TrainingError):
                     raise
-                saved = saver.save(done)
-                if isinstance(failure, Stopped):
-                    good = checkpoint.last_good(folder.checkpoints)
-                    raise stop.ended(done, plan.total_steps, saved, good) from None
-                raise
+                saved, place = saver.save(done), f"step {done:,} of {plan.total_steps:,}"
+                if not isinstance(failure, Stopped):
+                    raise
+                if saved:
+                    stop.check(f"and saved at {place}. The same command continues from there.")
+                good = checkpoint.last_good(folder.checkpoints)
+                raise ByolError(f"Stopped by {stop.by}, but {place} could not be saved. {good}") from None
             if start == plan.total_steps and folder.encoder.exists():
                 log.say(f"finished   already, at step {start:,}; nothing is left to do{bad}")
             else:

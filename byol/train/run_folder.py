@@ -5,7 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,33 +19,19 @@ from byol.errors import ByolError, CheckpointError, ConfigError, DiskError, Trai
 from byol.evaluation.score import SCORES
 from byol.models.build import is_own_code
 from byol.settings import differences, to_plain, to_yaml
-from byol.train.checkpoint import last_good, newest
+from byol.train.checkpoint import complete, last_good
 from byol.train.config import TrainConfig
 from byol.train.plan import Plan
 from byol.world import World
 
 FORMAT = 2  # of plan.json
 # What may differ when a run is continued: where it runs and what it tells, not what it computes.
-FREE_TO_CHANGE = {
-    "out",
-    "workers",
-    "device",
-    "save_every_steps",
-    "keep_checkpoints",
-    "log_every_steps",
-    "data.max_bad",
-}
-
-_held: set[int] = set()  # the locks of this process, as file descriptors
-
-
-def _let_go() -> None:
-    """Forked workers live on for a moment when their run is killed; the folder is then free all the same."""
-    while _held:
-        os.close(_held.pop())
-
-
-os.register_at_fork(after_in_child=_let_go)
+FREE_TO_CHANGE = (
+    "out", "workers", "device", "save_every_steps", "keep_checkpoints", "log_every_steps", "data.max_bad"
+)  # fmt: skip
+_locks = ExitStack()  # files that this process holds folders with
+# Forked workers live on for a moment when their run is killed; the folder is then free all the same.
+os.register_at_fork(after_in_child=_locks.close)
 
 
 class RunFolder:
@@ -76,47 +62,54 @@ class RunFolder:
             # A run killed before its plan was written starts again; .DS_Store or .tmp-... are nobody's work.
             others = [path.name for path in self.path.iterdir() if not path.name.startswith(".")]
             if others and not any(path.exists() for path in (self.plan, self.config, self.environment)):
-                raise CheckpointError(
-                    f"{self.path} is not empty and does not hold a run (it has {others[0]!r}). Choose a new "
-                    "folder with --out."
-                )
-            lock = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-            _held.add(lock)
+                foreign = f"{self.path} does not hold a run (it has {others[0]!r})"
+                raise CheckpointError(f"{foreign}. Choose a new folder with --out.")
+            descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            lock = _locks.enter_context(os.fdopen(descriptor, "r+b", buffering=0))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as failure:
-            holder = os.pread(lock, 200, 0).decode(errors="replace") or "another process"
-            self._release(lock)
+            with lock:
+                lock.seek(0)
+                holder = lock.read(200).decode(errors="replace") or "another process"
             again = "Wait for it, or choose another --out."
             raise CheckpointError(f"{self.path} is in use by {holder}. {again}") from failure
         except OSError as failure:
             said = f"The run's folder {self.path} cannot be used: {failure.strerror}. Choose another --out."
             raise ConfigError(said) from failure
         try:
-            os.ftruncate(lock, 0)
+            lock.truncate(0)
             with suppress(OSError):  # on a full disk the folder is held all the same
-                os.write(lock, f"process {os.getpid()} on {os.uname().nodename}".encode())
-            with self._explained():
-                yield
-        except BaseException:
+                lock.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
+            yield
+        except TrainingError as failure:
+            raise TrainingError(f"{failure} {last_good(self.checkpoints)}") from failure
+        except DiskError as failure:
+            again = f"The same command continues the run. {last_good(self.checkpoints)}"
+            raise ByolError(f"{failure} {again}") from failure
+        except (RuntimeError, MemoryError) as failure:
+            # torch has a type for a GPU's full memory, and a plain RuntimeError for a CPU's.
+            known = isinstance(failure, torch.OutOfMemoryError | MemoryError)
+            if not known and "can't allocate memory" not in str(failure):
+                raise
+            full = f"There is not enough memory for this run ({complaint(failure)})"
+            lower = "Lower --batch-size or --image-size, or raise --optim.accumulation"
+            raise ByolError(f"{full}. {lower}. {last_good(self.checkpoints)}") from failure
+        finally:
             if made and [path.name for path in self.path.iterdir()] == [self.lock.name]:  # nothing is in it
                 self.lock.unlink()
                 for path in made:
                     path.rmdir()
-            raise
-        finally:
-            self._release(lock)
+            lock.close()
 
     def stored_plan(self, config: TrainConfig, source: Images, world: World) -> Plan | None:
         """The plan of the run to continue; None for a new one, or where other settings have saved no step.
 
         Raises CheckpointError where they have, and for a plan that is damaged or was edited.
         """
-        begun = newest(self.checkpoints) is not None
+        begun = bool(complete(self.checkpoints))
         if self.encoder.exists() and not begun:
-            raise CheckpointError(
-                f"{self.path} holds a finished run whose checkpoints are gone; to train again would replace "
-                f"its {self.encoder.name}. Choose another --out, or move that file away."
-            )
+            gone = f"{self.path} holds a finished run whose checkpoints are gone"
+            raise CheckpointError(f"{gone}. Choose another --out, or move its {self.encoder.name} away.")
         if not self.plan.exists():
             return None
         try:
@@ -130,25 +123,19 @@ class RunFolder:
                 changed.append(f"images: {stored['images']} -> {source.description}")
         except (ValueError, KeyError, TypeError, AttributeError) as damage:
             if begun:
-                raise CheckpointError(
-                    f"{self.plan} cannot be read ({damage}): it was edited, is damaged, or is of another "
-                    "version of byol. Restore it, or choose another --out."
-                ) from damage
+                found = f"{self.plan} cannot be read ({damage}): edited, damaged, or of another version"
+                raise CheckpointError(f"{found}. Restore it, or choose another --out.") from damage
             changed = ["the plan is damaged"]
         if changed and not begun:
             self.plan.unlink()  # nothing was done with it
             self.bad_files.unlink(missing_ok=True)
             return None
         if changed:
-            raise CheckpointError(
-                f"{self.path} holds a run with other settings or other images ({'; '.join(changed)}). Repeat "
-                "them to continue it, or choose another --out."
-            )
+            other = f"{self.path} holds a run with other settings or other images ({'; '.join(changed)})"
+            raise CheckpointError(f"{other}. Repeat them to continue it, or choose another --out.")
         if is_own_code(plan.encoder) and plan.encoder != config.encoder:
-            raise CheckpointError(
-                f"{self.plan} names {plan.encoder!r} as its encoder, which is not imported because a file "
-                "says so. Give it with --encoder, or choose another --out."
-            )
+            code = f"{self.plan} names {plan.encoder!r} as its encoder, but a file alone imports nothing"
+            raise CheckpointError(f"{code}. Give it with --encoder, or choose another --out.")
         return replace(
             plan,
             device=str(world.device),
@@ -170,28 +157,3 @@ class RunFolder:
             write_text(self.plan, json.dumps({**stored, "blake2b": encoder.digest({}, stored)}, indent=1))
         checksum: str = read_json(self.plan)["blake2b"]
         return checksum
-
-    def _release(self, lock: int) -> None:
-        if lock in _held:
-            _held.remove(lock)
-            os.close(lock)
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Make a full memory one sentence, and tell with failures where the run can be taken up again."""
-        try:
-            yield
-        except TrainingError as failure:
-            raise TrainingError(f"{failure} {last_good(self.checkpoints)}") from failure
-        except (RuntimeError, MemoryError) as failure:
-            # torch has a type for a GPU's full memory, and a plain RuntimeError for a CPU's.
-            of_torch = isinstance(failure, torch.OutOfMemoryError) or "can't allocate memory" in str(failure)
-            if not of_torch and not isinstance(failure, MemoryError):
-                raise
-            raise ByolError(
-                f"There is not enough memory for this run ({complaint(failure)}). Lower --batch-size or "
-                f"--image-size, or raise --optim.accumulation. {last_good(self.checkpoints)}"
-            ) from failure
-        except DiskError as failure:
-            again = f"The same command continues the run. {last_good(self.checkpoints)}"
-            raise ByolError(f"{failure} {again}") from failure

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from byol.data.batches import Batches, BatchPlan, Cropped, load_resident, resident_batches, streamed_batches
 from byol.data.decode import BadImage
 from byol.data.images import Images, open_images
-from byol.data.workers import never
+from byol.data.workers import Poll, never
 from byol.encoders.encoder import Encoder, EncoderInfo, check_savable
 from byol.errors import ConfigError, complaint
 from byol.evaluation.online import OnlineProbe
@@ -28,8 +27,6 @@ from byol.train.run_folder import RunFolder
 from byol.train.step import build_optimizer, steps
 from byol.world import World
 
-BadNames = Callable[[str, str], None]  # is told the name of an unreadable image, and why
-
 
 @dataclass(frozen=True)
 class Setup:
@@ -40,9 +37,12 @@ class Setup:
     images: Images
     world: World
     started: float  # by the monotonic clock
+    poll: Poll = never
 
     @classmethod
-    def of(cls, encoder: str | nn.Module | None, images: Any, config: TrainConfig) -> "Setup":
+    def of(
+        cls, encoder: str | nn.Module | None, images: Any, config: TrainConfig, poll: Poll = never
+    ) -> "Setup":
         """Check what was given against one another, take a place in the world and open the images."""
         started, data = time.monotonic(), config.data
         if isinstance(encoder, nn.Module):
@@ -56,14 +56,13 @@ class Setup:
                 )
         elif encoder is not None:
             if config.encoder not in (None, encoder):
-                both = f"The encoder is {encoder!r}, config.encoder is {config.encoder!r}"
-                raise ConfigError(f"{both}. Give one of them.")
+                raise ConfigError(f"The encoder is {encoder!r}, in config {config.encoder!r}. Give one.")
             config = replace(config, encoder=encoder)
         world = World.join(config.device, alone=True)
         # Open images stay as they are, but for what is requested here.
         levels = {"black": data.black, "white": data.white}
         images = open_images(images, channels=data.channels, max_pixels=data.max_pixels, **levels)
-        return cls(config, encoder if isinstance(encoder, nn.Module) else None, images, world, started)
+        return cls(config, encoder if isinstance(encoder, nn.Module) else None, images, world, started, poll)
 
     def facts(self) -> ImageFacts:
         """What planning needs to know of the images."""
@@ -72,9 +71,9 @@ class Setup:
         labelled = images.subset([0]).labels is not None
         return ImageFacts(len(images), images.uniform_size(), images.channels, labelled)
 
-    def new_plan(self, poll: Callable[[], object] = never) -> Plan:
-        """A plan of what was given. `poll` is called while it is measured; it may raise, to stop."""
-        plan = plan_run(self.config, self.facts(), self.world, partial(self.speed, poll=poll))
+    def new_plan(self) -> Plan:
+        """A plan of what was given."""
+        plan = plan_run(self.config, self.facts(), self.world, self.speed)
         if self.own is not None:
             plan = replace(plan, encoder=type(self.own).__name__, encoder_options={})
         return plan
@@ -89,20 +88,14 @@ class Setup:
             )
 
         model = self.config.model
-        other = network(Stream.TARGET) if model.target_init == "independent" else None
-        net = self.own if self.own is not None else network(Stream.ENCODER)
+        target = network(Stream.TARGET) if model.target_init == "independent" else None
+        net = network(Stream.ENCODER) if self.own is None else self.own
         torch.manual_seed(seed_of(plan.seed, Stream.HEADS))
+        sizes = model.projection_size, model.projection_hidden_size
         learner = BYOL(
-            net,
-            plan.image_size,
-            self.config.hidden_layer,
-            projection_size=model.projection_size,
-            projection_hidden_size=model.projection_hidden_size,
-            channels=plan.channels,
-            views=self.config.views,
-            target_net=other,
-            joint_batchnorm=model.joint_batchnorm,
-        )
+            net, plan.image_size, self.config.hidden_layer, *sizes, channels=plan.channels,
+            views=self.config.views, target_net=target, joint_batchnorm=model.joint_batchnorm,
+        )  # fmt: skip
         return learner.to(self.world.device).to(memory_format=torch.channels_last)
 
     def encoder(self, learner: BYOL, plan: Plan) -> Encoder:
@@ -110,30 +103,23 @@ class Setup:
 
         Raises ConfigError for a network that cannot be saved, or cannot take images of the plan's eval_size.
         """
-        assert learner.views is not None
-        network = learner.online.encoder
+        network, views = learner.online.encoder, learner.views
+        assert views is not None
         check_savable(network.net)
         info = EncoderInfo.of(
-            network,
-            None if self.own is not None else plan.encoder,
-            plan.encoder_options,
-            image_size=plan.eval_size,
-            channels=plan.channels,
-            mean=learner.views.mean,
-            std=learner.views.std,
-            features=learner.representation_size,
-            levels=self.images.reading.levels,
-        )
+            network, plan.encoder if self.own is None else None, plan.encoder_options,
+            image_size=plan.eval_size, channels=plan.channels, mean=views.mean, std=views.std,
+            features=learner.representation_size, levels=self.images.reading.levels,
+        )  # fmt: skip
         encoder = Encoder(network, info)
         if plan.eval_size != plan.image_size:
-            images = torch.zeros((2, plan.channels, *plan.eval_size), dtype=torch.uint8).to(self.world.device)
+            images = torch.zeros((2, plan.channels, *plan.eval_size), dtype=torch.uint8)
             try:
-                encoder(images)
+                encoder(images.to(self.world.device))
             except (RuntimeError, ValueError, AssertionError) as failure:
-                raise ConfigError(
-                    f"{plan.encoder} takes images of {plan.image_size[0]} pixels and none of "
-                    f"{plan.eval_size[0]} ({complaint(failure)}). Leave --eval-size out."
-                ) from failure
+                sizes = f"images of {plan.image_size[0]} pixels and none of {plan.eval_size[0]}"
+                reason = f"{plan.encoder} takes {sizes} ({complaint(failure)})"
+                raise ConfigError(f"{reason}. Leave --eval-size out.") from failure
         return encoder
 
     def batches(
@@ -141,50 +127,43 @@ class Setup:
         rows: Tensor,
         plan: Plan,
         learner: BYOL,
-        start: int,
-        bad: BadNames,
+        start: int = 0,
+        bad: Callable[[str, str], None] | None = None,  # is told the name of an unreadable image, and why
         probe: OnlineProbe | None = None,
-        poll: Callable[[], object] = never,
     ) -> Batches:
-        """The run's micro-batches of some images from step `start` on. Nothing is read before the first.
-
-        `poll` is called before each and between images; it may raise, to stop.
-        """
+        """The run's micro-batches of some images from step `start` on. Nothing is read before the first."""
         assert learner.views is not None
         images, device = self.images.subset(rows), self.world.device
         what = BatchPlan(plan.seed, len(images), plan.batch_size, plan.accumulation, learner.views)
 
         def report(index: int, reason: str) -> None:
-            bad(images.name(index), reason)
+            if bad is not None:
+                bad(images.name(index), reason)
             if probe is not None:
                 probe.leave_out(index)
 
         def cropped() -> Generator[Cropped]:
             if plan.in_memory:
-                pixels = load_resident(images, report, poll).to(device)
+                pixels = load_resident(images, report, self.poll).to(device)
                 images.release()
                 yield from resident_batches(pixels, what, start)
             else:
-                left = range(start, plan.total_steps)
                 yield from streamed_batches(
-                    images, what, device=device, workers=plan.workers, steps=left, report=report, poll=poll
-                )
+                    images, what, device=device, workers=plan.workers, steps=range(start, plan.total_steps),
+                    report=report, poll=self.poll,
+                )  # fmt: skip
 
-        return Batches(cropped(), what, start, poll)
+        return Batches(cropped(), what, start, self.poll)
 
-    def speed(self, draft: Plan, poll: Callable[[], object] = never) -> Speed:
+    def speed(self, draft: Plan) -> Speed:
         """Time some real steps of a draft plan on throw-away networks, and how long images take to read."""
         assert self.config.budget is not None
         say(f"measuring  steps of {draft.batch_size} images, to fit a budget of {self.config.budget}")
         allowed = min(3.0, seconds_of(self.config.budget) / 50)  # seconds
-
-        def unheard(name: str, reason: str) -> None:
-            """The run itself will report unreadable images."""
-
         learner = replace(self, own=copy.deepcopy(self.own)).learner(draft)
         rows = split(len(self.images), draft)[0][: 4 * draft.batch_size]
         ends: list[float] = []
-        with closing(self.batches(rows, draft, learner, 0, unheard, poll=poll)) as batches:
+        with closing(self.batches(rows, draft, learner)) as batches:
             for _ in steps(learner, batches, build_optimizer(learner, draft), draft):
                 if self.world.device.type == "cuda":
                     torch.cuda.synchronize()
@@ -229,8 +208,8 @@ def prepare_loop(encoder: str | nn.Module | None, images: Any, config: TrainConf
     setup = Setup.of(encoder, images, config)
     plan = setup.new_plan()
     learner = setup.learner(plan)
+    rows, _ = split(len(setup.images), plan)
     folder = RunFolder(config.out)
     folder.path.mkdir(parents=True, exist_ok=True)
     bad = BadImages(folder.bad_files, len(setup.images), config.data.max_bad)
-    rows, _ = split(len(setup.images), plan)
     return Loop(learner, setup.batches(rows, plan, learner, 0, bad), build_optimizer(learner, plan), plan)

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 from byol.data.workers import STOP_SIGNALS
-from byol.errors import ByolError, Stopped
+from byol.errors import Stopped
 
 
 class StopSignals:
@@ -39,17 +39,7 @@ class StopSignals:
     def check(self, how: str = "before a step was done. The same command takes it up again.") -> None:
         """Raise Stopped, which tells how, when a signal has come."""
         if self.by:
-            raise self._stopped(how)
-
-    def ended(self, step: int, total: int, saved: bool, last_good: str) -> ByolError:
-        """What to raise when `check` has stopped a run that had done steps."""
-        place = f"step {step:,} of {total:,}"
-        if not saved:
-            return ByolError(f"Stopped by {self.by}, but {place} could not be saved. {last_good}")
-        return self._stopped(f"and saved at {place}. The same command continues from there.")
-
-    def _stopped(self, how: str) -> Stopped:
-        return Stopped(f"Stopped by {self.by} {how}", exit_code=self.exit_code)
+            raise Stopped(f"Stopped by {self.by} {how}", exit_code=self.exit_code)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         interrupt = number == signal.SIGINT

@@ -1,8 +1,8 @@
 """The training step (paper Algorithm 1; official byol_experiment.py: _update_fn)."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,10 @@ def steps(
     device = next(learner.parameters()).device
     forward.train()
     batches = iter(batches)
+    # BatchNorm's statistics, to put back: lists of one type each are copied at once
+    types = {buffer.dtype for buffer in forward.buffers()}
+    buffers = [[buffer for buffer in forward.buffers() if buffer.dtype == dtype] for dtype in types]
+    kept = [[buffer.clone() for buffer in group] for group in buffers]
     for step in range(start, plan.total_steps):
         lr = schedules.learning_rate(
             step,
@@ -60,14 +64,14 @@ def steps(
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)
         loss = torch.zeros((), device=device)
-        with undone_on_failure(forward, optimizer):
+        copy_all(kept, buffers)
+        try:
             for micro in range(plan.accumulation):
                 try:
                     batch = Batch(*next(batches))
                 except StopIteration:
-                    raise DataError(
-                        f"The batches ended in step {step} of {plan.total_steps}. Give an endless iterator."
-                    ) from None
+                    ended = f"The batches ended in step {step} of {plan.total_steps}"
+                    raise DataError(f"{ended}. Give an endless iterator.") from None
                 torch.manual_seed(seed_of(plan.seed, Stream.DROPOUT, step, micro))  # after the batches' own
                 with autocast(device, plan.precision):
                     part, differentiated = forward(*batch)
@@ -76,24 +80,19 @@ def steps(
                 stop_unless_finite(part, step)
                 (differentiated / plan.accumulation).backward()
                 loss += part.detach() / plan.accumulation
+        except BaseException:
+            copy_all(buffers, kept)
+            optimizer.zero_grad(set_to_none=True)
+            raise
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         learner.update_target(tau)
         yield StepResult(step + 1, loss, lr, tau, batch)
 
 
-@contextmanager
-def undone_on_failure(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """When passes fail or are stopped, put back buffers (BatchNorm's statistics) and drop gradients."""
-    buffers = list(module.buffers())
-    before = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    except BaseException:
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
-        optimizer.zero_grad(set_to_none=True)
-        raise
+def copy_all(to: list[list[Tensor]], of: list[list[Tensor]]) -> None:
+    for left, right in zip(to, of, strict=True):
+        torch._foreach_copy_(left, right)
 
 
 def stop_unless_finite(loss: Tensor, step: int) -> None:
@@ -110,17 +109,11 @@ def build_optimizer(learner: BYOL, plan: Plan, probe: OnlineProbe | None = None)
 
     `steps` sets the rate: each group's is the schedule's times its `lr_factor`.
     """
-    parts: list[tuple[nn.Module | None, float]] = [
-        (learner.online, 1.0),
-        (learner.predictor, plan.predictor_lr),
-        (probe, 1.0),
-    ]
-    groups = [
-        {**group, "lr_factor": factor}
-        for part, factor in parts
-        if part is not None
-        for group in parameter_groups(part, weight_decay=plan.weight_decay)
-    ]
+    groups: list[dict[str, Any]] = []
+    for part, factor in ((learner.online, 1.0), (learner.predictor, plan.predictor_lr), (probe, 1.0)):
+        if part is not None:
+            part_groups = parameter_groups(part, weight_decay=plan.weight_decay)
+            groups += [{**group, "lr_factor": factor} for group in part_groups]
     if plan.optimizer == "lars":
         return LARS(groups, lr=plan.lr, momentum=plan.momentum)
     if plan.optimizer == "sgd":

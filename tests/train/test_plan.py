@@ -185,6 +185,24 @@ def test_a_setting_that_is_not_finite_is_refused(name, value):
         OptimConfig(**{name: value})
 
 
+@pytest.mark.parametrize(
+    ("owner", "flag", "value"),
+    [
+        (OptimConfig, "optim.momentum", 1.0),
+        (OptimConfig, "optim.accumulation", 2.5),
+        (ModelConfig, "model.projection_size", 0),
+        (DataConfig, "data.channels", 2),
+        (DataConfig, "data.channels", True),
+        (KnnConfig, "knn.k", "20"),
+        (ProbeConfig, "probe.online", 1),
+    ],
+)
+def test_a_refused_setting_of_a_group_is_named_as_its_flag_is(owner, flag, value):
+    with pytest.raises(byol.ConfigError) as failure:
+        owner(**{flag.split(".")[1]: value})
+    assert f"{flag} is {value!r}" in str(failure.value)
+
+
 def test_paths_and_numbers_of_numpy_are_settings_too(tmp_path):
     config = TrainConfig(
         out=tmp_path / "a",
