@@ -1,9 +1,15 @@
-"""The files that features are kept in: .npz, .npy, .parquet, .safetensors."""
+"""The files that features are kept in: .npz, .npy, .parquet, .safetensors.
 
+Each holds checksums, which are compared when it is read, but for what is mapped: of their own in .npz (zip) and
+.parquet (pages), in the metadata of .safetensors, and behind the array in .npy, where other programs do not look.
+"""
+
+import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -16,6 +22,7 @@ GROUP = 2**24  # bytes of features in a row group of a parquet file
 Array = np.ndarray[Any, np.dtype[Any]]
 Fields = dict[str, Any]  # of `Features`; those that are empty are left out
 DESCRIBED = ("classes", "encoder_checksum", "encoder")  # the last one in files of before
+CHECKED = b"blake2b:"  # then a digest: the last bytes of a .npy file
 ODD = "surrogateescape"  # how names of files that are not UTF-8 are held
 
 
@@ -44,6 +51,7 @@ def write(fields: Fields, path: Path) -> None:
         with path.open("wb") as file:
             if path.suffix == ".npy":
                 np.save(file, held["x"])
+                file.write(CHECKED + bytes.fromhex(_digest(held["x"])))
             else:
                 np.savez(file, **held)
 
@@ -57,7 +65,11 @@ def read(path: Path, *, mapped: bool) -> Fields:
         if path.suffix == ".safetensors":
             return _read_safetensors(path, mapped)
         if start == b"\x93NUMPY":
-            return {"x": np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)}
+            x = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+            mark, digest = (last := _last_bytes(file, len(CHECKED) + 16))[:-16], last[-16:].hex()
+            if mark == CHECKED and not mapped and digest != _digest(x):
+                raise ValueError("it does not match its checksum")
+            return {"x": x}
         if not start.startswith(b"PK"):
             raise ValueError(f"it is of none of the kinds {', '.join(FORMATS)}")
         file.seek(0)
@@ -87,7 +99,9 @@ def _write_parquet(fields: Fields, path: Path) -> None:
             columns[column] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1]) if rows else flat
     table = pa.table(columns).replace_schema_metadata({"byol": _description(fields)})
     size = max(1, GROUP // (4 * fields["x"].shape[1]))
-    pq.write_table(table, path, row_group_size=size, compression="none", use_dictionary=False)
+    pq.write_table(
+        table, path, row_group_size=size, compression="none", use_dictionary=False, write_page_checksum=True
+    )
 
 
 def _read_parquet(path: Path) -> Fields:
@@ -97,7 +111,9 @@ def _read_parquet(path: Path) -> Fields:
 
     names = pq.read_schema(path).names
     held = [name for name in ("name", "label", "x") if name in names]
-    with pq.ParquetFile(path, read_dictionary=held[: held.count("name")]) as file:
+    with pq.ParquetFile(
+        path, read_dictionary=held[: held.count("name")], page_checksum_verification=True
+    ) as file:
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
         columns = [group.column(place) for group in groups for place in range(group.num_columns)]
         _check(names, 8 * sum(c.num_values for c in columns if c.path_in_schema.split(".")[0] in held))
@@ -125,15 +141,19 @@ def _write_safetensors(fields: Fields, path: Path) -> None:
         encoded = [name.encode(errors=ODD) for name in fields["names"]]
         parts["names"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         parts["name_ends"] = np.cumsum([len(name) for name in encoded])
-    save_file(parts, path, metadata={"byol": _description(fields)})
+    digest = _digest(*(parts[name] for name in sorted(parts)))
+    save_file(parts, path, metadata={"byol": _description(fields), "blake2b": digest})
 
 
 def _read_safetensors(path: Path, mapped: bool) -> Fields:
     from safetensors import safe_open
 
     with safe_open(path, "np") as file:
-        held = list(file.keys())
+        held, metadata = sorted(file.keys()), file.metadata() or {}
         _check(held)
+        known = None if mapped else metadata.get("blake2b")
+        if known is not None and known != _digest(*(file.get_tensor(name) for name in held)):
+            raise ValueError("it does not match its checksum")
         fields = {"x": _mapped_tensor(path, "x") if mapped else file.get_tensor("x")}
         if "y" in held:
             fields["y"] = file.get_tensor("y")
@@ -143,7 +163,19 @@ def _read_safetensors(path: Path, mapped: bool) -> Fields:
                 raise DataError("The ends of its names do not rise.")
             starts = [0, *ends[:-1]]
             fields["names"] = [text[s:e].decode(errors=ODD) for s, e in zip(starts, ends, strict=True)]
-        return fields | _described(parse_json((file.metadata() or {}).get("byol", "{}")))
+        return fields | _described(parse_json(metadata.get("byol", "{}")))
+
+
+def _digest(*arrays: Array) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _last_bytes(file: BinaryIO, count: int) -> bytes:
+    file.seek(max(0, file.seek(0, os.SEEK_END) - count))
+    return file.read()
 
 
 def _mapped_tensor(path: Path, name: str) -> Array:

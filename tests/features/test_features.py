@@ -284,14 +284,28 @@ def test_damaged_file_is_refused_by_name(tmp_path, kind, mapped):
             Features.load(path, mapped=mapped)
 
 
-def test_a_flipped_bit_in_npz_is_noticed(tmp_path):
-    path = tmp_path / "features.npz"
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flipped_bit_is_noticed(tmp_path, kind):
+    path = tmp_path / f"features{kind}"
     features(50).save(path)
-    flipped = bytearray(path.read_bytes())
-    flipped[300] ^= 16  # among the numbers of x
-    path.write_bytes(flipped)
-    with pytest.raises(DataError, match=r"features\.npz does not hold features"):
+    sound = path.read_bytes()
+    place = sound.index(features(50).x[20:22].tobytes()[:8])  # among the numbers of x
+    path.write_bytes(sound[:place] + bytes([sound[place] ^ 16]) + sound[place + 1 :])
+    with pytest.raises(DataError, match=rf"features\{kind} does not hold features"):
         Features.load(path)
+
+
+@pytest.mark.parametrize("kind", [".npy", ".safetensors"])
+def test_a_file_of_another_program_needs_no_checksum(tmp_path, kind):
+    path, x = tmp_path / f"features{kind}", features(50).x
+    np.save(path, x) if kind == ".npy" else save_file({"x": x}, path)
+    assert np.array_equal(Features.load(path).x, x)
+
+
+def test_numpy_reads_a_npy_with_a_checksum_behind_the_array(tmp_path):
+    features(50).save(tmp_path / "features.npy")
+    for mode in (None, "r"):
+        assert np.array_equal(np.load(tmp_path / "features.npy", mmap_mode=mode), features(50).x)
 
 
 @pytest.mark.parametrize(
