@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,8 @@ from time import monotonic
 from typing import Any
 
 from byol.data.batches import Batches
+from byol.data.decode import BadImage
+from byol.data.images import Images
 from byol.disk import append_text, parse_json, write_text
 from byol.errors import DataError, DiskError
 from byol.train.plan import Plan
@@ -148,26 +151,46 @@ def whole_lines(path: Path, wanted: Callable[[Any], bool]) -> list[Any]:
 
 
 class BadImages:
-    """Counts unreadable images, lists each once, and stops the run above the agreed share."""
+    """Counts unreadable images, lists each once, and stops the run above the agreed share.
 
-    def __init__(self, path: Path, images: int, share: float) -> None:
-        self.path, self.images, self.share = path, images, share
-        self.names = {
-            entry["name"] for entry in whole_lines(path, lambda values: isinstance(values["name"], str))
-        }
+    Those that an earlier part of the run listed are tried again: a disk may have been away for a moment.
+    """
+
+    def __init__(self, path: Path, images: Images, share: float) -> None:
+        self.path, self.images, self.share = path, len(images), share
+        self.reasons: dict[str, str] = {}  # by the images' names
+        listed = {entry["name"] for entry in whole_lines(path, lambda one: isinstance(one["name"], str))}
+        for row in range(len(images)) if listed else ():
+            if (name := images.name(row)) in listed:
+                try:
+                    images.array(row)
+                except BadImage as failure:
+                    self.reasons[name] = str(failure)
+        if listed:
+            write_text(path, "".join(map(self._line, self.reasons)))
 
     def __call__(self, name: str, reason: str) -> None:
         """Take note of an image; raises DataError when more than the agreed share is unreadable."""
-        if name in self.names:
+        if name in self.reasons:
             return
-        self.names.add(name)
-        append_text(self.path, json.dumps({"name": name, "reason": reason}) + "\n")
-        if len(self.names) > self.share * self.images:
-            bad = f"{len(self.names)} of {self.images:,} images cannot be read (the last: {reason})"
+        self.reasons[name] = reason
+        append_text(self.path, self._line(name))
+        if len(self.reasons) > self.share * self.images:
+            bad = f"{len(self.reasons)} of {self.images:,} images cannot be read ({self._summary()})"
             where = f"more than {100 * self.share:g} %. They are listed in {self.path}"
             raise DataError(f"{bad}, {where}. Remove them, or allow more with --data.max-bad.")
 
     def __str__(self) -> str:
         """For a run's last line."""
-        bad = len(self.names)
-        return f"; {bad:,} unreadable image{'s' * (bad != 1)}, listed in {self.path}" if bad else ""
+        bad = len(self.reasons)
+        some = f"{bad:,} unreadable image{'s' * (bad != 1)} ({self._summary()})"
+        return f"; {some}, listed in {self.path}" if bad else ""
+
+    def _line(self, name: str) -> str:
+        return json.dumps({"name": name, "reason": self.reasons[name]}) + "\n"
+
+    def _summary(self) -> str:
+        """The commonest reasons with their counts."""
+        counts = Counter(self.reasons.values()).most_common()
+        more = f"; {len(counts) - 3} other reasons" if len(counts) > 3 else ""
+        return "; ".join(f"{count} x {reason}" for reason, count in counts[:3]) + more

@@ -66,7 +66,7 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
         saver = Saver(folder.checkpoints, trained, optimizer, checksum, config)
         start = saver.restore()
         saver.check_room()
-        bad = BadImages(folder.bad_files, len(images), config.data.max_bad)
+        bad = BadImages(folder.bad_files, images, config.data.max_bad)
         monitor = Monitor(trained_encoder, images, (rows, hold_out_rows), plan, config.knn, bad, probe)
         images.release()  # what was read until now is not needed as it was read
         batches = setup.batches(rows, plan, learner, start, bad, probe)

@@ -211,5 +211,5 @@ def prepare_loop(encoder: str | nn.Module | None, images: Any, config: TrainConf
     rows, _ = split(len(setup.images), plan)
     folder = RunFolder(config.out)
     folder.path.mkdir(parents=True, exist_ok=True)
-    bad = BadImages(folder.bad_files, len(setup.images), config.data.max_bad)
+    bad = BadImages(folder.bad_files, setup.images, config.data.max_bad)
     return Loop(learner, setup.batches(rows, plan, learner, 0, bad), build_optimizer(learner, plan), plan)

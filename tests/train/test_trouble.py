@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from full_disk import largest_file
+from PIL import Image
 from small_runs import StopsItself, Tiny, seeded, small_config
 from torch import Tensor, nn
 
@@ -87,13 +88,24 @@ def test_a_full_disk_costs_metrics_and_one_warning_and_ends_in_a_sentence(tmp_pa
     assert sum("checkpoint of step 14 " in record.message for record in caplog.records) == 1
 
 
-def test_a_cut_last_line_of_bad_files_is_forgotten(tmp_path):
-    BadImages(tmp_path / "bad_files.jsonl", 100, 0.5)("a.png", "empty")
-    with (tmp_path / "bad_files.jsonl").open("a") as file:
+def test_an_image_that_can_be_read_again_is_taken_off_the_list(tmp_path):
+    """As after a disk that was away for a moment; a last line that a kill cut short is forgotten too."""
+    for number in range(20):
+        Image.new("RGB", (20, 20), (number * 10, 0, 0)).save(tmp_path / f"{number:02}.png")
+    images, path = byol.open_images(tmp_path), tmp_path / "bad_files.jsonl"
+    (tmp_path / "03.png").write_bytes(b"")
+    before = BadImages(path, images, 0.12)
+    before("03.png", "it is empty")
+    before("05.png", "it is away")
+    with path.open("a") as file:
         file.write('{"name": "b.p')
-    BadImages(tmp_path / "bad_files.jsonl", 100, 0.5)("c.png", "empty")
-    lines = [json.loads(line) for line in (tmp_path / "bad_files.jsonl").read_text().splitlines()]
-    assert [line["name"] for line in lines] == ["a.png", "c.png"]
+    now = BadImages(path, images, 0.12)
+    listed = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["name"] for line in listed] == ["03.png"]
+    assert str(now).startswith("; 1 unreadable image (1 x ")
+    now("07.png", "it is away")
+    with pytest.raises(byol.DataError, match=r"3 of 20 images cannot be read \(2 x it is away; 1 x "):
+        now("08.png", "it is away")
 
 
 @pytest.mark.slow
