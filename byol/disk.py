@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -150,14 +150,20 @@ def read_yaml(path: Path, what: str) -> Any:
         raise ConfigError(f"The {what} {path} cannot be read: {reason}. Expected a YAML file.") from failure
 
 
-def check_writable(folder: Path, advice: str = "Choose another place.") -> None:
-    """Raise ConfigError, before any work, when no file can be made in a folder, or where it would be made."""
+def check_writable(folder: Path, advice: str = "Choose another place.", name: str = "") -> None:
+    """Raise ConfigError, before any work, when no file can be made in a folder, or where it would be made.
+
+    With `name`, also when `replacing` could not make a file of that name.
+    """
     place = folder
     while not os.path.exists(place):  # unlike Path.exists, it is False where one may not look
         place = place.parent
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
+        if name:
+            with suppress(FileNotFoundError):
+                os.lstat(place / f".tmp-{os.getpid()}-{name}")
     except OSError as failure:
         raise ConfigError(f"Nothing can be written to {folder}: {failure.strerror}. {advice}") from failure
 

@@ -89,7 +89,7 @@ def check_out(out: Path) -> None:
     except DataError as failure:
         said = f"--out is there already and is not replaced: {failure} Give another name."
         raise ConfigError(said) from failure
-    check_writable(out.parent)
+    check_writable(out.parent, name=out.name)
 
 
 class Progress:

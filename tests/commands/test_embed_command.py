@@ -97,6 +97,12 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(words):
     assert not list(Path().glob("f.npz*"))
 
 
+def test_a_name_that_no_file_can_have_is_told_before_the_work(run, tmp_path, capsys):
+    out = tmp_path / ("x" * 252 + ".npz")
+    assert main(["embed", str(run), "--data", "nowhere", "--out", str(out)]) == 2
+    assert "File name too long" in capsys.readouterr().err
+
+
 def test_names_that_a_terminal_cannot_show_are_no_failure(words, tmp_path):
     """A Latin-1 terminal, and a picture of a cat in its own name."""
     (tmp_path / "🦊").mkdir()
