@@ -24,7 +24,7 @@ def signals_are_heard() -> None:
 
 @pytest.fixture
 def encoder_of() -> Callable[..., Encoder]:
-    """An encoder ready to use, of a network or a name: encoder_of("convnet", width=4), encoder_of(net, "layer4")."""
+    """An encoder ready to use, of a network or a name: encoder_of("convnet", width=4)."""
 
     def make(
         net: nn.Module | str = "convnet",
@@ -74,7 +74,7 @@ def official() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def eval_images() -> torch.Tensor:
-    """The images (4, 3, 48, 48) in [0, 1] that the official network was evaluated on: the last draws of its noise."""
+    """The images (4, 3, 48, 48) in [0, 1] that the official network was evaluated on."""
     stream = np.random.RandomState(0)
     stream.rand(225_778 + 12 * 8 * 48 * 48 * 3)
     return torch.from_numpy(stream.rand(4, 48, 48, 3).astype(np.float32)).permute(0, 3, 1, 2).contiguous()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """No file grows beyond `size` bytes until the block ends: the operating system refuses, as on a full disk.
+    """No file grows beyond `size` bytes until the block ends: the system refuses, as on a full disk.
 
     A block inside the test and no fixture around it: pytest writes its own results, perhaps into a file,
     before a fixture ends.

@@ -1,4 +1,4 @@
-"""Pickles with the names and layouts of the official checkpoints, written here: any size, any way of pickling."""
+"""Pickles with the names and layouts of the official checkpoints, of any size, pickled in any way."""
 
 import pickle
 import sys
@@ -101,7 +101,7 @@ def write_official(
     mapping: str | None = None,  # of Haiku: FlatMapping, frozendict; None for dicts
     **more: Any,
 ) -> Path:
-    """A checkpoint whose state is a named tuple of a class that is only named; its target is the online one by default."""
+    """A checkpoint whose state is a named tuple of a class that is only named."""
     home, state_home = "haiku._src.data_structures", "byol.byol_experiment"
     kind = type(mapping or "none", (_Mapping,), {"__module__": home, "__qualname__": mapping or "none"})
     state = namedtuple(

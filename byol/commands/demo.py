@@ -40,7 +40,7 @@ def demo(arguments: Sequence[str]) -> int:
     config = parse(TrainConfig, ["--out", out, *preset_flags("demo")], prog="byol demo", description="")
     print(
         f"{len(train):,} tiles of {len(tiles.names)} photographs, without labels. Afterwards: which\n"
-        f"photograph does a tile come from? {len(test):,} test tiles, cut from squares that training never sees.\n",
+        f"photograph does a tile come from? {len(test):,} test tiles, of squares that training never sees.\n",
         flush=True,
     )
     started = time.perf_counter()

@@ -82,8 +82,8 @@ def convert(
     What the file is shows by its content; nothing in it is executed. `padding` is "same" for official
     checkpoints, as their code pads, or "symmetric" for a plain torchvision network, with other features.
     `encoder` is a name for `build_encoder` for networks other than ResNets, `prefix` where in a torch
-    checkpoint it is, and `hidden_layer` where the network gives its representation. Raises CheckpointError for
-    a file that is something else, damaged or hostile, ConfigError for wrong settings.
+    checkpoint it is, and `hidden_layer` where the network gives its representation. Raises CheckpointError
+    for a file that is something else, damaged or hostile, ConfigError for wrong settings.
     """
     path, kind = Path(path), kind_of(Path(path))
     if kind not in ("torch", "pickle"):

@@ -1,7 +1,7 @@
 """The files that features are kept in: .npz, .npy, .parquet, .safetensors.
 
-Each holds checksums, which are compared when it is read, but for what is mapped: of their own in .npz (zip) and
-.parquet (pages), in the metadata of .safetensors, and behind the array in .npy, where other programs do not look.
+Each holds checksums, which are compared when it is read, but for what is mapped: of their own in .npz (zip)
+and .parquet (pages), in the metadata of .safetensors, and behind the array in .npy, where no program looks.
 """
 
 import hashlib

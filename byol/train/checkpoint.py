@@ -75,8 +75,8 @@ class Saver:
         count, free = self.config.keep_checkpoints + 1, shutil.disk_usage(self.folder.parent).free
         if free < count * size:
             logger.warning(
-                "A checkpoint takes %s, and %d of them at a time more than the %s that are free beside %s. Make "
-                "room, or choose another --out.", _megabytes(size), count, _megabytes(free), self.folder,
+                "A checkpoint takes %s, and %d of them at a time more than the %s that are free beside %s. "
+                "Make room, or choose another --out.", _megabytes(size), count, _megabytes(free), self.folder,
             )  # fmt: skip
 
     def save(self, step: int) -> bool:

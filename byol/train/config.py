@@ -173,8 +173,8 @@ class TrainConfig(Checked):
     encoder: str | None = None
     """resnet18 ... resnet200 (x2, x3, x4), convnet, torchvision:NAME, timm:NAME, package.module:function."""
     hidden_layer: str | None = None
-    """Layer that gives the representation, by name or index. By default what the network feeds its classifier,
-    or its output when it has none; "output" takes that in any case."""
+    """Layer that gives the representation, by name or index. By default what the network feeds its
+    classifier, or its output when it has none; "output" takes that in any case."""
     image_size: Side | None = None
     """Side of the views in pixels."""
     eval_size: Side | None = None

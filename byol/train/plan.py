@@ -89,10 +89,11 @@ class Plan(Checked):
         where = "kept in memory" if self.in_memory else f"decoded by {self.workers} workers"
         held = f", {self.hold_out_images:,} held out for kNN" if self.hold_out_images else ""
         parts = f" in {self.accumulation} micro-batches" if self.accumulation > 1 else ""
+        batch = f"{self.batch_size} images{parts}"
         return [
             f"images     {self.images:,} to train on{held}; {where}",
             f"encoder    {self.encoder}{options}; views of {height}x{width}, {self.channels} channels",
-            f"length     {self.epochs:g} epochs = {self.total_steps:,} steps of {self.batch_size} images{parts}",
+            f"length     {self.epochs:g} epochs = {self.total_steps:,} steps of {batch}",
             f"optimizer  {self.optimizer}, lr {self.lr:g} at its peak after {self.warmup_steps:,} steps, "
             f"weight decay {self.weight_decay:g}, tau from {self.base_tau:g}",
             f"hardware   {self.device}, {self.precision}",
@@ -137,7 +138,7 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
     images = facts.count - held_out
     batch_size = checked_batch_size(config, images)
     # Steps count as in the official code: epochs x images // batch.
-    # Without a length about 2 million images are seen on a CPU, 40 million on a GPU, each 1,000 times at most.
+    # Without a length a CPU sees about 2 million images, a GPU 40 million, each 1,000 times at most.
     usual_epochs = max(10, min(1000, (2_000_000 if cpu else 40_000_000) // images))
     epochs = config.epochs or float(usual_epochs)
     total = int(epochs * images) // batch_size

@@ -141,6 +141,7 @@ def test_a_preset_that_names_code_imports_it_only_when_the_caller_names_it_too(
     assert (tmp_path / "executed").exists()
 
 
+EVALUATE = ["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}"]
 BAD = [
     (["trian"], 2, "Did you mean 'train'"),
     (["train", "{tmp}/nowhere", "--out", "{tmp}/o"], 3, "nowhere"),
@@ -156,19 +157,19 @@ BAD = [
     (["train", "{tmp}/one", "--out", "{tmp}/o"], 3, "1 image"),
     (["evaluate", "{tmp}/nothing", "--train", "{pictures}", "--test", "{pictures}"], 2, "no encoder"),
     (["evaluate", "{run}", "--train", "{pictures}/red", "--test", "{pictures}"], 3, "labels"),
-    (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--protocols", "knm"], 2, "knn"),
+    ([*EVALUATE, "--protocols", "knm"], 2, "knn"),
     (["evaluate", "{run}", "--train", "{pictures}"], 2, "--test"),
-    (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--metric", "map11"], 2, "one label"),
-    (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--seeds", "0"], 2, "seeds"),
-    (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--compare", "pixel"], 2, "'pixels'"),
-    (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--weights", "w.pth"], 2, "expected one"),
-    (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--out", "{run}/config.yaml"], 2, "is a file"),
+    ([*EVALUATE, "--metric", "map11"], 2, "one label"),
+    ([*EVALUATE, "--seeds", "0"], 2, "seeds"),
+    ([*EVALUATE, "--compare", "pixel"], 2, "'pixels'"),
+    ([*EVALUATE, "--weights", "w.pth"], 2, "expected one"),
+    ([*EVALUATE, "--out", "{run}/config.yaml"], 2, "is a file"),
     (["evaluate", "{run}", "--transfer", "{run}/config.yaml"], 2, "{train: PATH, test: PATH}"),
-    (["evaluate", "{run}", "--transfer", "{run}/config.yaml", "--test", "{pictures}"], 2, "Give one or the other"),
-    (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--k", "0"], 2, "kNN got k=0"),
-    (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--base-lrs", "nan"], 2, "base_lrs"),
-    (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--out", "/proc/x"], 2, "Nothing can be written"),
-    (["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}", "--compare", "pixels", "pixels"], 2, "already"),
+    (["evaluate", "{run}", "--transfer", "{run}/config.yaml", "--test", "{pictures}"], 2, "one or the other"),
+    ([*EVALUATE, "--k", "0"], 2, "kNN got k=0"),
+    ([*EVALUATE, "--base-lrs", "nan"], 2, "base_lrs"),
+    ([*EVALUATE, "--out", "/proc/x"], 2, "Nothing can be written"),
+    ([*EVALUATE, "--compare", "pixels", "pixels"], 2, "already"),
     (["evaluate", "{run}", "--transfer", "{tmp}/no.yaml"], 2, "There is no list of data sets at"),
     (["evaluate", "torchvision:resnet51", "--train", "{pictures}", "--test", "{pictures}"], 2, "resnet50"),
     (["embed", "{run}", "--data", "{pictures}", "--out", "{tmp}/f.csv"], 2, ".npz"),

@@ -131,7 +131,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2_and_leaves_nothing(words, say
 
 
 def test_disk_that_fills_up_leaves_nothing(official_files, tmp_path):
-    """In a process whose files may not grow beyond some bytes, which looks like a full disk; no folder stays."""
+    """In a process whose files may not grow, which looks like a full disk; no folder stays."""
     words = ["convert", str(official_files / "official_tiny.pkl"), "--out", str(tmp_path / "new" / "o")]
     code = f"""
 import resource, signal, sys

@@ -59,7 +59,7 @@ def test_every_protocol_learns_to_tell_hues_apart(encoder, protocol):
 
 
 def test_nothing_is_learned_or_chosen_on_test_images(encoder, protocol):
-    """With garbage for the test labels, without any, and with other test images the same settings are chosen."""
+    """With garbage for the test labels, without any, and with other test images the settings stay."""
     train, (x, y) = images(80), pixels(40, seed=1)
     first = protocol(encoder, train, open_images(x, labels=y))
     garbage = protocol(encoder, train, open_images(x, labels=np.random.default_rng(0).integers(0, 4, 40)))

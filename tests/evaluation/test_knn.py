@@ -60,7 +60,7 @@ def test_more_neighbours_than_rows_lets_every_row_vote():
 
 
 def test_blocks_give_the_same_votes():
-    """20,000 classes are voted for in blocks of less than 900 queries: one by one the queries get the same answers."""
+    """20,000 classes are voted for in blocks of less than 900 queries, with the votes of one by one."""
     bank = torch.randn(20_000, 6, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(20_000)
     queries = torch.randn(2_000, 6, generator=torch.Generator().manual_seed(2))
@@ -113,7 +113,7 @@ def test_classes_missing_from_the_queries_can_still_be_predicted():
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-6, 1e-30])
 def test_at_a_tiny_temperature_the_nearest_row_alone_decides(temperature):
-    """Also where it is far away: the weights exp(cosine / temperature) themselves would overflow, or all vanish."""
+    """Also where it is far away: the weights exp(cosine / temperature) would overflow, or all vanish."""
     bank, labels = clusters(400, 7, width=64)
     queries, _ = clusters(300, 7, seed=1, width=64)
     nearest = knn_predict(bank, labels, queries, k=1)

@@ -13,7 +13,7 @@ from byol.evaluation.subsets import validation_split
 def clusters(
     count: int, classes: int, seed: int = 0, width: int = 10, spread: float = 1.5
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Overlapping clouds of features (N, D), each feature with a mean and a scale of its own, and the class of each."""
+    """Overlapping clouds of features (N, D), each with a mean and a scale of its own, and their classes."""
     shared = np.random.default_rng(99)
     centres, offset, scale = (
         shared.normal(size=(classes, width)),
@@ -27,9 +27,10 @@ def clusters(
 
 
 def scikit_learn(x: torch.Tensor, y: torch.Tensor, l2: float) -> tuple[StandardScaler, LogisticRegression]:
-    """Minimises C * summed loss + |weight|^2 / 2: the mean loss + l2 / 2 * |weight|^2 is that with C = 1 / (l2 N).
+    """Minimises C * summed loss + |weight|^2 / 2, our objective with C = 1 / (l2 N).
 
-    With two classes it has one vector of weights where the softmax has two, each half of it, so |weight|^2 is halved too.
+    With two classes it has one vector of weights where the softmax has two, each half of it: |weight|^2 is
+    halved too.
     """
     scaler = StandardScaler().fit(x.double().numpy())
     c = (2 if len(y.unique()) == 2 else 1) / (l2 * len(x))
@@ -70,7 +71,7 @@ def test_classifier_is_that_of_scikit_learn_on_standardised_features(count, l2):
 
 
 def tagged(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features that overlap, and which of four classes each is of, int64 (N, 4); the classes are of very different size."""
+    """Features that overlap, and which of four classes each is of, int64 (N, 4), of very different sizes."""
     generator = np.random.default_rng(seed)
     x = generator.normal(size=(count, 8))
     chance = x @ np.random.default_rng(99).normal(size=(8, 4)) + generator.normal(size=(count, 4))
@@ -96,7 +97,7 @@ def test_multi_label_is_one_yes_or_no_for_each_class_as_in_scikit_learn(l2):
 
 @pytest.mark.parametrize("l2", [1e-4, 1e-1])
 def test_fewer_images_than_features_and_features_that_repeat_are_solved_as_by_scikit_learn(l2):
-    """Copies and sums of features: the covariance has no inverse, and the penalty alone decides how weights are shared."""
+    """Copies and sums of features: the covariance has no inverse, and the penalty decides on the weights."""
     x, y = clusters(80, 3, width=20, spread=3.0)
     x = torch.cat([x, x[:, :5], x[:, :10] + x[:, 10:], 2 * x + 1, torch.zeros(80, 40)], dim=1)
     assert x.shape == (80, 95)
@@ -176,7 +177,7 @@ def test_l2_values_are_the_papers_45():
 
 
 def test_chosen_l2_is_the_one_that_scikit_learn_does_best_with_on_the_validation_images():
-    """Few images, many useless features, one class rare: top-1 and the mean per class have other best values."""
+    """Few images, useless features, one class rare: top-1 and the mean per class have other best values."""
     generator = np.random.default_rng(0)
     y = (generator.random(500) < 0.15).astype(int)
     x = generator.normal(size=(500, 150))
@@ -197,7 +198,7 @@ def test_chosen_l2_is_the_one_that_scikit_learn_does_best_with_on_the_validation
 
 @pytest.mark.parametrize("several", [False, True])
 def test_a_tenth_of_the_images_is_for_validation_and_another_tenth_with_another_seed(several):
-    """What is chosen on them follows from the seed: with labels of pure noise every seed chooses another l2."""
+    """What is chosen follows from the seed: with labels of pure noise every seed chooses another l2."""
     generator = np.random.default_rng(0)
     x = torch.from_numpy(generator.normal(size=(200, 5))).float()
     y = torch.from_numpy(generator.integers(0, 2, (200, 3) if several else 200))

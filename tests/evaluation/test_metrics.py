@@ -91,7 +91,7 @@ def test_mean_per_class_is_the_balanced_accuracy_of_scikit_learn():
 
 
 def eleven_points(scores: np.ndarray, truth: np.ndarray) -> float:
-    """VOC 2007's definition from scikit-learn's curve: the mean over 11 recalls of the best precision at each or beyond."""
+    """VOC 2007's from scikit-learn's curve: the mean over 11 recalls of the best precision from there on."""
     precision, recall, _ = precision_recall_curve(truth, scores)
     precision, right = (
         precision[:-1],
@@ -171,7 +171,7 @@ def test_interval_of_top1_is_that_of_a_bootstrap_over_the_images(right, count):
 
 @pytest.mark.parametrize("metric", ["mean_per_class", "map11"])
 def test_interval_of_other_metrics_is_that_of_resampled_images(metric):
-    """A bootstrap the long way: images drawn with replacement, the metric measured anew; precisions come out too high in it."""
+    """A bootstrap the long way: images drawn with replacement, where precisions come out too high."""
     scores, labels = tagged(150, 3) if metric == "map11" else judged(300, 4)
     scores = scores if metric == "map11" else ranked(scores)
     generator = np.random.default_rng(5)

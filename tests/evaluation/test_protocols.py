@@ -86,7 +86,8 @@ def test_scores_on_the_images_that_were_learned_from_come_with_a_warning(encoder
     found = evaluate(encoder, train=one, test=str(one), protocols="knn")
     assert "8 of the 8 test images are train images too" in caplog.text
     assert found["knn"].overlap == 8
-    words = "8 test images of 2 classes, learned from 8 (8 of them train images too, so these scores are meaningless)"
+    words = "8 test images of 2 classes, learned from 8 (8 of them train images too, so these scores are "
+    words += "meaningless)"
     assert words in str(found)
 
 
@@ -353,7 +354,7 @@ def test_numbers_of_numpy_are_settings_and_words_are_not(encoder, tmp_path):
 
 
 def test_settings_are_chosen_by_the_metric_that_was_requested(encoder_of):
-    """Nine in ten validation images are of one class: by top-1 a constant prediction looks good, by the mean per class not."""
+    """Nine in ten validation images are of one class: a constant looks good by top-1 alone."""
     encoder = encoder_of("convnet", width=4)
     x, _ = pixels(200)
     y = (np.arange(200) % 10 == 0).astype(int)
@@ -469,7 +470,7 @@ def test_every_protocol_is_scored_in_the_requested_order(encoder):
 
 
 def test_nothing_is_learned_or_chosen_on_test_images(encoder):
-    """Whatever the other test images and their labels are, the choice and the prediction for an image stay the same."""
+    """Whatever the other test images and their labels are, choice and prediction for an image stay."""
     train, test = clusters(150, 3), clusters(60, 3, seed=1)
     first = evaluate(train=train, test=test)
     shuffled = evaluate(
@@ -542,7 +543,7 @@ def test_gray_encoder_scores_coloured_folders(encoder_of, tmp_path):
 
 
 def test_folders_that_lack_different_classes_are_matched_by_the_classes_names(encoder, tmp_path):
-    """Train numbers blue, red, yellow 0, 1, 2; test numbers green, red, yellow so. By number, every prediction is wrong."""
+    """Train numbers blue, red, yellow 0, 1, 2; test green, red, yellow. By number, all would be wrong."""
     train = folder(tmp_path / "train", ["blue", "red", "yellow"], 8, 0)
     test = folder(tmp_path / "test", ["green", "red", "yellow"], 5, 100)
     for score in evaluate(encoder, train=train, test=test).values():

@@ -12,7 +12,7 @@ from byol.evaluation.tables import Scores, comparison
 
 
 def predicted(right: int, **settings: object) -> Predictions:
-    """Predictions for 200 test images of 8 classes, some of them right, the others right at the second choice."""
+    """Predictions for 200 test images of 8 classes, some right, the others right at the second choice."""
     labels = np.arange(200) % 8
     classes = (labels[:, None] + np.arange(5)) % 8
     classes[right:, :2] = classes[right:, 1::-1]

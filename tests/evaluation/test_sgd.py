@@ -1,4 +1,4 @@
-"""One loop trains a classifier on an encoder, frozen or not: held against plain torch on the very same crops."""
+"""One loop trains a classifier on an encoder, frozen or not: held against plain torch on the same crops."""
 
 import copy
 import io
@@ -56,7 +56,7 @@ def test_one_rate_is_torch_optim_sgd_with_torchs_own_cosine(encoder, frozen, dec
 
 
 def test_decay_is_divided_by_the_rate_and_spares_biases_and_batchnorm(encoder_of):
-    """Hence the share of a weight that is lost in a step at the peak is the decay itself, whatever the rate."""
+    """So the share of a weight that a step at the peak takes is the decay itself, whatever the rate."""
     from byol.evaluation.sgd import sgd
 
     encoder = encoder_of(net())
@@ -192,7 +192,8 @@ def test_small_sets_get_small_batches(count, most, size):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"base_lrs": ()}, {"base_lrs": (0.1, 0.0)}, {"base_lrs": (float("nan"),)}, {"epochs": (float("inf"),)},
+        {"base_lrs": ()}, {"base_lrs": (0.1, 0.0)}, {"base_lrs": (float("nan"),)},
+        {"epochs": (float("inf"),)},
         {"weight_decays": (-1e-4,)}, {"batch_size": 1}, {"validation_share": -0.1},
         {"validation_share": 1.0}, {"validation_share": float("nan")}, {"crop_area": (0.5, 0.1)},
         {"logit_cap": 0.0}, {"logit_penalty": -0.1},

@@ -435,7 +435,7 @@ def memory(what: str) -> int:
 
 
 def in_the_child(kind: Kind, path: Path, before: bytes, refusal: bool) -> str:
-    """Read the file. Returns "" for a result or, where `refusal` is right, a sentence; else what went wrong."""
+    """Read the file. Returns "" for a result or, with `refusal`, for a sentence; else what went wrong."""
     with open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 1)
         os.dup2(nothing.fileno(), 2)

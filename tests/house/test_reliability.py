@@ -28,7 +28,8 @@ def test_importing_the_package_opens_no_connection_and_starts_no_process():
     script = """
 import sys
 seen = []
-events = ("socket.connect", "socket.getaddrinfo", "socket.bind", "subprocess.Popen", "os.system", "os.posix_spawn")
+events = ("socket.connect", "socket.getaddrinfo", "socket.bind")
+events += ("subprocess.Popen", "os.system", "os.posix_spawn")
 sys.addaudithook(lambda event, arguments: seen.append((event, arguments)) if event in events else None)
 import byol
 for name in byol.__all__:

@@ -269,7 +269,7 @@ def test_after_planning_nothing_is_left_open():
 
 
 class Machine:
-    """Takes so many seconds for a megapixel of views, and what else it is told; remembers what it measured."""
+    """Takes so many seconds for a megapixel of views; remembers what it measured."""
 
     def __init__(self, megapixel: float, **other: float) -> None:
         self.megapixel, self.other = megapixel, other

@@ -235,7 +235,7 @@ def test_the_hold_out_set_and_the_training_images_are_all_images(tmp_path, array
 
 @pytest.mark.parametrize("same", [True, False])
 def test_the_knn_score_is_that_of_hold_out_images_among_training_images(tmp_path, same):
-    """Every hold-out image has one twin, in training, of its own class or of another: all are right, or none."""
+    """Every hold-out image has one twin in training, of its class or of another: all are right, or none."""
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (60, 16, 16, 3), dtype=np.uint8)
     config = small_config(tmp_path / "a", knn=KnnConfig(hold_out_share=0.2, times=1, k=1))
