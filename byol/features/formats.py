@@ -115,6 +115,9 @@ def _read_parquet(path: Path) -> Fields:
         path, read_dictionary=held[: held.count("name")], page_checksum_verification=True
     ) as file:
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        _check(names, sum(group.total_byte_size for group in groups))
+        for number in range(len(groups)):  # `column` would end the process where this raises
+            next(file.iter_batches(1, row_groups=[number], columns=held), None)
         columns = [group.column(place) for group in groups for place in range(group.num_columns)]
         _check(names, 8 * sum(c.num_values for c in columns if c.path_in_schema.split(".")[0] in held))
         table = file.read(held)
