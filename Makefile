@@ -23,7 +23,7 @@ mutants: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py --part $(PART)
 
 check: lint types test variation wheel  ## what CI runs; of the wrong changes a third, another one every day
-	$(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 	$(MAKE) mutants PART=$$(expr $$(date +%j) % 3 + 1)/3
 
 lint: $(VENV)/.dev
