@@ -6,12 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 from byol.encoders.encoder import Encoder, EncoderInfo
 from byol.method.probe import probe
 from byol.method.views import ViewConfig, normalisation
 from byol.models.build import build_encoder
+
+settings.register_profile("any machine", deadline=None)  # how long an example takes hangs on the machine
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
