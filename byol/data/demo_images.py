@@ -49,9 +49,11 @@ def photograph_tiles(seed: int = 0) -> Tiles:
         tiles = cut_tiles(np.asarray(photograph), np.random.default_rng((seed, number)))
         train.append(tiles[0])
         test.append(tiles[1])
-    labels = np.arange(len(paths)).repeat
-    names = tuple(path.stem for path in paths)
-    return Tiles(np.concatenate(train), labels(TRAIN_TILES), np.concatenate(test), labels(TEST_TILES), names)
+    numbers, names = np.arange(len(paths)), tuple(path.stem for path in paths)
+    tested, labels = np.concatenate(test), numbers.repeat(TEST_TILES)
+    seen = {tile.tobytes() for tile in np.concatenate(train)}
+    new = [tile.tobytes() not in seen for tile in tested]  # black corners look alike wherever they are cut
+    return Tiles(np.concatenate(train), numbers.repeat(TRAIN_TILES), tested[new], labels[new], names)
 
 
 def cut_tiles(pixels: Pixels, generator: np.random.Generator) -> list[Pixels]:

@@ -1,7 +1,7 @@
 """Checkpoints that survive a kill at any instant, and hold nothing that could be executed.
 
-A checkpoint is a folder `step-00001234` with `state.safetensors` (every tensor) and `manifest.json` (the
-plan it belongs to, size and BLAKE2b of the tensors). It is filled in a temporary folder beside its final
+A checkpoint is a folder `step-00001234` with `state.safetensors` (every tensor) and `manifest.json` (step,
+checksum of the plan, BLAKE2b of the tensors' file). It is filled in a temporary folder beside its final
 place and fsynced, then renamed: a name `step-...` is complete or does not exist.
 """
 

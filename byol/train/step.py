@@ -41,8 +41,8 @@ def steps(
 
     `batches` gives (view1, view2, indices) for each micro-batch, whatever the views are. `forward` calls the
     learner: a ProbedLearner of it, by default without a probe. Everything random in a step follows from
-    (seed, step), so a resumed run repeats it. Raises TrainingError when the loss is not finite. A step that
-    fails leaves no trace.
+    (seed, step), so a resumed run repeats it. Raises TrainingError when the loss, or on a CPU the gradient,
+    is not finite. A step that fails leaves no trace.
     """
     forward = ProbedLearner(learner) if forward is None else forward
     device = next(learner.parameters()).device
@@ -80,6 +80,8 @@ def steps(
                 stop_unless_finite(part, step)
                 (differentiated / plan.accumulation).backward()
                 loss += part.detach() / plan.accumulation
+            if device.type == "cpu":  # a GPU would be waited for; there the next loss tells
+                stop_unless_gradient_finite(optimizer, step)
         except BaseException:
             copy_all(buffers, kept)
             optimizer.zero_grad(set_to_none=True)
@@ -99,8 +101,18 @@ def stop_unless_finite(loss: Tensor, step: int) -> None:
     """Raise TrainingError for a loss that is NaN or infinite, before a gradient is taken of it."""
     if not torch.isfinite(loss):
         raise TrainingError(
-            f"The loss of step {step} is {loss.item()}; the weights were not touched. Usual causes: a "
+            f"The loss of step {step} is {loss.item()}; it did not touch the weights. Usual causes: a "
             "learning rate that is too high for this optimizer, or pixels that are not finite."
+        )
+
+
+def stop_unless_gradient_finite(optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Raise TrainingError for a gradient that is NaN or infinite, before the optimizer has taken it."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not torch.stack(torch._foreach_norm(gradients)).isfinite().all():
+        raise TrainingError(
+            f"The gradient of step {step} is not finite, though its loss is; it did not touch the weights. "
+            "Usual causes: a root or logarithm of 0 in the network, or a learning rate that is too high."
         )
 
 

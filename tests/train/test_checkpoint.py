@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from byol.errors import CheckpointError
+from byol.errors import CheckpointError, TrainingError
 from byol.train import checkpoint
+from byol.train.config import TrainConfig
 
 
 def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -68,6 +69,17 @@ def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
     with pytest.raises(CheckpointError, match=r"format 99.*upgrade"):
         checkpoint.latest(tmp_path, "plan")
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    """As after a gradient that a GPU had not told of yet."""
+    net = torch.nn.Linear(3, 3)
+    saver = checkpoint.Saver(tmp_path, net, torch.optim.SGD(net.parameters()), "plan", TrainConfig(out="a"))
+    with torch.no_grad():
+        net.weight[0, 0] = torch.inf
+    with pytest.raises(TrainingError, match=r"step 1 the state is not finite \(weight\)"):
+        saver.save(1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_newest_checkpoint_is_that_of_the_highest_step(tmp_path):
