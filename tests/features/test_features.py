@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from byol.errors import ConfigError, DataError
 from byol.features import features as files
 from byol.features.features import Features
+from byol.features.formats import FORMATS
 
 
 def features(count: int = 5, width: int = 3, **others: object) -> Features:
@@ -284,7 +285,7 @@ def test_damaged_file_is_refused_by_name(tmp_path, kind, mapped):
             Features.load(path, mapped=mapped)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_a_flipped_bit_is_noticed(tmp_path, kind):
     path = tmp_path / f"features{kind}"
     features(50).save(path)
