@@ -62,6 +62,11 @@ class Stopped(ByolError):
         self.exit_code = exit_code
 
 
+def damaged(path: object, how: str) -> CheckpointError:
+    """What to raise of a file that only another copy of it can replace; `how` says what is wrong with it."""
+    return CheckpointError(f"{path} {how}. Take another copy.")
+
+
 def did_you_mean(word: str, choices: Iterable[str], count: int = 3) -> str:
     """' Did you mean 'a' or 'b'?' for the choices nearest to a word, or '' when none is near."""
     near = get_close_matches(word, list(choices), n=count, cutoff=0.5)

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from byol.encoders.encoder import Encoder, EncoderInfo, filled
-from byol.encoders.foreign import BLOCK, ForeignEncoder, kind_of, read_foreign
+from byol.encoders.encoder import Encoder, EncoderInfo, ready
+from byol.encoders.foreign import BLOCK, ForeignEncoder, kind_of, read_foreign, take
 from byol.encoders.official import read_official
 from byol.errors import CheckpointError, ConfigError
 from byol.method.crops import Interpolation
 from byol.method.hidden import HiddenLayer
 from byol.method.probe import probe
 from byol.method.views import ViewConfig, normalisation
-from byol.models.build import HEADS, WIDTHS, build_encoder
+from byol.models.build import WIDTHS, build_encoder
 from byol.models.resnet import BLOCKS, DEPTHS, Padding
 
 logger = logging.getLogger("byol")
@@ -45,16 +44,6 @@ class Preprocessing:
     """bicubic or bilinear."""
     antialias: bool | None = None
     """Antialiased resize. By default False for official checkpoints, as in their code, else True."""
-
-    def described(self, side: int, antialias: bool, channels: int) -> dict[str, Any]:
-        """Fields of `EncoderInfo`, with the defaults of a kind of checkpoint."""
-        mean, std = normalisation(ViewConfig(), channels)
-        side = side if self.image_size is None else self.image_size
-        return {
-            "image_size": (side, side), "channels": channels, "mean": self.mean or mean,
-            "std": self.std or std, "crop_ratio": self.crop_ratio, "interpolation": self.interpolation,
-            "antialias": antialias if self.antialias is None else self.antialias,
-        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,27 +74,62 @@ def convert(
     checkpoint it is, and `hidden_layer` where the network gives its representation. Raises CheckpointError
     for a file that is something else, damaged or hostile, ConfigError for wrong settings.
     """
-    path, kind = Path(path), kind_of(Path(path))
-    if kind not in ("torch", "pickle"):
+    path, told = Path(path), preprocessing or Preprocessing()
+    kind = kind_of(path)
+    if kind == "torch":
+        found = read_foreign(path, prefix)
+        assumed = ["the images are prepared as told below"]
+    elif kind != "pickle":
         raise CheckpointError(
             f"{path} is neither an official checkpoint (a pickle of protocol 2 or newer) nor a torch "
             f"checkpoint: it is {kind}."
         )
-    if kind == "torch":
-        found = read_foreign(path, prefix)
-    elif (encoder, prefix, hidden_layer) == (None, None, None):
-        found = official_encoder(path)
-        padding = padding or "same"
-        if padding == "symmetric":
-            logger.warning(
-                "With symmetric padding the features are not the official ones: in a test 61 % apart."
-            )
-    else:
+    elif (encoder, prefix, hidden_layer) != (None, None, None):
         raise ConfigError(
             f"{path} is an official checkpoint, which tells its network: leave encoder, prefix and "
             "hidden_layer out."
         )
-    return converted(found, path, encoder, hidden_layer, padding, preprocessing or Preprocessing())
+    else:
+        found, assumed = official_encoder(path), []
+        if padding == "symmetric":
+            logger.warning(
+                "Padded so, the features are not the official ones: in a test they were 61 % apart."
+            )
+    name, options, channels, side = encoder, dict[str, Any](), len(told.mean or (0, 0, 0)), 224
+    if name is None:
+        name, options = recognised(found, path)
+        channels = found.tensors["conv1.weight"].shape[1]
+        assumed += [] if found.official else [PLAIN]
+        if padding == "same" or (padding is None and found.official):
+            options["padding"] = "same"
+        if "stem" in options:
+            side, pads = 32, 2 if found.padded_stem else 1
+            options["stem"] = "solo-learn" if found.padded_stem else "small"
+            assumed.append(f"the first convolution has stride 1 and padding {pads}, and no pooling follows")
+    elif padding is not None:
+        raise ConfigError(f"padding is {padding!r}, and {name} pads as it does. Leave one of them out.")
+    side = side if told.image_size is None else told.image_size
+    size: dict[str, Any] = {"image_size": (side, side), "channels": channels}
+    mean, std = normalisation(ViewConfig(), channels)
+    images = {
+        **size, "mean": told.mean or mean, "std": told.std or std, "crop_ratio": told.crop_ratio,
+        "interpolation": told.interpolation,
+        "antialias": not found.official if told.antialias is None else told.antialias,
+    }  # fmt: skip
+    # No memory and no random draws for weights that are in the file, where the network is our own.
+    own = (encoder, hidden_layer) == (None, None)
+    with torch.device("meta" if own else "cpu"):
+        net: Any = build_encoder(name, **size, **options)
+    under = f"under {found.prefix!r} " if found.prefix else ""
+    matched, classifier = take(net, found.tensors, name, f"{under}in {path}", found.advice)
+    if own:
+        network, features = HiddenLayer(net), net.num_features
+    else:
+        probed = probe(net, hidden_layer, **size)
+        network, features = probed.encoder, probed.features
+    info = EncoderInfo.of(network, name, options, features=features, **images)
+    made = ready(net, network.layer, info, torch.device("cpu"))
+    return Conversion(made, found.source, matched, found.left_out | classifier, tuple(assumed))
 
 
 def official_encoder(path: Path) -> ForeignEncoder:
@@ -115,74 +139,7 @@ def official_encoder(path: Path) -> ForeignEncoder:
     left = Counter(name.partition(".")[0] for name in names)
     del left["online encoder"]
     source = f"official checkpoint after {checkpoint.step:,} steps"
-    return ForeignEncoder(source, "", checkpoint.state(), dict(left), official=True, advice="")
-
-
-def converted(
-    found: ForeignEncoder,
-    path: Path,
-    name: str | None,
-    hidden_layer: str | None,
-    padding: Padding | None,
-    told: Preprocessing,
-) -> Conversion:
-    """An encoder that has all the tensors that were found, and no others."""
-    options: dict[str, Any] = {}
-    assumed = [] if found.official else ["the images are prepared as told below"]
-    channels, side, outline = len(told.mean or (0, 0, 0)), 224, name is None and hidden_layer is None
-    if name is None:
-        name, options = recognised(found, path)
-        channels = found.tensors["conv1.weight"].shape[1]
-        assumed += [] if found.official else [PLAIN]
-        options |= {"padding": padding} if padding == "same" else {}
-        if "stem" in options:
-            side, pads = 32, 2 if found.padded_stem else 1
-            options["stem"] = "solo-learn" if found.padded_stem else "small"
-            assumed.append(f"the first convolution has stride 1 and padding {pads}, and no pooling follows")
-    elif padding is not None:
-        raise ConfigError(
-            f"padding is {padding!r}, and {name} pads as it does. Leave out padding or encoder."
-        )
-    images = told.described(side, not found.official, channels)
-    # No memory and no random draws for weights that are in the file, where the network is our own.
-    with torch.device("meta" if outline else "cpu"):
-        net: Any = build_encoder(name, channels=channels, image_size=images["image_size"], **options)
-    tensors, classifier = fitting(found, set(net.state_dict()), name, path)
-    if outline:
-        network, features = HiddenLayer(net), net.num_features
-    else:
-        size = {"image_size": images["image_size"], "channels": channels}
-        probed = probe(net, hidden_layer, **size)
-        network, features = probed.encoder, probed.features
-    info = EncoderInfo.of(network, name, options, features=features, **images)
-    encoder = filled(net, tensors, info, path, torch.device("cpu"))
-    return Conversion(encoder, found.source, len(tensors), found.left_out | classifier, tuple(assumed))
-
-
-def fitting(
-    found: ForeignEncoder, ours: set[str], name: str, path: Path
-) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """The tensors that the network has, and how many its classifier has; other differences are refused."""
-    theirs = found.tensors
-    # Files of before torch 0.4.1 do not count batches.
-    missing = [key for key in ours - theirs.keys() if not key.endswith("num_batches_tracked")]
-    classifier = Counter(key.partition(".")[0] for key in theirs.keys() - ours)
-    unknown = [key for key in theirs.keys() - ours if key.partition(".")[0] not in HEADS]
-    if missing or unknown:
-        sides = ((missing, "missing"), (unknown, "too many"))
-        said = [f"{len(keys)} {what} ({sorted(keys)[0]}, ...)" for keys, what in sides if keys]
-        raise CheckpointError(
-            f"The tensors under {found.prefix!r} in {path} are not those of {name}: {' and '.join(said)}."
-            + found.advice
-        )
-    tensors = {}
-    for key in theirs.keys() & ours:
-        tensors[key] = theirs[key].float() if theirs[key].is_floating_point() else theirs[key]
-        if not tensors[key].isfinite().all():
-            raise CheckpointError(
-                f"{key} in {path} holds NaN or infinity: it is damaged, or the training diverged."
-            )
-    return tensors, dict(classifier)
+    return ForeignEncoder(source, "", checkpoint.state(), dict(left), advice="", official=True)
 
 
 def recognised(found: ForeignEncoder, path: Path) -> tuple[str, dict[str, Any]]:
@@ -199,15 +156,14 @@ def recognised(found: ForeignEncoder, path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def resnet_of(shapes: Mapping[str, Shape]) -> tuple[str, dict[str, Any]]:
-    """The name and options for `build_encoder` of a ResNet, from the shapes of its tensors by
-    torchvision's names.
+    """Name and options for `build_encoder` of a ResNet, from its tensors' shapes by torchvision's names.
 
     A first convolution of 7x7 is taken for the "imagenet" stem, any other for the "small" one. Raises
     ValueError with the reason when the tensors are those of no such ResNet.
     """
-    wrong = next((name for name in LAYERS if len(shapes.get(name, ())) != 4), None)
-    if wrong is not None:
-        raise ValueError(f"{wrong} is {f'of shape {shapes[wrong]}' if wrong in shapes else 'missing'}")
+    for name in LAYERS:
+        if len(shapes.get(name, ())) != 4:
+            raise ValueError(f"{name} is {f'of shape {shapes[name]}' if name in shapes else 'missing'}")
     first, *stages = (shapes[name] for name in LAYERS)
     blocks = [
         sum(bool(re.fullmatch(rf"layer{k}\.\d+\.conv2\.weight", name)) for name in shapes)
@@ -217,9 +173,7 @@ def resnet_of(shapes: Mapping[str, Shape]) -> tuple[str, dict[str, Any]]:
     if any(out_channels != in_channels for out_channels, in_channels, *_ in stages):
         raise ValueError("its convolutions are grouped, as a ResNeXt's are")
     if block == "basic" and "layer1.0.downsample.0.weight" in shapes:
-        raise ValueError(
-            "its first stage has a projection, as only the official code's ResNet-18 and -34 have"
-        )
+        raise ValueError("its first stage has a projection, as only the official code's ResNet-18 has")
     stem = {} if first[2:] == (7, 7) else {"stem": "small"}
     channels = [first[0], *(shape[0] for shape in stages)]
     for depth, (kind, counts) in DEPTHS.items():

@@ -6,6 +6,7 @@
 
 import json
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -20,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from byol.data.images import Images, open_images
 from byol.disk import parse_json, replacing, write_text
-from byol.errors import CheckpointError, ConfigError, complaint
+from byol.errors import CheckpointError, ConfigError, complaint, damaged
 from byol.method.byol import evaluating
 from byol.method.crops import Interpolation
 from byol.method.hidden import INPUT, OUTPUT, HiddenLayer, Pooling, layer_name
@@ -54,8 +55,8 @@ class EncoderInfo:
     levels: tuple[float, float] | None = None  # samples of more than 8 bits that are black and white
 
     def __post_init__(self) -> None:
-        black, white, *more = self.levels or (0, 1)
-        numbers = (*self.mean, *self.std, self.crop_ratio, black, white)
+        levels = self.levels or (0, 1)
+        numbers = (*self.mean, *self.std, self.crop_ratio, *levels)
         finite = all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
         counts = (*self.image_size, self.channels, self.features, self.skip + 1, self.calls + 1)
         whole = all(type(count) is int and count > 0 for count in counts)
@@ -71,12 +72,12 @@ class EncoderInfo:
             "crop_ratio": finite and 0 < self.crop_ratio <= 1,
             "interpolation": self.interpolation in get_args(Interpolation),
             "antialias": isinstance(self.antialias, bool),
-            "levels": finite and black < white and not more,
+            "levels": finite and len(levels) == 2 and levels[0] < levels[1],
         }
         for name, good in right.items():
             if not good:
-                value = f"{name} {getattr(self, name)!r:.80}"
-                raise ConfigError(f"An encoder of {self.channels} channels cannot have {value}.")
+                value = f"{getattr(self, name)!r:.80}"
+                raise ConfigError(f"An encoder of {self.channels} channels cannot have {name} {value}.")
 
     @classmethod
     def of(
@@ -98,10 +99,9 @@ class EncoderInfo:
 
     def preprocessing(self) -> dict[str, Any]:
         """What is done to an image before the network sees it, as plain values for other programs."""
-        names = ("image_size", "channels", "crop_ratio", "interpolation", "antialias", "mean", "std")
-        values = asdict(self)
-        levels = {} if self.levels is None else {"levels": self.levels}
-        return {name: values[name] for name in names} | levels
+        names = ["image_size", "channels", "crop_ratio", "interpolation", "antialias", "mean", "std"]
+        names += [] if self.levels is None else ["levels"]
+        return {name: getattr(self, name) for name in names}
 
 
 class Encoder(nn.Module):
@@ -185,25 +185,22 @@ def read(file: Path) -> tuple[dict[str, Tensor], EncoderInfo]:
             f"{file} cannot be read as safetensors ({failure}). Write it again or take another copy."
         ) from failure
     if "byol" not in metadata:
-        raise CheckpointError(
-            f"{file} is a safetensors file, but not an encoder of this project: it has no description."
-        )
-    damaged = f"{file} is damaged: what it holds does not match its checksum. Take another copy."
+        raise CheckpointError(f"{file} is not an encoder of this project: it has no description.")
     try:
         description = parse_json(metadata["byol"])
         written = description["format"]
         if isinstance(written, int) and written > FORMAT:  # whose checksum may be another one
             raise CheckpointError(f"{file} was written by a newer version of byol. Upgrade byol to read it.")
         if description.pop("blake2b") != digest(tensors, description):
-            raise CheckpointError(damaged)
+            raise ValueError("it has another checksum")
         if description.pop("format") == 1:
             description["architecture"] = description.pop("encoder")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as failure:
-        raise CheckpointError(damaged) from failure
+        raise damaged(file, "is damaged: what it holds does not match its checksum") from failure
     try:
-        names = ("image_size", "mean", "std", *(["levels"] if description.get("levels") else []))
-        lists = {name: tuple(description[name]) for name in names}
-        return tensors, EncoderInfo(**{**description, **lists})
+        for name in ("image_size", "mean", "std", *(["levels"] if description.get("levels") else [])):
+            description[name] = tuple(description[name])
+        return tensors, EncoderInfo(**description)
     except (TypeError, ValueError, KeyError, OverflowError) as failure:
         raise CheckpointError(
             f"{file} does not describe an encoder as this version of byol does ({failure}). "
@@ -218,10 +215,11 @@ def fill(net: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> Non
     """
     names = {plain_name(net, name): name for name in net.state_dict()}
     # Files of format 1 may hold the names of a compiled or parallel network.
-    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
-    if not names.keys() & state.keys():
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    state = {names.get(name, name): tensor for name, tensor in state.items()}
+    plain = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+    if not names.keys() & plain.keys():
+        plain = {name.removeprefix("module."): tensor for name, tensor in plain.items()}
+    state = OrderedDict((names.get(name, name), tensor) for name, tensor in plain.items())
+    state._metadata = net.state_dict()._metadata  # type: ignore[attr-defined]  # MNASNet asks for its version
     try:
         net.load_state_dict(state, assign=any(p.is_meta for p in net.parameters()))
     except RuntimeError as failure:
@@ -237,13 +235,13 @@ def filled(
     fill(net, tensors, path)
     modules = [name for name, _ in net.named_modules(remove_duplicate=False)]
     layers = {plain_name(net, start + name): start + name for name in modules for start in ("", INPUT)}
-    layer = layers.get(info.hidden_layer or OUTPUT, info.hidden_layer or OUTPUT)
-    network = HiddenLayer(net, layer_name(net, layer), info.pooling, info.skip, info.calls)
-    return ready(network, info, device)
+    layer = info.hidden_layer or OUTPUT
+    return ready(net, layer_name(net, layers.get(layer, layer)), info, device)
 
 
-def ready(network: HiddenLayer, info: EncoderInfo, device: torch.device) -> Encoder:
+def ready(net: nn.Module, layer: str, info: EncoderInfo, device: torch.device) -> Encoder:
     """An encoder on a device, in the memory format that is fast there, in eval mode."""
+    network = HiddenLayer(net, layer, info.pooling, info.skip, info.calls)
     return Encoder(network, info).to(device).to(memory_format=torch.channels_last).eval()
 
 

@@ -2,16 +2,17 @@
 
 import os
 import re
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from byol.errors import CheckpointError, complaint, printable
+from byol.errors import CheckpointError, complaint, damaged, printable
+from byol.models.build import HEADS
 
 ZIP = b"PK\x03\x04"  # how torch's files begin, and numpy's .npz
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # and torch's before version 1.6
@@ -36,6 +37,8 @@ LAYOUTS = (
 BLOCK = "layer1.0.conv1.weight"  # a tensor that every ResNet has
 # torchvision's ResNet as lightly's examples keep it: nn.Sequential(*children without fc)
 CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+# What may stand in a file and is not used: classifiers, auxiliary ones of GoogLeNet and Inception too.
+CLASSIFIERS = (*HEADS, "aux1", "aux2", "AuxLogits")
 ADVICE = (
     " Name the network with --encoder (torchvision:NAME, timm:NAME or package.module:function), or its place "
     "with --prefix."
@@ -52,8 +55,8 @@ class ForeignEncoder:
     left_out: dict[str, int]  # the first part of the other tensors' names -> how many there are
     seen: str = ""  # all that the file holds, for people
     padded_stem: bool = False  # solo-learn pads the small first convolution by 2
+    advice: str = ADVICE  # what to try when it is not what was expected
     official: bool = False
-    advice: str = ADVICE
 
 
 def kind_of(path: Path) -> str:
@@ -84,23 +87,54 @@ def read_foreign(path: Path, prefix: str | None = None) -> ForeignEncoder:
     names = {re.sub(r"^module\.|(?<![^.])_orig_mod\.", "", name): name for name in state}
     library = "what you named"
     if prefix is None:
-        there = (
-            (who, where)
-            for who, where, beside in LAYOUTS
-            if all(any(name.startswith(part) for name in names) for part in (where, beside))
-        )
-        library, prefix = next(there, ("a plain network", ""))
+        library, prefix = "a plain network", ""
+        for who, where, beside in LAYOUTS:
+            if all(any(name.startswith(part) for name in names) for part in (where, beside)):
+                library, prefix = who, where
+                break
     prefix = f"{prefix}." if prefix and not prefix.endswith(".") else prefix
-    inside = {name.removeprefix(prefix): full for name, full in names.items() if name.startswith(prefix)}
-    tensors = {name: state[full] for name, full in inside.items()}
+    inside = [name for name in names if name.startswith(prefix)]
+    tensors = {name.removeprefix(prefix): state[names[name]] for name in inside}
     seen = seen_in(names)
     if not tensors:
         raise CheckpointError(f"{path} has no tensors under {prefix!r}. Its tensors are {seen}.")
     if {name.partition(".")[0] for name in tensors} == CHILDREN.keys():
         tensors = {CHILDREN[name[0]] + name[1:]: tensor for name, tensor in tensors.items()}
-    left_out = grouped((name for name in names if not name.startswith(prefix)), prefix)
+    # By the first part of their names, or two where the first is that of the prefix.
+    others = [printable(name).split(".") for name in names if not name.startswith(prefix)]
+    left = Counter(".".join(part[: 2 if part[0] == prefix.partition(".")[0] else 1]) for part in others)
     source = f"torch checkpoint of {library}" + (f", encoder under {prefix!r}" if prefix else "")
-    return ForeignEncoder(source, prefix, tensors, left_out, seen, "momentum_projector" in left_out)
+    return ForeignEncoder(source, prefix, tensors, dict(left), seen, "momentum_projector" in left)
+
+
+def take(
+    net: nn.Module, theirs: dict[str, Tensor], name: str, place: str, advice: str = ""
+) -> tuple[int, dict[str, int]]:
+    """Fill a network with another program's tensors: how many it took, and how many its classifier has.
+
+    The network's own hooks may rename tensors of older versions. Other differences are refused.
+    """
+    state = OrderedDict((key, t.float() if t.is_floating_point() else t) for key, t in theirs.items())
+    state._metadata = {"": net.state_dict()._metadata[""]}  # type: ignore[attr-defined]  # MNASNet wants it
+    try:
+        found = net.load_state_dict(state, strict=False, assign=any(p.is_meta for p in net.parameters()))
+        missing, unexpected, shapes = found.missing_keys, found.unexpected_keys, list[str]()
+    except RuntimeError as failure:  # other shapes, unless names differ too, which tell more
+        ours, shapes = net.state_dict(), [complaint(failure).rstrip(".")]
+        missing = [key for key in ours if key not in state]
+        unexpected = [key for key in state if key not in ours]
+    unknown = [key for key in unexpected if key.partition(".")[0] not in CLASSIFIERS]
+    # Files of before torch 0.4.1 do not count batches.
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    sides = ((missing, "missing"), (unknown, "too many"))
+    said = [f"{len(keys)} {what} ({min(keys)}, ...)" for keys, what in sides if keys] or shapes
+    if said:
+        raise CheckpointError(f"The tensors {place} are not those of {name}: {' and '.join(said)}.{advice}")
+    for key, value in net.state_dict().items():
+        if not value.isfinite().all():
+            raise CheckpointError(f"{key} {place} holds NaN or infinity: damaged, or the training diverged.")
+    classifier = Counter(key.partition(".")[0] for key in unexpected)
+    return len(theirs) - classifier.total(), dict(classifier)
 
 
 def load(path: Path) -> Any:
@@ -119,9 +153,7 @@ def load(path: Path) -> Any:
         # torch's own words before and behind its unpickler's advise to load the file without this protection.
         unpickler = re.search(r"WeightsUnpickler error: (.+)", str(failure))
         reason = unpickler[1] if unpickler else complaint(failure)
-        raise CheckpointError(
-            f"{path} cannot be read as a torch checkpoint ({reason}). Take another copy."
-        ) from failure
+        raise damaged(path, f"cannot be read as a torch checkpoint ({reason})") from failure
 
 
 def tensors_in(loaded: Any, path: Path) -> dict[str, Tensor]:
@@ -137,13 +169,6 @@ def tensors_in(loaded: Any, path: Path) -> dict[str, Tensor]:
         f"{path} holds no tensors by name, only: {', '.join(names)[:200] or 'nothing'}. "
         "Expected a state dict, or one under 'state_dict'."
     )
-
-
-def grouped(names: Iterable[str], prefix: str = "") -> dict[str, int]:
-    """How many names begin with the same first part; two parts tell apart what begins like the prefix."""
-    root = prefix.partition(".")[0]
-    parts = (printable(name).split(".") for name in names)
-    return dict(Counter(".".join(part[: 2 if part[0] == root else 1]) for part in parts))
 
 
 def seen_in(names: Iterable[str]) -> str:

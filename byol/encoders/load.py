@@ -15,9 +15,9 @@ from byol.encoders.convert import convert
 from byol.encoders.encoder import FILE, PLAN, Encoder, EncoderInfo, device_of, fill, filled, read, ready
 from byol.encoders.foreign import kind_of
 from byol.encoders.pretrained import pretrained_encoder
-from byol.errors import ByolError, CheckpointError, ConfigError, complaint
+from byol.errors import ByolError, CheckpointError, ConfigError, complaint, damaged
 from byol.method.draws import Stream, seed_of
-from byol.method.hidden import OUTPUT, HiddenLayer
+from byol.method.hidden import OUTPUT
 from byol.models.build import LIBRARIES, is_own_code
 from byol.world import pick_device
 
@@ -35,16 +35,13 @@ def load_encoder(
     weights: str | Path | None = None,
     device: str | None = "cpu",
 ) -> Encoder:
-    """An encoder from a run folder, an encoder.safetensors file or an official checkpoint (.pkl), in
-    eval mode.
+    """An encoder in eval mode: of a run's folder, an encoder.safetensors or an official checkpoint (.pkl).
 
-    Also "torchvision:NAME" or "timm:NAME" with pretrained weights: those in the file `weights`, or by
-    default those that the library has downloaded before. `net` is the network to fill, or its
-    "package.module:function", when the run trained a module of your own: no file can make this program
-    import code, only you can.
-
-    Raises CheckpointError when the file is missing, damaged, of a newer version or does not fit, and
-    ConfigError when the network cannot be built or has no such hidden layer.
+    Also "torchvision:NAME" or "timm:NAME" with pretrained weights: those in the file `weights`, or by default
+    those that the library has downloaded before. `net` is the network to fill, or its
+    "package.module:function", when the run trained a module of your own: no file can make this program import
+    code, only you can. Raises CheckpointError when the file is missing, damaged, of a newer version or does
+    not fit, and ConfigError when the network cannot be built or has no such hidden layer.
     """
     if not str(path):
         raise CheckpointError("The path of the encoder is empty; expected a run's folder or an encoder file.")
@@ -56,12 +53,12 @@ def load_encoder(
         raise ConfigError(f"weights ({weights}) go with torchvision:NAME or timm:NAME, not with {path}.")
     file = find(Path(path))
     kind = "a description" if file.suffix == ".json" else kind_of(file)
+    if kind in ("a description", "an array of numpy's"):
+        raise CheckpointError(f"{file} is {kind}; {EXPECTED}.")
     if kind == "torch":
         raise CheckpointError(
             f"{file} is a torch checkpoint. Make an encoder of it first: byol convert {file} --out FOLDER."
         )
-    if kind in ("a description", "an array of numpy's"):
-        raise CheckpointError(f"{file} is {kind}; {EXPECTED}.")
     if kind == "pickle":
         if net is not None:
             raise ConfigError(f"{file} is an official checkpoint, which tells its network: leave net out.")
@@ -83,9 +80,7 @@ def find(path: Path) -> Path:
             "again to continue it."
         )
     if os.path.exists(path / "config.json"):
-        raise CheckpointError(
-            f"{path} is a folder for timm or Hugging Face, without {FILE}. Name the run it was made of."
-        )
+        raise CheckpointError(f"{path} is a folder for timm, without {FILE}. Name the run it was made of.")
     raise CheckpointError(f"There is no encoder at {path}; {EXPECTED}, or torchvision:NAME or timm:NAME.")
 
 
@@ -103,7 +98,7 @@ def described(file: Path, tensors: Mapping[str, Tensor], info: EncoderInfo) -> n
         )
     numbers = re.findall(r"(?<![.\d])\d+", json.dumps(info.options))
     if len(numbers) > 1000 or any(len(number) > 5 for number in numbers):
-        raise CheckpointError(f"{file} describes {name} with options that it cannot have. Take another copy.")
+        raise damaged(file, f"describes {name} with options that it cannot have")
     try:
         with suppress(NotImplementedError), torch.device("meta"), no_larger_than(tensors):  # not all can
             fill(info.build(name), tensors, file)
@@ -112,9 +107,7 @@ def described(file: Path, tensors: Mapping[str, Tensor], info: EncoderInfo) -> n
     except ByolError:
         raise
     except Exception as failure:  # options that nobody gave: a library raises nearly everything for them
-        raise CheckpointError(
-            f"{file} describes a network that cannot be built ({complaint(failure)}). Take another copy."
-        ) from failure
+        raise damaged(file, f"describes a network that cannot be built ({complaint(failure)})") from failure
 
 
 @contextmanager
@@ -139,8 +132,7 @@ def untrained(encoder: Encoder, *, seed: int = 0, net: nn.Module | str | None = 
     """The same network with fresh weights that follow from the seed: what training has to beat.
 
     `net` is the fresh network, or for a network of your own its "package.module:function", as in
-    `load_encoder`; a module is needed for every encoder that is one. Raises ConfigError when the
-    network cannot be built.
+    `load_encoder`; a module is needed for every encoder that is one.
     """
     info = encoder.info
     if not isinstance(net, nn.Module):
@@ -154,8 +146,7 @@ def untrained(encoder: Encoder, *, seed: int = 0, net: nn.Module | str | None = 
             # Of the CPU alone: torch.manual_seed reseeds all GPUs.
             torch.default_generator.manual_seed(seed_of(seed, Stream.ENCODER))
             net = info.build(name)
-    network = HiddenLayer(net, info.hidden_layer or OUTPUT, info.pooling, info.skip, info.calls)
-    return ready(network, info, device_of(encoder))
+    return ready(net, info.hidden_layer or OUTPUT, info, device_of(encoder))
 
 
 def folder_of(word: str) -> Path | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from byol.encoders.pickles import Name, Stretch, read_pickle
-from byol.errors import CheckpointError, ConfigError
+from byol.errors import CheckpointError, ConfigError, damaged
 
 Network = Literal["online", "target"]
 Part = Literal["encoder", "projector", "predictor", "classifier"]
@@ -82,24 +82,19 @@ class OfficialCheckpoint:
         for value, known in ((network, get_args(Network)), (part, get_args(Part))):
             if value not in known:
                 raise ConfigError(f"An official checkpoint has no {value!r}; expected {' or '.join(known)}.")
-        arrays = {name: a for name, a in self.networks[network].items() if name.startswith(f"{part}.")}
+        start = f"{part}."
+        arrays = {n.removeprefix(start): a for n, a in self.networks[network].items() if n.startswith(start)}
         if not arrays:
             raise CheckpointError(f"{self.path} holds no {part} of the {network} network.")
         size, tensors = self.path.stat().st_size, {}
         if sum(array.nbytes for array in arrays.values()) > size:  # one stretch taken for many arrays
-            raise CheckpointError(
-                f"{self.path} is damaged: its arrays claim more bytes than its {size:,}. Take another copy."
-            )
+            raise damaged(self.path, f"is damaged: its arrays claim more bytes than its {size:,}")
         for name, array in arrays.items():
-            own = name.removeprefix(f"{part}.")
-            try:
-                values = torch_layout(array.read())
-            except ValueError as failure:
-                raise CheckpointError(
-                    f"{self.path} is damaged at {own}: {failure}. Take another copy."
-                ) from failure
             kind = np.int64 if name.endswith("num_batches_tracked") else np.float32
-            tensors[own] = torch.from_numpy(values.astype(kind, order="C"))
+            try:
+                tensors[name] = torch.from_numpy(torch_layout(array.read()).astype(kind, order="C"))
+            except ValueError as failure:
+                raise damaged(self.path, f"is damaged at {name}: {failure}") from failure
         return tensors
 
 
@@ -118,19 +113,24 @@ def read_official(path: str | Path) -> OfficialCheckpoint:
     """What an official checkpoint holds, without its tensors. Raises CheckpointError for anything else."""
     path = Path(path)
     try:
-        tree = read_pickle(path, lambda name: NAMES.fullmatch(name) is not None, made)
+        contents = read_pickle(path, lambda name: NAMES.fullmatch(name) is not None, made)
     except OSError as failure:
         raise CheckpointError(f"{path} cannot be read ({failure.strerror}).") from failure
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as failure:
+        raise damaged(path, "is cut off or damaged: it makes no sense as a pickle") from failure
     try:
-        contents = checked("it", tree, ("experiment_state", "step"))
-        state = contents["experiment_state"]
+        state = checked("it", contents, ("experiment_state", "step"))["experiment_state"]
         if isinstance(state, Made):  # of a class that is only named
             state = dict(zip(FIELDS, state.arguments, strict=True))
-        state = checked("its state", state, FIELDS[:4])
+        checked("its state", state, FIELDS[:4])
         networks = {
             which: arrays_in(state[f"{which}_params"], state[f"{which}_state"]) for which in get_args(Network)
         }
-        return OfficialCheckpoint(path, number_in(contents["step"]), networks)
+        step = contents["step"]
+        number = step if type(step) is int else array_in(step).read().item()
+        if type(number) is float and not isfinite(number):
+            raise ValueError(f"its number of steps is {number}")
+        return OfficialCheckpoint(path, int(number), networks)
     except ValueError as failure:
         raise CheckpointError(
             f"{path} is a pickle, but not an official BYOL checkpoint of pretraining: {failure}. "
@@ -147,14 +147,11 @@ def made(what: Any, arguments: tuple[Any, ...]) -> Any:
         return dict(zip(fields, arguments, strict=True))
     if type(arguments) is not tuple or not isinstance(what, Name):
         raise TypeError
-    name, first = what.text, arguments[0] if arguments else None
-    if name == "_codecs.encode":  # bytes as text
-        return first
+    name, first, state = what.text, arguments[0] if arguments else None, None
     if name == "collections.OrderedDict" and not arguments:
         return {}
-    if len(arguments) == 1 and type(first) is dict:  # Haiku's immutable mappings
-        return first
-    state = None
+    if name == "_codecs.encode" or (len(arguments) == 1 and type(first) is dict):
+        return first  # bytes as text; Haiku's immutable mappings
     if name.endswith("._frombuffer"):  # numpy's in protocol 5
         data, dtype, shape, order = arguments
         state = (1, shape, dtype, order == "F", data)
@@ -190,27 +187,20 @@ def torch_layout(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def arrays_in(parameters: Any, state: Any) -> dict[str, Array]:
     """A network's parameters and running statistics by our names. Raises ValueError for unknown parts."""
-    found, unknown = {}, []
+    parts = []  # module, what it is there, array
     for module, leaves in checked("a network", parameters).items():
-        layer = layer_of(module)
-        for leaf, value in checked(module, leaves).items():
-            if layer is None or leaf not in PARAMETERS:
-                unknown.append(f"{module} {leaf}")
-            else:
-                found[f"{layer}.{PARAMETERS[leaf]}"] = array_in(value)
+        parts += [(module, leaf, value) for leaf, value in checked(module, leaves).items()]
     for module, leaves in checked("a network", state).items():
         owner, _, statistic = module.rpartition("/")
-        layer, values = layer_of(owner), checked(module, leaves)
-        if layer is None or statistic not in STATISTICS or not {"average", "counter"} <= values.keys():
-            unknown.append(module)
-            continue
-        found[f"{layer}.{STATISTICS[statistic]}"] = array_in(values["average"])
-        found[f"{layer}.num_batches_tracked"] = array_in(values["counter"])
+        values = checked(module, leaves, ("average", "counter"))
+        parts += [(owner, statistic, values["average"]), (owner, "counter", values["counter"])]
+    names = PARAMETERS | STATISTICS | {"counter": "num_batches_tracked"}
+    unknown = [f"{module}/{leaf}" for module, leaf, _ in parts if not (layer_of(module) and leaf in names)]
     if unknown:
         raise ValueError(
             f"{len(unknown)} of its parts belong to no network that byol knows, such as {unknown[0][:200]!r}"
         )
-    return found
+    return {f"{layer_of(module)}.{names[leaf]}": array_in(value) for module, leaf, value in parts}
 
 
 def checked(what: str, value: Any, needed: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -225,7 +215,10 @@ def checked(what: str, value: Any, needed: tuple[str, ...] = ()) -> dict[str, An
 
 
 def array_in(value: Any) -> Array:
-    """An array as numpy, dill or jax pickles it: all hand over (version, shape, dtype, fortran, data)."""
+    """An array as numpy, dill or jax pickles it: all hand over (version, shape, dtype, fortran, data).
+
+    The dtype is numpy.dtype("f4", False, True) with the state (3, "<", ...).
+    """
     state = value.state if isinstance(value, Made) else None
     if type(state) is not tuple or len(state) != 5:
         raise ValueError(f"a {type(value).__name__} stands where an array should be")
@@ -233,22 +226,9 @@ def array_in(value: Any) -> Array:
     whole = type(shape) is tuple and all(type(side) is int and 0 <= side < 2**31 for side in shape)
     if not whole or not isinstance(data, str | bytes | bytearray | Stretch):
         raise ValueError("an array has no shape or no bytes")
-    return Array(shape, dtype_in(dtype), fortran is True, data)
-
-
-def dtype_in(value: Any) -> np.dtype[Any]:
-    """numpy.dtype("f4", False, True) with the state (3, "<", ...)."""
-    described = isinstance(value, Made) and value.name == "numpy.dtype" and value.arguments
-    code = value.arguments[0] if described else None
-    order = value.state[1] if described and type(value.state) is tuple and len(value.state) > 1 else "<"
+    described = isinstance(dtype, Made) and dtype.name == "numpy.dtype" and dtype.arguments
+    code = dtype.arguments[0] if described else None
+    order = dtype.state[1] if described and type(dtype.state) is tuple and len(dtype.state) > 1 else "<"
     if code not in ("f2", "f4", "f8", "i4", "i8") or order not in ("<", ">"):
         raise ValueError("an array holds no numbers of the usual kinds (float16, 32, 64 or int32, 64)")
-    return np.dtype(f"{order}{code}")
-
-
-def number_in(value: Any) -> int:
-    """A whole number, whether plain, numpy's scalar or an array of one."""
-    number = value if type(value) is int else array_in(value).read().item()
-    if type(number) is float and not isfinite(number):
-        raise ValueError(f"its number of steps is {number}")
-    return int(number)
+    return Array(shape, np.dtype(f"{order}{code}"), fortran is True, data)

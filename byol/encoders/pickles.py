@@ -1,9 +1,8 @@
 """Pickle files read as plain data: nothing in them is imported, called or built.
 
-Python's own disassembler takes a pickle apart into instructions; those that hold data are followed here
-and all others refused. A class or function is a `Name` and never looked up; what stands for a call of
-one, the caller says. Long strings stay in the file until their bytes are wanted: the tree of a
-checkpoint of gigabytes takes megabytes.
+Python's own disassembler takes a pickle apart into instructions; those that hold data are followed here and
+all others refused. A class or function is a `Name` and never looked up. Long strings stay in the file until
+their bytes are wanted: the tree of a checkpoint of gigabytes takes megabytes.
 """
 
 import mmap
@@ -23,7 +22,10 @@ STRINGS = {  # and how many bytes tell their length
     "BINUNICODE": 4, "SHORT_BINUNICODE": 1, "BINUNICODE8": 8,
     "BINBYTES": 4, "SHORT_BINBYTES": 1, "BINBYTES8": 8, "BYTEARRAY8": 8,
 }  # fmt: skip
-TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+TAKES = {  # from the stack, by how many parts; None is all since the last mark
+    "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": None, "APPEND": 1, "APPENDS": None, "SETITEM": 2,
+    "SETITEMS": None, "REDUCE": 2, "NEWOBJ": 2, "BUILD": 1, "STACK_GLOBAL": 2,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -54,43 +56,17 @@ class Stretch:
         return raw.decode().encode("latin-1") if self.text else raw
 
 
-def read_pickle(
-    path: Path, expected: Callable[[str], bool], made: Callable[[Any, tuple[Any, ...]], Any]
-) -> Any:
-    """The tree in a pickle: dicts with strings for keys, lists, tuples, strings, numbers, `Name`,
-    `Stretch`.
+def read_pickle(path: Path, expected: Callable[[str], bool], made: Callable[[Any, Any], Any]) -> Any:
+    """The tree in a pickle: dicts with strings for keys, lists, tuples, strings, numbers, `Name`, `Stretch`.
 
-    `expected` says of a full name, such as "numpy.dtype", whether it may occur. `made` gives what
-    stands for a call of something with arguments; what would be handed to the result is set as its
-    `state`. Raises CheckpointError for other names, instructions that hold no data, and files that are
-    cut off or damaged.
+    `expected` says of a full name, such as "numpy.dtype", whether it may occur. `made` gives what stands for
+    a call of something with arguments; what would be handed to the result is set as its `state`. Raises
+    CheckpointError for other names and instructions that hold no data. A file that is cut off or damaged
+    raises what Python has for it: AttributeError, IndexError, KeyError, TypeError or ValueError.
     """
-    with path.open("rb") as file:
-        try:
-            return _tree(_Mapped(file.fileno(), 0, access=mmap.ACCESS_READ), path, expected, made)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as failure:
-            raise CheckpointError(
-                f"{path} is cut off or damaged: it makes no sense as a pickle. Take another copy."
-            ) from failure
-
-
-def _tree(file: _Mapped, path: Path, expected: Callable[[str], bool], made: Callable[..., Any]) -> Any:
-    """`read_pickle`, with what Python raises for pickles that make no sense as it comes."""
     stack: list[Any] = []
     marks: list[int] = []  # places in the stack
     memo: dict[int, Any] = {}  # parts that are referred back to by number
-
-    def marked() -> list[Any]:
-        """What was put on the stack since the last mark."""
-        mark = marks.pop()
-        parts = stack[mark:]
-        del stack[mark:]
-        return parts
-
-    def name(text: str) -> Name:
-        if not expected(text):
-            raise refused(f"calls for {text[:200]!r}")
-        return Name(text)
 
     def refused(what: str) -> CheckpointError:
         return CheckpointError(
@@ -98,11 +74,19 @@ def _tree(file: _Mapped, path: Path, expected: Callable[[str], bool], made: Call
             "programs that unpickle it. Nothing in it was run, and it is not read further."
         )
 
+    with path.open("rb") as opened:
+        file = _Mapped(opened.fileno(), 0, access=mmap.ACCESS_READ)
     operations: Any = genops(file)  # type: ignore[arg-type]  # whose annotation forgets files
     for count, (operation, argument, position) in enumerate(operations):
-        code = operation.name
+        code, parts = operation.name, []
         if count == INSTRUCTIONS:
             raise refused(f"has more than {INSTRUCTIONS:,} parts")
+        if code in TAKES:
+            start = marks.pop() if (taken := TAKES[code]) is None else len(stack) - taken
+            if start < 0:
+                raise IndexError
+            parts = stack[start:]
+            del stack[start:]
         if code in STRINGS:
             start, end = position + 1 + STRINGS[code], file.tell()
             kept = end - start <= KEPT
@@ -111,39 +95,33 @@ def _tree(file: _Mapped, path: Path, expected: Callable[[str], bool], made: Call
             stack.append(argument)
         elif code in CONSTANTS:
             stack.append(CONSTANTS[code])
-        elif code in TUPLES:
-            stack.append(tuple(stack.pop() for _ in range(TUPLES[code]))[::-1])
         elif code in ("EMPTY_LIST", "EMPTY_DICT"):
             stack.append([] if code == "EMPTY_LIST" else {})
+        elif code.startswith("TUPLE"):
+            stack.append(tuple(parts))
         elif code in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
             memo[len(memo) if code == "MEMOIZE" else argument] = stack[-1]
         elif code in ("BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
         elif code == "MARK":
             marks.append(len(stack))
-        elif code == "TUPLE":
-            stack.append(tuple(marked()))
         elif code in ("APPEND", "APPENDS"):
-            parts = [stack.pop()] if code == "APPEND" else marked()
             stack[-1].extend(parts)
         elif code in ("SETITEM", "SETITEMS"):
-            parts = [stack.pop(), stack.pop()][::-1] if code == "SETITEM" else marked()
             # Strings only: what a stranger nested a million deep has no hash that the interpreter survives.
             if not all(type(key) is str for key in parts[::2]):
                 raise TypeError
             stack[-1].update(zip(parts[::2], parts[1::2], strict=True))
         elif code in ("REDUCE", "NEWOBJ"):
-            arguments, what = stack.pop(), stack.pop()
-            stack.append(made(what, arguments))
+            stack.append(made(*parts))
         elif code == "BUILD":
-            state = stack.pop()
-            stack[-1].state = state
-        elif code == "GLOBAL":
-            stack.append(name(argument.replace(" ", ".", 1)))
-        elif code == "STACK_GLOBAL":
-            parts = [stack.pop(), stack.pop()][::-1]
-            whole = all(type(part) is str for part in parts)
-            stack.append(name(".".join(parts) if whole else "something without a name"))
+            stack[-1].state = parts[0]
+        elif code in ("GLOBAL", "STACK_GLOBAL"):
+            words = argument.split(" ", 1) if code == "GLOBAL" else parts
+            text = ".".join(word if type(word) is str else "?" for word in words)
+            if not expected(text):
+                raise refused(f"calls for {text[:200]!r}")
+            stack.append(Name(text))
         elif code == "PROTO" and argument > 5:
             raise CheckpointError(
                 f"{path} is a pickle of protocol {argument}; this version of byol reads 2 to 5. Upgrade byol."

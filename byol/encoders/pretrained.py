@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from byol.encoders import foreign
-from byol.encoders.encoder import Encoder, EncoderInfo, fill, ready
-from byol.errors import CheckpointError, ConfigError, complaint
+from byol.encoders.encoder import Encoder, EncoderInfo, ready
+from byol.errors import CheckpointError, ConfigError, complaint, damaged
 from byol.method.hidden import OUTPUT
 from byol.method.probe import probe
-from byol.models.build import check_model, classifier_of, library, remove_head
+from byol.models.build import build_encoder, check_model, library
 from byol.world import pick_device
 
 
@@ -31,43 +31,38 @@ def pretrained_encoder(
     if file is not None and not os.path.isfile(file):
         raise ConfigError(f"There is no file {file}; expected the tensors of {name}.")
     source, _, model = name.partition(":")
-    net, images = (torchvision_net if source == "torchvision" else timm_net)(model, file)
+    net, options, images = (torchvision_net if source == "torchvision" else timm_net)(model, file)
+    images["interpolation"] = "bilinear" if images["interpolation"] == "bilinear" else "bicubic"
     found = probe(net.eval(), OUTPUT, image_size=images["image_size"], channels=3)
     built = name.partition(".")[0]  # a tag tells timm's weights apart, not its networks
-    info = EncoderInfo.of(found.encoder, built, {}, channels=3, features=found.features, **images)
-    return ready(found.encoder, info, pick_device(device))
+    info = EncoderInfo.of(found.encoder, built, options, channels=3, features=found.features, **images)
+    return ready(net, OUTPUT, info, pick_device(device))
 
 
-def torchvision_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, Any]]:
-    """The network without its classifier, and how its images are prepared, by the names of `EncoderInfo`."""
+def torchvision_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    """The network, its options, and how its images are prepared, by the names of `EncoderInfo`."""
     models = library("torchvision").models
     check_model("torchvision", name)
-    usual = models.get_model_weights(name).DEFAULT
-    folder = Path(torch.hub.get_dir(), "checkpoints")
-    kinds = (usual, *models.get_model_weights(name))
-    places = {folder / kind.url.rpartition("/")[2]: kind for kind in kinds}
+    kinds, folder = models.get_model_weights(name), Path(torch.hub.get_dir(), "checkpoints")
+    places = {folder / kind.url.rpartition("/")[2]: kind for kind in (kinds.DEFAULT, *kinds)}
     file = file or existing(f"torchvision:{name}", list(places))
-    kind = next((kind for place, kind in places.items() if place.name == file.name), usual)
-    builder = models.get_model_builder(name)
-    takes = inspect.signature(get_type_hints(builder)["return"]).parameters
+    kind = next((kind for place, kind in places.items() if place.name == file.name), kinds.DEFAULT)
+    takes = inspect.signature(get_type_hints(models.get_model_builder(name))["return"]).parameters
     # What torchvision builds GoogLeNet and Inception with when it loads their weights itself.
-    options = {"aux_logits": True, "transform_input": True, "init_weights": False}
-    options["image_size"] = kind.meta["min_size"][0]
-    net: nn.Module = builder(weights=None, **{key: value for key, value in options.items() if key in takes})
+    options = {"transform_input": True} if "transform_input" in takes else {}
+    quick = {"init_weights": False} if "init_weights" in takes else {}
+    net = build_encoder(f"torchvision:{name}", image_size=kind.meta["min_size"][0], **options, **quick)
     # DenseNet's weights have names of long ago, "norm.1" for "norm1".
     old = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)")
     tensors = {old.sub(r"\1\2", key): value for key, value in stored(file).items()}
-    fill(net, with_classifier(tensors, net, classifier_of(net)), file)
-    # Their auxiliary classifiers have weights in the file, and no use here.
-    for part, value in (("aux1", None), ("aux2", None), ("AuxLogits", None), ("aux_logits", False)):
-        if hasattr(net, part):
-            setattr(net, part, value)
-    remove_head(net)
-    to, side = kind.transforms(), kind.transforms().crop_size[0]
-    return net, fed((side, side), to.mean, to.std, side / to.resize_size[0], to.interpolation.value)
+    foreign.take(net, tensors, f"torchvision:{name}", f"in {file}")
+    to = kind.transforms()
+    side = to.crop_size[0]
+    images = {"mean": tuple(to.mean), "std": tuple(to.std), "interpolation": to.interpolation.value}
+    return net, options, {**images, "image_size": (side, side), "crop_ratio": side / to.resize_size[0]}
 
 
-def timm_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, Any]]:
+def timm_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
     """As `torchvision_net`; the name may carry the tag of the weights, such as resnet50.a1_in1k."""
     timm = library("timm")
     check_model("timm", name.partition(".")[0])
@@ -76,11 +71,17 @@ def timm_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, Any]]:
     except RuntimeError as failure:
         raise ConfigError(f"timm knows no weights {name!r}: {failure} Leave the tag out.") from failure
     if file is None:
+        from huggingface_hub import try_to_load_from_cache  # comes with timm
+
+        names = ("model.safetensors", "pytorch_model.bin") if settings.hf_hub_id else ()
+        found = (try_to_load_from_cache(settings.hf_hub_id, kind) for kind in names)
+        cached = [Path(path) for path in found if isinstance(path, str)]
         downloaded = Path(torch.hub.get_dir(), "checkpoints", str(settings.url or "none").rpartition("/")[2])
-        file = existing(f"timm:{name}", [*in_hub_cache(settings.hf_hub_id), downloaded])
-    tensors = stored(file)
-    if isinstance(settings.classifier, str) and f"{settings.classifier}.weight" not in tensors:
-        tensors = with_classifier(tensors, timm.create_model(name), settings.classifier)
+        file = existing(f"timm:{name}", [*cached, downloaded])
+    tensors, classifier = stored(file), f"{settings.classifier}."
+    if not any(key.startswith(classifier) for key in tensors):  # a fresh one, which is taken off anyway
+        own = timm.create_model(name).state_dict()
+        tensors |= {key: value for key, value in own.items() if key.startswith(classifier)}
     try:
         net: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": tensors})
     except Exception as failure:  # timm renames the tensors first, and raises nearly everything
@@ -88,29 +89,8 @@ def timm_net(name: str, file: Path | None) -> tuple[nn.Module, dict[str, Any]]:
     net.pretrained_cfg.pop("state_dict")
     net.reset_classifier(0)
     to = timm.data.resolve_model_data_config(net)
-    return net, fed(to["input_size"][1:], to["mean"], to["std"], to["crop_pct"], to["interpolation"])
-
-
-def fed(size: Any, mean: Any, std: Any, crop_ratio: float, interpolation: str) -> dict[str, Any]:
-    """How images are prepared, by the names of `EncoderInfo`; a resize that is not ours becomes bicubic."""
-    kind = "bilinear" if interpolation == "bilinear" else "bicubic"
-    known = {"image_size": tuple(size), "mean": tuple(mean), "std": tuple(std)}
-    return {**known, "crop_ratio": crop_ratio, "interpolation": kind}
-
-
-def in_hub_cache(repository: str | None) -> list[Path]:
-    """The weights that huggingface_hub keeps of a repository on this machine."""
-    from huggingface_hub import try_to_load_from_cache  # comes with timm
-
-    names = ("model.safetensors", "pytorch_model.bin")
-    found = [try_to_load_from_cache(repository, name) for name in names] if repository else []
-    return [Path(path) for path in found if isinstance(path, str)]
-
-
-def with_classifier(tensors: dict[str, Tensor], net: nn.Module, name: str | None) -> dict[str, Tensor]:
-    """The tensors, and if they lack the classifier's the network's own fresh ones: it is taken off anyway."""
-    own = {key: value for key, value in net.state_dict().items() if name and key.startswith(f"{name}.")}
-    return tensors if own.keys() & tensors.keys() else {**own, **tensors}
+    images = {"mean": tuple(to["mean"]), "std": tuple(to["std"]), "interpolation": to["interpolation"]}
+    return net, {}, {**images, "image_size": tuple(to["input_size"][1:]), "crop_ratio": to["crop_pct"]}
 
 
 def existing(name: str, places: list[Path]) -> Path:
@@ -133,6 +113,4 @@ def stored(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except Exception as failure:  # damaged files end in nearly every exception there is
-        raise CheckpointError(
-            f"{file} cannot be read ({complaint(failure)}). Take another copy."
-        ) from failure
+        raise damaged(file, f"cannot be read ({complaint(failure)})") from failure

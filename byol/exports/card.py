@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from byol.disk import read_json
-from byol.encoders.encoder import PLAN, Encoder, EncoderInfo
+from byol.encoders.encoder import PLAN, Encoder
 from byol.errors import CheckpointError
 from byol.evaluation.score import SCORES, read_scores
 from byol.evaluation.tables import TITLES, in_words
@@ -28,40 +28,25 @@ encoder = byol.load_encoder("PATH/OF/THIS/FOLDER"{net})
 features = encoder(images)  # (B, {channels}, H, W) uint8, or float in [0, 1], of any size: (B, {features})
 ```"""
 
-PAPER = "Bootstrap Your Own Latent ([Grill et al. 2020](https://arxiv.org/abs/2006.07733))"
 HEAD = ("protocol", "metric", "%", "95 % interval", "classes", "labelled images", "test images", "settings")
 
 
 def card(encoder: Encoder, run: Path | None, timm_model: str | None) -> str:
-    """README.md of a folder that timm loads as `timm_model`, or byol when it is None; `run` is the
-    run's folder.
+    """README.md of a folder that timm loads as `timm_model`, or byol when that is None.
 
-    That an encoder was trained with BYOL is said only of one that lies beside the plan of its run.
+    That an encoder was trained with BYOL is said only of one whose folder `run` holds the plan of its run.
     """
     info = encoder.info
-    training = training_section(run) if run else ""
+    training = training_table(run) if run else ""
+    scores = score_table(encoder, run) if run else ""
     name = timm_model or info.architecture or "a network of its author's own"
     net = "" if info.architecture else ", net=the_same_network"
     code = (TIMM if timm_model else OWN).format(features=info.features, channels=info.channels, net=net)
     tags = ["image-feature-extraction", *(["self-supervised-learning", "byol"] if training else [])]
-    trained = f" trained without labels by {PAPER}" if training else ""
-    parts = [
-        f"---\nlibrary_name: {'timm' if timm_model else 'byol'}\npipeline_tag: image-feature-extraction\n"
-        "tags:\n" + "".join(f"- {tag}\n" for tag in tags) + "---",
-        f"# {plain(name)}{', trained with BYOL' if training else ''}",
-        f"An image encoder{trained}. It turns an image into {info.features:,}-dimensional features.",
-        f"## How to load\n\n{code}",
-        preprocessing_section(info),
-        training,
-        score_section(encoder, run) if run else "",
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def preprocessing_section(info: EncoderInfo) -> str:
-    """What is done to an image before the network sees it."""
+    paper = "Bootstrap Your Own Latent ([Grill et al. 2020](https://arxiv.org/abs/2006.07733))"
+    trained = f" trained without labels by {paper}" if training else ""
     height, width = info.image_size
-    rows = {
+    preprocessing = {
         "channels": info.channels,
         "size": f"{height} x {width} pixels",
         "crop": f"central square of {info.crop_ratio:g} of the shorter side, then resized",
@@ -69,14 +54,25 @@ def preprocessing_section(info: EncoderInfo) -> str:
         "mean": ", ".join(f"{value:g}" for value in info.mean),
         "std": ", ".join(f"{value:g}" for value in info.std),
     }
-    return (
-        f"## Preprocessing\n\n{table(('what', 'value'), rows.items())}\n\n"
+    parts = [
+        f"---\nlibrary_name: {'timm' if timm_model else 'byol'}\npipeline_tag: image-feature-extraction\n"
+        "tags:\n" + "".join(f"- {tag}\n" for tag in tags) + "---",
+        f"# {plain(name)}{', trained with BYOL' if training else ''}",
+        f"An image encoder{trained}. It turns an image into {info.features:,}-dimensional features.",
+        f"## How to load\n\n{code}",
+        f"## Preprocessing\n\n{table(('what', 'value'), preprocessing.items())}",
         "Mean and std are of pixels in [0, 1]. Images that have this size already are best taken whole, "
-        "without the crop."
-    )
+        "without the crop.",
+    ]
+    if training:
+        license = "Which images these were, and under which licence, is for the author to add here."
+        parts += [f"## How it was trained\n\n{training}", license]
+    if scores:
+        parts.append(f"## Scores\n\n{scores}")
+    return "\n\n".join(parts) + "\n"
 
 
-def training_section(run: Path) -> str:
+def training_table(run: Path) -> str:
     """How the encoder was trained, from the run's plan; empty when there is none."""
     path = run / PLAN
     if not os.path.exists(path):
@@ -93,42 +89,32 @@ def training_section(run: Path) -> str:
         for name in ("optimizer", "lr", "weight_decay", "base_tau", "precision", "seed"):
             rows[name.replace("_", " ")] = plan[name]
     except (ValueError, KeyError, TypeError, AttributeError) as failure:
-        raise CheckpointError(
-            f"{path} is not the plan of a run ({failure}). Restore or remove it."
-        ) from failure
-    return (
-        f"## How it was trained\n\n{table(('what', 'value'), rows.items())}\n\n"
-        "Which images these were, and under which licence, is for the author to add here."
-    )
+        raise CheckpointError(f"{path} is not a run's plan ({failure}). Restore or remove it.") from failure
+    return table(("what", "value"), rows.items())
 
 
-def score_section(encoder: Encoder, run: Path) -> str:
+def score_table(encoder: Encoder, run: Path) -> str:
     """What training and `byol evaluate` found of this very encoder, the newest of equals; empty when nothing.
 
     A run's file holds the scores of baselines too, and a folder may be that of several encoders.
     """
     path = run / SCORES
     own = encoder.checksum(), "" if os.path.exists(run / PLAN) else None
-    found = {}
+    rows = {}
     for score in read_scores(path) if os.path.exists(path) else ():
         if score.encoder_checksum in own and score.overlap < score.test_images:
-            images = score.train, score.test, score.train_images
-            found[score.data_set, score.protocol, score.metric, in_words(score.settings), images] = score
-    rows = [
-        (
-            score.data_set,
-            score.protocol,
-            TITLES[score.metric],
-            f"{100 * score.value:.1f}",
-            f"{100 * score.low:.1f} to {100 * score.high:.1f}",
-            *(f"{count:,}" for count in (score.classes, score.train_images, score.test_images)),
-            in_words(score.settings),
-        )
-        for score in found.values()
-    ]
-    named = any(row[0] for row in rows)
-    shown = table(("data set", *HEAD), rows) if named else table(HEAD, [row[1:] for row in rows])
-    return f"## Scores\n\n{shown}" if rows else ""
+            counts = (score.classes, score.train_images, score.test_images)
+            name, settings = (score.data_set, score.protocol, TITLES[score.metric]), in_words(score.settings)
+            rows[name, settings, score.train, score.test, counts] = (
+                *name,
+                f"{100 * score.value:.1f}",
+                f"{100 * score.low:.1f} to {100 * score.high:.1f}",
+                *(f"{count:,}" for count in counts),
+                settings,
+            )
+    if any(row[0] for row in rows.values()):
+        return table(("data set", *HEAD), rows.values())
+    return table(HEAD, [row[1:] for row in rows.values()]) if rows else ""
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:

@@ -5,7 +5,6 @@ import io
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,12 @@ from torch import Tensor, nn
 
 from byol.encoders.encoder import Encoder
 from byol.errors import ByolError, ConfigError
-from byol.exports.verify import Check, Size, allowed_sizes, compared
+from byol.exports.verify import Check, Size, compared
+from byol.models.build import library
 
 INPUT, OUTPUT = "images", "representation"
 PROTOBUF_LIMIT = 2**31  # bytes in one ONNX file
 KEY = "preprocessing"  # where a graph's file keeps what it expects of its images
-
-Answer = Callable[[Tensor], Tensor]
 
 
 class NoGraph(ConfigError):
@@ -80,16 +78,30 @@ def write_graph(encoder: Encoder, file: Path, format: str, from_pixels: bool) ->
     ConfigError when the network cannot be traced or a library is missing.
     """
     if format == "onnx":
-        check_onnx(encoder)
-    # With sizes left open, tracing layers that pad as TensorFlow's SAME does takes hours.
-    pads_by_parity = any("same" in type(part).__name__.lower() for part in encoder.net.modules())
-    sizes = (encoder.info.image_size,) if pads_by_parity else allowed_sizes(encoder)
-    if len(sizes) > 1:
-        with suppress(NoGraph):
-            check = attempt(encoder, file, format, from_pixels, sizes)
-            if check.agrees:
-                return check
-    return attempt(encoder, file, format, from_pixels, sizes[:1])
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            library(name, "export")
+        size = sum(value.numel() * value.element_size() for value in encoder.net.state_dict().values())
+        if size >= PROTOBUF_LIMIT:
+            weights = f"{size / 2**30:.1f} GiB of weights"
+            raise ConfigError(f"One ONNX file holds less than 2 GiB, not {weights}. Take torch.export.")
+    own = height, width = encoder.info.image_size
+    # Odd at every stride first: rounding is where tools differ. ViTs need multiples of their patch.
+    others: tuple[Size, ...] = ((height + 33, width + 54), (height + 32, width + 64), (2 * height, 2 * width))
+    if any("same" in type(part).__name__.lower() for part in encoder.net.modules()):
+        others = ()  # with sizes left open, tracing layers that pad as TensorFlow's SAME does takes hours
+    for other in others:
+        try:
+            with torch.no_grad():
+                features = encoder.network(torch.rand(1, encoder.info.channels, *other))
+        except Exception:  # a network of any kind, for one size only
+            continue
+        if features.shape == (1, encoder.info.features):
+            with suppress(NoGraph):
+                check = attempt(encoder, file, format, from_pixels, (own, other))
+                if check.agrees:
+                    return check
+            break
+    return attempt(encoder, file, format, from_pixels, (own,))
 
 
 def attempt(encoder: Encoder, file: Path, format: str, from_pixels: bool, sizes: tuple[Size, ...]) -> Check:
@@ -98,17 +110,23 @@ def attempt(encoder: Encoder, file: Path, format: str, from_pixels: bool, sizes:
     described = json.dumps(
         {**encoder.info.preprocessing(), "normalised_by_graph": from_pixels, "any_image_size": any_size}
     )
+    run: Callable[[Tensor], Tensor]
     try:
-        program = trace(Graph(encoder, from_pixels), encoder, any_size)
+        program = trace(Graph(encoder, from_pixels).eval(), encoder, any_size)
         if format == "onnx":
-            tool, answer = "onnxruntime", by_onnx(program, file, described, any_size)
+            write_onnx(program, file, described, any_size)
+            session = library("onnxruntime").InferenceSession(file, providers=["CPUExecutionProvider"])
+            tool = "onnxruntime"
+
+            def run(images: Tensor) -> Tensor:
+                return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
         else:
             # By way of the memory: on a full disk torch itself would end the process.
             held = io.BytesIO()
             torch.export.save(program, held, extra_files={f"{KEY}.json": described})
             file.write_bytes(held.getbuffer())
-            tool, answer = "torch.export", torch.export.load(file).module()
-        return compared(encoder, tool, answer, sizes, normalised=not from_pixels)
+            tool, run = "torch.export", torch.export.load(file).module()
+        return compared(encoder, tool, run, sizes, normalised=not from_pixels)
     except (ByolError, OSError):
         raise
     except Exception as failure:  # torch and ONNX raise nearly everything for what they lack
@@ -126,7 +144,7 @@ def trace(graph: Graph, encoder: Encoder, any_size: bool) -> torch.export.Export
     if any_size:
         axes |= {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
     with torch.no_grad():
-        program = torch.export.export(graph.eval(), (example,), dynamic_shapes={INPUT: axes})
+        program = torch.export.export(graph, (example,), dynamic_shapes={INPUT: axes})
         if encoder.info.hidden_layer is not None:
             program = program.run_decompositions({})  # drops what runs behind the layer
     for node in program.graph.nodes:
@@ -135,8 +153,8 @@ def trace(graph: Graph, encoder: Encoder, any_size: bool) -> torch.export.Export
     return program
 
 
-def by_onnx(program: torch.export.ExportedProgram, file: Path, described: str, any_size: bool) -> Answer:
-    """Write a .onnx file, weights and all, and give what onnxruntime computes with it."""
+def write_onnx(program: torch.export.ExportedProgram, file: Path, described: str, any_size: bool) -> None:
+    """Write a .onnx file, weights and all."""
     axes = {0: "batch", **({2: "height", 3: "width"} if any_size else {})}
     converted = torch.onnx.export(
         program, input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes={INPUT: axes}, dynamo=True,
@@ -147,24 +165,3 @@ def by_onnx(program: torch.export.ExportedProgram, file: Path, described: str, a
         node.metadata_props.clear()  # traces of this machine
     converted.model.metadata_props[KEY] = described
     converted.save(file, external_data=False)
-    session = import_module("onnxruntime").InferenceSession(file, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
-
-
-def check_onnx(encoder: Encoder) -> None:
-    """Raise ConfigError when ONNX's libraries are missing, or the encoder is too large for one file."""
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            import_module(name)
-        except ModuleNotFoundError as missing:
-            if missing.name != name:
-                raise
-            raise ConfigError(
-                f"ONNX needs {name}, which is not installed: pip install 'byol[export]'"
-            ) from missing
-    size = sum(value.numel() * value.element_size() for value in encoder.net.state_dict().values())
-    if size >= PROTOBUF_LIMIT:
-        raise ConfigError(
-            f"The encoder has {size / 2**30:.1f} GiB of weights, and one ONNX file holds less than 2. "
-            "Take torch.export."
-        )

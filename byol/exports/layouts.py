@@ -16,33 +16,29 @@ from byol.errors import ByolError, ConfigError
 from byol.exports.verify import Check, compared
 from byol.models.build import build_encoder, library, model_names
 
-OTHERWISE = "Export it as safetensors, huggingface, onnx or torch.export, which take any encoder."
-
 
 class DoesNotFit(ConfigError):
     """An encoder that a library has no model for."""
 
+    def __init__(self, reason: str) -> None:
+        advice = "Export it as safetensors, huggingface, onnx or torch.export, which take any encoder."
+        super().__init__(f"{reason}. {advice}")
+
 
 @dataclass(frozen=True)
 class Fitted:
-    """A library's model and the encoder's tensors for it."""
+    """A library's model without its classifier that has an encoder's tensors and gives its features."""
 
-    library: str  # "torchvision" or "timm"
-    model: str
-    options: dict[str, Any]
+    net: nn.Module
     tensors: dict[str, Tensor]
-
-    def fresh(self, encoder: Encoder) -> nn.Module:
-        """The library's model without its classifier, with random weights, in eval mode."""
-        name, info = f"{self.library}:{self.model}", encoder.info
-        return build_encoder(name, channels=info.channels, image_size=info.image_size, **self.options).eval()
+    model: str  # its name
+    options: dict[str, Any]
 
 
 def fitted(encoder: Encoder, source: str, model: str | None = None) -> Fitted:
-    """The model of torchvision or timm that takes an encoder's tensors and gives its features.
+    """The model of "torchvision" or "timm" that an encoder is; `model` names it for a network of your own.
 
-    `model` names it when the encoder was a module of the user's own. Raises DoesNotFit when there is
-    none, ConfigError when the library is missing or has no model of that name.
+    Raises DoesNotFit when there is none, ConfigError when the library is missing or has no such model.
     """
     info = encoder.info
     home, _, name = (info.architecture or "").rpartition(":")
@@ -50,33 +46,30 @@ def fitted(encoder: Encoder, source: str, model: str | None = None) -> Fitted:
     if model is None and not info.from_a_library:
         raise DoesNotFit(
             f"The encoder is a network of your own. If it is one of {source}, say which with model, such as "
-            f"model='resnet50'. {OTHERWISE}"
+            "model='resnet50'"
         )
     if model is None and name not in model_names(source):
-        raise DoesNotFit(f"{source} has no {name}{how}. {OTHERWISE}")
+        raise DoesNotFit(f"{source} has no {name}{how}")
     if source == "torchvision" and info.channels != 3:
-        raise DoesNotFit(
-            f"torchvision's models take 3 channels, this encoder takes {info.channels}. {OTHERWISE}"
-        )
+        raise DoesNotFit(f"torchvision's models take 3 channels, this encoder takes {info.channels}")
     options = info.options if home == source and model is None else {}
     model = model or name
-    net = Fitted(source, model, options, {}).fresh(encoder)
+    size: dict[str, Any] = {"channels": info.channels, "image_size": info.image_size}
+    net = build_encoder(f"{source}:{model}", **size, **options).eval()
     ours, theirs = encoder.tensors(), net.state_dict()
     for key, value in theirs.items():
         if key not in ours or ours[key].shape != value.shape:
             has = f"{tuple(ours[key].shape)}" if key in ours else "none"
-            raise DoesNotFit(
-                f"{source}'s {model} has {key} of shape {tuple(value.shape)}, this encoder has {has}. "
-                + OTHERWISE
-            )
-    found = Fitted(source, model, options, unshared({key: ours[key] for key in theirs}))
-    net.load_state_dict(found.tensors)
+            shape = tuple(value.shape)
+            raise DoesNotFit(f"{source}'s {model} has {key} of shape {shape}, this encoder has {has}")
+    tensors = unshared({key: ours[key] for key in theirs})
+    net.load_state_dict(tensors)
     if not (check := compared(encoder, source, net)).agrees:
         raise DoesNotFit(
             f"{source}'s {model} with this encoder's weights gives {check}: it computes otherwise than "
-            f"{name or 'your network'}{how}. {OTHERWISE}"
+            f"{name or 'your network'}{how}"
         )
-    return found
+    return Fitted(net, tensors, model, options)
 
 
 def write_torchvision(found: Fitted, encoder: Encoder, file: Path) -> Check:
@@ -90,9 +83,8 @@ def write_torchvision(found: Fitted, encoder: Encoder, file: Path) -> Check:
     else:
         save_file(found.tensors, file, metadata={"preprocessing": json.dumps(encoder.info.preprocessing())})
         loaded = load_file(file)
-    net = found.fresh(encoder)
-    net.load_state_dict(loaded)
-    return compared(encoder, "torchvision", net)
+    found.net.load_state_dict(loaded)
+    return compared(encoder, "torchvision", found.net)
 
 
 def write_timm(found: Fitted, encoder: Encoder, folder: Path) -> Check:

@@ -32,43 +32,23 @@ class Check:
     def __str__(self) -> str:
         if math.isinf(self.difference):
             return "features of another shape"
-        return (
-            f"features that differ by up to {self.difference:.1e} of the largest ({TOLERANCE:g} is allowed)"
-        )
-
-
-@torch.no_grad()
-def allowed_sizes(encoder: Encoder) -> tuple[Size, ...]:
-    """The encoder's image size, and another one if its network takes one with the same number of features."""
-    height, width = encoder.info.image_size
-    # Odd at every stride first: rounding is where tools differ. ViTs need multiples of their patch.
-    for other in ((height + 33, width + 54), (height + 32, width + 64), (2 * height, 2 * width)):
-        try:
-            features = encoder.network(torch.rand(1, encoder.info.channels, *other))
-        except Exception:
-            continue
-        if features.shape == (1, encoder.info.features):
-            return (height, width), other
-    return ((height, width),)
+        return f"features that differ by up to {self.difference:.1e} of the largest (allowed: {TOLERANCE:g})"
 
 
 @torch.no_grad()
 def compared(
     encoder: Encoder,
     tool: str,
-    answer: Callable[[Tensor], Tensor],
-    sizes: Sequence[Size] = (),
+    run: Callable[[Tensor], Tensor],  # normalised float32 (B, C, H, W) to features
+    sizes: Sequence[Size] = (),  # by default the encoder's own
     *,
-    normalised: bool = True,
+    normalised: bool = True,  # else `run` normalises pixels in [0, 1] itself
 ) -> Check:
-    """How near another tool's features come to the encoder's, for batches of 1, 2 and 5 images of each
-    size.
+    """How near another tool's features come to the encoder's, in batches of 1, 2 and 5 images of each size.
 
-    `answer` takes float32 (B, C, H, W), normalised unless it normalises pixels in [0, 1] itself; the
-    sizes are by default the encoder's own. Raises CheckpointError when the encoder's own features are
-    not finite.
+    Raises CheckpointError when the encoder's own features are not finite.
     """
-    info, found, sizes = encoder.info, [0.0], tuple(sizes) or (encoder.info.image_size,)
+    info, differences, sizes = encoder.info, [0.0], tuple(sizes) or (encoder.info.image_size,)
     noise = torch.Generator().manual_seed(0)
     for size in sizes:
         for batch in BATCHES:
@@ -76,12 +56,10 @@ def compared(
             x = normalise_(images.clone(), info.mean, info.std)
             expected = encoder.network(x).float()
             if not expected.isfinite().all():
-                raise CheckpointError(
-                    "The encoder's features are not finite: its weights are damaged or diverged."
-                )
-            given = answer(x if normalised else images)
-            if given.shape != expected.shape:
+                raise CheckpointError("The encoder's features are not finite: its weights are damaged.")
+            features = run(x if normalised else images)
+            if features.shape != expected.shape:
                 return Check(tool, math.inf, sizes)
             scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-            found.append(float((given - expected).abs().max() / scale))
-    return Check(tool, float(torch.tensor(found).max()), sizes)  # NaN stays NaN, and is within no tolerance
+            differences.append(float((features - expected).abs().max() / scale))
+    return Check(tool, float(torch.tensor(differences).max()), sizes)  # NaN stays NaN: within no tolerance

@@ -47,10 +47,8 @@ def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential 
     """The projection of a shortcut that changes shape; None where the input can be added as it is."""
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
-        nn.BatchNorm2d(out_channels),
-    )
+    projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+    return nn.Sequential(projection, nn.BatchNorm2d(out_channels))
 
 
 class BasicBlock(nn.Module):
@@ -58,9 +56,7 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(
-        self, in_channels: int, channels: int, stride: int, padding: Padding, last_gamma: float
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, padding: Padding, last_gamma: float):
         super().__init__()
         self.conv1 = conv(in_channels, channels, 3, stride, padding)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -82,9 +78,7 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(
-        self, in_channels: int, channels: int, stride: int, padding: Padding, last_gamma: float
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, padding: Padding, last_gamma: float):
         super().__init__()
         out_channels = channels * self.expansion
         self.conv1 = conv(in_channels, channels, 1, 1, padding)
@@ -126,11 +120,8 @@ class ResNet(nn.Module):
     (small, but padded by 2, as that library's encoders for CIFAR are). `padding` is "symmetric" as in
     torchvision or "same" as in TensorFlow and JAX, which the official checkpoints need. `last_gamma` is
     the first scale of each block's last BatchNorm: 1 gave the paper's results, 0 is what the released
-    code does to bottlenecks.
-
-    Weights start as in the official code: a truncated normal of std 1/sqrt(fan_in). BatchNorm's decay
-    0.9 and epsilon 1e-5 there are torch's defaults. Raises ConfigError for a stem, padding or number
-    that cannot be.
+    code does to bottlenecks. Weights start as in the official code: a truncated normal of std
+    1/sqrt(fan_in). Raises ConfigError for what cannot be.
     """
 
     def __init__(
@@ -149,13 +140,12 @@ class ResNet(nn.Module):
         for name, value, choices in (("stem", stem, get_args(Stem)), ("padding", padding, get_args(Padding))):
             if value not in choices:
                 raise ConfigError(f"{name} is {value!r}; expected {' or '.join(map(repr, choices))}.")
-        _check_counts(
-            blocks=blocks, stage_channels=stage_channels, stem_channels=(stem_channels,), channels=(channels,)
-        )
-        if len(blocks) != 4 or len(stage_channels) != 4:
-            raise ConfigError(
-                f"A ResNet has four stages; got blocks={blocks} and stage_channels={stage_channels}."
-            )
+        for name, counts in (("blocks", blocks), ("stage_channels", stage_channels)):
+            if not isinstance(counts, list | tuple) or len(counts) != 4 or not all(map(_counts, counts)):
+                raise ConfigError(f"{name} is {counts!r}; expected four whole numbers of at least 1.")
+        for name, count in (("stem_channels", stem_channels), ("channels", channels)):
+            if not _counts(count):
+                raise ConfigError(f"{name} is {count!r}; expected a whole number of at least 1.")
         small = stem != "imagenet"
         self.conv1 = conv(channels, stem_channels, 3 if small else 7, 1 if small else 2, padding)
         if stem == "solo-learn":
@@ -188,19 +178,16 @@ def resnet(depth: int, width: int = 1, **options: Any) -> ResNet:
     """ResNet-18 to -200 with all channels, the stem's too, times `width` (paper Table 1; 1 to 4 there).
 
     Width 1 has torchvision's state dict without `fc`. So ResNet-18 and -34 have no projection in the
-    first stage, where the official code has one. Options are `ResNet`'s. Raises ConfigError for what
-    does not exist.
+    first stage, where the official code has one. Options are `ResNet`'s.
     """
     if depth not in DEPTHS:
         raise ConfigError(f"There is no ResNet-{depth}; expected one of {', '.join(map(str, DEPTHS))}.")
-    _check_counts(width=(width,))
+    if not _counts(width):
+        raise ConfigError(f"width is {width!r}; expected a whole number of at least 1.")
     block, blocks = DEPTHS[depth]
     channels = [64 * width * multiple for multiple in (1, 2, 4, 8)]
     return ResNet(block, blocks, stem_channels=64 * width, stage_channels=channels, **options)
 
 
-def _check_counts(**counts: Sequence[int]) -> None:
-    for name, values in counts.items():
-        if not all(isinstance(value, int) and value >= 1 for value in values):
-            shown = values[0] if len(values) == 1 else list(values)
-            raise ConfigError(f"{name} is {shown!r}; expected whole numbers of at least 1.")
+def _counts(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1

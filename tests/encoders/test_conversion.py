@@ -1,4 +1,4 @@
-"""Other programs' checkpoints as encoders: their features, and a sentence for everything that is none."""
+"""Other programs' checkpoints as encoders: their features, and a sentence for everything else."""
 
 import copy
 import os
@@ -315,6 +315,29 @@ def test_other_networks_are_named(tmp_path, name):
         convert(tmp_path / "a.ckpt", prefix="teacher_backbone.fc")
 
 
+def small_vit() -> nn.Module:
+    return models.VisionTransformer(
+        32, 16, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=3
+    )
+
+
+def test_tensors_by_the_names_of_an_older_torchvision_are_taken(tmp_path, monkeypatch):
+    """As in its released ViTs, whose layers it renames itself while they are loaded."""
+    (tmp_path / "nets_of_mine.py").write_text("from test_conversion import small_vit\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    net = small_vit()
+    old = {"mlp.0.": "mlp.linear_1.", "mlp.3.": "mlp.linear_2."}
+    state = {}
+    for name, value in net.state_dict().items():
+        part = next((part for part in old if part in name), "")
+        state[name.replace(part, old[part]) if part else name] = value
+    assert state.keys() != net.state_dict().keys()
+    torch.save(state, tmp_path / "a.pt")
+    told = Preprocessing(image_size=32)
+    encoder = convert(tmp_path / "a.pt", encoder="nets_of_mine:small_vit", preprocessing=told).encoder
+    assert all(torch.equal(value, encoder.net.state_dict()[name]) for name, value in net.state_dict().items())
+
+
 def test_classifier_of_a_named_network_is_left_out_and_told(tmp_path):
     torch.save(timm.create_model("test_vit", num_classes=7).state_dict(), tmp_path / "a.pt")
     found = convert(tmp_path / "a.pt", encoder="timm:test_vit", preprocessing=Preprocessing(image_size=160))
@@ -337,7 +360,7 @@ def test_tensors_that_fit_no_network_are_never_passed_over(tmp_path, resnet):
         ({"bn1.weight": None}, r"1 missing \(bn1\.weight, \.\.\.\)"),
         ({"layer3.0.conv1.weight": None}, "layer3.0.conv1.weight"),
         ({"layer2.7.conv1.weight": torch.rand(8, 8, 3, 3)}, "layer2"),
-        ({"bn1.weight": torch.rand(5)}, "do not fit the network ResNet: size mismatch for bn1"),
+        ({"bn1.weight": torch.rand(5)}, "are not those of resnet: size mismatch for bn1"),
     ):
         changed = {name: value for name, value in {**state, **change}.items() if value is not None}
         torch.save(changed, tmp_path / "a.pt")
@@ -587,7 +610,7 @@ def test_a_checkpoint_of_nothing_is_told(tmp_path):
         convert(tmp_path / "a.pt")
 
 
-def test_tensors_that_are_no_numbers_are_refused(tmp_path):
+def test_tensors_that_are_not_numbers_are_refused(tmp_path):
     tensors = models.resnet18().state_dict()
     tensors["layer1.0.conv1.weight"][0, 0, 0, 0] = float("nan")
     torch.save(tensors, tmp_path / "a.pt")

@@ -148,7 +148,7 @@ def test_tensors_have_the_names_of_torchvision(encoder_of, tmp_path):
     ("name", "layer", "pooling"),
     [("torchvision:resnet18", "output", "none"), ("torchvision:resnet18", "layer4.1.conv1", "channels first"),
      ("timm:test_vit", "blocks.0", "first token"), ("timm:test_vit2", "blocks.0", "mean of tokens"),
-     ("timm:test_resnet", "layer2", "channels first")],
+     ("timm:test_resnet", "layer2", "channels first"), ("torchvision:mnasnet0_5", "output", "none")],
 )  # fmt: skip
 def test_library_networks_come_back_by_their_names_with_hidden_layer_and_pooling(
     encoder_of, tmp_path, name, layer, pooling
@@ -168,7 +168,7 @@ def test_library_networks_come_back_by_their_names_with_hidden_layer_and_pooling
      (lambda: timm.create_model("test_vit2", img_size=16, num_classes=0), "norm", "mean of tokens")],
     ids=["map", "average", "vit", "mlp of vit", "timm vit with registers"],
 )  # fmt: skip
-def test_own_network_given_again_is_read_at_the_same_hidden_layer(
+def test_own_network_built_again_is_read_at_the_same_hidden_layer(
     encoder_of, tmp_path, build, layer, pooling
 ):
     torch.manual_seed(0)

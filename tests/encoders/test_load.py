@@ -74,7 +74,7 @@ def test_module_of_your_own_is_filled_when_you_give_it(encoder_of, tmp_path):
     torch.testing.assert_close(loaded(IMAGES), encoder(IMAGES), rtol=1e-5, atol=1e-5)
 
 
-def test_module_of_your_own_that_is_not_given_is_asked_for(encoder_of, tmp_path):
+def test_module_of_your_own_that_is_missing_is_requested(encoder_of, tmp_path):
     file = save_encoder(encoder_of(net()), tmp_path)
     with pytest.raises(CheckpointError, match=r"a module of your own.*load_encoder\(path, net=\.\.\.\)"):
         load_encoder(file)
@@ -91,13 +91,13 @@ def test_names_of_nothing_are_refused_and_nothing_is_downloaded(encoder_of, tmp_
 
 @pytest.mark.parametrize("options", [{"pretrained": True}, {"weights": "DEFAULT"}, {"no_such": 1}])
 @pytest.mark.parametrize("name", ["timm:test_vit", "torchvision:resnet18", "convnet"])
-def test_no_file_can_ask_for_weights_from_elsewhere(encoder_of, tmp_path, name, options):
+def test_no_file_can_request_weights_from_elsewhere(encoder_of, tmp_path, name, options):
     file = saved(encoder_of, tmp_path, name, **options)
     with pytest.raises(ConfigError):
         load_encoder(file)
 
 
-def test_encoder_runs_on_the_device_asked_for(encoder_of, tmp_path):
+def test_encoder_runs_on_the_requested_device(encoder_of, tmp_path):
     file = save_encoder(encoder_of("convnet"), tmp_path)
     assert {p.device.type for p in load_encoder(file).parameters()} == {"cpu"}
     assert {p.device.type for p in load_encoder(file, device="cpu").parameters()} == {"cpu"}

@@ -92,7 +92,7 @@ def test_the_step_may_be_any_whole_number(tmp_path, network, step):
 
 
 @pytest.mark.parametrize("step", [np.float64("inf"), np.array(np.nan)])
-def test_a_step_that_is_no_number_is_told(tmp_path, network, step):
+def test_a_step_that_is_not_a_number_is_told(tmp_path, network, step):
     with pytest.raises(CheckpointError, match="its number of steps is"):
         read_official(write_official(tmp_path / "a.pkl", network, step=step))
 

@@ -78,7 +78,7 @@ def test_solo_learns_stem_is_padded_by_two():
     [
         ({"block": "wide"}, "block is 'wide'; expected 'basic' or 'bottleneck'"),
         ({"blocks": 5}, "blocks is 5; expected four"),
-        ({"blocks": [1, 2]}, "has four stages"),
+        ({"blocks": [1, 2]}, r"blocks is \[1, 2\]; expected four"),
         ({"stage_channels": "wide"}, "stage_channels is 'wide'; expected four"),
         ({"blocks": [1, 1, 1, 0]}, "whole numbers of at least 1"),
         ({"depth": 50}, "no option 'depth'"),
@@ -103,6 +103,6 @@ def changed(**changes: tuple[int, ...] | None) -> dict[str, tuple[int, ...]]:
      (changed(**{"layer1.0.downsample.0.weight": (64, 64, 1, 1)}), "first stage has a projection"),
      (shapes_of(models.resnext50_32x4d()), "its convolutions are grouped")],
 )  # fmt: skip
-def test_what_is_no_such_resnet_is_told_why(shapes, says):
+def test_what_is_not_such_a_resnet_is_told_why(shapes, says):
     with pytest.raises(ValueError, match=says):
         resnet_of(shapes)

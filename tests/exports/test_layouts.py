@@ -162,7 +162,7 @@ def test_timm_s_transform_prepares_a_photograph_as_the_encoder_does(encoder_of, 
     assert theirs.shape == ours.shape
     assert (
         theirs - ours
-    ).abs().mean() < 0.05  # of deviations: 8-bit rounding, and timm resizes before it crops
+    ).abs().mean() < 0.05  # of standard deviations: 8-bit rounding, and timm resizes before it crops
     assert (theirs - theirs.roll(1, -1)).abs().mean() > 0.2  # a pixel beside is another matter
 
 
@@ -322,14 +322,14 @@ def test_what_cannot_be_is_one_sentence_and_leaves_nothing(resnet, tmp_path, nam
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_network_of_your_own_is_asked_for_its_model(encoder_of, tmp_path):
+def test_a_network_of_your_own_needs_the_name_of_its_model(encoder_of, tmp_path):
     with pytest.raises(
         ConfigError, match=r"a network of your own\. If it is one of torchvision, say which with model"
     ):
         byol.export(encoder_of(own_resnet(), "avgpool", size=(32, 32)), tmp_path / "e.pth")
 
 
-def test_something_that_is_no_encoder_gets_a_sentence(tmp_path):
+def test_something_that_is_not_an_encoder_gets_a_sentence(tmp_path):
     with pytest.raises(ConfigError, match="load_encoder"):
         byol.export(own_resnet(), tmp_path / "e.onnx")
 
@@ -365,9 +365,7 @@ def test_an_encoder_of_nan_is_not_exported(resnet, tmp_path):
 def test_a_missing_library_is_named(resnet, tmp_path, monkeypatch):
     for name, path in (("timm", "e"), ("torchvision", "e.pth")):
         monkeypatch.setitem(sys.modules, name, None)
-        with pytest.raises(
-            ConfigError, match=rf"need {name}, which is not installed: pip install 'byol\[models\]'"
-        ):
+        with pytest.raises(ConfigError, match=rf"{name} is not installed: pip install 'byol\[models\]'"):
             byol.export(resnet, tmp_path / path)
     assert not list(tmp_path.iterdir())
 

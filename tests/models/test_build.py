@@ -111,7 +111,7 @@ def test_options_reach_the_encoder():
         ("swin_t", 32, 768),
     ],
 )
-def test_torchvision_models_give_what_their_classifier_was_given(no_network, name, side, features):
+def test_torchvision_models_give_what_their_classifier_was_fed(no_network, name, side, features):
     net = build_encoder(f"torchvision:{name}", channels=2, image_size=side)
     assert net(torch.rand(2, 2, side, side)).shape == (2, features)
     assert not any(1000 in p.shape for p in net.parameters())
@@ -169,7 +169,7 @@ def test_what_own_code_raises_is_told_as_its_own_failure(own_code, tmp_path):
     ):
         build_encoder(f"{own_code}:broken")
     (tmp_path / "own_wreck.py").write_text("1 / 0\n")
-    with pytest.raises(ConfigError, match="own_wreck failed while it was imported: ZeroDivisionError"):
+    with pytest.raises(ConfigError, match="own_wreck cannot be imported: ZeroDivisionError"):
         build_encoder("own_wreck:net")
 
 
@@ -219,7 +219,7 @@ def test_a_name_that_means_nothing_gets_a_sentence(own_code, no_network, name, s
         ("torchvision:resnet18", {"zero_init": True}, "Did you mean 'zero_init_residual'?"),
         ("torchvision:vit_b_16", {"image_size": (32, 64)}, "needs square images"),
         ("torchvision:vit_b_16", {"image_size": 33}, "cannot be built with image_size=33"),
-        ("torchvision:resnet18", {"pretrained": True}, "cannot be built with pretrained=True"),
+        ("torchvision:resnet18", {"pretrained": True}, "fresh weights, and pretrained would load others"),
         ("timm:test_vit", {"drop_path": 0.1}, "Did you mean 'drop_path_rate'"),
         ("timm:resnet10t", {"stem": "small"}, "cannot be built with stem='small'"),
         ("timm:resnet10t", {"pretrained": True}, "fresh weights, and pretrained would load others"),
@@ -235,9 +235,7 @@ def test_an_option_that_cannot_be_gets_a_sentence(own_code, no_network, name, op
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_a_missing_library_is_named_with_its_remedy(monkeypatch, library):
     monkeypatch.setitem(sys.modules, library, None)  # Python's own way to make an import fail
-    with pytest.raises(
-        ConfigError, match=rf"{library}, which is not installed: pip install 'byol\[models\]'"
-    ):
+    with pytest.raises(ConfigError, match=rf"{library} is not installed: pip install 'byol\[models\]'"):
         build_encoder(f"{library}:resnet18")
 
 

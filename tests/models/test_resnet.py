@@ -137,8 +137,8 @@ def test_default_hidden_layer_of_byol_is_the_representation():
     ("options", "message"),
     [
         ({"depth": 51}, "There is no ResNet-51; expected one of 18, 34, 50, 101, 152, 200."),
-        ({"width": 0}, "width is 0; expected whole numbers of at least 1."),
-        ({"channels": 1.5}, "channels is 1.5; expected whole numbers of at least 1."),
+        ({"width": 0}, "width is 0; expected a whole number of at least 1."),
+        ({"channels": 1.5}, "channels is 1.5; expected a whole number of at least 1."),
         ({"stem": "imagnet"}, "stem is 'imagnet'; expected 'imagenet' or 'small' or 'solo-learn'."),
         ({"padding": "valid"}, "padding is 'valid'; expected 'symmetric' or 'same'."),
     ],
@@ -150,5 +150,5 @@ def test_what_cannot_be_is_said(options, message):
 
 
 def test_a_resnet_has_four_stages():
-    with pytest.raises(ConfigError, match="four stages"):
+    with pytest.raises(ConfigError, match=r"blocks is \(1, 1, 1\); expected four"):
         ResNet(Bottleneck, (1, 1, 1))

@@ -175,7 +175,7 @@ def test_evaluation_of_the_official_network_equals_official(official, noise):
     assert relative(prediction, torch.from_numpy(official["eval_prediction"])) < 1e-5
 
 
-def test_initial_weights_spread_as_official(official):
+def test_initial_weights_have_the_official_distribution(official):
     theirs = official_parameters(official, "step0/online_params")
     torch.manual_seed(0)
     for name, ours in tiny_resnet().state_dict().items():
