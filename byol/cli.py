@@ -12,12 +12,13 @@ from typing import TextIO
 from byol import __version__
 from byol.errors import ByolError, ConfigError, did_you_mean, printable
 
-COMMANDS = ("demo", "train", "evaluate", "embed", "convert", "search", "export")
+COMMANDS = ("demo", "views", "train", "evaluate", "embed", "convert", "search", "export")
 OVERVIEW = f"""byol {__version__}: learn an encoder from unlabelled images (Bootstrap Your Own Latent)
 
 usage: byol COMMAND ...
 
   demo        train on photographs that are already here and see that it learns; about two minutes
+  views       what a run would look at:    byol views photos/ --out views.png
   train       images in, encoder out:       byol train photos/ --out runs/a
   evaluate    how good is an encoder:       byol evaluate runs/a --train train/ --test test/
   embed       features of every image:      byol embed runs/a --data photos/ --out features.npz

@@ -3,7 +3,7 @@
 import glob
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import copy
 from dataclasses import replace
@@ -24,8 +24,11 @@ from byol.data.readers.dataset import Items
 from byol.data.readers.folder import SUFFIXES, FileReader, listed, scan, suffixes
 from byol.data.readers.parquet import SPLITS, ParquetReader, shards
 from byol.data.readers.reader import Reader, Rows, evenly_spaced
+from byol.data.readers.shrunk import Shrunk
 from byol.errors import DataError, did_you_mean, printable
 
+COLOURS = 16  # images that are looked at to tell gray ones
+NEARLY_GRAY = 4.0  # mean difference of the largest and the smallest channel, of 255
 logger = logging.getLogger("byol")
 
 
@@ -123,6 +126,24 @@ class Images:
                 break
         self.release()
         return sizes.pop() if len(sizes) == 1 else None
+
+    def gray_share(self) -> float:
+        """The share of some of the images whose three channels are the same, or nearly so."""
+        if self.channels != 3:
+            return float(self.channels == 1)
+        places, gray = self.reader.sample(self.rows), []
+        for row in self.rows[places[:: -(-len(places) // COLOURS)]].tolist():
+            with suppress(BadImage):
+                pixels = self.reading.picture(self.reader.read(row))
+                gray.append(float(np.ptp(np.asarray(pixels), axis=2).mean()) < NEARLY_GRAY)
+        self.release()
+        return sum(gray) / max(1, len(gray))
+
+    def shrunk(self, side: int, threads: int, poll: Callable[[], object]) -> "Images":
+        """The same, decoded now and kept in memory, the shorter side of each at most `side` pixels."""
+        return Images(
+            Shrunk(self.reader, self.rows, self.reading, side, threads, poll), Reading(self.channels)
+        )
 
     def fingerprint(self) -> str:
         """A hexadecimal digest that changes with the images: their names, or a sample of what they hold."""

@@ -45,6 +45,10 @@ class ViewConfig:
     """Widen the resize kernel when a crop shrinks, as Pillow does; the official code does not."""
     flip: float = 0.5
     """Probability of mirroring left to right."""
+    vertical_flip: float = 0.0
+    """Probability of mirroring top to bottom, for images without an up and a down (not the paper's)."""
+    turn: float = 0.0
+    """Probability of a quarter turn, for images without an up and a down (not the paper's)."""
     jitter: float = 0.8
     """Probability of the four colour operations, which come in a random order per image."""
     brightness: float = 0.4
@@ -77,7 +81,13 @@ class ViewConfig:
     def __post_init__(self) -> None:
         tiny, huge = sys.float_info.min, sys.float_info.max
         for names, count, low, high, expected in (
-            ("flip jitter brightness contrast saturation", 1, 0, 1, "a number from 0 to 1"),
+            (
+                "flip vertical_flip turn jitter brightness contrast saturation",
+                1,
+                0,
+                1,
+                "a number from 0 to 1",
+            ),
             ("grayscale blur_size solarize_threshold", 1, 0, 1, "a number from 0 to 1"),
             ("hue", 1, 0, 0.5, "a number from 0 to 0.5"),
             ("blur solarize", 2, 0, 1, "two numbers from 0 to 1"),
@@ -115,6 +125,8 @@ class Views:
         if not isinstance(channels, int) or channels < 1:
             raise ConfigError(f"channels is {channels!r}; expected a whole number of at least 1.")
         self.size, self.config, self.channels = height_and_width(image_size), config or ViewConfig(), channels
+        if self.config.turn and self.size[0] != self.size[1]:
+            raise ConfigError(f"views.turn is {self.config.turn}, but views of {self.size} are not square.")
         self.mean, self.std = normalisation(self.config, channels)
         scale = tuple(1 / std for std in self.std)
         self._affine = scale, tuple(-mean * factor for mean, factor in zip(self.mean, scale, strict=True))
@@ -149,7 +161,7 @@ class Views:
             raise ConfigError(f"finish got crops of shape {tuple(crops.shape)}; expected (B, 2, C, h, w).")
         self.drawn = True
         rows = torch.arange(first_row, first_row + len(crops))
-        drawn = [uniforms((seed, Stream.VIEWS, step, rows, view), 13) for view in (0, 1)]
+        drawn = [uniforms((seed, Stream.VIEWS, step, rows, view), 15) for view in (0, 1)]
         return self._view(crops[:, 0], drawn[0], 0), self._view(crops[:, 1], drawn[1], 1)
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -188,6 +200,9 @@ class Views:
             rows: list[int] = chosen.nonzero().flatten().tolist()
             found.append((function, rows, low + (high - low) * on_device[:, column]))
 
+        # With both flips and turns at 0.5 all eight ways to lay a square are equally likely.
+        add(lambda x, _: x.flip(2), drawn[:, 13] < config.vertical_flip, 0, 0, 1)
+        add(lambda x, _: x.rot90(1, (2, 3)), drawn[:, 14] < config.turn, 0, 0, 1)
         jittered = drawn[:, 0] < config.jitter
         order = drawn[:, 1:5].argsort(dim=1)  # (B, 4): which operation comes first, second, ...
         amounts = (config.brightness, config.contrast, config.saturation, config.hue)

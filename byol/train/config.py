@@ -14,6 +14,7 @@ import numpy as np
 from byol.errors import ConfigError
 from byol.method.draws import check_seed
 from byol.method.views import ViewConfig
+from byol.train.recipe import Kind
 from byol.world import Precision
 
 OptimizerName = Literal["lars", "sgd", "adamw"]
@@ -87,10 +88,10 @@ class ModelConfig(Checked, group="model."):
     """Initial scale of each residual block's last BatchNorm: 1 in the paper, 0 for stable small networks."""
     width: int | None = None
     """Channels of the first stage of the small `convnet` encoder."""
-    projection_size: Count = 256
-    """Outputs of projector and predictor."""
-    projection_hidden_size: Count = 4096
-    """Hidden units of projector and predictor."""
+    projection_size: Count | None = None
+    """Outputs of projector and predictor. By default 256 as in the paper; on a CPU 128."""
+    projection_hidden_size: Count | None = None
+    """Hidden units of projector and predictor. By default 4096 as in the paper; on a CPU 1024."""
     target_init: Literal["copy", "independent"] = "copy"
     """Start the target as a copy of the online network, or from a draw of its own as the official code."""
     joint_batchnorm: bool = False
@@ -110,8 +111,8 @@ class OptimConfig(Checked, group="optim."):
     """lars (the paper's), sgd or adamw. By default adamw on a CPU, lars elsewhere."""
     base_lr: Positive | None = None
     """Learning rate per 256 images; the peak rate is base_lr x batch_size / 256."""
-    predictor_lr: Positive = 1.0
-    """The predictor's learning rate over the rest's: 1 in the paper, more helps short runs."""
+    predictor_lr: Positive | None = None
+    """The predictor's learning rate over the rest's. By default 1 as in the paper; on a CPU 10."""
     weight_decay: NotNegative | None = None
     """Weight decay of every parameter with more than one dimension; biases and BatchNorm are exempt."""
     momentum: ShareBelow1 = 0.9
@@ -131,7 +132,8 @@ class DataConfig(Checked, group="data."):
     channels: Annotated[int, "1 (gray) or 3 (colour)", (1, 3).__contains__] | None = None
     """Channels to read pictures with: 3 colour, 1 gray. By default colour; arrays keep their own number."""
     in_memory: bool | None = None
-    """Keep all images as one tensor on the device. By default when they are small, of one size, and fit."""
+    """Keep all images in memory, as one tensor on the device when they are of one size and small. By default
+    when they fit; for small views on a CPU, images of any size, shrunk to what such views need of them."""
     max_bad: Share = 0.01
     """Share of unreadable images above which the run stops; up to it they are replaced and listed."""
     max_pixels: Count | None = None
@@ -175,6 +177,10 @@ class TrainConfig(Checked):
     hidden_layer: str | None = None
     """Layer that gives the representation, by name or index. By default what the network feeds its
     classifier, or its output when it has none; "output" takes that in any case."""
+    kind: Kind | None = None
+    """What the images are like, which decides the views: photos, gray (or nearly so), textures (surfaces,
+    materials, microscopy: no up or down), aerial (from above), or paper for the paper's own views. By default
+    photos or gray, as the images are. A number of views.* that is set to other than the paper's stays."""
     image_size: Side | None = None
     """Side of the views in pixels."""
     eval_size: Side | None = None

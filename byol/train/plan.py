@@ -9,16 +9,24 @@ from typing import Any
 
 from byol.errors import ConfigError, DataError
 from byol.machine import usable_cores
+from byol.method.views import ViewConfig
 from byol.train.config import Checked, OptimizerName, TrainConfig, seconds_of
+from byol.train.recipe import SMALL_SIDE, Kind, in_words, kind_of, views_of
 from byol.world import Precision, World
 
 logger = logging.getLogger("byol")
-SMALL_SIDE = 64  # up to this side an image counts as small: a 3x3 stem, and the whole set kept on the device
 HOLD_OUT_MOST = 2000  # images
+MEMORY_SIDES = 4  # sides of a view: of an image that is shrunk to it a crop of 1/16 of the area loses nothing
+MEMORY_EPOCHS = 4  # from which on it pays to decode all images before the first step
+SHAPE = 1.5  # an image over the square of its shorter side
 SAVES = 20  # checkpoints a run by default; the run saves by the clock as well
 BANK = 5000  # training images that vote for the hold-out set: enough to rank runs, and cheap to score often
 # Of a budget of time:
-ENOUGH_STEPS = 100  # with fewer, batches and views shrink
+ENOUGH_STEPS = (
+    1000  # with fewer, batches shrink to the first size below, then views, then batches to the second
+)
+LEAST_BATCHES = (64, 32)
+LEAST_SIDE = 24  # pixels
 LEAST_STEPS = 10
 USED, LOOKS = 0.96, 0.2  # shares: what is planned for (saving and a slower machine take the rest), and looks
 PASSES = 8  # forward passes that a step is worth: of two views, online thrice with its gradient, and target
@@ -32,6 +40,7 @@ class ImageFacts:
     size: tuple[int, int] | None  # height, width when all images share one
     channels: int
     labelled: bool
+    gray_share: float = 0.0  # of the pictures with three channels
 
 
 @dataclass(frozen=True)
@@ -52,9 +61,14 @@ class Plan(Checked):
     image_size: tuple[int, int]  # height, width of the views, pixels
     eval_size: tuple[int, int]  # of images when they are scored and embedded
     channels: int
+    kind: Kind  # of the images
+    views: ViewConfig
+    projection_size: int
+    projection_hidden_size: int
     images: int  # trained on
     hold_out_images: int  # scored by kNN, not trained on
     in_memory: bool
+    memory_side: int  # pixels: the shorter side of images is at most this in memory; 0 for images as they are
     batch_size: int
     accumulation: int
     epochs: float
@@ -75,6 +89,13 @@ class Plan(Checked):
     save_every_steps: int
     look_every_steps: int  # between scores
 
+    def __post_init__(self) -> None:
+        if isinstance(self.views, dict):  # as JSON has it
+            views: dict[str, Any] = self.views
+            views = {name: tuple(v) if isinstance(v, list) else v for name, v in views.items()}
+            object.__setattr__(self, "views", ViewConfig(**views))
+        super().__post_init__()
+
     @property
     def micro_batch_size(self) -> int:
         return self.batch_size // self.accumulation
@@ -87,12 +108,14 @@ class Plan(Checked):
         height, width = self.image_size
         options = "".join(f", {name} {value}" for name, value in self.encoder_options.items())
         where = "kept in memory" if self.in_memory else f"decoded by {self.workers} workers"
+        where += f" at {self.memory_side} pixels" if self.memory_side else ""
         held = f", {self.hold_out_images:,} held out for kNN" if self.hold_out_images else ""
         parts = f" in {self.accumulation} micro-batches" if self.accumulation > 1 else ""
         batch = f"{self.batch_size} images{parts}"
         return [
             f"images     {self.images:,} to train on{held}; {where}",
             f"encoder    {self.encoder}{options}; views of {height}x{width}, {self.channels} channels",
+            f"views      {in_words(self.kind, self.views)}",
             f"length     {self.epochs:g} epochs = {self.total_steps:,} steps of {batch}",
             f"optimizer  {self.optimizer}, lr {self.lr:g} at its peak after {self.warmup_steps:,} steps, "
             f"weight decay {self.weight_decay:g}, tau from {self.base_tau:g}",
@@ -121,22 +144,19 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
     cpu, optim, largest = world.device.type == "cpu", config.optim, max(facts.size or (1000,))
     # Small images keep their size; photographs become 224 as in the paper, 64 on a CPU.
     usual_side = max(8, min(facts.size)) if facts.size and largest <= SMALL_SIDE else 64 if cpu else 224
-    side = config.image_size or usual_side
-    small = side <= SMALL_SIDE
+    small = (config.image_size or usual_side) <= SMALL_SIDE
     encoder = config.encoder or ("convnet" if cpu else "resnet18" if small else "resnet50")
+    side, eval_side = config.image_size or usual_side, config.eval_size
+    if encoder == "convnet" and config.image_size is None:  # it takes any size, and a step half the time
+        side, eval_side = view_side(eval_side or side), eval_side or side
     options = config.model.encoder_options()
     if encoder.startswith("resnet") and small:
         options.setdefault("stem", "small")
-    in_memory = config.data.in_memory
-    if in_memory is None:  # those of one size, if small and no more than a quarter of the free memory
-        pixels = facts.count * facts.channels * math.prod(facts.size or ())
-        in_memory = largest <= 2 * SMALL_SIDE and pixels <= world.free_memory() // 4
-
     if config.probe.online and not facts.labelled:
         raise DataError("probe.online is on, but the images carry no labels to learn from. Leave it out.")
     held_out = min(HOLD_OUT_MOST, round(config.knn.hold_out_share * facts.count)) if facts.labelled else 0
     images = facts.count - held_out
-    batch_size = checked_batch_size(config, images)
+    batch_size = checked_batch_size(config, images, 128 if cpu else 256)
     # Steps count as in the official code: epochs x images // batch.
     # Without a length a CPU sees about 2 million images, a GPU 40 million, each 1,000 times at most.
     usual_epochs = max(10, min(1000, (2_000_000 if cpu else 40_000_000) // images))
@@ -150,9 +170,20 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
         length = f"optim.warmup_epochs={warmup:g} is not shorter than the run of {epochs:g} epochs"
         raise ConfigError(f"{length}. Give fewer.")
 
+    # Kept in memory where they take no more than a quarter of what is free: images of one size, if small, and
+    # for small views on a CPU, if there are epochs that it pays for, any images, shrunk.
+    as_they_are = largest <= 2 * SMALL_SIDE
+    memory_side = MEMORY_SIDES * side if cpu and small and not as_they_are else 0
+    pixels = facts.count * facts.channels * (SHAPE * memory_side**2 or math.prod(facts.size or ()))
+    in_memory = config.data.in_memory
+    if in_memory is None:
+        pays = as_they_are or (memory_side > 0 and epochs >= MEMORY_EPOCHS)
+        in_memory = pays and pixels <= world.free_memory() // 4
+
+    kind = config.kind or kind_of(facts.channels, facts.gray_share)
     optimizer: OptimizerName = optim.name or ("adamw" if cpu else "lars")
     usual_lr = {"lars": 0.3 if batch_size >= 1024 else 1.0, "sgd": 0.1, "adamw": 2e-3}[optimizer]
-    usual_decay = {"lars": 1e-6, "sgd": 5e-4, "adamw": 0.05}[optimizer]
+    usual_decay = {"lars": 1e-6, "sgd": 5e-4, "adamw": 0.01}[optimizer]
     usual_tau = 0.99 if epochs < 500 else 0.996
     weight_decay = usual_decay if optim.weight_decay is None else optim.weight_decay
     base_tau = usual_tau if optim.base_tau is None else optim.base_tau
@@ -160,11 +191,16 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
     base_lr = optim.base_lr or usual_lr
     return Plan(
         encoder=encoder, encoder_options=options, channels=facts.channels,
-        image_size=(side, side), eval_size=(config.eval_size or side,) * 2,
-        images=images, hold_out_images=held_out, in_memory=in_memory, workers=0 if in_memory else workers,
+        image_size=(side, side), eval_size=(eval_side or side,) * 2,
+        kind=kind, views=views_of(kind, config.views, side),
+        projection_size=config.model.projection_size or (128 if cpu else 256),
+        projection_hidden_size=config.model.projection_hidden_size or (1024 if cpu else 4096),
+        images=images, hold_out_images=held_out, workers=0 if in_memory else workers,
+        in_memory=in_memory, memory_side=memory_side * in_memory,
         batch_size=batch_size, accumulation=optim.accumulation,
         epochs=epochs, total_steps=total, warmup_steps=warmup_steps,
-        optimizer=optimizer, base_lr=base_lr, lr=base_lr * batch_size / 256, predictor_lr=optim.predictor_lr,
+        optimizer=optimizer, base_lr=base_lr, lr=base_lr * batch_size / 256,
+        predictor_lr=optim.predictor_lr or (10.0 if cpu else 1.0),
         weight_decay=weight_decay, momentum=optim.momentum, base_tau=base_tau, seed=config.seed,
         precision=config.precision or world.default_precision(), device=str(world.device),
         log_every_steps=config.log_every_steps,
@@ -173,13 +209,18 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
     )  # fmt: skip
 
 
-def checked_batch_size(config: TrainConfig, images: int) -> int:
-    """The batch size: the requested one if it can be, else 256 or what a small set allows."""
+def view_side(eval_side: int) -> int:
+    """The side of views that make things as large as they are in whole images of a side: three quarters."""
+    return max(8, round(0.75 * eval_side / 8) * 8)
+
+
+def checked_batch_size(config: TrainConfig, images: int, usual: int) -> int:
+    """The batch size: the requested one if it can be, else the usual one or what a small set allows."""
     parts = config.optim.accumulation
     if images < 2:
         raise DataError(f"There are {images} image(s) to train on; expected at least 2.")
     # At least four batches an epoch, so that a small set still gives steps.
-    size = config.batch_size or max(2 * parts, min(256, images // 4) // parts * parts)
+    size = config.batch_size or max(2 * parts, min(usual, images // 4) // parts * parts)
     if size > images:
         few = f"batch_size is {size}, but there are only {images} images to train on"
         most = max(2, images // 4)
@@ -195,8 +236,8 @@ def fitted(
 ) -> TrainConfig:
     """The config with epochs in place of its budget.
 
-    Where these are too few steps, batches are made smaller, then views, unless their size was requested. A
-    few images are measured first: no step is made that the budget has no time for.
+    Where these are too few steps, batches and views are made smaller, unless their size was requested. A few
+    images are measured first: no step is made that the budget has no time for.
     """
     assert config.budget is not None
     budget = seconds_of(config.budget)
@@ -210,7 +251,12 @@ def fitted(
         steps = (USED - LOOKS) * budget / (pixel * size * side**2)
         if steps >= ENOUGH_STEPS:
             break
-    plan, times = derive(replace(draft, batch_size=size, image_size=side)), config.knn.times
+    whole = config.eval_size or usual.eval_size[0] * side // usual.image_size[0]
+
+    def fit(config: TrainConfig) -> TrainConfig:
+        return replace(config, batch_size=size, image_size=side, eval_size=whole)
+
+    plan, times = derive(fit(draft)), config.knn.times
     if steps >= 1:
         speed = measure(plan)
         scored = min(BANK, plan.images) + plan.hold_out_images
@@ -228,17 +274,20 @@ def fitted(
     if changes:
         logger.warning("To fit a budget of %s, %s.", config.budget, ", ".join(changes))
     epochs, knn = (int(steps) * size + 0.5) / plan.images, replace(config.knn, times=times)
-    return replace(config, budget=None, epochs=epochs, batch_size=size, image_size=side, knn=knn)
+    return fit(replace(config, budget=None, epochs=epochs, knn=knn))
 
 
 def sizes(config: TrainConfig, usual: Plan) -> Iterator[tuple[int, int]]:
     """Batch sizes and sides of views from the usual ones down; what was requested stays."""
     size, side, parts = usual.batch_size, usual.image_size[0], usual.accumulation
+    least_side = (
+        LEAST_SIDE if side <= SMALL_SIDE else SMALL_SIDE + 1
+    )  # a small view would get another network
     yield size, side
-    while config.batch_size is None and (half := size // 2 // parts * parts) >= max(32, 2 * parts):
-        size = half
-        yield size, side
-    least = 32 if side <= SMALL_SIDE else SMALL_SIDE + 1  # a small view would get another network
-    while config.image_size is None and side // 2 >= least:
-        side //= 2
-        yield size, side
+    for least in LEAST_BATCHES:
+        while config.batch_size is None and (half := size // 2 // parts * parts) >= max(least, 2 * parts):
+            size = half
+            yield size, side
+        while config.image_size is None and side // 2 >= least_side:
+            side //= 2
+            yield size, side

@@ -17,6 +17,7 @@ from byol.data.workers import Poll, never
 from byol.encoders.encoder import Encoder, EncoderInfo, check_savable
 from byol.errors import ConfigError, complaint
 from byol.evaluation.online import OnlineProbe
+from byol.machine import usable_cores
 from byol.method.byol import BYOL
 from byol.method.draws import Stream, seed_of, uniforms
 from byol.models.build import build_encoder
@@ -69,7 +70,7 @@ class Setup:
         images = self.images
         # Of a dataset that tells its labels with its images only, the first one is enough to know.
         labelled = images.subset([0]).labels is not None
-        return ImageFacts(len(images), images.uniform_size(), images.channels, labelled)
+        return ImageFacts(len(images), images.uniform_size(), images.channels, labelled, images.gray_share())
 
     def new_plan(self) -> Plan:
         """A plan of what was given."""
@@ -91,10 +92,10 @@ class Setup:
         target = network(Stream.TARGET) if model.target_init == "independent" else None
         net = network(Stream.ENCODER) if self.own is None else self.own
         torch.manual_seed(seed_of(plan.seed, Stream.HEADS))
-        sizes = model.projection_size, model.projection_hidden_size
+        sizes = plan.projection_size, plan.projection_hidden_size
         learner = BYOL(
             net, plan.image_size, self.config.hidden_layer, *sizes, channels=plan.channels,
-            views=self.config.views, target_net=target, joint_batchnorm=model.joint_batchnorm,
+            views=plan.views, target_net=target, joint_batchnorm=model.joint_batchnorm,
         )  # fmt: skip
         return learner.to(self.world.device).to(memory_format=torch.channels_last)
 
@@ -143,13 +144,16 @@ class Setup:
                 probe.leave_out(index)
 
         def cropped() -> Generator[Cropped]:
-            if plan.in_memory:
+            if plan.in_memory and not plan.memory_side:
                 pixels = load_resident(images, report, self.poll).to(device)
                 images.release()
                 yield from resident_batches(pixels, what, start)
             else:
+                source = images
+                if plan.in_memory:
+                    source = images.shrunk(plan.memory_side, usable_cores(), self.poll)
                 yield from streamed_batches(
-                    images, what, device=device, workers=plan.workers, steps=range(start, plan.total_steps),
+                    source, what, device=device, workers=plan.workers, steps=range(start, plan.total_steps),
                     report=report, poll=self.poll,
                 )  # fmt: skip
 

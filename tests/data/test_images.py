@@ -262,3 +262,15 @@ def test_to_show_images_reads_no_labels_that_need_decoding() -> None:
     pairs = Pairs()
     assert repr(open_images(pairs)) == "<3,000 images in Pairs>"
     assert pairs.read < 100
+
+
+def test_gray_pictures_are_told_from_coloured_ones_though_all_have_three_channels(tmp_path):
+    gray = photo(channels=1)
+    for number in range(3):
+        Image.fromarray(np.repeat(gray, 3, axis=2)).save(tmp_path / f"gray{number}.jpg")
+    Image.fromarray(photo()).save(tmp_path / "coloured.jpg")
+    assert open_images(tmp_path, channels=3).gray_share() == 0.75
+    (tmp_path / "gray2.jpg").write_bytes(b"damaged")
+    assert open_images(tmp_path, channels=3).gray_share() == pytest.approx(2 / 3)
+    assert open_images(tmp_path, channels=1).gray_share() == 1
+    assert open_images(np.zeros((4, 8, 8, 5), dtype=np.uint8)).gray_share() == 0

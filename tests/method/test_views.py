@@ -427,3 +427,34 @@ def test_floats_that_are_not_from_0_to_1_are_told_of_once(caplog):
     assert caplog.text.count("from -2.5 to -2.5; expected floats from 0 to 1") == 1
     Views(8)(torch.full((2, 3, 8, 8), 255, dtype=torch.uint8))
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_flips_and_turns_lay_a_square_in_all_eight_ways_as_often(channels):
+    image = noise(1, channels, 6)
+    drawn = torch.cat(
+        views(6, channels, flip=0.5, vertical_flip=0.5, turn=0.5)(image.expand(1200, -1, -1, -1))
+    )
+    ways = [
+        np.rot90(turned, quarter, (1, 2))
+        for turned in (image[0].numpy(), image[0].numpy()[..., ::-1])
+        for quarter in range(4)
+    ]
+    counts = [int((np.abs(drawn.numpy() - way).max(axis=(1, 2, 3)) < 1e-5).sum()) for way in ways]
+    assert sum(counts) == 2400
+    assert 240 < min(counts) <= max(counts) < 360  # 300 each; a standard deviation is 16
+
+
+def test_a_vertical_flip_alone_mirrors_top_to_bottom():
+    images = noise()
+    torch.testing.assert_close(
+        views(vertical_flip=1.0)(images)[0],
+        torch.from_numpy(images.numpy()[:, :, ::-1].copy()),
+        rtol=0,
+        atol=1e-5,
+    )
+
+
+def test_views_that_are_not_square_cannot_be_turned():
+    with pytest.raises(ConfigError, match=r"views\.turn is 0\.5.*\(16, 8\)"):
+        Views((16, 8), ViewConfig(turn=0.5))

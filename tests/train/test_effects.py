@@ -36,6 +36,7 @@ STREAMED = {"data.in_memory": False}
 CHANGES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "encoder": ("resnet18", {**RESNET, "encoder": "convnet"}, "weights"),
     "hidden_layer": ("layers", {}, "heads"),
+    "kind": ("textures", {}, "weights"),
     "image_size": (24, {}, "weights"),
     "eval_size": (24, {}, "weights"),  # the encoder's file says how its images are prepared
     "epochs": (0.5, {}, "metrics"),
@@ -60,6 +61,8 @@ CHANGES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "views.crop_ratio": ((1.0, 1.0), {}, "weights"),
     "views.antialias": (False, {}, "weights"),
     "views.flip": (0.0, {}, "weights"),
+    "views.vertical_flip": (0.5, {}, "weights"),
+    "views.turn": (0.5, {}, "weights"),
     "views.jitter": (0.0, {}, "weights"),
     "views.brightness": (0.0, {}, "weights"),
     "views.contrast": (0.0, {}, "weights"),

@@ -264,7 +264,7 @@ def test_a_warm_up_longer_than_the_run_is_refused():
 def test_after_planning_nothing_is_left_open():
     plan = plan_run(TrainConfig(out="a"), CIFAR, CPU)
     assert all(value is not None for value in dataclasses.asdict(plan).values())
-    assert plan.image_size == (32, 32)
+    assert (plan.image_size, plan.eval_size) == ((24, 24), (32, 32))
     assert Plan(**json.loads(json.dumps(to_plain(plan)))) == plan
 
 
@@ -292,7 +292,7 @@ def test_a_budget_fits_steps_looks_reading_and_what_was_spent_before(in_memory):
     machine = Machine(0.5, image=0.001, spent=25.0)
     plan = plan_run(config, CIFAR, CPU, machine)
     looks = -(-plan.total_steps // plan.look_every_steps)
-    look = 6000 / 256 * machine.seconds(plan) / 8
+    look = 6000 / 256 * machine.seconds(plan) / 8 * (32 / 24) ** 2
     reading = 0.001 * (49_000 + 6000) if in_memory else 0.001 * 6000 / 2
     whole = plan.total_steps * machine.seconds(plan) + looks * look + reading + 25
     assert looks == 10
@@ -303,7 +303,8 @@ def test_a_budget_fits_steps_looks_reading_and_what_was_spent_before(in_memory):
 def test_looks_take_a_fifth_of_a_budget_at_most(caplog):
     machine = Machine(4.0)
     plan = plan_run(TrainConfig(out="a", budget="2m"), CIFAR, CPU, machine)
-    look = 6000 / plan.batch_size * machine.seconds(plan) / 8
+    whole = (32 / 24) ** 2  # images are larger than their views
+    look = 6000 / plan.batch_size * machine.seconds(plan) / 8 * whole
     looks = -(-plan.total_steps // plan.look_every_steps)
     assert looks == int(24 / look) < 10
     assert f"knn.times is {looks} instead of 10" in caplog.text
@@ -313,28 +314,30 @@ def test_tau_and_warm_up_follow_from_the_length_that_a_budget_gives():
     few = replace(CIFAR, count=2000)  # without a budget 1,000 epochs, from a tau of 0.996
     assert plan_run(TrainConfig(out="a"), few, CPU).base_tau == 0.996
     plan = plan_run(TrainConfig(out="a", budget="1m"), few, CPU, Machine(1.0))
-    same = plan_run(TrainConfig(out="a", epochs=plan.epochs), few, CPU)
+    same = plan_run(TrainConfig(out="a", epochs=plan.epochs, batch_size=plan.batch_size), few, CPU)
     assert plan.epochs < 50
     assert plan.base_tau == 0.99
     assert plan == same
 
 
 def test_a_budget_that_is_short_shrinks_batches_and_then_views_and_says_so(caplog):
-    plan = plan_run(TrainConfig(out="a", budget="3m"), IMAGENET, CPU, Machine(2.0))
-    assert (plan.batch_size, plan.image_size) == (128, (64, 64))
-    assert "batch_size is 128 instead of 256" in caplog.text
-    assert plan.total_steps >= 100
+    plan = plan_run(TrainConfig(out="a", budget="3m"), IMAGENET, CPU, Machine(0.5))
+    assert (plan.batch_size, plan.image_size, plan.eval_size) == (64, (48, 48), (64, 64))
+    assert "batch_size is 64 instead of 128" in caplog.text
+    assert plan.total_steps >= 1000
     caplog.clear()
+    plan = plan_run(TrainConfig(out="a", budget="3m"), IMAGENET, CPU, Machine(2.0))
+    assert (plan.batch_size, plan.image_size, plan.eval_size) == (64, (24, 24), (32, 32))
+    assert "batch_size is 64 instead of 128, image_size is 24 instead of 48" in caplog.text
+    assert plan.total_steps >= 1000
     plan = plan_run(TrainConfig(out="a", budget="3m"), IMAGENET, CPU, Machine(20.0))
-    assert (plan.batch_size, plan.image_size) == (32, (32, 32))
-    assert "batch_size is 32 instead of 256, image_size is 32 instead of 64" in caplog.text
-    assert plan.total_steps >= 100
+    assert (plan.batch_size, plan.image_size, plan.eval_size) == (32, (24, 24), (32, 32))
 
 
 @pytest.mark.parametrize(
     ("settings", "size"),
     [
-        ({"batch_size": 256}, (256, 32)),
+        ({"batch_size": 256}, (256, 24)),
         ({"image_size": 64}, (32, 64)),
         ({"batch_size": 256, "image_size": 64}, (256, 64)),
     ],
@@ -389,3 +392,21 @@ def test_photographs_are_streamed_and_small_images_kept_in_memory_where_they_fit
     assert plan_run(TrainConfig(out="a"), CIFAR, CPU).in_memory
     monkeypatch.setattr(World, "free_memory", lambda self: 4 * images - 1)
     assert not plan_run(TrainConfig(out="a"), CIFAR, CPU).in_memory
+
+
+@pytest.mark.parametrize(
+    ("facts", "settings", "kept"),
+    [
+        (replace(IMAGENET, count=2000), {"epochs": 4}, (True, 192)),
+        (replace(IMAGENET, count=2000), {"epochs": 3}, (False, 0)),  # it would not pay
+        (replace(IMAGENET, count=2000), {"epochs": 4, "image_size": 128}, (False, 0)),
+        (replace(IMAGENET, count=2000), {"epochs": 3, "data": DataConfig(in_memory=True)}, (True, 192)),
+        (replace(IMAGENET, count=2000), {"epochs": 4, "data": DataConfig(in_memory=False)}, (False, 0)),
+        (replace(IMAGENET, count=10**9), {"epochs": 4}, (False, 0)),
+        (CIFAR, {"epochs": 4}, (True, 0)),
+    ],
+)
+def test_photographs_for_small_views_are_kept_shrunk_where_it_pays(facts, settings, kept):
+    plan = plan_run(TrainConfig(out="a", **settings), facts, CPU)
+    assert (plan.in_memory, plan.memory_side) == kept
+    assert plan.memory_side == (4 * plan.image_size[0] if kept[1] else 0)

@@ -458,15 +458,25 @@ def test_a_budget_of_time_sets_the_length_of_the_run(tmp_path, arrays):
     assert (tmp_path / "encoder.safetensors").exists()
 
 
+def test_a_run_on_pictures_kept_shrunk_in_memory_resumes_bit_for_bit(tmp_path, photos):
+    config = small_config(tmp_path / "a", epochs=6, save_every_steps=1000)
+    whole = byol.pretrain(seeded(), photos, config)
+    assert (whole.plan.in_memory, whole.plan.memory_side) == (True, 64)
+    stopped = replace(config, out=str(tmp_path / "b"))
+    with pytest.raises(byol.errors.Stopped):
+        byol.pretrain(stopping(seeded(), 9), photos, stopped)
+    byol.pretrain(seeded(), photos, stopped)
+    one, other = (tmp_path / name / "encoder.safetensors" for name in "ab")
+    assert one.read_bytes() == other.read_bytes()
+
+
 def test_a_run_leaves_the_same_trajectory_as_ever(tmp_path, arrays):
     """Our own numbers, once: whoever changes order, crops, views, init, schedules or optimizer must say so
     here.
     """
-    byol.pretrain(
-        "convnet",
-        arrays,
-        small_config(tmp_path, model=ModelConfig(width=4, projection_hidden_size=16, projection_size=8)),
-    )
+    model = ModelConfig(width=4, projection_hidden_size=16, projection_size=8)
+    optim = OptimConfig(predictor_lr=1.0, weight_decay=0.05)
+    byol.pretrain("convnet", arrays, small_config(tmp_path, kind="paper", model=model, optim=optim))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses == pytest.approx(TRAJECTORY, abs=2e-3)

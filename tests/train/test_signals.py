@@ -181,7 +181,7 @@ def children() -> list[Any]:
 def test_steps_that_are_done_are_saved_when_a_worker_fails(tmp_path, photos, trouble):
     """Waiting for one that stands still heard no signal, and nothing was saved of the run of a dead one."""
     optim = OptimConfig(name="lars", accumulation=2)
-    config = small_config(tmp_path, workers=1, epochs=4, optim=optim, save_every_steps=1000)
+    config = small_config(tmp_path, workers=1, epochs=4, optim=optim, data=STREAMED, save_every_steps=1000)
 
     def fail() -> None:
         for worker in children():
