@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from byol.errors import (
         ByolError as ByolError,
         CheckpointError as CheckpointError,
+        CollapseError as CollapseError,
         ConfigError as ConfigError,
         DataError as DataError,
         Stopped as Stopped,
@@ -51,7 +52,15 @@ if TYPE_CHECKING:
 _HOMES = {
     "byol.data.decode": ("BadImage",),
     "byol.data.images": ("Images", "open_images"),
-    "byol.errors": ("ByolError", "CheckpointError", "ConfigError", "DataError", "Stopped", "TrainingError"),
+    "byol.errors": (
+        "ByolError",
+        "CheckpointError",
+        "CollapseError",
+        "ConfigError",
+        "DataError",
+        "Stopped",
+        "TrainingError",
+    ),
     "byol.evaluation.knn": ("knn_predict",),
     "byol.evaluation.protocols": ("evaluate",),
     "byol.evaluation.score": ("Score",),

@@ -27,8 +27,8 @@ usage: byol COMMAND ...
   export      the encoder for other tools:  byol export runs/a --out encoder.onnx
 
 `byol COMMAND --help` lists a command's flags.
-Exit codes: 0 done, 2 usage or settings, 3 images, 4 diverged, 70 no memory, no disk space or a bug,
-75 stopped by a signal and saved, 130 Ctrl-C and saved.
+Exit codes: 0 done, 2 usage or settings, 3 images, 4 diverged, 5 collapsed, 70 no memory, no disk space or
+a bug, 75 stopped by a signal and saved, 130 Ctrl-C and saved.
 """
 
 

@@ -43,6 +43,12 @@ class TrainingError(ByolError, RuntimeError):
     exit_code = 4
 
 
+class CollapseError(TrainingError):
+    """A run whose encoder gives all images the same representation."""
+
+    exit_code = 5
+
+
 class DiskError(ByolError, OSError):
     """A file that cannot be written. Made of errno, the operating system's words, and the path."""
 

@@ -63,9 +63,8 @@ def report(run: Run) -> None:
     info = run.encoder.info
     what = f"{run.plan.encoder}, {info.features}-dimensional features"
     print(f"encoder    {RunFolder(run.folder).encoder} ({what})")
-    if run.score is not None:
-        images = f"{run.score.test_images:,} images of the hold-out set"
-        print(f"kNN        {100 * run.score.value:.1f} % of the {images}")
+    if run.verdict is not None and run.verdict.knn:
+        print(f"hold-out   {run.verdict.knn}")
     # A file alone never makes a program run code.
     own = f" --encoder {info.architecture}" if is_own_code(info.architecture or "") else ""
     print(f"next       byol evaluate {run.folder}{own} --train LABELLED_TRAIN --test LABELLED_TEST")

@@ -35,6 +35,7 @@ class Stream(IntEnum):
     SUBSET = 10  # few labels
     VALIDATION = 11  # images that the settings of a classifier are chosen on
     SCORED = 12  # which images a run is scored with
+    RETRIEVAL = 13  # views that are looked for among others
 
 
 def uniforms(key: Sequence[int | Tensor], count: int) -> Tensor:

@@ -14,20 +14,40 @@ def health(x: Tensor, other: Tensor | None = None) -> dict[str, Tensor]:
     the sphere, 0 when all rows are equal. `effective_rank`: exp of the entropy of the singular values
     (RankMe, Garrido et al. 2023). `uniformity`: log mean exp(-2 d^2) over pairs of rows (Wang & Isola 2020);
     0 on collapse. With `other`, the same images' other views: `alignment`, the mean squared distance of
-    partners.
+    partners; `batch_alignment`, that of rows which are not partners; `retrieval`, the share of the other
+    views whose nearest row is their partner.
     """
     rows = normalize(x.float())
-    count, dims = rows.shape
+    count = len(rows)
     singular = torch.linalg.svdvals(rows)
     share = singular / singular.sum().clamp_min(1e-12)
     lengths = rows.square().sum(dim=1)  # 1, but for a dead row, which is 0
     pairs = (lengths[:, None] + lengths - 2 * rows @ rows.T).clamp_min(0)
     off_diagonal = (torch.exp(-2 * pairs).sum() - count) / max(1, count * (count - 1))
     signs = {
-        "std": rows.std(dim=0, correction=0).mean() * dims**0.5,
+        "std": std(x),
         "effective_rank": torch.exp(-(share * (share + 1e-12).log()).sum()),
         "uniformity": off_diagonal.clamp_min(1e-30).log(),
     }
     if other is not None:
-        signs["alignment"] = (rows - normalize(other.float())).square().sum(dim=-1).mean()
+        others = normalize(other.float())
+        signs["alignment"] = (rows - others).square().sum(dim=-1).mean()
+        pairs = lengths[:, None] + others.square().sum(dim=1) - 2 * rows @ others.T
+        signs["batch_alignment"] = (pairs.sum() - pairs.diagonal().sum()) / max(1, count * (count - 1))
+        signs["retrieval"] = retrieved(rows, others).float().mean()
     return signs
+
+
+@torch.no_grad()
+def retrieved(x: Tensor, other: Tensor) -> Tensor:
+    """Which of the other views find their partner among the rows by the largest cosine: bool (B,)."""
+    nearest = (normalize(x.float()) @ normalize(other.float()).T).argmax(dim=0)
+    return nearest == torch.arange(len(x), device=nearest.device)
+
+
+@torch.no_grad()
+def std(x: Tensor) -> Tensor:
+    """Mean standard deviation of the normalised rows' dimensions times sqrt(D): `std` of `health` alone."""
+    unit = normalize(x.float())
+    result: Tensor = unit.std(dim=0, correction=0).mean() * unit.shape[1] ** 0.5
+    return result

@@ -205,6 +205,8 @@ class TrainConfig(Checked):
     """Checkpoints kept, at least 2."""
     log_every_steps: Count = 50
     """Steps between lines in metrics.jsonl. For each the loop waits until the device has done the step."""
+    on_collapse: Literal["stop", "warn"] = "stop"
+    """When all images get the same representation: stop (saved, exit code 5), or say so and go on."""
     model: ModelConfig = field(default_factory=ModelConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

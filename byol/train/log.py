@@ -17,6 +17,7 @@ from byol.disk import append_text, parse_json, write_text
 from byol.errors import DataError, DiskError
 from byol.train.plan import Plan
 from byol.train.step import StepResult
+from byol.train.verdict import FEW, accuracy
 
 logger = logging.getLogger("byol")
 # Between looks at the loss for people, which wait for the device: at the first, on a terminal, in a file.
@@ -33,7 +34,13 @@ class RunLog:
         self.path, self.plan, self.start, self.batches, self.clock = path, plan, start, batches, clock
         self._logged = self._moment(start)  # of the metrics before
         self._warned = False
-        whole_lines(path, lambda values: values["step"] <= start)  # the others are done again
+        # The others are done again; of a run without a checkpoint all are.
+        self.lines = whole_lines(path, lambda values: bool(start) and sound(values, start))
+
+    @property
+    def begin(self) -> dict[str, Any]:
+        """What was seen before the first step; nothing where that is lost."""
+        return next((line for line in self.lines if line["step"] == 0), {})
 
     def __enter__(self) -> "RunLog":
         from rich.console import Console
@@ -85,20 +92,21 @@ class RunLog:
         step, loss = result.step, float(result.loss)
         rates, self._logged = self._rates(self._logged, step), self._moment(step)
         told = {"loss": loss, "lr": result.lr, "tau": result.tau}
+        if result.gradient_norm is not None:
+            told["gradient_norm"] = float(result.gradient_norm)
         return {"step": step, "epoch": self.plan.epoch(step), **told, **rates}
 
     def write(self, values: dict[str, Any]) -> None:
         """Append one line of metrics; a score is told at once."""
+        self.lines.append(values)
         try:
             append_text(self.path, json.dumps(values) + "\n")
         except DiskError as failure:
             if not self._warned:
                 logger.warning("Metrics are lost, training goes on: %s", failure)
             self._warned = True
-        if "knn_top1" in values:
-            online = f", online probe {100 * values['online_top1']:.1f} %" if "online_top1" in values else ""
-            knn = f"kNN {100 * values['knn_top1']:.1f} %{online} of the hold-out set"
-            self.say(f"{self._place(values['step'])}  {knn}")
+        if "representation_retrieval" in values:
+            self.say(f"{self._place(values['step'])}  {seen(values)}")
 
     def say(self, line: str) -> None:
         """A line for people that is not a metric; above the bar, if there is one."""
@@ -123,6 +131,16 @@ class RunLog:
         return f"step {step:,}/{self.plan.total_steps:,}  epoch {self.plan.epoch(step):.1f}"
 
 
+def seen(look: dict[str, Any]) -> str:
+    """A look in words: kNN where there are labels, else how many views find their partners."""
+    if "knn_top1" not in look:
+        found, views = look["representation_retrieval"], look["views"]
+        return f"{100 * found:.0f} % of {views:,} views find their image's other view"
+    also = {"pixels_top1": "raw pixels", "online_top1": "online probe"}
+    others = [f", {what} {100 * look[name]:.1f} %" for name, what in also.items() if name in look]
+    return accuracy(look) + "".join(others if look["knn_images"] >= FEW else [])
+
+
 def say(line: str) -> None:
     """A line for people; a closed pipe or terminal ends the talking, not the training."""
     with suppress(OSError):
@@ -135,6 +153,14 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
     return f"{minutes // 60}h {minutes % 60:02d}m"
+
+
+def sound(values: Any, start: int) -> bool:
+    """Whether a line of metrics is of the steps up to `start`, and of numbers."""
+    if not isinstance(values, dict):
+        return False
+    numbers = [value for name, value in values.items() if not name.endswith("_right")]
+    return values["step"] <= start and all(isinstance(number, int | float) for number in numbers)
 
 
 def whole_lines(path: Path, wanted: Callable[[Any], bool]) -> list[Any]:

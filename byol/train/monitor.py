@@ -1,15 +1,17 @@
 """How good the representation is while it trains: kNN on the hold-out set, and whether it collapses."""
 
+import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from byol.data.images import Images
 from byol.data.workers import Poll, never
@@ -18,24 +20,33 @@ from byol.errors import TrainingError
 from byol.evaluation.inputs import Predictions
 from byol.evaluation.knn import knn_predict
 from byol.evaluation.online import OnlineProbe
+from byol.evaluation.protocols import SIDE, pixels as raw_pixels
 from byol.evaluation.score import Score, score_of
 from byol.features.embed import Features, prepared_batches
-from byol.method.draws import Stream, uniforms
-from byol.method.health import health
+from byol.method.byol import BYOL, Network, evaluating
+from byol.method.draws import Stream, seed_of, uniforms
+from byol.method.health import health, retrieved, std
 from byol.train.config import KnnConfig
 from byol.train.plan import BANK, Plan
+from byol.train.verdict import Right, difference
 from byol.world import autocast
 
 HEALTH = 2_048  # of them show whether the representation collapses
+UNLABELLED = 1_024  # are enough for that where no kNN votes
+VIEWED = 512  # of them are looked for among the others' views
 BYTES = 512 * 2**20  # of prepared images kept for scoring
 Pictures = tuple[Tensor, np.ndarray[Any, np.dtype[np.int64]]]  # uint8 (n, C, h, w), and labels
 
 
 @dataclass
 class Monitor:
-    """Scores an encoder several times in a run, on the same images: they are read once and kept prepared."""
+    """Looks at an encoder several times in a run, at the same images: they are read once and kept prepared.
 
-    encoder: Encoder
+    Nothing of a look touches the weights, BatchNorm's statistics or torch's random state.
+    """
+
+    learner: BYOL
+    encoder: Encoder  # its online encoder
     images: Images
     rows: tuple[Tensor, Tensor]  # that are trained on, that are held out
     plan: Plan
@@ -47,54 +58,118 @@ class Monitor:
         self.scores: dict[str, Score] = {}  # the latest, when there are labels
         room = max(64, BYTES // (self.plan.channels * math.prod(self.plan.eval_size)))
         queries = sample(self.rows[1], room // 4, self.plan.seed)
-        bank = sample(self.rows[0], min(BANK, room - len(queries)) if len(queries) else 512, self.plan.seed)
+        count = min(BANK if len(queries) else UNLABELLED, room - len(queries))
+        bank = sample(self.rows[0], count, self.plan.seed)
         self.scored = bank, queries
         self.kept: list[Pictures] = []  # of the bank and of the queries, once they are read
         self.classes: tuple[str, ...] = ()
+        self.votes: dict[str, Any] = {"k": self.knn.k, "temperature": self.knn.temperature}
 
     def due(self, step: int) -> bool:
         """Whether to look after this step: `knn.times` in a run, the last step included."""
         return step % self.plan.look_every_steps == 0 or step == self.plan.total_steps
 
-    def look(self, step: int, poll: Poll = never) -> dict[str, Any]:
-        """Metrics of now: collapse signals of the representation, and kNN top-1 when there are labels.
+    def look(self, step: int, begin: Mapping[str, Any], poll: Poll = never) -> dict[str, Any]:
+        """Metrics of now: signs of collapse, how many views find their partners, kNN with labels.
 
-        `poll` is called while images are read. Raises TrainingError when something is not finite.
+        `begin` is what was seen at step 0, which kNN is compared with. At step 0 the images themselves are
+        looked at too, and their raw pixels. `poll` is called while images are read. Raises TrainingError when
+        something is not finite.
         """
         self.kept = self.kept or [self._read(rows, poll) for rows in self.scored]
         (bank_pixels, bank_labels), (query_pixels, query_labels) = self.kept
         started, plan = time.perf_counter(), self.plan
-        bank = self._embed(bank_pixels)
-        if not bank.isfinite().all():
-            which = f"After step {step} the representation of some images is not finite"
-            causes = "a learning rate that is too high, or BatchNorm statistics that overflowed"
-            raise TrainingError(f"{which}. Usual causes: {causes}.")
-        spread_out = bank[:: -(-len(bank) // HEALTH) or 1]  # rows are sorted, in a folder by class
-        metrics = {"step": step, "epoch": plan.epoch(step)}
-        metrics |= {f"representation_{name}": float(value) for name, value in health(spread_out).items()}
+        online, encoder = self.learner.online, self.encoder
+        if step == 0:
+            online = self._settled(spread_out(bank_pixels, VIEWED))
+            encoder = Encoder(online.encoder, encoder.info)
+        bank = self._embed(encoder, bank_pixels)
+        metrics: dict[str, Any] = {"step": step, "epoch": plan.epoch(step)}
+        viewed = spread_out(bank_pixels, VIEWED)
+        views = self._views(online, viewed, step)
+        for name, both in views.items():
+            metrics |= signs(name, step, *both)
+        metrics["views"] = len(viewed)
+        found = retrieved(*views["representation"]).numpy()
+        metrics |= over("untrained_views", found, begin) if step else {"untrained_views_right": packed(found)}
+        metrics |= signs("representation", step, spread_out(bank, HEALTH))  # of whole images
+        if step == 0:
+            metrics |= contents(bank_pixels)
         if not all(len(labels) and labels.min() >= 0 for labels in (bank_labels, query_labels)):
             return metrics
-        queries = self._embed(query_pixels)
-        votes: dict[str, Any] = {"k": self.knn.k, "temperature": self.knn.temperature}
-        predicted = knn_predict(bank, torch.from_numpy(bank_labels), queries, **votes).numpy()
+        queries = self._embed(encoder, query_pixels)
+        right = self._vote(bank, queries)
         seconds = time.perf_counter() - started
-        self._score("knn", predicted == query_labels, len(bank), seconds, votes)
+        score = self._score("knn", right, len(bank), seconds, self.votes)
+        metrics |= {"knn_low": score.low, "knn_high": score.high, "knn_images": len(right)}
+        if step == 0:
+            raw = raw_pixels(self.encoder)
+            by_pixels = self._vote(*(self._embed(raw, part) for part, _ in self.kept))
+            metrics |= {"pixels_top1": float(by_pixels.mean())}
+            metrics |= {"untrained_right": packed(right), "pixels_right": packed(by_pixels)}
+        else:
+            metrics |= over("untrained", right, begin) | over("pixels", right, begin)
         if self.probe is not None:
             correct = self.probe.correct(Features(queries.numpy(), query_labels))
             self._score("online", correct, plan.images, 0.0, {"optimizer": plan.optimizer})
         return metrics | {f"{name}_top1": score.top1 for name, score in self.scores.items()}
 
-    def _score(self, name: str, correct: Any, train_images: int, seconds: float, settings: Any) -> None:
+    @torch.no_grad()
+    def _settled(self, images: Tensor) -> Network:
+        """The untrained network as training passes see it: BatchNorm's statistics are those of the images.
+
+        Fresh statistics, of nothing yet, would make it look worse than it is, and any training a success.
+        """
+        network = copy.deepcopy(self.learner.online).eval().to(memory_format=torch.channels_last)
+        norms = [part for part in network.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        fresh = [norm for norm in norms if norm.track_running_stats and norm.num_batches_tracked == 0]
+        if len(images) < 2:
+            return network
+        for norm in fresh:
+            norm.momentum = 1.0  # the new statistics in the place of the old
+            norm.train()
+        device = next(network.parameters()).device
+        with autocast(device, self.plan.precision):
+            network(self.encoder.prepare(images.to(device), normalised=True))
+        return network.eval()
+
+    def _vote(self, bank: Tensor, queries: Tensor) -> Right:
+        """Which images of the hold-out set get their own class from the nearest of the bank."""
+        (_, bank_labels), (_, query_labels) = self.kept
+        predicted = knn_predict(bank, torch.from_numpy(bank_labels), queries, **self.votes).numpy()
+        return np.asarray(predicted == query_labels)
+
+    def _views(self, online: Network, images: Tensor, step: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """What two views of each image become, each time the same ones: by the name of what they become."""
+        views = self.learner.views
+        assert views is not None
+        device, seed = next(online.parameters()).device, seed_of(self.plan.seed, Stream.RETRIEVAL)
+        found: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+        with evaluating(online), torch.no_grad(), autocast(device, self.plan.precision):
+            for number, part in enumerate(images.split(128)):
+                for view, x in enumerate(views(part.to(device), seed=seed, step=number)):
+                    representation = online.encoder(x)
+                    made = {"representation": representation, "projection": online.projector(representation)}
+                    if step == 0:
+                        made["pixels"] = adaptive_avg_pool2d(
+                            x, (min(SIDE, x.shape[2]), min(SIDE, x.shape[3]))
+                        )
+                    for name, rows in made.items():
+                        found.setdefault(name, ([], []))[view].append(rows.flatten(1).float().cpu())
+        return {name: (torch.cat(first), torch.cat(second)) for name, (first, second) in found.items()}
+
+    def _score(self, name: str, correct: Any, train_images: int, seconds: float, settings: Any) -> Score:
         """Keep a score; `correct` tells of the hold-out set which classes were predicted right, bool (N,)."""
         labels, settings = self.kept[1][1], settings | {"images": "held out of training"}
         predicted = Predictions(np.where(correct, labels, -1)[:, None], labels, settings, train_images)
         known: dict[str, Any] = {"seeds": (self.plan.seed,), "seconds": seconds}
         self.scores[name] = score_of(name, [predicted], metric="top1", classes=len(self.classes), **known)
+        return self.scores[name]
 
-    def _embed(self, images: Tensor) -> Tensor:
+    def _embed(self, encoder: Encoder, images: Tensor) -> Tensor:
         device = next(self.encoder.parameters()).device
         with autocast(device, self.plan.precision):
-            return torch.cat([self.encoder(part.to(device)).cpu() for part in images.split(500)])
+            return torch.cat([encoder(part.to(device)).cpu() for part in images.split(500)])
 
     def _read(self, rows: Tensor, poll: Poll) -> Pictures:
         """Those of the images that can be read."""
@@ -118,3 +193,58 @@ def sample(rows: Tensor, count: int, seed: int) -> Tensor:
     """At most `count` of the rows, drawn by the seed: evenly spread ones could all be of one class."""
     order = uniforms((seed, Stream.SCORED, rows), 1)[:, 0].argsort(stable=True)
     return rows[order[:count]].sort().values
+
+
+@torch.no_grad()
+def step_signs(learner: BYOL) -> dict[str, float]:
+    """What the last training pass left behind tells of collapse. Waits for the device.
+
+    `target_distance`: how far the target's parameters are from the online ones, over the length of these.
+    """
+    assert learner.outputs is not None
+    prediction, projection = learner.outputs
+    online, target = (list[Tensor](network.parameters()) for network in (learner.online, learner.target))
+    ways = torch._foreach_sub(target, online)
+    way, length = (torch.stack(torch._foreach_norm(part)).norm() for part in (ways, online))
+    distance = way / length.clamp_min(1e-12)
+    signs = {"prediction_std": std(prediction), "target_std": std(projection), "target_distance": distance}
+    return {name: float(value) for name, value in signs.items()}
+
+
+def spread_out(rows: Tensor, count: int) -> Tensor:
+    """At most `count` of the rows, from all over: they are sorted, in a folder by class."""
+    return rows[:: -(-len(rows) // count) or 1]
+
+
+def signs(name: str, step: int, rows: Tensor, others: Tensor | None = None) -> dict[str, float]:
+    """The signs in rows (B, D) and their other views. Raises TrainingError where these are not finite."""
+    if not all(x.isfinite().all() for x in (rows, others) if x is not None):
+        which = f"After step {step} the {name} of some images is not finite"
+        causes = "a learning rate that is too high, or BatchNorm statistics that overflowed"
+        raise TrainingError(f"{which}. Usual causes: {causes}.")
+    return {f"{name}_{sign}": float(value) for sign, value in health(rows, others).items()}
+
+
+def contents(images: Tensor) -> dict[str, Any]:
+    """How many of the images (N, C, H, W) differ from one another, and how many show more than one value."""
+    flat = images.flatten(2)
+    plain = (flat.amax(dim=2) == flat.amin(dim=2)).all(dim=1)
+    distinct = len({image.numpy().tobytes() for image in images})
+    return {"images": len(images), "images_distinct": distinct, "images_blank": int(plain.sum())}
+
+
+def packed(right: Right) -> str:
+    """Which ones were right, as hexadecimal."""
+    return np.packbits(right).tobytes().hex()
+
+
+def over(rival: str, right: Right, begin: Mapping[str, Any]) -> dict[str, float]:
+    """By how much more is right than at step 0, as an interval; nothing where that is lost or of others."""
+    try:
+        bits = np.frombuffer(bytes.fromhex(begin[f"{rival}_right"]), dtype=np.uint8)
+    except (KeyError, TypeError, ValueError):  # of an older run, or damaged
+        return {}
+    if len(bits) != -(-len(right) // 8):
+        return {}
+    low, high = difference(right, np.unpackbits(bits)[: len(right)].astype(bool))
+    return {f"over_{rival}_low": low, f"over_{rival}_high": high}

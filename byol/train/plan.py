@@ -264,7 +264,7 @@ def fitted(
         times = min(times, max(1, int(LOOKS * budget / look)))
         read = (scored + plan.images * plan.in_memory) * speed.image / max(1, plan.workers)
         spent = min(speed.spent + read, budget / 2)  # half of a tiny budget is trained all the same
-        steps = (USED * budget - spent - times * look) / speed.step
+        steps = (USED * budget - spent - (times + 1) * look) / speed.step  # one at step 0
     if steps < LEAST_STEPS:
         few = f"A budget of {config.budget} is only {max(0.0, steps):.1f} steps of {size} images here"
         raise ConfigError(f"{few}. Give more time, or a smaller --image-size, --batch-size or --encoder.")

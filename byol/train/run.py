@@ -1,15 +1,18 @@
 """A whole run, from images to an encoder file. Read `pretrain` from top to bottom: it tells it all."""
 
+import json
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from byol.data.workers import never
+from byol.disk import write_text
 from byol.encoders.encoder import Encoder, save_encoder
-from byol.errors import ByolError, Stopped, TrainingError
+from byol.errors import ByolError, CollapseError, Stopped, TrainingError
 from byol.evaluation.online import OnlineProbe, ProbedLearner
 from byol.evaluation.score import Score, read_scores, write_scores
 from byol.method.draws import Stream, seed_of
@@ -17,12 +20,13 @@ from byol.train import checkpoint
 from byol.train.checkpoint import Saver
 from byol.train.config import TrainConfig
 from byol.train.log import BadImages, RunLog, duration
-from byol.train.monitor import Monitor
+from byol.train.monitor import Monitor, step_signs
 from byol.train.plan import Plan
 from byol.train.run_folder import RunFolder
 from byol.train.setup import Setup, split
 from byol.train.signals import StopSignals
 from byol.train.step import build_optimizer, steps
+from byol.train.verdict import Verdict, trouble, verdict_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,6 +37,7 @@ class Run:
     encoder: Encoder
     plan: Plan
     score: Score | None  # kNN of the hold-out set, when the images carry labels
+    verdict: Verdict | None  # None of a run whose metrics are gone
 
     def __repr__(self) -> str:
         knn = "" if self.score is None else f", kNN {100 * self.score.value:.1f} %"
@@ -44,8 +49,8 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
 
     `encoder` is a name (see `build_encoder`), a module of your own, of which `config.hidden_layer` gives the
     representation, or None for `config.encoder`. `images` is anything `open_images` takes. Sets torch's
-    random state. Raises ConfigError, DataError, CheckpointError, TrainingError, and Stopped after saving when
-    a signal asked to stop.
+    random state. Raises ConfigError, DataError, CheckpointError, TrainingError, CollapseError after saving
+    when the encoder has collapsed, and Stopped after saving when a signal asked to stop.
     """
     stop, folder = StopSignals(), RunFolder(config.out)
     setup = Setup.of(encoder, images, config, stop.check)
@@ -67,10 +72,12 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
         start = saver.restore()
         saver.check_room()
         bad = BadImages(folder.bad_files, images, config.data.max_bad)
-        monitor = Monitor(trained_encoder, images, (rows, hold_out_rows), plan, config.knn, bad, probe)
+        looked_at = images, (rows, hold_out_rows)
+        monitor = Monitor(learner, trained_encoder, *looked_at, plan, config.knn, bad, probe)
         images.release()  # what was read until now is not needed as it was read
         batches = setup.batches(rows, plan, learner, start, bad, probe)
         log = RunLog(folder.metrics, plan, start, batches)
+        finished = start == plan.total_steps and folder.encoder.exists()
         began = time.perf_counter()
 
         with closing(batches), log:
@@ -78,18 +85,26 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
             log.say("\n".join(plan.lines()))
             done = start
             try:
+                if start == 0:
+                    log.write(monitor.look(0, log.begin, stop.check))
+                if not finished:
+                    heed_collapse(log, config)
                 for result in log.following(steps(learner, batches, optimizer, plan, start, trained)):
                     done = result.step
                     last = done == plan.total_steps
                     if done % plan.log_every_steps == 0 or last:
-                        log.write(log.metrics(result) | (probe.metrics() if probe else {}))
+                        log.write(
+                            log.metrics(result) | step_signs(learner) | (probe.metrics() if probe else {})
+                        )
                     if monitor.due(done):
-                        log.write(monitor.look(done) if last else monitor.look(done, stop.check))
+                        log.write(monitor.look(done, log.begin, never if last else stop.check))
+                        heed_collapse(log, config)
                     if saver.due(done, plan.save_every_steps) or last:
                         saver.save(done)
             except ByolError as failure:
                 # A signal, a dead worker, too many bad images: the steps done are good.
-                if done == start or isinstance(failure, TrainingError):
+                spoiled = isinstance(failure, TrainingError) and not isinstance(failure, CollapseError)
+                if done == start or spoiled:
                     raise
                 saved, place = saver.save(done), f"step {done:,} of {plan.total_steps:,}"
                 if not isinstance(failure, Stopped):
@@ -98,17 +113,31 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
                     stop.check(f"and saved at {place}. The same command continues from there.")
                 good = checkpoint.last_good(folder.checkpoints)
                 raise ByolError(f"Stopped by {stop.by}, but {place} could not be saved. {good}") from None
-            if start == plan.total_steps and folder.encoder.exists():
+            if finished:
                 log.say(f"finished   already, at step {start:,}; nothing is left to do{bad}")
             else:
                 save_encoder(trained_encoder, folder.path)
                 took = duration(time.perf_counter() - began)
                 log.say(f"finished   {plan.total_steps - start:,} steps in {took}{bad}")
+            verdict = verdict_of(log.lines, plan)
+            if verdict is not None and not finished:
+                write_text(folder.verdict, json.dumps(asdict(verdict), indent=1))
+                log.say(f"verdict    {verdict}")
         if plan.hold_out_images and not own_scores(folder):
             if not monitor.scores:  # of a run that was killed between its last checkpoint and here
-                monitor.look(plan.total_steps)
+                monitor.look(plan.total_steps, log.begin)
             write_scores(monitor.scores, folder.scores)
-        return Run(folder.path, trained_encoder.eval(), plan, own_scores(folder).get("knn"))
+        return Run(folder.path, trained_encoder.eval(), plan, own_scores(folder).get("knn"), verdict)
+
+
+def heed_collapse(log: RunLog, config: TrainConfig) -> None:
+    """Say that a run goes wrong. Raises CollapseError when it has collapsed, unless it is to go on."""
+    found = trouble(log.lines)
+    if found is not None and found.state == "collapsed" and config.on_collapse == "stop":
+        goes_on = "To train on all the same, repeat the command with --on-collapse warn."
+        raise CollapseError(f"The encoder has collapsed: {found.evidence}. {found.remedy} {goes_on}")
+    if found is not None:
+        log.say(f"warning    {found}")
 
 
 def own_scores(folder: RunFolder) -> dict[str, Score]:

@@ -27,7 +27,8 @@ from byol.world import World
 FORMAT = 3  # of plan.json
 # What may differ when a run is continued: where it runs and what it tells, not what it computes.
 FREE_TO_CHANGE = (
-    "out", "workers", "device", "save_every_steps", "keep_checkpoints", "log_every_steps", "data.max_bad"
+    "out", "workers", "device", "save_every_steps", "keep_checkpoints", "log_every_steps", "data.max_bad",
+    "on_collapse",
 )  # fmt: skip
 _locks = ExitStack()  # files that this process holds folders with
 # Forked workers live on for a moment when their run is killed; the folder is then free all the same.
@@ -45,6 +46,7 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.environment = self.path / "env.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.verdict = self.path / "verdict.json"
         self.bad_files = self.path / "bad_files.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.lock = self.path / ".lock"
@@ -82,7 +84,7 @@ class RunFolder:
                 lock.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
             yield
         except TrainingError as failure:
-            raise TrainingError(f"{failure} {last_good(self.checkpoints)}") from failure
+            raise type(failure)(f"{failure} {last_good(self.checkpoints)}") from failure
         except DiskError as failure:
             again = f"The same command continues the run. {last_good(self.checkpoints)}"
             raise ByolError(f"{failure} {again}") from failure

@@ -27,6 +27,7 @@ class StepResult:
     lr: float
     tau: float
     batch: Batch  # the step's last micro-batch
+    gradient_norm: Tensor | None = None  # (), of a run on a CPU
 
 
 def steps(
@@ -65,6 +66,7 @@ def steps(
             group["lr"] = lr * group.get("lr_factor", 1.0)
         loss = torch.zeros((), device=device)
         copy_all(kept, buffers)
+        norm = None
         try:
             for micro in range(plan.accumulation):
                 try:
@@ -81,7 +83,7 @@ def steps(
                 (differentiated / plan.accumulation).backward()
                 loss += part.detach() / plan.accumulation
             if device.type == "cpu":  # a GPU would be waited for; there the next loss tells
-                stop_unless_gradient_finite(optimizer, step)
+                norm = finite_gradient_norm(optimizer, step)
         except BaseException:
             copy_all(buffers, kept)
             optimizer.zero_grad(set_to_none=True)
@@ -89,7 +91,7 @@ def steps(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         learner.update_target(tau)
-        yield StepResult(step + 1, loss, lr, tau, batch)
+        yield StepResult(step + 1, loss, lr, tau, batch, norm)
 
 
 def copy_all(to: list[list[Tensor]], of: list[list[Tensor]]) -> None:
@@ -106,14 +108,17 @@ def stop_unless_finite(loss: Tensor, step: int) -> None:
         )
 
 
-def stop_unless_gradient_finite(optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Raise TrainingError for a gradient that is NaN or infinite, before the optimizer has taken it."""
+def finite_gradient_norm(optimizer: torch.optim.Optimizer, step: int) -> Tensor:
+    """The norm of the gradient, before the optimizer takes it. Raises TrainingError for NaN or infinity."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not torch.stack(torch._foreach_norm(gradients)).isfinite().all():
+    norms = torch.stack(torch._foreach_norm(gradients))
+    if not norms.isfinite().all():
         raise TrainingError(
             f"The gradient of step {step} is not finite, though its loss is; it did not touch the weights. "
             "Usual causes: a root or logarithm of 0 in the network, or a learning rate that is too high."
         )
+    norm: Tensor = norms.norm()
+    return norm
 
 
 def build_optimizer(learner: BYOL, plan: Plan, probe: OnlineProbe | None = None) -> torch.optim.Optimizer:

@@ -49,6 +49,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "save_every_steps": (5, {}, "checkpoints"),
     "keep_checkpoints": (3, {}, "checkpoints"),
     "log_every_steps": (2, {}, "metrics"),
+    "on_collapse": ("warn", {"images": "black"}, "failure"),
     "model.stem": ("imagenet", RESNET, "weights"),
     "model.padding": ("same", RESNET, "weights"),
     "model.last_gamma": (0.0, RESNET, "weights"),
@@ -147,6 +148,7 @@ def observed(folder: Path, photos: Path, common: dict[str, Any], change: dict[st
         usual = {"data.max_bad": 0.5} if kind == "one bad" else {}
         config = with_settings(small_config(folder, **BASE), {**usual, **common, **change})
         sources = {"photos": photos, "deep": watched.images.astype(np.uint16) * 16}
+        sources["black"] = np.zeros_like(watched.images)
         byol.pretrain(None, sources.get(kind, watched), config)
     except ByolError as failure:
         return {"failure": str(failure)}

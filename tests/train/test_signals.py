@@ -1,6 +1,7 @@
 """A stopped run saves what is done, whatever it was at, and its continuation is the undisturbed run."""
 
 import io
+import json
 import multiprocessing
 import os
 import signal
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, PngImagePlugin
-from small_runs import StopsItself, Tiny, seeded, small_config
+from small_runs import StopsItself, Tiny, seeded, small_config, stopping
 from torch import Tensor
 
 import byol
@@ -152,21 +153,26 @@ def test_before_the_first_step_nothing_is_saved_and_corrected_settings_are_plann
 
 
 def test_a_signal_while_pictures_are_read_for_scoring_saves_without_reading_on(tmp_path):
+    """Of a run that is continued: a new one reads them before its first step."""
     dataset = Pictures()
     images = byol.open_images(dataset)
-    reads = []
+    config = small_config(tmp_path, save_every_steps=1)
+    with pytest.raises(byol.Stopped, match="saved at step"):
+        byol.pretrain(stopping(seeded(), 6), images, config)
+    net, passes, reads = seeded(), [], []
+    net.register_forward_pre_hook(lambda module, inputs: passes.append(module.training))
 
     def in_the_look() -> None:
-        reads.append((tmp_path / "checkpoints").exists())
+        reads.append(sum(passes) >= 4)  # all pictures were read before, to be kept in memory
         if sum(reads) == 3:
             terminate()
 
-    dataset.trouble = in_the_look  # all pictures were read before, to be kept in memory
-    config = small_config(tmp_path, save_every_steps=1)
+    dataset.trouble = in_the_look
     with pytest.raises(byol.Stopped, match="saved at step 5 of 9"):
-        byol.pretrain(seeded(), images, config)
+        byol.pretrain(net, images, config)
     assert sum(reads) == 3
-    assert "knn_top1" not in (tmp_path / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "knn_top1" in line] == [0]
     assert byol.pretrain(seeded(), images, config).score is not None
 
 
