@@ -64,7 +64,8 @@ def test_cores_and_threads_and_workers_are_those_the_process_is_bound_to():
         "import torch; torch.set_num_threads(4)\n"
         "import byol; from byol.machine import usable_cores\n"
         "world = byol.World.join('cpu')\n"
-        "plan = byol.plan_run(byol.TrainConfig(out='a', epochs=1), byol.ImageFacts(9000, None, 3, False), world)\n"
+        "config = byol.TrainConfig(out='a', epochs=1)\n"
+        "plan = byol.plan_run(config, byol.ImageFacts(9000, None, 3, False), world)\n"
         "print(usable_cores(), torch.get_num_threads(), plan.workers)"
     )
     assert in_a_process(code) == "1 1 1"

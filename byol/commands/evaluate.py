@@ -18,11 +18,14 @@ from byol.evaluation.data_sets import DataSet, read_data_sets
 from byol.evaluation.protocols import BASELINES, EvaluationConfig, Task, judge, prepare, protocols_named
 from byol.evaluation.score import SCORES, write_scores
 from byol.evaluation.tables import Scores, comparison
+from byol.evaluation.verdict import MAJORITY, confusion, majority, verdict
+from byol.features.features import Features
 from byol.models.build import LIBRARIES
 from byol.settings import parse
 from byol.world import World
 
 logger = logging.getLogger("byol")
+USUAL = ("pixels", "untrained")  # baselines that are scored without being requested
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ class Evaluate:
     chosen on a part of the training images."""
     settings: tyro.conf.OmitArgPrefixes[EvaluationConfig] = field(default_factory=EvaluationConfig)
     compare: tuple[str, ...] = ()
-    """Other runs, encoder files or names beside it, and the baselines pixels, untrained and supervised."""
+    """Other runs, encoder files or names beside it, and the baseline supervised."""
+    no_baselines: bool = False
+    """Leave out raw pixels, the untrained network and the most frequent class, which are scored beside it."""
     seed: int = 0
     """Number from which all randomness follows."""
     seeds: int = 1
@@ -69,10 +74,16 @@ def evaluate(arguments: Sequence[str]) -> int:
     check(command)
     tasks = tasks_of(command)
     scores, written = dict[str, Scores](), dict[Path, None]()
+    main, majorities, errors = command.run or "features", Scores(), list[str]()
     while tasks:
         folder, task = tasks.pop(0)
         for name, score in judge(task):  # each is kept at once: the next may take hours, or fail
-            scores.setdefault(score.encoder_name, Scores())[f"{score.data_set} {name}".strip()] = score
+            title = f"{score.data_set} {name}".strip()
+            scores.setdefault(score.encoder_name, Scores())[title] = score
+            if score.encoder_name == main:
+                errors = confusion(task, score) if command.transfer is None else []
+                if not command.no_baselines and (constant := majority(task, score)):
+                    majorities[title] = constant
             if folder is not None:
                 with writing(folder):
                     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +91,10 @@ def evaluate(arguments: Sequence[str]) -> int:
                 written[folder / SCORES] = None
         if tasks:
             print(f"done       {score.encoder_name} {score.data_set}".rstrip(), file=sys.stderr)
-    print(next(iter(scores.values())) if len(scores) == 1 else comparison(scores))
+    scores |= {MAJORITY: majorities} if majorities else {}
+    print(scores[main] if len(scores) == 1 else comparison(scores))
+    for line in [*([""] if errors else []), *errors, "", *verdict(scores)]:
+        print(line)
     for path in written or ["nothing; --out FOLDER keeps the scores"]:
         print(f"written    {path}")
     return 0
@@ -123,10 +137,20 @@ def tasks_of(command: Evaluate) -> list[tuple[Path | None, Task]]:
     if own is not None:
         check_writable(own, "Name another folder with --out.")
     given = {name: getattr(command, name) for name in ("seed", "seeds", "device", "workers")}
-    tasks = []
-    for word in (command.run or "features", *command.compare):
+    usual = [word for word in USUAL if main is not None and word not in command.compare]
+    tasks: list[tuple[Path | None, Task]] = []
+    for word in (command.run or "features", *command.compare, *([] if command.no_baselines else usual)):
         encoder, chosen, folder, anew = main, protocols, own, None
-        if word in command.compare and word in BASELINES:
+        if word in usual:
+            chosen = tuple(one for one in protocols if BASELINES[word].takes(one))
+            try:
+                encoder = BASELINES[word].make(main, seed=command.seed, net=command.encoder)
+            except ConfigError as failure:
+                logger.warning("The baseline %s is left out: %s", word, failure)
+                continue
+            if not chosen:
+                continue
+        elif word in command.compare and word in BASELINES:
             baseline = BASELINES[word]
             chosen = tuple(one for one in protocols if baseline.takes(one))
             if not chosen:
@@ -146,7 +170,11 @@ def tasks_of(command: Evaluate) -> list[tuple[Path | None, Task]]:
                 logger.warning("%s", failure)
                 folder = None
         cache = None if command.no_cache or folder is None else folder / "features"
-        for one in sets:
+        for place, one in enumerate(sets):
+            if word in usual and any(
+                isinstance(side, Features) for side in (tasks[place][1].train, tasks[place][1].test)
+            ):
+                continue  # a baseline has features of its own
             settings = replace(command.settings, metric=one.metric or command.settings.metric)
             more = {"name": word, "data_set": one.name, "cache": cache, "anew": anew, **given}
             task = prepare(encoder, one.train, one.test, chosen, settings, **more)

@@ -68,20 +68,32 @@ def measure(metric: str, predictions: Array, labels: Array) -> float:
     return float(values(counts[None])[0])
 
 
-def interval(metric: str, predictions: Sequence[Array], labels: Array, seed: int = 0) -> tuple[float, float]:
+def interval(
+    metric: str,
+    predictions: Sequence[Array],
+    labels: Array,
+    seed: int = 0,
+    against: Sequence[Array] | None = None,
+) -> tuple[float, float]:
     """A 95 % bootstrap interval over the test images, of the mean over the predictions of several seeds.
+
+    With predictions `against` them for the same images it is that of the difference: the same images are
+    drawn for both, so what is hard for both does not blur it (a paired bootstrap, Koehn 2004).
 
     Duplicates in a resample raise an average precision: the interval of map11 is moved down by the mean rise.
     Where all resamples score the same, as when every image is right, it is Wilson's (1927) interval.
     """
-    values, counts = by_counts(metric, predictions, labels)
+    values, counts = by_counts(metric, predictions, labels, against)
     generator, share = np.random.default_rng(seed), counts / len(labels)
     size = min(RESAMPLES, max(1, BLOCK // (16 * len(counts))))  # that fit in memory at once
     draws = (generator.multinomial(len(labels), share, size) for _ in range(0, RESAMPLES, size))
     drawn = np.concatenate([values(draw) for draw in draws])
     if metric == "map11":
-        drawn = (drawn + (values(counts[None]) - drawn.mean())).clip(0, 1)
+        drawn = (drawn + (values(counts[None]) - drawn.mean())).clip(-1 if against else 0, 1)
     low, high = np.percentile(drawn, (2.5, 97.5))
+    if low == high and against:
+        width = wilson(0.0, len(labels))[1]
+        return max(-1.0, float(low) - width), min(1.0, float(high) + width)
     if low == high:
         return wilson(float(low), len(labels))
     return float(low), float(high)
@@ -96,12 +108,17 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 
 def by_counts(
-    metric: str, predictions: Sequence[Array], labels: Array
+    metric: str, predictions: Sequence[Array], labels: Array, against: Sequence[Array] | None = None
 ) -> tuple[Callable[[Array], Any], Array]:
     """A metric (R,) of counts (R, K) of K kinds of images, mean over the predictions; and the true counts.
 
-    Images of one class that are equally often right are of one kind.
+    Images of one class that are equally often right are of one kind. With predictions `against` them it is
+    the difference of both metrics.
     """
+    if metric == "map11" and against:
+        ours, counts = by_counts(metric, predictions, labels)
+        theirs, _ = by_counts(metric, against, labels)
+        return lambda drawn: ours(drawn) - theirs(drawn), counts
     if metric == "map11":
         occurring = np.flatnonzero(labels.any(axis=0))
         precisions = [average_precision(one[:, c], labels[:, c]) for one in predictions for c in occurring]
@@ -112,6 +129,8 @@ def by_counts(
 
         return mean_precision, np.ones(len(labels), dtype=np.int64)
     right = np.mean([found[:, 0] == labels for found in predictions], axis=0)
+    if against:
+        right -= np.mean([found[:, 0] == labels for found in against], axis=0)
     groups = labels if metric == "mean_per_class" else np.zeros_like(labels)
     kinds, counts = np.unique(np.stack([groups, right]), axis=1, return_counts=True)
     starts = np.flatnonzero(np.append(True, np.diff(kinds[0]) > 0))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -41,6 +41,8 @@ class Score:
     train: str = ""
     test: str = ""
     overlap: int = 0  # test images that are train images too
+    # One for each seed, beside the fields: neither files nor `asdict` have them.
+    predictions: ClassVar[tuple[Predictions, ...]] = ()
 
     def __repr__(self) -> str:
         value, low, high = (f"{100 * number:.2f}" for number in (self.value, self.low, self.high))
@@ -63,12 +65,14 @@ def score_of(protocol: str, runs: Sequence[Predictions], *, metric: str, classes
     for name in runs[0].settings:
         every = [one.settings[name] for one in runs]
         settings[name] = every[0] if all(value == every[0] for value in every) else every
-    return Score(
+    score = Score(
         protocol=protocol, metric=metric, value=float(np.mean(values)), low=low, high=high,
         std=float(np.std(values, ddof=1)) if len(values) > 1 else None, top1=top1, top5=top5,
         settings=settings, train_images=runs[0].train_images,
         test_images=len(labels), classes=classes, **known,
     )  # fmt: skip
+    object.__setattr__(score, "predictions", tuple(runs))
+    return score
 
 
 def write_scores(scores: Mapping[str, Score], path: str | Path) -> None:

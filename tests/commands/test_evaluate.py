@@ -27,7 +27,11 @@ def test_evaluate_prints_and_keeps_scores(run, labelled, capsys):
     assert "knn" in out
     assert "linear" in out
     lines = (run / "scores.jsonl").read_text().removeprefix(before).splitlines()
-    assert [json.loads(line)["protocol"] for line in lines] == ["knn", "linear"]
+    kept = [(json.loads(line)["encoder_name"], json.loads(line)["protocol"]) for line in lines]
+    assert kept == [(name, one) for name in (str(run), "pixels", "untrained") for one in ("knn", "linear")]
+    assert "verdict   linear: " in out
+    assert "raw pixels (" in out
+    assert "the most frequent class alone (+" in out
     assert json.loads(lines[1])["top1"] > 0.6  # of three colours, by an encoder of 3 steps
 
 
@@ -42,6 +46,7 @@ def test_evaluate_computes_features_once_and_repeats_what_is_random(run, labelle
         "--out",
         str(tmp_path / "o"),
     ]
+    words.append("--no-baselines")
     assert main([*words, "--k", "1", "5", "--seeds", "2"]) == 0
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "o" / "features").iterdir()}
     assert len(kept) == 1  # the same images on both sides
@@ -77,7 +82,7 @@ def test_evaluate_puts_runs_and_baselines_side_by_side(run, labelled, tmp_path, 
     ]
     assert main([*words, "--no-cache", "--compare", str(other), "pixels", "untrained"]) == 0
     table = capsys.readouterr().out.splitlines()
-    assert table[0].split() == ["protocol", "metric", str(run), str(other), "pixels", "untrained"]
+    assert table[0].split() == ["protocol", "metric", str(run), str(other), "pixels", "untrained", "majority"]
     assert [line.split()[0] for line in table[1:3]] == ["knn", "linear"]
     assert table[1].split()[2] == table[1].split()[4]  # the same encoder twice
     kept = [
@@ -100,12 +105,8 @@ def test_evaluate_puts_few_labels_beside_training_from_scratch_on_them(run, labe
         "--out",
         str(tmp_path / "o"),
     ]
-    assert (
-        main(
-            [*words, "--epochs", "1", "--protocols", "knn", "semi-50", "--compare", "untrained", "supervised"]
-        )
-        == 0
-    )
+    few = ["--no-baselines", "--epochs", "1", "--protocols", "knn", "semi-50"]
+    assert main([*words, *few, "--compare", "untrained", "supervised"]) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].split() == ["protocol", "metric", str(run), "untrained", "supervised"]
     lines = [json.loads(line) for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
@@ -161,7 +162,7 @@ def test_evaluate_takes_features_without_an_encoder(run, labelled, tmp_path, cap
     tables = []
     for words in ([str(run), "--train", str(labelled), "--test", str(labelled)], [str(run), *sides], sides):
         capsys.readouterr()
-        assert main(["evaluate", *words, "--out", str(tmp_path / "o")]) == 0
+        assert main(["evaluate", *words, "--no-baselines", "--out", str(tmp_path / "o")]) == 0
         tables.append(capsys.readouterr().out)
     assert tables[0] == tables[1] == tables[2]
     lines = [json.loads(line) for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
@@ -188,7 +189,7 @@ def test_evaluate_scores_a_list_of_data_sets_each_by_its_metric(run, labelled, t
     colours = f"colours: {{train: {labelled}, test: {labelled}, metric: mean_per_class}}"
     (tmp_path / "sets.yaml").write_text(f"{colours}\ntags: {{train: tags.npz, test: tags.npz}}\n")
     words = ["evaluate", str(run), "--transfer", str(tmp_path / "sets.yaml"), "--out", str(tmp_path / "o")]
-    assert main([*words, "--protocols", "linear"]) == 0
+    assert main([*words, "--protocols", "linear", "--no-baselines"]) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[1].startswith("colours linear   mean per class")
     assert table[2].startswith("tags linear      11-point mAP")

@@ -249,3 +249,45 @@ def test_the_interval_of_a_mean_average_precision_lies_around_it():
         middles.append((low + high) / 2 - value)
     assert all(inside)
     assert abs(np.mean(middles)) < 0.02
+
+
+def test_the_interval_of_a_difference_is_that_of_paired_images():
+    """For shares it is close to McNemar's normal approximation, which knows only who was right alone."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 3, 500)
+    hard = generator.random(500) < 0.3  # for both alike
+    ours = np.where(hard, (labels + 1) % 3, labels)
+    theirs = np.where(generator.random(500) < 0.08, (labels + 1) % 3, ours)
+    low, high = interval("top1", [ours[:, None]], labels, against=[theirs[:, None]])
+    alone, other = (
+        np.mean((ours == labels) & (theirs != labels)),
+        np.mean((ours != labels) & (theirs == labels)),
+    )
+    half = 1.96 * np.sqrt((alone + other - (alone - other) ** 2) / 500)
+    assert (low, high) == pytest.approx((alone - other - half, alone - other + half), abs=0.006)
+    apart = [interval("top1", [found[:, None]], labels) for found in (ours, theirs)]
+    assert apart[0][0] < apart[1][1]  # each alone they overlap
+    assert low > 0
+    swapped = interval("top1", [theirs[:, None]], labels, against=[ours[:, None]])
+    assert swapped == pytest.approx((-high, -low), abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", ["top1", "mean_per_class", "map11"])
+def test_the_same_predictions_differ_by_nothing_and_few_images_say_little(metric):
+    labels = np.arange(40) % 4
+    found = labels[:, None].copy()
+    found[:10] = (found[:10] + 1) % 4
+    if metric == "map11":
+        labels, found = np.eye(4, dtype=np.int64)[labels], np.random.default_rng(0).random((40, 4))
+    low, high = interval(metric, [found], labels, against=[found])
+    assert -0.2 < low < 0 < high < 0.2
+
+
+def test_the_interval_of_a_difference_counts_classes_alike_where_the_metric_does():
+    labels = np.repeat([0, 1], [380, 20])
+    ours, theirs = labels[:, None].copy(), np.zeros((400, 1), dtype=np.int64)
+    ours[:38] = 1  # a tenth of the large class is wrong, in turn the small one is right
+    for metric, difference in (("top1", (20 - 38) / 400), ("mean_per_class", (1 - 0.1) / 2)):
+        low, high = interval(metric, [ours], labels, against=[theirs])
+        assert low < difference < high
+        assert (low > 0) == (metric == "mean_per_class")

@@ -1,0 +1,101 @@
+"""Was it worth it? What the scores of an encoder and its baselines say in words, and where it errs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from byol.evaluation.inputs import Predictions, labels_of
+from byol.evaluation.metrics import interval
+from byol.evaluation.protocols import Task
+from byol.evaluation.score import Score, score_of
+from byol.evaluation.tables import aligned
+from byol.models.build import LIBRARIES
+
+MAJORITY = "majority"
+BASELINES = {
+    "pixels": "raw pixels",
+    "untrained": "the untrained network",
+    MAJORITY: "the most frequent class alone",
+}
+OUTCOMES = ("clearly better than", "not distinguishable from", "worse than")
+ADVICE = (
+    "to try    more steps (--epochs, --budget), gentler views (see `byol views`), more images, or stock "
+    "weights (torchvision:NAME, timm:NAME)"
+)
+MATRIX = 12  # classes up to which the whole confusion table is shown; of more the worst pairs
+PAIRS, WIDTH = 10, 8  # lines; letters of a column's name
+
+
+def majority(task: Task, score: Score) -> Score | None:
+    """The score of always saying the most frequent class of the train split; None for multi-label images."""
+    y, labels = labels_of(task.train), score.predictions[0].labels
+    if y.ndim != 1 or labels is None:
+        return None
+    classes, counts = np.unique(y, return_counts=True)
+    said = np.full((len(labels), 1), classes[counts.argmax()])
+    known: dict[str, Any] = {name: getattr(score, name) for name in ("train", "test", "data_set", "overlap")}
+    known |= {"metric": score.metric, "classes": score.classes, "encoder_name": MAJORITY}
+    return score_of(score.protocol, [Predictions(said, labels, {}, len(y))], seeds=(), seconds=0.0, **known)
+
+
+def difference(score: Score, other: Score) -> tuple[float, float, float] | None:
+    """By how much a score is better than another, and the 95 % interval; None for other test images."""
+    ours, theirs = score.predictions, other.predictions
+    labels = ours[0].labels if ours and theirs else None
+    if labels is None or not np.array_equal(labels, theirs[0].labels):  # type: ignore[arg-type]
+        return None
+    found = [[one.classes for one in runs] for runs in (ours, theirs)]
+    return score.value - other.value, *interval(score.metric, found[0], labels, against=found[1])
+
+
+def verdict(scores: Mapping[str, Mapping[str, Score]]) -> list[str]:
+    """What the first encoder is worth beside the others, a sentence for each protocol, and what to try."""
+    (_, ours), *others = scores.items()
+    lines, stock, weak = list[str](), dict[str, None](), False
+    for protocol, score in ours.items():
+        found: dict[str, list[str]] = {outcome: [] for outcome in OUTCOMES}
+        for name, column in others:
+            if protocol not in column or (measured := difference(score, column[protocol])) is None:
+                continue
+            by, low, high = (100 * number for number in measured)
+            outcome = OUTCOMES[0 if low > 0 else 2 if high < 0 else 1]
+            found[outcome].append(f"{BASELINES.get(name, name)} ({by:+.1f}, {low:+.1f} to {high:+.1f})")
+            weak |= name in BASELINES and outcome != OUTCOMES[0]
+            if outcome == OUTCOMES[2] and name.startswith(LIBRARIES):
+                stock[name] = None
+        parts = [f"{outcome} {', '.join(names)}" for outcome, names in found.items() if names]
+        lines += [f"verdict   {protocol}: {'; '.join(parts)}"] if parts else []
+    if stock:
+        lines.append(f"to try    the stock weights of {' or '.join(stock)}: they are better here")
+    return [*lines, ADVICE] if weak and not stock else lines
+
+
+def confusion(task: Task, score: Score) -> list[str]:
+    """Where the first seed's predictions are wrong: of a few classes a table, of many the worst pairs."""
+    y, labels, said = labels_of(task.train), score.predictions[0].labels, score.predictions[0].classes[:, 0]
+    if y.ndim != 1 or labels is None:
+        return []
+    names = task.test.classes or task.train.classes or [str(n) for n in range(1 + max(labels.max(), y.max()))]
+    tested, counts = np.unique(labels, return_counts=True)
+    predicted = np.union1d(tested, said[said >= 0])
+    if len(predicted) <= MATRIX:
+        rows = [[f"{score.protocol}, %", "images", *(names[one][:WIDTH] for one in predicted)]]
+        for one, count in zip(tested, counts, strict=True):
+            shares = (100 * np.mean(said[labels == one] == other) for other in predicted)
+            rows.append([names[one], f"{count:,}", *(f"{share:.0f}" if share else "-" for share in shares)])
+        lines = ["Of the images of each class (a row) the share taken for each (a column):", *aligned(rows)]
+    else:
+        lines = [f"Most often confused in {score.protocol}:"]
+        wrong = np.stack([labels, said])[:, labels != said]
+        pairs, times = np.unique(wrong, axis=1, return_counts=True)
+        for place in np.argsort(-times, kind="stable")[:PAIRS]:
+            one, other = pairs[:, place]
+            of = f"{times[place]:,} of {counts[tested == one][0]:,}"
+            lines.append(f"  {of} {names[one]} taken for {names[other]}")
+    if score.metric == "top1" and counts.max() > 1.5 * counts.min():
+        mean = np.mean([np.mean(said[labels == one] == one) for one in tested])
+        lines.append(f"{score.protocol}, mean per class: {100 * mean:.1f} %; the classes differ in size")
+    if missing := [names[one] for one in tested if one not in y]:
+        lines.append(f"Never right, since no train image has it: {', '.join(missing[:PAIRS])}")
+    return lines
