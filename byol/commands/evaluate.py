@@ -137,12 +137,13 @@ def tasks_of(command: Evaluate) -> list[tuple[Path | None, Task]]:
     if own is not None:
         check_writable(own, "Name another folder with --out.")
     given = {name: getattr(command, name) for name in ("seed", "seeds", "device", "workers")}
-    usual = [word for word in USUAL if main is not None and word not in command.compare]
+    usual = [word for word in USUAL if main is not None and word not in (command.run, *command.compare)]
     tasks: list[tuple[Path | None, Task]] = []
     for word in (command.run or "features", *command.compare, *([] if command.no_baselines else usual)):
         encoder, chosen, folder, anew = main, protocols, own, None
         if word in usual:
-            chosen = tuple(one for one in protocols if BASELINES[word].takes(one))
+            # Nobody requested it, so it costs no training: linear-sgd takes hours on many images.
+            chosen = tuple(one for one in protocols if BASELINES[word].takes(one) and one.usual is None)
             try:
                 encoder = BASELINES[word].make(main, seed=command.seed, net=command.encoder)
             except ConfigError as failure:

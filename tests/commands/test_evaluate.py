@@ -302,3 +302,29 @@ def test_evaluate_in_several_processes_is_refused_before_each_does_all_the_work(
     assert main([*words, "--out", str(tmp_path / "o")]) == 2
     assert "one process" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_baselines_that_nobody_named_cost_no_training(run, labelled, tmp_path, capsys):
+    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--out", str(tmp_path)]
+    assert main([*words, "--protocols", "knn", "linear-sgd", "--epochs", "1", "--base-lrs", "0.1"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [(line["encoder_name"], line["protocol"]) for line in lines] == [
+        (str(run), "knn"),
+        (str(run), "linear-sgd"),
+        ("pixels", "knn"),
+        ("untrained", "knn"),
+    ]
+
+
+def test_a_run_that_is_named_as_a_baseline_is_scored_itself(run, labelled, tmp_path, capsys, monkeypatch):
+    shutil.copytree(run, tmp_path / "untrained")
+    (tmp_path / "untrained" / "scores.jsonl").unlink(missing_ok=True)
+    monkeypatch.chdir(tmp_path)
+    words = ["--train", str(labelled), "--test", str(labelled), "--protocols", "knn", "--no-cache"]
+    assert main(["evaluate", "untrained", *words]) == 0
+    assert main(["evaluate", str(run), *words, "--no-baselines", "--out", "o"]) == 0
+    checksums = [
+        json.loads((tmp_path / folder / "scores.jsonl").read_text().splitlines()[0])["encoder_checksum"]
+        for folder in ("untrained", "o")
+    ]
+    assert checksums[0] == checksums[1]

@@ -291,3 +291,14 @@ def test_the_interval_of_a_difference_counts_classes_alike_where_the_metric_does
         low, high = interval(metric, [ours], labels, against=[theirs])
         assert low < difference < high
         assert (low > 0) == (metric == "mean_per_class")
+
+
+@pytest.mark.parametrize(("more", "images"), [(4, 4), (5, 20), (6, 20), (4, 1000)])
+def test_too_few_images_for_mcnemars_exact_test_tell_nothing_apart(more, images):
+    labels = np.zeros(images, dtype=np.int64)
+    ours, theirs = labels[:, None], (np.arange(images) < more).astype(np.int64)[:, None]
+    low, high = interval("top1", [ours], labels, against=[theirs])
+    assert (low > 0) == (stats.binomtest(0, more).pvalue < 0.05)
+    assert high > 0
+    swapped = interval("top1", [theirs], labels, against=[ours])
+    assert swapped == pytest.approx((-high, -low), abs=1e-9)
