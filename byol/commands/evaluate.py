@@ -47,7 +47,8 @@ class Evaluate:
     compare: tuple[str, ...] = ()
     """Other runs, encoder files or names beside it, and the baseline supervised."""
     no_baselines: bool = False
-    """Leave out raw pixels, the untrained network and the most frequent class, which are scored beside it."""
+    """Leave out raw pixels and the untrained network, scored beside it but for --transfer, and the most
+    frequent class."""
     seed: int = 0
     """Number from which all randomness follows."""
     seeds: int = 1
@@ -137,7 +138,9 @@ def tasks_of(command: Evaluate) -> list[tuple[Path | None, Task]]:
     if own is not None:
         check_writable(own, "Name another folder with --out.")
     given = {name: getattr(command, name) for name in ("seed", "seeds", "device", "workers")}
-    usual = [word for word in USUAL if main is not None and word not in (command.run, *command.compare)]
+    usual: list[str] = []
+    if main is not None and command.transfer is None:  # there they would take twice as long again
+        usual = [word for word in USUAL if word not in (command.run, *command.compare)]
     tasks: list[tuple[Path | None, Task]] = []
     for word in (command.run or "features", *command.compare, *([] if command.no_baselines else usual)):
         encoder, chosen, folder, anew = main, protocols, own, None

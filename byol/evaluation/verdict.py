@@ -1,5 +1,6 @@
 """Was it worth it? What the scores of an encoder and its baselines say in words, and where it errs."""
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,11 +21,11 @@ BASELINES = {
 }
 OUTCOMES = ("clearly better than", "not distinguishable from", "worse than")
 ADVICE = (
-    "to try    more steps (--epochs, --budget), gentler views (see `byol views`), more images, or stock "
-    "weights (torchvision:NAME, timm:NAME)"
+    "more steps (--epochs, --budget), gentler views (see `byol views`), more images to train on, or stock "
+    "weights (torchvision:NAME, timm:NAME); more test images tell smaller differences"
 )
 MATRIX = 12  # classes up to which the whole confusion table is shown; of more the worst pairs
-PAIRS, WIDTH = 10, 8  # lines; letters of a column's name
+PAIRS, WIDTH, PAGE = 10, 8, 110  # lines; letters of a column's name, and of a line
 
 
 def majority(task: Task, score: Score) -> Score | None:
@@ -65,10 +66,15 @@ def verdict(scores: Mapping[str, Mapping[str, Score]]) -> list[str]:
             if outcome == OUTCOMES[2] and name.startswith(LIBRARIES):
                 stock[name] = None
         parts = [f"{outcome} {', '.join(names)}" for outcome, names in found.items() if names]
-        lines += [f"verdict   {protocol}: {'; '.join(parts)}"] if parts else []
+        lines += wrapped("verdict", f"{protocol}: {'; '.join(parts)}") if parts else []
     if stock:
-        lines.append(f"to try    the stock weights of {' or '.join(stock)}: they are better here")
-    return [*lines, ADVICE] if weak and not stock else lines
+        lines += wrapped("to try", f"the stock weights of {' or '.join(stock)}: they are better here")
+    return [*lines, *wrapped("to try", ADVICE)] if weak and not stock else lines
+
+
+def wrapped(title: str, words: str) -> list[str]:
+    """A title and words as lines of a page."""
+    return textwrap.wrap(words, PAGE, initial_indent=f"{title:<10}", subsequent_indent=" " * 10)
 
 
 def confusion(task: Task, score: Score) -> list[str]:
