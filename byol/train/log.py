@@ -15,9 +15,9 @@ from byol.data.decode import BadImage
 from byol.data.images import Images
 from byol.disk import append_text, parse_json, write_text
 from byol.errors import DataError, DiskError
+from byol.train.outcome import FEW, accuracy
 from byol.train.plan import Plan
 from byol.train.step import StepResult
-from byol.train.verdict import FEW, accuracy
 
 logger = logging.getLogger("byol")
 # Between looks at the loss for people, which wait for the device: at the first, on a terminal, in a file.

@@ -27,8 +27,8 @@ from byol.method.byol import BYOL, Network, evaluating
 from byol.method.draws import Stream, seed_of, uniforms
 from byol.method.health import health, retrieved, std
 from byol.train.config import KnnConfig
+from byol.train.outcome import Right, difference
 from byol.train.plan import BANK, Plan
-from byol.train.verdict import Right, difference
 from byol.world import autocast
 
 HEALTH = 2_048  # of them show whether the representation collapses

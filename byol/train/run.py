@@ -21,12 +21,12 @@ from byol.train.checkpoint import Saver
 from byol.train.config import TrainConfig
 from byol.train.log import BadImages, RunLog, duration
 from byol.train.monitor import Monitor, step_signs
+from byol.train.outcome import Verdict, trouble, verdict_of
 from byol.train.plan import Plan
 from byol.train.run_folder import RunFolder
 from byol.train.setup import Setup, split
 from byol.train.signals import StopSignals
 from byol.train.step import build_optimizer, steps
-from byol.train.verdict import Verdict, trouble, verdict_of
 
 
 @dataclass(frozen=True, repr=False)

@@ -17,9 +17,9 @@ from byol.cli import main
 from byol.train.config import KnnConfig, OptimConfig, TrainConfig
 from byol.train.log import seen
 from byol.train.monitor import Monitor, step_signs
+from byol.train.outcome import difference, trouble, verdict_of
 from byol.train.setup import Setup, split
 from byol.train.step import build_optimizer, steps
-from byol.train.verdict import difference, trouble, verdict_of
 
 MEASURED = ("images_per_second", "data_wait", "seconds_left")
 FOUR_LOOKS = KnnConfig(hold_out_share=0.1, times=4, k=3)
