@@ -36,7 +36,8 @@ class Evaluate:
     train: str | None = None
     """Labelled images that the protocols learn from, or their features as `byol embed` writes them."""
     test: str | None = None
-    """Labelled images that are scored, or their features; nothing is chosen on them."""
+    """Labelled images that are scored, or their features; nothing is chosen on them. Or a number, such as
+    0.3: this share of every class of --train is scored instead of learned from."""
     transfer: str | None = None
     """YAML list of data sets, instead of --train and --test: NAME: {train: A, test: B, metric: METRIC}."""
     protocols: tuple[str, ...] = ("knn", "linear")
@@ -74,6 +75,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     World.join(command.device, alone=True)
     check(command)
     tasks = tasks_of(command)
+    for words in dict.fromkeys(task.divided for _, task in tasks if task.divided):
+        print(f"split      {words}", file=sys.stderr)
     scores, written = dict[str, Scores](), dict[Path, None]()
     main, majorities, errors = command.run or "features", Scores(), list[str]()
     while tasks:
@@ -108,7 +111,8 @@ def check(command: Evaluate) -> None:
         raise ConfigError("--transfer came together with --train or --test. Give one or the other.")
     if command.transfer is None and (command.train is None or command.test is None):
         raise ConfigError(
-            "--train and --test are needed: images to learn from and to score. Or --transfer FILE."
+            "--train and --test are needed: images to learn from and to score. Of a single labelled folder "
+            "--test 0.3 scores a part. Or --transfer FILE."
         )
     if command.out is not None and os.path.exists(command.out) and not os.path.isdir(command.out):
         raise ConfigError(f"--out is {command.out}, which is a file. Give the name of a folder.")

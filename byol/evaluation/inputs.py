@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from byol.data.readers.dataset import Items
 from byol.data.readers.reader import evenly_spaced
 from byol.encoders.encoder import Encoder
 from byol.errors import ConfigError, DataError
+from byol.evaluation.subsets import train_test_split
 from byol.features.features import Features
 
 Array = np.ndarray[Any, Any]
@@ -70,6 +72,54 @@ def opened(given: Any, role: str, encoder: Encoder | None, classes: Sequence[str
         if first == last and first and first[0] in classes:  # names are in order
             return open_images(images, labels=first * len(images))
     return images
+
+
+def share_of(test: Any) -> float | None:
+    """The share of the labelled images to score where `test` is a number, as in 0.3; None for images.
+
+    Raises ConfigError for a number that is not strictly between 0 and 1.
+    """
+    try:
+        number = float(test) if isinstance(test, str | Real) else None
+    except ValueError:
+        return None
+    if number is not None and not 0 < number < 1:
+        raise ConfigError(
+            f"test is {test}; expected a share above 0 and below 1, such as 0.3, or labelled images (a "
+            f"folder of this name is ./{test})."
+        )
+    return number
+
+
+def divided(split: Split, share: float, seed: int) -> tuple[tuple[Split, Split], str]:
+    """A part to learn from and a part to score, so large a share of every class, and what was done in words.
+
+    Raises DataError where no class has an image for each side.
+    """
+    labels = labels_of(split)
+    rows = train_test_split(labels, share, seed)
+    if not len(rows[1]):
+        raise DataError(
+            f"No class of {split.description} has two images, one to learn from and one to score. Give test "
+            "images of their own."
+        )
+    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels)
+    single = int((counts == 1).sum())
+    words = (
+        f"{len(rows[1]):,} of {split.description} are scored, {share:g} of every class drawn from seed "
+        f"{seed}; {len(rows[0]):,} are learned from"
+    )
+    if single:
+        words += f", with the only image of {single} {'class' if single == 1 else 'classes'}"
+    return (part_of(split, rows[0]), part_of(split, rows[1])), words
+
+
+def part_of(split: Split, rows: Array) -> Split:
+    """Some of the labelled images, or of their features."""
+    if isinstance(split, Images):
+        return split.subset(rows)
+    names = [split.names[row] for row in rows] if split.names else []
+    return replace(split, x=split.x[rows], y=labels_of(split)[rows], names=names)
 
 
 def labels_of(split: Split, role: str = "train", *, learned: bool = False) -> Array:

@@ -82,6 +82,7 @@ class Task:
 
     train: Split
     test: Split
+    divided: str  # how one set was divided into both, in words; empty where two were given
     encoder: Encoder | None  # None for features
     device: torch.device  # where features are worked on
     workers: int
@@ -212,7 +213,8 @@ def evaluate(
 ) -> Scores:
     """Score an encoder on labelled images: `train` is learned from, `test` is scored.
 
-    Both are what `open_images` takes, or Features or a file of them, which need no encoder. `settings`
+    Both are what `open_images` takes, or Features or a file of them, which need no encoder. A number as
+    `test`, such as 0.3, scores this share of every class of `train`, drawn from the seed. `settings`
     are the fields of `EvaluationConfig`, such as k=20. What is random is repeated with `seeds` seeds from
     `seed` on. `cache` is a folder that features of images are kept in. Raises ConfigError for an unknown
     protocol or setting, DataError without labels.
@@ -253,8 +255,12 @@ def prepare(
     if seeds < 1:
         raise ConfigError(f"seeds is {seeds}; expected at least 1.")
     check_seed(seed, seeds)
+    share, words = inputs.share_of(test), ""
     learned = inputs.opened(train, "train", encoder)
-    splits = inputs.same_classes(learned, inputs.opened(test, "test", encoder, learned.classes))
+    if share is None:
+        splits = inputs.same_classes(learned, inputs.opened(test, "test", encoder, learned.classes))
+    else:
+        splits, words = inputs.divided(learned, share, seed)
     labels = labels_of(splits[0], learned=True)
     metric, checksum = metric_for(labels, settings.metric), inputs.checksum_of(encoder, *splits)
     on_images = next((one.name for one in protocols if one.usual), None)
@@ -282,7 +288,7 @@ def prepare(
     }
     place = pick_device(device) if encoder is None else device_of(encoder)
     home, every = None if cache is None else Path(cache), tuple(range(seed, seed + seeds))
-    return Task(*splits, encoder, place, workers, home, protocols, settings, every, known, anew)
+    return Task(*splits, words, encoder, place, workers, home, protocols, settings, every, known, anew)
 
 
 def judge(task: Task) -> Iterator[tuple[str, Score]]:

@@ -69,11 +69,32 @@ def validation_split(labels: Rows, share: float, seed: int = 0) -> tuple[Rows, R
 
     A class of two images or more gives at least one and keeps at least one; a class of one image gives none.
     """
-    chosen = np.zeros(len(labels), dtype=bool)
-    for rows in by_class(labels, seed, Stream.VALIDATION):
-        count = min(max(1, int(share * len(rows) + 0.5)), len(rows) - 1) if share else 0
-        chosen[rows[:count]] = True
-    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+    return _split(by_class(labels, seed, Stream.VALIDATION), len(labels), share)
+
+
+def train_test_split(labels: Rows, share: float, seed: int = 0) -> tuple[Rows, Rows]:
+    """Rows to learn from and rows to score, both sorted: of every class a share, as in `validation_split`.
+
+    Multi-label images, labels (N, classes), are divided class by class, the rarest first, so that common
+    classes, which can wait, make up for what the rare ones needed (Sechidis et al. 2011).
+    """
+    if labels.ndim == 1:
+        return _split(by_class(labels, seed, Stream.TEST), len(labels), share)
+    columns = np.column_stack([labels, labels.sum(axis=1) == 0])  # images of no class are divided too
+    [order] = by_class(np.zeros(len(labels), dtype=np.int64), seed, Stream.TEST)
+    groups = [order[columns[order, column] == 1] for column in np.argsort(columns.sum(axis=0), kind="stable")]
+    return _split(groups, len(labels), share)
+
+
+def _split(groups: Sequence[Rows], count: int, share: float) -> tuple[Rows, Rows]:
+    """Rows below `count` that are kept, and a share of each group; a row belongs to its first group."""
+    given, taken = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
+    for rows in groups:
+        wanted = min(max(1, int(share * len(rows) + 0.5)), len(rows) - 1) if share else 0
+        free = rows[~taken[rows]]
+        given[free[: max(wanted - int(given[rows].sum()), 0)]] = True
+        taken[rows] = True
+    return np.flatnonzero(~given), np.flatnonzero(given)
 
 
 def by_class(labels: Rows, seed: int, stream: Stream) -> list[Rows]:

@@ -36,6 +36,7 @@ class Stream(IntEnum):
     VALIDATION = 11  # images that the settings of a classifier are chosen on
     SCORED = 12  # which images a run is scored with
     RETRIEVAL = 13  # views that are looked for among others
+    TEST = 14  # which labelled images a test split is made of
 
 
 def uniforms(key: Sequence[int | Tensor], count: int) -> Tensor:

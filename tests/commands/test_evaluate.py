@@ -328,3 +328,23 @@ def test_a_run_that_is_named_as_a_baseline_is_scored_itself(run, labelled, tmp_p
         for folder in ("untrained", "o")
     ]
     assert checksums[0] == checksums[1]
+
+
+def test_one_labelled_folder_is_enough(run, labelled, tmp_path, capsys):
+    words = ["evaluate", str(run), "--train", str(labelled), "--out", str(tmp_path / "o")]
+    assert main([*words, "--test", "0.3", "--protocols", "knn", "--compare", "untrained"]) == 0
+    told = capsys.readouterr()
+    assert "6 test images of 3 classes, learned from 18" in told.out
+    lines = [line for line in told.err.splitlines() if line.startswith("split")]
+    assert len(lines) == 1  # and not one for each encoder
+    assert "6 of 24 images" in lines[0] or "6 of 24" in lines[0]
+    assert "0.3 of every class" in lines[0]
+    assert main(words) == 2
+    assert "--test 0.3" in capsys.readouterr().err
+
+
+def test_a_list_of_data_sets_may_have_shares_for_test_images(run, labelled, tmp_path, capsys):
+    (tmp_path / "sets.yaml").write_text(f"colours: {{train: {labelled}, test: 0.5}}")
+    words = ["evaluate", str(run), "--transfer", str(tmp_path / "sets.yaml"), "--protocols", "knn"]
+    assert main([*words, "--out", str(tmp_path / "o")]) == 0
+    assert "12 test images of 3 classes, learned from 12" in capsys.readouterr().out

@@ -17,7 +17,7 @@ from byol.data.images import open_images
 from byol.errors import ConfigError, DataError
 from byol.evaluation import linear
 from byol.evaluation.metrics import measure
-from byol.evaluation.protocols import EvaluationConfig, evaluate
+from byol.evaluation.protocols import EvaluationConfig, evaluate, prepare, protocols_named
 from byol.evaluation.score import read_scores, write_scores
 from byol.features.embed import Features, embed
 
@@ -537,6 +537,57 @@ def test_gray_encoder_scores_coloured_folders(encoder_of, tmp_path):
         encoder_of("convnet", channels=1, size=(8, 8)), train=train, test=test, protocols=["knn"]
     )
     assert scores["knn"].top1 == 1.0
+
+
+# One labelled set, divided
+
+
+def test_a_share_as_test_scores_the_images_that_are_not_learned_from(encoder, tmp_path):
+    """The same scores as for two folders into which the images were sorted by hand."""
+    one = folder(tmp_path / "one", ["blue", "red", "white"], 10, 0)
+    task = prepare(encoder, one, 0.3, protocols_named("knn", EvaluationConfig()), EvaluationConfig(), seed=5)
+    sides = {"train": task.train, "test": task.test}
+    for side, split in sides.items():
+        for index in range(len(split)):
+            name = split.name(index)
+            (tmp_path / side / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / side / name).write_bytes((one / name).read_bytes())
+    assert [len(split) for split in sides.values()] == [21, 9]
+    divided = evaluate(encoder, train=one, test=0.3, seed=5, k=3)
+    sorted_by_hand = evaluate(encoder, train=tmp_path / "train", test=tmp_path / "test", seed=5, k=3)
+    for name, score in divided.items():
+        assert (score.value, score.train_images, score.test_images) == (sorted_by_hand[name].value, 21, 9)
+    assert divided["knn"].overlap == 0
+    assert divided["knn"].test == f"9 of 30 images in {one}/ (3 classes)"
+
+
+def test_features_are_divided_with_their_labels_and_names(tmp_path):
+    whole = clusters(200, 4, spread=0.01)
+    whole = Features(whole.x, whole.y, [f"{row}" for row in range(200)], tuple("abcd"))
+    whole.save(tmp_path / "whole.npz")
+    found = evaluate(train=tmp_path / "whole.npz", test="0.25", k=1)
+    assert found["knn"].value == found["linear"].value == 1  # so far apart that wrong labels would show
+    assert found["knn"].test_images == pytest.approx(50, abs=2)
+
+
+def test_multi_label_features_are_divided_too():
+    x = np.random.default_rng(0).normal(size=(300, 6))
+    y = (x[:, :3] > 0.3).astype(np.int64)
+    found = evaluate(train=Features(x, y), test=0.2, protocols="linear")["linear"]
+    assert found.test_images == pytest.approx(60, abs=6)
+    assert found.train_images + found.test_images == 300
+    assert found.value > 0.9
+
+
+@pytest.mark.parametrize("share", [0, 1, 1.5, -0.1, "0", "1", float("nan"), True])
+def test_a_share_that_leaves_a_side_empty_is_refused(share):
+    with pytest.raises(ConfigError, match=rf"test is {share}; expected .* above 0 and below 1"):
+        evaluate(train=clusters(40, 2), test=share)
+
+
+def test_classes_of_one_image_each_cannot_be_divided():
+    with pytest.raises(DataError, match=r"features of 3 images has two images.*test images of their own"):
+        evaluate(train=Features(np.eye(3), np.arange(3)), test=0.5)
 
 
 # Classes

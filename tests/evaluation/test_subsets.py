@@ -2,11 +2,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import sklearn.model_selection
 import torch
 from sklearn.model_selection import StratifiedShuffleSplit
 
 from byol.errors import ConfigError, DataError
-from byol.evaluation.subsets import Amount, few, validation_split
+from byol.evaluation.subsets import Amount, few, train_test_split, validation_split
 
 BALANCED = np.random.default_rng(0).permutation(np.arange(2000) % 10)
 LONG_TAIL = np.random.default_rng(1).permutation(np.repeat(np.arange(6), [500, 200, 100, 30, 4, 1]))
@@ -146,3 +147,48 @@ def test_the_validation_part_is_fixed_by_the_seed_and_apart_from_the_subsets():
     assert np.array_equal(first, validation_split(BALANCED, 0.1, seed=1)[1])
     assert not np.array_equal(first, validation_split(BALANCED, 0.1, seed=2)[1])
     assert not np.array_equal(first, few(BALANCED, Amount(10), seed=1))
+
+
+# A test split of one labelled set
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+def test_a_test_split_of_balanced_labels_is_as_large_as_scikit_learns(share):
+    learn, score = train_test_split(BALANCED, share, seed=3)
+    _, theirs = sklearn.model_selection.train_test_split(
+        np.arange(len(BALANCED)), test_size=share, stratify=BALANCED, random_state=3
+    )
+    assert counts(BALANCED, score) == counts(BALANCED, theirs)
+    assert sorted([*learn, *score]) == list(range(2000))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.99])
+def test_every_class_of_two_images_is_on_both_sides_of_a_test_split(share):
+    labels = np.repeat(np.arange(5), [1, 2, 3, 10, 100])
+    learn, score = train_test_split(labels, share)
+    assert set(labels[learn]) == {0, 1, 2, 3, 4}
+    assert set(labels[score]) == {1, 2, 3, 4}
+
+
+def test_a_test_split_follows_from_the_seed_and_is_apart_from_the_validation_part():
+    first = train_test_split(BALANCED, 0.1, seed=1)[1]
+    assert np.array_equal(first, train_test_split(BALANCED, 0.1, seed=1)[1])
+    assert not np.array_equal(first, train_test_split(BALANCED, 0.1, seed=2)[1])
+    assert not np.array_equal(first, validation_split(BALANCED, 0.1, seed=1)[1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_multi_label_images_are_divided_nearly_in_proportion_for_every_class(seed):
+    """Classes from 0.5 % to 60 %, some of them always together, and images of none."""
+    generator = np.random.default_rng(seed)
+    labels = (generator.random((2000, 8)) < [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6]).astype(np.int64)
+    labels[:, 7] |= labels[:, 0]
+    learn, score = train_test_split(labels, 0.3, seed)
+    assert sorted([*learn, *score]) == list(range(2000))
+    assert len(score) == pytest.approx(600, abs=40)
+    assert labels[score].sum(axis=0) == pytest.approx(0.3 * labels.sum(axis=0), abs=8)
+    assert (labels[score].sum(axis=0) > 0).all()
+    assert (labels[learn].sum(axis=0) > 0).all()
+    assert (labels[score].sum(axis=1) == 0).mean() == pytest.approx(
+        (labels.sum(axis=1) == 0).mean(), abs=0.03
+    )
