@@ -25,6 +25,7 @@ from byol.data.readers.folder import SUFFIXES, FileReader, listed, scan, suffixe
 from byol.data.readers.parquet import SPLITS, ParquetReader, shards
 from byol.data.readers.reader import Reader, Rows, evenly_spaced
 from byol.data.readers.shrunk import Shrunk
+from byol.data.readers.table import DELIMITERS, TableReader
 from byol.errors import DataError, did_you_mean, printable
 
 COLOURS = 16  # images that are looked at to tell gray ones
@@ -206,10 +207,11 @@ def open_images(
     """Images from nearly anything.
 
     A folder, nested to any depth: its first level names the classes when there are several folders and no
-    image beside them. A text file of paths (.txt, .lst), parquet files, .npy or .npz. A pattern such as
-    'data/train-*.parquet'. Arrays and tensors (N, H, W), (N, H, W, C) or (N, C, H, W): whole numbers, or
-    floats from 0 to 1. Any sequence of paths, of images (PIL, arrays, tensors) or of (image, label), such as
-    a torchvision or Hugging Face dataset. `Images`, which are then read as the other arguments say.
+    image beside them. A text file of paths (.txt, .lst), a table of paths and labels (.csv, .tsv), parquet
+    files, .npy or .npz. A pattern such as 'data/train-*.parquet'. Arrays and tensors (N, H, W), (N, H, W, C)
+    or (N, C, H, W): whole numbers, or floats from 0 to 1. Any sequence of paths, of images (PIL, arrays,
+    tensors) or of (image, label), such as a torchvision or Hugging Face dataset. `Images`, which are then
+    read as the other arguments say.
 
     `channels` is 3 for colour or 1 for gray, for arrays any number; by default 3 for pictures and an array's
     own. `labels`, numbers from 0 or words, take the place of the source's own; of multi-label images rows of
@@ -305,6 +307,8 @@ def reader_of_path(text: str) -> Reader:
         raise DataError(f"{where} is not a regular file; expected a folder or a file of images.")
     if suffix in (".txt", ".lst"):
         return listed(path, where)
+    if suffix in DELIMITERS:
+        return TableReader(path, where)
     if suffix == ".parquet":
         return ParquetReader([path], where)
     if suffix in (".npy", ".npz"):
@@ -313,7 +317,7 @@ def reader_of_path(text: str) -> Reader:
         raise DataError(f"{where} is a single picture; expected many. Give its folder, or [path] as a list.")
     raise DataError(
         f"{where} is not of a kind that is read here; expected a folder, a text file of paths (.txt, .lst), "
-        ".parquet, .npy or .npz. An archive must be unpacked first."
+        "a table of paths and labels (.csv, .tsv), .parquet, .npy or .npz. An archive must be unpacked first."
     )
 
 

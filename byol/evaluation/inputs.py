@@ -133,7 +133,7 @@ def labels_of(split: Split, role: str = "train", *, learned: bool = False) -> Ar
     if labels is None:
         raise DataError(
             f"{split.description} given as {role} carry no labels. Expected a folder with one folder per "
-            "class, parquet with a label column, or an .npz with y."
+            "class, a .csv of path,label, parquet with a label column, or an .npz with y."
         )
     if learned and labels.ndim == 1 and len(np.unique(labels)) < 2:
         raise DataError(f"Only one class occurs among {split.description}; expected at least two.")

@@ -348,3 +348,19 @@ def test_a_list_of_data_sets_may_have_shares_for_test_images(run, labelled, tmp_
     words = ["evaluate", str(run), "--transfer", str(tmp_path / "sets.yaml"), "--protocols", "knn"]
     assert main([*words, "--out", str(tmp_path / "o")]) == 0
     assert "12 test images of 3 classes, learned from 12" in capsys.readouterr().out
+
+
+def test_labels_of_a_table_score_as_folders_do(run, labelled, tmp_path, capsys):
+    """Train images by a table, test images by their folders: the classes are matched by their names."""
+    rows = [f"{path.parent.name}\t{path}\n" for path in sorted(labelled.glob("*/*.png"))]
+    (tmp_path / "labels.tsv").write_text("".join(["label\tpath\n", *rows]))
+    values = []
+    for number, train in enumerate((labelled, tmp_path / "labels.tsv")):
+        words = ["evaluate", str(run), "--train", str(train), "--test", str(labelled)]
+        assert main([*words, "--out", str(tmp_path / str(number))]) == 0
+        lines = (tmp_path / str(number) / "scores.jsonl").read_text().splitlines()
+        values.append([(json.loads(line)["value"], json.loads(line)["overlap"]) for line in lines])
+    assert values[0] == values[1]
+    (tmp_path / "labels.tsv").write_text("label\tpath\nred\tnowhere.png\n")
+    assert main(["evaluate", str(run), "--train", str(tmp_path / "labels.tsv"), "--test", "0.5"]) == 3
+    assert "Line 2" in capsys.readouterr().err

@@ -116,6 +116,12 @@ def make_list(folder: Path) -> Path:
     return folder / "a.txt"
 
 
+def make_table(folder: Path) -> Path:
+    make_list(folder)
+    (folder / "a.csv").write_text("path,label\n0.png,cat\n1.png,dog\n2.png,cat|dog\n3.png,dog\n3.png,owl\n")
+    return folder / "a.csv"
+
+
 def features_file(suffix: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         x = np.random.default_rng(0).random((12, 5), dtype=np.float32)
@@ -277,6 +283,7 @@ KINDS = {
     "images in .npz": Kind(make_npz, read_images),
     "images in .npy": Kind(make_npy, read_images),
     "a list of paths": Kind(make_list, read_images, text=True),
+    "a table of labels": Kind(make_table, read_images, text=True),
     "features in .npz": Kind(features_file(".npz"), read_features),
     "features in .npy": Kind(features_file(".npy"), read_features),
     "features in .safetensors": Kind(features_file(".safetensors"), read_features),
