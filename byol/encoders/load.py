@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook as when_registered
 
@@ -67,6 +68,15 @@ def load_encoder(
     if not isinstance(net, nn.Module):
         net = described(file, tensors, info) if net is None else info.build(net)
     return filled(net, tensors, info, file, pick_device(device))
+
+
+def holds_encoder(file: Path) -> bool:
+    """Whether a file is an encoder by itself, and not the weights of a library's network."""
+    kind = kind_of(file)
+    if kind.startswith("a safetensors file"):
+        with suppress(SafetensorError), safe_open(file, "pt") as opened:
+            return "byol" in (opened.metadata() or {})
+    return kind != "torch"
 
 
 def find(path: Path) -> Path:

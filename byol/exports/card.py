@@ -28,6 +28,7 @@ encoder = byol.load_encoder("PATH/OF/THIS/FOLDER"{net})
 features = encoder(images)  # (B, {channels}, H, W) uint8, or float in [0, 1], of any size: (B, {features})
 ```"""
 
+STARTED = "started from"
 HEAD = ("protocol", "metric", "%", "95 % interval", "classes", "labelled images", "test images", "settings")
 
 
@@ -44,7 +45,8 @@ def card(encoder: Encoder, run: Path | None, timm_model: str | None) -> str:
     code = (TIMM if timm_model else OWN).format(features=info.features, channels=info.channels, net=net)
     tags = ["image-feature-extraction", *(["self-supervised-learning", "byol"] if training else [])]
     paper = "Bootstrap Your Own Latent ([Grill et al. 2020](https://arxiv.org/abs/2006.07733))"
-    trained = f" trained without labels by {paper}" if training else ""
+    how = " from other weights" if STARTED in training else ""  # which may have seen labels
+    trained = f" trained{how} without labels by {paper}" if training else ""
     height, width = info.image_size
     preprocessing = {
         "channels": info.channels,
@@ -88,6 +90,9 @@ def training_table(run: Path) -> str:
         }
         for name in ("optimizer", "lr", "weight_decay", "base_tau", "precision", "seed"):
             rows[name.replace("_", " ")] = plan[name]
+        if init := plan.get("init"):  # not its path, which is nobody else's business
+            name = init["info"]["architecture"] or "network of its author's own"
+            rows[STARTED] = f"weights of a {name}, checksum {init['checksum']}"
     except (ValueError, KeyError, TypeError, AttributeError) as failure:
         raise CheckpointError(f"{path} is not a run's plan ({failure}). Restore or remove it.") from failure
     return table(("what", "value"), rows.items())

@@ -174,6 +174,9 @@ class TrainConfig(Checked):
     """Folder of the run: checkpoints, metrics and the encoder. An unfinished run in it is continued."""
     encoder: str | None = None
     """resnet18 ... resnet200 (x2, x3, x4), convnet, torchvision:NAME, timm:NAME, package.module:function."""
+    init: str | None = None
+    """Weights to start from: a run, an encoder file, an official .pkl, torchvision:NAME, timm:NAME, or a file
+    of weights for such an --encoder. Network, normalisation and size of images are then theirs."""
     hidden_layer: str | None = None
     """Layer that gives the representation, by name or index. By default what the network feeds its
     classifier, or its output when it has none; "output" takes that in any case."""

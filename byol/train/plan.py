@@ -3,12 +3,13 @@
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from byol.errors import ConfigError, DataError
 from byol.machine import usable_cores
+from byol.method.schedules import learning_rate, tau
 from byol.method.views import ViewConfig
 from byol.train.config import Checked, OptimizerName, TrainConfig, seconds_of
 from byol.train.recipe import SMALL_SIDE, Kind, in_words, kind_of, views_of
@@ -20,6 +21,7 @@ MEMORY_SIDES = 4  # sides of a view: of an image that is shrunk to it a crop of 
 MEMORY_EPOCHS = 4  # from which on it pays to decode all images before the first step
 SHAPE = 1.5  # an image over the square of its shorter side
 SAVES = 20  # checkpoints a run by default; the run saves by the clock as well
+INIT_TAU = 0.996  # the least usual tau of a run that starts from other weights
 BANK = 5000  # training images that vote for the hold-out set: enough to rank runs, and cheap to score often
 # Of a budget of time:
 ENOUGH_STEPS = (
@@ -88,6 +90,8 @@ class Plan(Checked):
     log_every_steps: int
     save_every_steps: int
     look_every_steps: int  # between scores
+    init: dict[str, Any] = field(default_factory=dict)  # the encoder it was started from, if there is one
+    extended_at: int = 0  # the step at which it had finished, and was made longer
 
     def __post_init__(self) -> None:
         if isinstance(self.views, dict):  # as JSON has it
@@ -103,6 +107,22 @@ class Plan(Checked):
     def epoch(self, step: int) -> float:
         return step * self.batch_size / self.images
 
+    def lr_at(self, step: int) -> float:
+        lengths = {"total_steps": self.total_steps, "warmup_steps": self.warmup_steps}
+        return learning_rate(step, base_lr=self.base_lr, batch_size=self.batch_size, **lengths)
+
+    def tau_at(self, step: int) -> float:
+        return tau(step, base_tau=self.base_tau, total_steps=self.total_steps)
+
+    def longer(self, config: TrainConfig) -> "Plan":
+        """The plan of a finished run that goes on for the config's epochs."""
+        assert config.epochs is not None
+        total = int(config.epochs * self.images) // self.batch_size
+        return replace(
+            self, epochs=float(config.epochs), total_steps=total, extended_at=self.total_steps,
+            look_every_steps=math.ceil(total / config.knn.times), save_every_steps=max(1, total // SAVES),
+        )  # fmt: skip
+
     def lines(self) -> list[str]:
         """The plan in words, for people."""
         height, width = self.image_size
@@ -112,7 +132,7 @@ class Plan(Checked):
         held = f", {self.hold_out_images:,} held out for kNN" if self.hold_out_images else ""
         parts = f" in {self.accumulation} micro-batches" if self.accumulation > 1 else ""
         batch = f"{self.batch_size} images{parts}"
-        return [
+        lines = [
             f"images     {self.images:,} to train on{held}; {where}",
             f"encoder    {self.encoder}{options}; views of {height}x{width}, {self.channels} channels",
             f"views      {in_words(self.kind, self.views)}",
@@ -121,6 +141,20 @@ class Plan(Checked):
             f"weight decay {self.weight_decay:g}, tau from {self.base_tau:g}",
             f"hardware   {self.device}, {self.precision}",
         ]
+        if self.init:
+            info = self.init["info"]
+            mean, std = (", ".join(f"{value:g}" for value in info[name]) for name in ("mean", "std"))
+            lines.append(
+                f"init       {self.init['weights']} (checksum {self.init['checksum'][:8]}), normalised by "
+                f"mean {mean}, std {std}; BatchNorm statistics too, which follow these images from step 1 on"
+            )
+        if self.extended_at:
+            lines.append(
+                f"extended   finished at step {self.extended_at:,}; from there on rate and tau are those of "
+                f"{self.epochs:g} epochs: lr jumps from 0 to {self.lr_at(self.extended_at):.2g}, "
+                f"tau from 1 to {self.tau_at(self.extended_at):.4f}"
+            )
+        return lines
 
 
 def plan_run(
@@ -185,6 +219,8 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
     usual_lr = {"lars": 0.3 if batch_size >= 1024 else 1.0, "sgd": 0.1, "adamw": 2e-3}[optimizer]
     usual_decay = {"lars": 1e-6, "sgd": 5e-4, "adamw": 0.01}[optimizer]
     usual_tau = 0.99 if epochs < 500 else 0.996
+    if config.init is not None:  # what is there already is kept: docs/decisions.md
+        usual_tau = max(INIT_TAU, usual_tau)
     weight_decay = usual_decay if optim.weight_decay is None else optim.weight_decay
     base_tau = usual_tau if optim.base_tau is None else optim.base_tau
     workers = min(16, usable_cores()) if config.workers is None else config.workers

@@ -26,6 +26,7 @@ from byol.train.plan import Plan
 from byol.train.run_folder import RunFolder
 from byol.train.setup import Setup, split
 from byol.train.signals import StopSignals
+from byol.train.source import put_in_place
 from byol.train.step import build_optimizer, steps
 
 
@@ -70,6 +71,8 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
         optimizer = build_optimizer(learner, plan, probe)
         saver = Saver(folder.checkpoints, trained, optimizer, checksum, config)
         start = saver.restore()
+        if plan.init and start == 0:
+            put_in_place(learner, plan, setup.source)
         saver.check_room()
         bad = BadImages(folder.bad_files, images, config.data.max_bad)
         looked_at = images, (rows, hold_out_rows)

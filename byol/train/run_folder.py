@@ -6,8 +6,9 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from byol.data.images import Images
 from byol.disk import read_json, write_text
 from byol.encoders import encoder
 from byol.errors import ByolError, CheckpointError, ConfigError, DiskError, TrainingError, complaint
-from byol.evaluation.score import SCORES
+from byol.evaluation.score import SCORES, read_scores
 from byol.models.build import is_own_code
 from byol.settings import differences, to_plain, to_yaml
 from byol.train.checkpoint import complete, last_good
@@ -132,9 +133,14 @@ class RunFolder:
             self.plan.unlink()  # nothing was done with it
             self.bad_files.unlink(missing_ok=True)
             return None
+        if changed and self.can_go_on(plan, config, changed):
+            plan = plan.longer(config)
+            self.extend(stored, plan, config)
+            changed = []
         if changed:
             other = f"{self.path} holds a run with other settings or other images ({'; '.join(changed)})"
-            raise CheckpointError(f"{other}. Repeat them to continue it, or choose another --out.")
+            more = " Epochs can be raised when it has finished." if "epochs: " in other else ""
+            raise CheckpointError(f"{other}. Repeat them to continue it, or choose another --out.{more}")
         if is_own_code(plan.encoder) and plan.encoder != config.encoder:
             code = f"{self.plan} names {plan.encoder!r} as its encoder, but a file alone imports nothing"
             raise CheckpointError(f"{code}. Give it with --encoder, or choose another --out.")
@@ -146,8 +152,39 @@ class RunFolder:
             save_every_steps=config.save_every_steps or plan.save_every_steps,
         )
 
+    def can_go_on(self, plan: Plan, config: TrainConfig, changed: list[str]) -> bool:
+        """Whether the run has finished and only more epochs are requested than it had."""
+        only = {line.split(":")[0] for line in changed} <= {"epochs", "budget"}
+        last = complete(self.checkpoints)[0].name == f"step-{plan.total_steps:08d}"
+        longer = config.epochs is not None and plan.longer(config).total_steps > plan.total_steps
+        return only and last and longer and self.encoder.exists()
+
+    def extend(self, stored: dict[str, Any], plan: Plan, config: TrainConfig) -> None:
+        """Put a longer plan in the place of a finished run's; its encoder is kept under the step's number."""
+        tensors, info = encoder.read(self.encoder)
+        checksum = encoder.digest(tensors, {"format": encoder.FORMAT, **asdict(info)})
+        if self.scores.exists():  # they are those of the encoder that is kept
+            scores = [
+                replace(s, encoder_checksum=s.encoder_checksum or checksum) for s in read_scores(self.scores)
+            ]
+            write_text(self.scores, "".join(json.dumps(asdict(score)) + "\n" for score in scores))
+        self.encoder.rename(self.path / f"encoder-{plan.extended_at:08d}.safetensors")
+        write_text(self.config, to_yaml(config))
+        stored |= {
+            "plan": to_plain(plan),
+            "config": to_plain(config),
+            "run": stored.get("run") or self.checksum(),
+        }
+        write_text(self.plan, json.dumps({**stored, "blake2b": encoder.digest({}, stored)}, indent=1))
+
+    def checksum(self) -> str:
+        """Of the plan that the run began with: what its checkpoints belong to."""
+        stored = read_json(self.plan)
+        checksum: str = stored.get("run") or stored["blake2b"]
+        return checksum
+
     def record(self, plan: Plan, config: TrainConfig, source: Images, world: World) -> str:
-        """Write config.yaml, env.json and plan.json of a new run. Returns the plan's checksum."""
+        """Write config.yaml, env.json and plan.json of a new run. Returns `checksum()`."""
         if not self.plan.exists():
             versions = {"byol": __version__, "torch": torch.__version__, "python": platform.python_version()}
             environment = {**versions, "hardware": world.describe(), "threads": torch.get_num_threads()}
@@ -157,5 +194,4 @@ class RunFolder:
             write_text(self.environment, json.dumps(environment, indent=1))
             # Last: a folder with a plan is a run.
             write_text(self.plan, json.dumps({**stored, "blake2b": encoder.digest({}, stored)}, indent=1))
-        checksum: str = read_json(self.plan)["blake2b"]
-        return checksum
+        return self.checksum()

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,11 +21,20 @@ from byol.evaluation.online import OnlineProbe
 from byol.machine import usable_cores
 from byol.method.byol import BYOL
 from byol.method.draws import Stream, seed_of, uniforms
+from byol.method.hidden import OUTPUT
 from byol.models.build import build_encoder
 from byol.train.config import TrainConfig, seconds_of
 from byol.train.log import BadImages, say
 from byol.train.plan import ImageFacts, Plan, Speed, plan_run
 from byol.train.run_folder import RunFolder
+from byol.train.source import (
+    adopted,
+    put_in_place,
+    read_source,
+    source_preprocessing,
+    source_views,
+    started_from,
+)
 from byol.train.step import build_optimizer, steps
 from byol.world import World
 
@@ -72,12 +82,24 @@ class Setup:
         labelled = images.subset([0]).labels is not None
         return ImageFacts(len(images), images.uniform_size(), images.channels, labelled, images.gray_share())
 
+    @cached_property
+    def source(self) -> Encoder:
+        """The encoder to start from. Only a run without a checkpoint reads it."""
+        return read_source(self.config, self.own)
+
     def new_plan(self) -> Plan:
         """A plan of what was given."""
-        plan = plan_run(self.config, self.facts(), self.world, self.speed)
+        config = self.config
+        if config.init is not None:
+            config = adopted(config, self.source.info, self.images)
+        plan = plan_run(config, self.facts(), self.world, self.speed)
+        return self.with_network(plan)
+
+    def with_network(self, plan: Plan) -> Plan:
+        """A plan with the network that was given, or that of the weights to start from."""
         if self.own is not None:
             plan = replace(plan, encoder=type(self.own).__name__, encoder_options={})
-        return plan
+        return plan if self.config.init is None else started_from(plan, self.config, self.source)
 
     def learner(self, plan: Plan) -> BYOL:
         """The pair of networks at step 0, a function of the seed, laid out for fast convolutions."""
@@ -93,9 +115,12 @@ class Setup:
         net = network(Stream.ENCODER) if self.own is None else self.own
         torch.manual_seed(seed_of(plan.seed, Stream.HEADS))
         sizes = plan.projection_size, plan.projection_hidden_size
+        layer = self.config.hidden_layer
+        if plan.init:
+            layer = plan.init["info"]["hidden_layer"] or OUTPUT
         learner = BYOL(
-            net, plan.image_size, self.config.hidden_layer, *sizes, channels=plan.channels,
-            views=plan.views, target_net=target, joint_batchnorm=model.joint_batchnorm,
+            net, plan.image_size, layer, *sizes, channels=plan.channels,
+            views=source_views(plan, plan.views), target_net=target, joint_batchnorm=model.joint_batchnorm,
         )  # fmt: skip
         return learner.to(self.world.device).to(memory_format=torch.channels_last)
 
@@ -111,6 +136,7 @@ class Setup:
             network, plan.encoder if self.own is None else None, plan.encoder_options,
             image_size=plan.eval_size, channels=plan.channels, mean=views.mean, std=views.std,
             features=learner.representation_size, levels=self.images.reading.levels,
+            **source_preprocessing(plan),
         )  # fmt: skip
         encoder = Encoder(network, info)
         if plan.eval_size != plan.image_size:
@@ -163,6 +189,7 @@ class Setup:
         """Time some real steps of a draft plan on throw-away networks, and how long images take to read."""
         assert self.config.budget is not None
         say(f"measuring  steps of {draft.batch_size} images, to fit a budget of {self.config.budget}")
+        draft = self.with_network(draft)
         allowed = min(3.0, seconds_of(self.config.budget) / 50)  # seconds
         learner = replace(self, own=copy.deepcopy(self.own)).learner(draft)
         rows = split(len(self.images), draft)[0][: 4 * draft.batch_size]
@@ -212,6 +239,8 @@ def prepare_loop(encoder: str | nn.Module | None, images: Any, config: TrainConf
     setup = Setup.of(encoder, images, config)
     plan = setup.new_plan()
     learner = setup.learner(plan)
+    if plan.init:
+        put_in_place(learner, plan, setup.source)
     rows, _ = split(len(setup.images), plan)
     folder = RunFolder(config.out)
     folder.path.mkdir(parents=True, exist_ok=True)

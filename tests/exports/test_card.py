@@ -66,6 +66,17 @@ def rendered(text: str) -> str:
     return MarkdownIt("commonmark").enable("table").render(text.split("---\n", 2)[2])
 
 
+def test_the_card_of_an_encoder_that_started_from_other_weights_says_so(encoder_of, tmp_path, finished):
+    """A supervised network's, for instance: then it is not true that nobody used labels."""
+    init = {"weights": "/home/secret/w.pth", "checksum": "c0ffee", "info": {"architecture": "timm:test_vit"}}
+    (finished / "plan.json").write_text(json.dumps({"plan": {**PLAN, "init": init}}))
+    byol.export(encoder_of("convnet"), tmp_path / "e", run=finished)
+    html = rendered((tmp_path / "e" / "README.md").read_text())
+    assert "trained from other weights without labels" in html
+    assert "weights of a timm:test_vit, checksum c0ffee" in html
+    assert "secret" not in html
+
+
 def test_the_card_tells_how_the_encoder_was_trained_and_how_good_it_is(encoder_of, tmp_path, finished):
     byol.export(encoder_of("convnet"), tmp_path / "e", run=finished)
     html = rendered((tmp_path / "e" / "README.md").read_text())

@@ -140,6 +140,7 @@ def prepared(tmp_path_factory, official_files) -> Path:
     torch.save(
         {f"online_encoder.net.{name}": tensor for name, tensor in tensors.items()}, folder / "weights.ckpt"
     )
+    torch.save(tensors, folder / "weights.pth")
     with chdir(folder):
         run_command("byol train photos/ --out runs/a")
         shutil.copytree("runs/a", "runs/b")

@@ -35,6 +35,7 @@ STREAMED = {"data.in_memory": False}
 # What each setting is changed to, what both runs share beside the base, and which part of `observed` tells.
 CHANGES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "encoder": ("resnet18", {**RESNET, "encoder": "convnet"}, "weights"),
+    "init": ("nowhere", {}, "failure"),
     "hidden_layer": ("layers", {}, "heads"),
     "kind": ("textures", {}, "weights"),
     "image_size": (24, {}, "weights"),
