@@ -9,7 +9,7 @@ from byol.data.demo_images import photograph_tiles
 from byol.data.images import open_images
 from byol.encoders.encoder import Encoder
 from byol.encoders.load import untrained
-from byol.evaluation.protocols import evaluate
+from byol.evaluation.protocols import evaluate, settled
 from byol.features.embed import Features, embed
 from byol.settings import parse, preset_flags
 from byol.train.config import TrainConfig
@@ -56,12 +56,13 @@ def demo(arguments: Sequence[str]) -> int:
         )
         return evaluate(train=bank, test=queries, protocols="knn", k=NEIGHBOURS)["knn"].value
 
+    fresh = settled(untrained(run.encoder, seed=command.seed), open_images(tiles.train))
     print(
         f"\nkNN accuracy (k = {NEIGHBOURS}) on {len(test):,} test tiles of {len(tiles.names)} photographs "
         f"(chance {1 / len(tiles.names):.2f})"
     )
     print(f"  raw pixels          {score(None):.2f}")
-    print(f"  untrained encoder   {score(untrained(run.encoder, seed=command.seed)):.2f}")
+    print(f"  untrained encoder   {score(fresh):.2f}")
     print(f"  trained encoder     {score(run.encoder):.2f}   after {duration(seconds)} of training")
     print(f"\nThe encoder is {RunFolder(out).encoder}. Next, with images of your own:")
     print("  byol train IMAGES --out runs/mine")

@@ -10,12 +10,21 @@ from pathlib import Path
 
 import tyro
 
+from byol.data.images import Images
 from byol.disk import check_writable, writing
 from byol.encoders.encoder import Encoder
 from byol.encoders.load import OwnNetwork, folder_of, load_encoder
 from byol.errors import ConfigError, did_you_mean
 from byol.evaluation.data_sets import DataSet, read_data_sets
-from byol.evaluation.protocols import BASELINES, EvaluationConfig, Task, judge, prepare, protocols_named
+from byol.evaluation.protocols import (
+    BASELINES,
+    EvaluationConfig,
+    Task,
+    judge,
+    prepare,
+    protocols_named,
+    settled,
+)
 from byol.evaluation.score import SCORES, write_scores
 from byol.evaluation.tables import Scores, comparison
 from byol.evaluation.verdict import MAJORITY, confusion, majority, verdict
@@ -185,7 +194,11 @@ def tasks_of(command: Evaluate) -> list[tuple[Path | None, Task]]:
                 continue  # a baseline has features of its own
             settings = replace(command.settings, metric=one.metric or command.settings.metric)
             more = {"name": word, "data_set": one.name, "cache": cache, "anew": anew, **given}
-            task = prepare(encoder, one.train, one.test, chosen, settings, **more)
+            scored = encoder
+            if encoder is not None and word == "untrained" != command.run:
+                images = tasks[place][1].train
+                scored = settled(encoder, images) if isinstance(images, Images) else encoder
+            task = prepare(scored, one.train, one.test, chosen, settings, **more)
             tasks.append((folder, task))
     return tasks
 

@@ -1,8 +1,10 @@
 """Judge an encoder by what its features make easy. Nothing is ever chosen on test images."""
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from numbers import Real
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from byol.data.images import Images
+from byol.data.readers.reader import evenly_spaced
 from byol.encoders.encoder import Encoder, device_of
 from byol.encoders.load import untrained
 from byol.errors import ConfigError, did_you_mean
@@ -26,13 +29,15 @@ from byol.evaluation.score import Score, score_of
 from byol.evaluation.sgd import ClassifierConfig
 from byol.evaluation.subsets import Amount, few
 from byol.evaluation.tables import Scores
-from byol.features.embed import check_encoder, embed
+from byol.features.embed import check_encoder, embed, prepared_batches
 from byol.features.features import Features
 from byol.method.draws import check_seed
+from byol.method.health import settle
 from byol.method.hidden import HiddenLayer
 from byol.world import pick_device
 
 TRAINING = ("base_lrs", "epochs", "weight_decays", "logit_cap", "logit_penalty")  # settings of SGD
+SETTLED = 256  # images whose statistics an untrained network gets
 SIDE = 32  # pixels: larger images are shrunk before their pixels are features
 logger = logging.getLogger("byol")
 
@@ -322,6 +327,16 @@ def pixels(encoder: Encoder, *, seed: int = 0, net: str | None = None) -> Encode
     plain: dict[str, Any] = {"architecture": None, "options": {}, "hidden_layer": None, "pooling": "none"}
     size: dict[str, Any] = {"image_size": (height, width), "features": info.channels * height * width}
     return Encoder(HiddenLayer(nn.Flatten()), replace(info, skip=0, calls=1, **plain, **size)).eval()
+
+
+def settled(encoder: Encoder, images: Images) -> Encoder:
+    """An untrained encoder with BatchNorm statistics of some of the images, which training would give it."""
+    encoder, rows = copy.deepcopy(encoder), evenly_spaced(len(images), SETTLED)
+    with closing(prepared_batches(images.subset(rows), encoder, workers=0)) as batches:
+        pixels = torch.cat([part.clone() for part, _ in batches])
+    x = encoder.prepare(pixels.to(device_of(encoder)), normalised=True)
+    settle(encoder.network, x)
+    return encoder
 
 
 BASELINES = {

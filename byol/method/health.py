@@ -1,7 +1,8 @@
 """Signs of collapse in a batch of representations or projections."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from byol.method.loss import normalize
 
@@ -51,3 +52,24 @@ def std(x: Tensor) -> Tensor:
     unit = normalize(x.float())
     result: Tensor = unit.std(dim=0, correction=0).mean() * unit.shape[1] ** 0.5
     return result
+
+
+@torch.no_grad()
+def settle(network: nn.Module, x: Tensor) -> None:
+    """Give BatchNorm layers that have seen nothing yet the statistics of a batch, as training passes do.
+
+    With fresh ones, of mean 0 and variance 1, an untrained network looks worse than it is, and any training
+    a success.
+    """
+    norms = [part for part in network.modules() if isinstance(part, _BatchNorm)]
+    fresh = [norm for norm in norms if norm.track_running_stats and norm.num_batches_tracked == 0]
+    momenta = [norm.momentum for norm in fresh]
+    network.eval()
+    for norm in fresh:
+        norm.momentum = 1.0  # the new statistics in the place of the old
+        norm.train()
+    if fresh and len(x) > 1:
+        network(x)
+    for norm, momentum in zip(fresh, momenta, strict=True):
+        norm.momentum = momentum
+    network.eval()

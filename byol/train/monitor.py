@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from byol.data.images import Images
@@ -25,7 +25,7 @@ from byol.evaluation.score import Score, score_of
 from byol.features.embed import Features, prepared_batches
 from byol.method.byol import BYOL, Network, evaluating
 from byol.method.draws import Stream, seed_of, uniforms
-from byol.method.health import health, retrieved, std
+from byol.method.health import health, retrieved, settle, std
 from byol.train.config import KnnConfig
 from byol.train.outcome import Right, difference
 from byol.train.plan import BANK, Plan
@@ -114,24 +114,13 @@ class Monitor:
             self._score("online", correct, plan.images, 0.0, {"optimizer": plan.optimizer})
         return metrics | {f"{name}_top1": score.top1 for name, score in self.scores.items()}
 
-    @torch.no_grad()
     def _settled(self, images: Tensor) -> Network:
-        """The untrained network as training passes see it: BatchNorm's statistics are those of the images.
-
-        Fresh statistics, of nothing yet, would make it look worse than it is, and any training a success.
-        """
-        network = copy.deepcopy(self.learner.online).eval().to(memory_format=torch.channels_last)
-        norms = [part for part in network.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-        fresh = [norm for norm in norms if norm.track_running_stats and norm.num_batches_tracked == 0]
-        if len(images) < 2:
-            return network
-        for norm in fresh:
-            norm.momentum = 1.0  # the new statistics in the place of the old
-            norm.train()
+        """The untrained network as training passes see it."""
+        network = copy.deepcopy(self.learner.online).to(memory_format=torch.channels_last)
         device = next(network.parameters()).device
         with autocast(device, self.plan.precision):
-            network(self.encoder.prepare(images.to(device), normalised=True))
-        return network.eval()
+            settle(network, self.encoder.prepare(images.to(device), normalised=True))
+        return network
 
     def _vote(self, bank: Tensor, queries: Tensor) -> Right:
         """Which images of the hold-out set get their own class from the nearest of the bank."""

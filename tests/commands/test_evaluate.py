@@ -6,7 +6,10 @@ import shutil
 import numpy as np
 import torch
 
+import byol
 from byol.cli import main
+from byol.encoders.load import untrained
+from byol.evaluation.protocols import settled
 
 
 def test_evaluate_prints_and_keeps_scores(run, labelled, capsys):
@@ -364,3 +367,27 @@ def test_labels_of_a_table_score_as_folders_do(run, labelled, tmp_path, capsys):
     (tmp_path / "labels.tsv").write_text("label\tpath\nred\tnowhere.png\n")
     assert main(["evaluate", str(run), "--train", str(tmp_path / "labels.tsv"), "--test", "0.5"]) == 3
     assert "Line 2" in capsys.readouterr().err
+
+
+def test_the_untrained_network_has_statistics_of_the_train_images(run, labelled, tmp_path, capsys):
+    """With fresh ones, of nothing yet, any training would look like a success."""
+    words = [
+        "--train",
+        str(labelled),
+        "--test",
+        str(labelled),
+        "--protocols",
+        "knn",
+        "--no-cache",
+        "--k",
+        "3",
+    ]
+    assert main(["evaluate", str(run), *words, "--out", str(tmp_path)]) == 0
+    scores = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    fresh = untrained(byol.load_encoder(run))
+    images = byol.open_images(labelled)
+    fair = settled(fresh, images)
+    assert not torch.equal(fair(torch.zeros(1, 3, 20, 20)), fresh(torch.zeros(1, 3, 20, 20)))
+    expected = byol.evaluate(fair, train=images, test=images, protocols="knn", k=3)["knn"]
+    [found] = [score for score in scores if score["encoder_name"] == "untrained"]
+    assert (found["encoder_checksum"], found["value"]) == (fair.checksum(), expected.value)

@@ -1,8 +1,11 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from byol.method.health import health
+from byol.method.health import health, settle
 
 
 def rows(count: int = 64, dims: int = 16, scale: float = 1.0) -> torch.Tensor:
@@ -81,3 +84,25 @@ def test_one_row_and_half_precision_give_finite_float32():
 
 def test_no_gradient_is_recorded():
     assert not any(value.requires_grad for value in health(rows().requires_grad_()).values())
+
+
+def test_settled_networks_see_images_as_training_passes_do():
+    """torch's own training pass is the answer, but for its variance, which divides by one more."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(128)
+    )
+    x = 5 + 3 * torch.randn(64, 3, 6, 6)
+    expected = copy.deepcopy(network).train()(x)
+    settle(network, x)
+    assert not network.training
+    torch.testing.assert_close(network(x), expected, rtol=0.02, atol=0.02)
+    assert [network[1].momentum, network[4].momentum] == [0.1, 0.1]
+
+
+def test_statistics_of_training_stay_as_they_are():
+    network = nn.BatchNorm2d(3)
+    network(torch.randn(4, 3, 5, 5))
+    before = copy.deepcopy(network.state_dict())
+    settle(network, 100 + torch.randn(4, 3, 5, 5))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
