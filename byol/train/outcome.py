@@ -18,6 +18,7 @@ Line = Mapping[str, Any]  # of metrics.jsonl
 Right = np.ndarray[Any, np.dtype[np.bool_]]  # (N,): which images got their own class
 FEW = 50  # images; of fewer no accuracy is told
 FEW_STEPS = 100  # with fewer nothing can be said of a recipe
+SETTLING = 20  # steps, before which BatchNorm's running statistics are still largely those of nothing
 SMALL_BATCH = 16  # images, whose BatchNorm statistics are mostly noise
 COLLAPSED, COLLAPSING = 0.05, 0.25  # std; in healthy runs it rises to 0.5 and more
 FEW_DIMENSIONS = 0.2  # effective rank of projections, over that at step 0
@@ -93,6 +94,8 @@ def trouble(lines: Sequence[Line]) -> Verdict | None:
         return Verdict(
             "collapsed", f"all {begin.get('images', 0):,} images that were looked at are {what}", look
         )
+    if end["step"] < SETTLING:
+        return None
     gentler = "Lower the rate (--optim.base-lr), give larger batches, or a --optim.base-tau nearer to 1."
     signs = {part: (end[f"{part}_std"], begin[f"{part}_std"]) for part in PARTS}
     words = {

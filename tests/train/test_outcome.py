@@ -253,3 +253,17 @@ def test_without_labels_the_progress_tells_how_many_views_find_their_partner(tmp
     run = byol.pretrain(seeded(), images, small_config(tmp_path))
     assert run.verdict.knn == ""
     assert "% of 64 views find" in capsys.readouterr().err
+
+
+def test_nothing_collapses_before_the_statistics_of_batchnorm_have_settled(tmp_path, arrays):
+    """A deep network after one step, whose running statistics are nine tenths those of nothing, looked so."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 64, 3, 2, 1)]
+    for _ in range(6):
+        layers += [nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 64, 3, 1, 1)]
+        nn.init.normal_(layers[-1].weight, std=0.004)
+    net = nn.Sequential(*layers, nn.BatchNorm2d(64), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    knn = replace(FOUR_LOOKS, times=2)
+    run = byol.pretrain(net, arrays, small_config(tmp_path, epochs=0.6, knn=knn, hidden_layer="output"))
+    assert metrics_of(tmp_path)[-1]["representation_std"] < 0.05
+    assert run.verdict.state == "too short"
