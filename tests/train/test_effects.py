@@ -32,6 +32,7 @@ RESNET: dict[str, Any] = {
     "optim.warmup_epochs": 0.0,
 }
 STREAMED = {"data.in_memory": False}
+PAPER = {"kind": "paper"}  # small views are not blurred otherwise
 # What each setting is changed to, what both runs share beside the base, and which part of `observed` tells.
 CHANGES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "encoder": ("resnet18", {**RESNET, "encoder": "convnet"}, "weights"),
@@ -71,9 +72,9 @@ CHANGES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "views.saturation": (0.0, {}, "weights"),
     "views.hue": (0.0, {}, "weights"),
     "views.grayscale": (0.0, {}, "weights"),
-    "views.blur": ((0.0, 0.0), {"views.blur_size": 0.2}, "weights"),
-    "views.blur_sigma": ((2.0, 2.0), {"views.blur_size": 0.2}, "weights"),
-    "views.blur_size": (0.4, {}, "weights"),
+    "views.blur": ((0.0, 0.0), {**PAPER, "views.blur_size": 0.2}, "weights"),
+    "views.blur_sigma": ((2.0, 2.0), {**PAPER, "views.blur_size": 0.2}, "weights"),
+    "views.blur_size": (0.4, PAPER, "weights"),
     "views.solarize": ((0.0, 0.0), {}, "weights"),
     "views.solarize_threshold": (0.1, {}, "weights"),
     "views.color": ("torchvision", {}, "weights"),
