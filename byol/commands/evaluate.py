@@ -157,26 +157,25 @@ def tasks_of(command: Evaluate) -> list[tuple[Path | None, Task]]:
     tasks: list[tuple[Path | None, Task]] = []
     for word in (command.run or "features", *command.compare, *([] if command.no_baselines else usual)):
         encoder, chosen, folder, anew = main, protocols, own, None
-        if word in usual:
-            # Nobody requested it, so it costs no training: linear-sgd takes hours on many images.
-            chosen = tuple(one for one in protocols if BASELINES[word].takes(one) and one.usual is None)
-            try:
-                encoder = BASELINES[word].make(main, seed=command.seed, net=command.encoder)
-            except ConfigError as failure:
-                logger.warning("The baseline %s is left out: %s", word, failure)
+        if word in BASELINES and word != command.run:
+            baseline, unasked = BASELINES[word], word in usual
+            # What nobody requested costs no training: linear-sgd takes hours on many images.
+            chosen = tuple(one for one in protocols if baseline.takes(one) and not (unasked and one.usual))
+            if not chosen and unasked:
                 continue
-            if not chosen:
-                continue
-        elif word in command.compare and word in BASELINES:
-            baseline = BASELINES[word]
-            chosen = tuple(one for one in protocols if baseline.takes(one))
             if not chosen:
                 kind = "trains the encoder, such as semi-1" if baseline.anew else "does not, such as knn"
                 raise ConfigError(
                     f"The baseline {word} is scored by none of {', '.join(command.protocols)}. "
                     f"Add a protocol that {kind}."
                 )
-            encoder = baseline.make(main, seed=command.seed, net=command.encoder)
+            try:
+                encoder = baseline.make(main, seed=command.seed, net=command.encoder)
+            except ConfigError as failure:
+                if not unasked:
+                    raise
+                logger.warning("The baseline %s is left out: %s", word, failure)
+                continue
             anew = partial(baseline.make, main, net=command.encoder) if baseline.anew else None
         elif word in command.compare:
             encoder, folder = loaded(word, command), folder_of(word)

@@ -23,9 +23,9 @@ from byol.train.setup import Setup
 
 
 @dataclass(frozen=True)
-class Show:
+class ShowViews:
     images: tyro.conf.Positional[str]
-    """Folder (nested to any depth), text file of paths, .parquet, .npy or .npz."""
+    """Folder (nested to any depth), text file of paths, .csv, .parquet, .npy or .npz."""
     out: str = "views.png"
     """File of the sheet: .png, .jpg or .webp."""
     kind: Kind | None = None
@@ -44,7 +44,7 @@ def views(arguments: Sequence[str]) -> int:
     description = (
         "Draw images beside the two views that `byol train` would make of them, to see what survives."
     )
-    command = parse(Show, arguments, prog="byol views", description=description)
+    command = parse(ShowViews, arguments, prog="byol views", description=description)
     check_sheet(Path(command.out))
     names = ("kind", "image_size", "views", "seed")
     config = TrainConfig(out=command.out, **{name: getattr(command, name) for name in names})

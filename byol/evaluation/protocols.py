@@ -333,9 +333,10 @@ def settled(encoder: Encoder, images: Images) -> Encoder:
     """An untrained encoder with BatchNorm statistics of some of the images, which training would give it."""
     encoder, rows = copy.deepcopy(encoder), evenly_spaced(len(images), SETTLED)
     with closing(prepared_batches(images.subset(rows), encoder, workers=0)) as batches:
-        pixels = torch.cat([part.clone() for part, _ in batches])
-    x = encoder.prepare(pixels.to(device_of(encoder)), normalised=True)
-    settle(encoder.network, x)
+        parts = [part.clone() for part, _ in batches]
+    if parts:  # else none can be read, which is told when they are embedded
+        x = encoder.prepare(torch.cat(parts).to(device_of(encoder)), normalised=True)
+        settle(encoder.network, x)
     return encoder
 
 

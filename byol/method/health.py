@@ -1,4 +1,4 @@
-"""Signs of collapse in a batch of representations or projections."""
+"""Signs of collapse in a batch of representations or projections, and what they are compared with."""
 
 import torch
 from torch import Tensor, nn

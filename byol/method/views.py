@@ -81,14 +81,9 @@ class ViewConfig:
     def __post_init__(self) -> None:
         tiny, huge = sys.float_info.min, sys.float_info.max
         for names, count, low, high, expected in (
-            (
-                "flip vertical_flip turn jitter brightness contrast saturation",
-                1,
-                0,
-                1,
-                "a number from 0 to 1",
-            ),
-            ("grayscale blur_size solarize_threshold", 1, 0, 1, "a number from 0 to 1"),
+            ("flip vertical_flip turn jitter grayscale", 1, 0, 1, "a number from 0 to 1"),
+            ("brightness contrast saturation", 1, 0, 1, "a number from 0 to 1"),
+            ("blur_size solarize_threshold", 1, 0, 1, "a number from 0 to 1"),
             ("hue", 1, 0, 0.5, "a number from 0 to 0.5"),
             ("blur solarize", 2, 0, 1, "two numbers from 0 to 1"),
             ("crop_area", 2, tiny, 1, "two numbers above 0 and up to 1, the smaller one first"),

@@ -24,11 +24,9 @@ SAVES = 20  # checkpoints a run by default; the run saves by the clock as well
 INIT_TAU = 0.996  # the least usual tau of a run that starts from other weights
 BANK = 5000  # training images that vote for the hold-out set: enough to rank runs, and cheap to score often
 # Of a budget of time:
-ENOUGH_STEPS = (
-    1000  # with fewer, batches shrink to the first size below, then views, then batches to the second
-)
-LEAST_BATCHES = (64, 32)
-LEAST_SIDE = 24  # pixels
+ENOUGH_STEPS = 1000  # with fewer, batches and views shrink
+LEAST_BATCHES = (64, 32)  # images: batches shrink to the first, then views, then batches to the second
+LEAST_SIDE = 24  # pixels, of views
 LEAST_STEPS = 10
 USED, LOOKS = 0.96, 0.2  # shares: what is planned for (saving and a slower machine take the rest), and looks
 PASSES = 8  # forward passes that a step is worth: of two views, online thrice with its gradient, and target
@@ -316,9 +314,8 @@ def fitted(
 def sizes(config: TrainConfig, usual: Plan) -> Iterator[tuple[int, int]]:
     """Batch sizes and sides of views from the usual ones down; what was requested stays."""
     size, side, parts = usual.batch_size, usual.image_size[0], usual.accumulation
-    least_side = (
-        LEAST_SIDE if side <= SMALL_SIDE else SMALL_SIDE + 1
-    )  # a small view would get another network
+    # A small view would get another network.
+    least_side = LEAST_SIDE if side <= SMALL_SIDE else SMALL_SIDE + 1
     yield size, side
     for least in LEAST_BATCHES:
         while config.batch_size is None and (half := size // 2 // parts * parts) >= max(least, 2 * parts):

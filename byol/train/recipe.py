@@ -48,4 +48,5 @@ def in_words(kind: Kind, views: ViewConfig) -> str:
     for name in ("blur", "solarize"):
         value = getattr(views, name)
         words += [f"{name} {value[0]:g} and {value[1]:g}"] if any(value) else []
-    return f"for {kind}: {', '.join(words)}"
+    what = f"for {kind}" if kind != "paper" else "the paper's" if views == ViewConfig() else "as set"
+    return f"{what}: {', '.join(words)}"

@@ -4,7 +4,7 @@ from small_runs import small_config
 
 import byol
 from byol import ViewConfig
-from byol.train.recipe import kind_of, views_of
+from byol.train.recipe import in_words, kind_of, views_of
 
 
 def test_the_papers_kind_is_the_papers_views_at_any_size():
@@ -51,3 +51,9 @@ def test_a_run_learns_from_the_views_of_its_images_kind_and_says_so(tmp_path, ca
     assert "views      for gray: crops of 50 to 100 %" in capsys.readouterr().err
     again = byol.pretrain(None, images, small_config(tmp_path / "a", encoder="convnet", epochs=1))
     assert again.plan == run.plan
+
+
+def test_the_papers_name_is_on_the_papers_views_alone():
+    assert in_words("paper", ViewConfig()).startswith("the paper's: crops of 8 to 100 %")
+    assert in_words("paper", ViewConfig(brightness=0.1)).startswith("as set: ")
+    assert in_words("aerial", ViewConfig()).startswith("for aerial: ")

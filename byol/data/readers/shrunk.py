@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from byol.data.decode import BadImage, Pixels, Reading
 from byol.data.readers.reader import Reader, Rows
 
-TOGETHER = 64  # pictures that are decoded between two looks whether to stop
+TOGETHER = 16  # pictures that are read, then decoded, between two looks whether to stop
 
 
 class Shrunk(Reader):
