@@ -19,6 +19,7 @@ from byol.encoders.encoder import Encoder
 from byol.errors import TrainingError
 from byol.evaluation.inputs import Predictions
 from byol.evaluation.knn import knn_predict
+from byol.evaluation.metrics import interval
 from byol.evaluation.online import OnlineProbe
 from byol.evaluation.protocols import SIDE, pixels as raw_pixels
 from byol.evaluation.score import Score, score_of
@@ -27,7 +28,6 @@ from byol.method.byol import BYOL, Network, evaluating
 from byol.method.draws import Stream, seed_of, uniforms
 from byol.method.health import health, retrieved, settle, std
 from byol.train.config import KnnConfig
-from byol.train.outcome import Right, difference
 from byol.train.plan import BANK, Plan
 from byol.world import autocast
 
@@ -35,6 +35,7 @@ HEALTH = 2_048  # of them show whether the representation collapses
 UNLABELLED = 1_024  # are enough for that where no kNN votes
 VIEWED = 512  # of them are looked for among the others' views
 BYTES = 512 * 2**20  # of prepared images kept for scoring
+Right = np.ndarray[Any, np.dtype[np.bool_]]  # (N,): which images got their own class
 Pictures = tuple[Tensor, np.ndarray[Any, np.dtype[np.int64]]]  # uint8 (n, C, h, w), and labels
 
 
@@ -235,5 +236,7 @@ def over(rival: str, right: Right, begin: Mapping[str, Any]) -> dict[str, float]
         return {}
     if len(bits) != -(-len(right) // 8):
         return {}
-    low, high = difference(right, np.unpackbits(bits)[: len(right)].astype(bool))
+    theirs = np.unpackbits(bits)[: len(right)].astype(bool)
+    said = [np.where(side, 0, -1)[:, None] for side in (right, theirs)]
+    low, high = interval("top1", said[:1], np.zeros(len(right), dtype=np.int64), against=said[1:])
     return {f"over_{rival}_low": low, f"over_{rival}_high": high}

@@ -6,16 +6,12 @@ lie between those of provoked failures and of healthy runs (docs/experiments/LOG
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
 from typing import Any, Literal
-
-import numpy as np
 
 from byol.train.plan import Plan
 
 State = Literal["learning", "slow", "too short", "collapsing", "collapsed", "diverging"]
 Line = Mapping[str, Any]  # of metrics.jsonl
-Right = np.ndarray[Any, np.dtype[np.bool_]]  # (N,): which images got their own class
 FEW = 50  # images; of fewer no accuracy is told
 FEW_STEPS = 100  # with fewer nothing can be said of a recipe
 SETTLING = 20  # steps, before which BatchNorm's running statistics are still largely those of nothing
@@ -28,7 +24,6 @@ CHANCE = 3.5  # loss; predictions that have nothing to do with the target's proj
 ALIKE = 0.5  # share of views that are found by their raw pixels
 CLOSER = 0.7  # of the closeness of views at step 0
 STILL = 0.15  # share of what a run has gained, in its last third: then more steps pay
-SURE = 1.959964  # standard errors on either side of a 95 % interval
 PARTS = ("representation", "projection")
 SIGNS = ("std", "effective_rank", "alignment", "batch_alignment", "retrieval")
 LOOK = {f"{part}_{sign}" for part in PARTS for sign in SIGNS} | {"views"}
@@ -188,14 +183,3 @@ def accuracy(look: Line) -> str:
         return f"kNN right for {round(top1 * images)} of {images} images, too few for a score"
     low, high = (100 * look[f"knn_{side}"] for side in ("low", "high"))
     return f"kNN {100 * top1:.1f} % ({low:.0f} to {high:.0f}, {images:,} images)"
-
-
-def difference(right: Right, theirs: Right) -> tuple[float, float]:
-    """The 95 % interval of how much larger a share is right than theirs, of the same images.
-
-    Paired, so that images that are easy or hard for both do not widen it (Agresti & Min 2005).
-    """
-    wins, losses = (float(np.sum(a & ~b)) + 0.5 for a, b in ((right, theirs), (theirs, right)))
-    count = len(right) + 2
-    width = SURE * sqrt(wins + losses - (wins - losses) ** 2 / count)
-    return (wins - losses - width) / count, (wins - losses + width) / count

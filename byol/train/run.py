@@ -1,6 +1,7 @@
 """A whole run, from images to an encoder file. Read `pretrain` from top to bottom: it tells it all."""
 
 import json
+import textwrap
 import time
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -125,7 +126,7 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
             verdict = verdict_of(log.lines, plan)
             if verdict is not None and not finished:
                 write_text(folder.verdict, json.dumps(asdict(verdict), indent=1))
-                log.say(f"verdict    {verdict}")
+                log.say(textwrap.fill(f"verdict    {verdict}", 110, subsequent_indent=" " * 11))
         if plan.hold_out_images and not own_scores(folder):
             if not monitor.scores:  # of a run that was killed between its last checkpoint and here
                 monitor.look(plan.total_steps, log.begin)

@@ -302,3 +302,16 @@ def test_too_few_images_for_mcnemars_exact_test_tell_nothing_apart(more, images)
     assert high > 0
     swapped = interval("top1", [theirs], labels, against=[ours])
     assert swapped == pytest.approx((-high, -low), abs=1e-9)
+
+
+def test_a_paired_interval_holds_the_true_difference_nineteen_times_in_twenty():
+    generator = np.random.default_rng(0)
+    hits, true = 0, 0.12
+    for _ in range(500):
+        both = generator.random((200, 2))
+        easy = both[:, 0] < 0.4  # for both; of the others one is right in 0.3, the other in 0.1
+        sides = (easy | (both[:, 1] < 0.3), easy | (both[:, 1] > 0.9))
+        ours, theirs = ([np.where(side, 0, -1)[:, None]] for side in sides)
+        low, high = interval("top1", ours, np.zeros(200, dtype=np.int64), against=theirs)
+        hits += low < true < high
+    assert 0.92 <= hits / 500 <= 0.97
