@@ -10,6 +10,7 @@ import pytest
 import byol
 
 MANY, FEW = 40, 6  # changes for each kind of file; few where each continues a run
+HELD: list[bytearray] = []  # memory that a reading process inherits
 
 
 @pytest.mark.slow
@@ -22,6 +23,11 @@ def test_a_damaged_file_is_a_result_or_one_sentence(name):
 def eat(path: Path) -> None:
     hold = bytearray(700 * 2**20)
     hold[::4096] = b"x" * len(hold[::4096])
+
+
+def eat_what_is_freed(path: Path) -> None:
+    HELD.clear()
+    eat(path)
 
 
 def misbehave(path: Path) -> None:
@@ -42,15 +48,25 @@ def linger(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("reader", "said"),
-    [(eat, "took"), (misbehave, "os.system"), (stumble, "KeyError"), (linger, "not done"), (refuse, "")],
+    [
+        (eat, "took"),
+        (eat_what_is_freed, "took"),
+        (misbehave, "os.system"),
+        (stumble, "KeyError"),
+        (linger, "not done"),
+        (refuse, ""),
+    ],
 )
 def test_whatever_goes_wrong_is_noticed(tmp_path, monkeypatch, reader, said):
+    if reader is eat_what_is_freed:
+        HELD.append(bytearray(b"x") * (300 * 2**20))
     if reader is linger:
         monkeypatch.setattr(fuzz, "SECONDS", 1.0)
     kind = fuzz.Kind(fuzz.make_list, reader)
     monkeypatch.setitem(fuzz.KINDS, "tried here", kind)
     good = fuzz.prepared("tried here", tmp_path)
     found = fuzz.attempt(kind, good, tmp_path, seed=0)
+    HELD.clear()
     assert said in found
     assert bool(found) == bool(said)
     if reader is refuse:
