@@ -22,6 +22,7 @@ from byol.errors import DataError
 MAX_PIXELS = 64_000_000
 FULL = (0, 65535)  # black and white of 16 bits
 PLUGINS = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}  # formats that Pillow reads with a module beside it
+SCANS = 32  # of a JPEG; programs write up to 18, and each is a pass over the whole picture
 ROOM = 1e-3  # by which a float may miss [0, 1]: interpolation overshoots a little
 Array = np.ndarray[Any, Any]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -39,6 +40,7 @@ _BEGINNINGS = {
     rb"\xff\x0a|\0\0\0\x0cJXL ": "it is JPEG XL; to read it: pip install pillow-jxl-plugin",
     rb"\0\0\0.ftyphei": "it is HEIC; to read it: pip install pillow-heif",
 }
+_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # of a JPEG, but for those within its compressed data
 _LOWER = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B"}  # how Pillow reads the other byte of each sample
 _LOWER["RGB;16N"] = "RGB;16B" if sys.byteorder == "little" else "RGB;16L"
 logger = logging.getLogger("byol")
@@ -81,6 +83,8 @@ class Reading:
             raise BadImage(f"pictures have 3 channels (colour) or 1 (gray), and {self.channels} are wanted")
         with _decoding(raw):
             picture = _opened(raw, self.max_pixels)
+            if picture.format in ("JPEG", "MPO") and isinstance(raw, bytes):
+                load_jpeg(picture, raw)
             picture.load()
             turn = _UPRIGHT.get(_orientation(picture))
             gray = picture.mode[0] in "IF"
@@ -270,6 +274,34 @@ def levels_of(where: str, found: list[Array], black: float | None, white: float 
     elif 16 * (high - low) < levels[1] - levels[0]:
         logger.warning(f"{seen}: few gray levels are left of them between {levels[0]:g} and {levels[1]:g}.")
     return levels
+
+
+def load_jpeg(picture: Image.Image, raw: bytes) -> None:
+    """Decode a JPEG. Raises BadImage for one of absurdly many scans, and for one whose data ends too soon.
+
+    The decoder makes plain gray of what is missing, without a word.
+    """
+    if raw.count(b"\xff\xda") > SCANS and sum(1 for _ in scans(raw)) > SCANS:
+        raise BadImage(f"it has more than {SCANS} scans, each a pass over the whole picture")
+    picture.load()
+    last_row = np.asarray(picture.crop((0, picture.height - 1, *picture.size)))
+    if picture.mode in ("L", "RGB") and (last_row == 128).all():
+        ends = [end for _, end in scans(raw)]
+        try:  # without a marker behind them, too few data are an error
+            if len(ends) == 1:
+                Image.open(BytesIO(raw[: ends[0]] + bytes(8)), formats=["JPEG"]).load()
+        except OSError as failure:
+            raise BadImage("it is damaged: its data end before the picture does") from failure
+
+
+def scans(raw: bytes) -> Iterator[tuple[int, int]]:
+    """Where the compressed data of each scan of a JPEG begins and ends; of several pictures the first's."""
+    at = 2
+    while (marker := _MARKER.search(raw, at)) and marker[1] != b"\xd9":
+        at = marker.end() + int.from_bytes(raw[marker.end() : marker.end() + 2])
+        if marker[1] == b"\xda":
+            end = _MARKER.search(raw, at)
+            yield at, end.start() if end else len(raw)
 
 
 @contextmanager

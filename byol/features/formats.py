@@ -1,11 +1,12 @@
 """The files that features are kept in: .npz, .npy, .parquet, .safetensors.
 
-Each holds checksums, which are compared when it is read, but for what is mapped: of their own in .npz (zip)
-and .parquet (pages), in the metadata of .safetensors, and behind the array in .npy, where no program looks.
+Each holds checksums, which are compared when it is read: of their own in .npz (zip) and .parquet (pages), in
+the metadata of .safetensors, and behind the array in .npy, where no program looks.
 """
 
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -67,7 +68,7 @@ def read(path: Path, *, mapped: bool) -> Fields:
         if start == b"\x93NUMPY":
             x = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
             mark, digest = (last := _last_bytes(file, len(CHECKED) + 16))[:-16], last[-16:].hex()
-            if mark == CHECKED and not mapped and digest != _digest(x):
+            if mark == CHECKED and digest != _digest(x):
                 raise ValueError("it does not match its checksum")
             return {"x": x}
         if not start.startswith(b"PK"):
@@ -154,14 +155,13 @@ def _read_safetensors(path: Path, mapped: bool) -> Fields:
     with safe_open(path, "np") as file:
         held, metadata = sorted(file.keys()), file.metadata() or {}
         _check(held)
-        known = None if mapped else metadata.get("blake2b")
-        if known is not None and known != _digest(*(file.get_tensor(name) for name in held)):
+        parts = {name: file.get_tensor(name) for name in held if name != "x" or not mapped}
+        parts |= {"x": _mapped_tensor(path, "x")} if mapped else {}
+        if "blake2b" in metadata and metadata["blake2b"] != _digest(*(parts[name] for name in held)):
             raise ValueError("it does not match its checksum")
-        fields = {"x": _mapped_tensor(path, "x") if mapped else file.get_tensor("x")}
-        if "y" in held:
-            fields["y"] = file.get_tensor("y")
+        fields: Fields = {name: parts[name] for name in ("x", "y") if name in parts}
         if "names" in held:
-            text, ends = file.get_tensor("names").tobytes(), file.get_tensor("name_ends").tolist()
+            text, ends = parts["names"].tobytes(), parts["name_ends"].tolist()
             if ends != sorted(ends):  # each name could be all of the text
                 raise DataError("The ends of its names do not rise.")
             starts = [0, *ends[:-1]]
@@ -172,7 +172,11 @@ def _read_safetensors(path: Path, mapped: bool) -> Fields:
 def _digest(*arrays: Array) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for array in arrays:
-        digest.update(np.ascontiguousarray(array).data)
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        for first in range(0, len(data), GROUP):
+            digest.update(data[first : first + GROUP].data)
+            if getattr(array, "mode", "") == "r":  # a mapped file, which is not to be in memory as a whole
+                array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
     return digest.hexdigest()
 
 

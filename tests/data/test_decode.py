@@ -6,6 +6,7 @@ import sys
 import zlib
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,6 +195,37 @@ def test_a_truncated_picture_is_a_bad_image(kind: str) -> None:
     for cut in cuts:
         with pytest.raises(BadImage):
             decode(data[:cut])
+
+
+@pytest.mark.parametrize("gray", [False, True])
+def test_a_jpeg_whose_data_end_too_soon_is_a_bad_image(gray: bool) -> None:
+    """Pillow makes gray of what is missing and says nothing."""
+    pixels = photo(120, 160)[..., 0] if gray else photo(120, 160)
+    data = encoded(pixels, "JPEG", quality=95)
+    half = len(data) * 3 // 5
+    for damaged in (data[:half] + b"\xff\xd9", data[:half] + b"\xff\xe7" + data[half:]):
+        assert (np.asarray(Image.open(BytesIO(damaged)))[-1] == 128).all()
+        with pytest.raises(BadImage, match="damaged"):
+            decode(damaged)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}])
+def test_a_sound_jpeg_may_be_gray_below(options: dict[str, Any]) -> None:
+    for side in range(1, 70):
+        pixels = photo(side + 20, side)
+        pixels[side // 2 :] = 128
+        data = encoded(pixels, "JPEG", subsampling=side % 3, optimize=bool(side % 2), **options)
+        assert np.array_equal(decode(data), np.asarray(Image.open(BytesIO(data))))
+
+
+def test_a_jpeg_of_hundreds_of_scans_is_a_bad_image() -> None:
+    """A few bytes have the decoder go through the whole picture again: 400 times take minutes."""
+    data = encoded(Image.new("RGB", (800, 800)), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    with pytest.raises(BadImage, match="scans"):
+        decode(data[:last] + 400 * data[last:-2] + data[-2:])
+    film = encoded(photo(), "JPEG") + 400 * b"\xff\xda...."  # a phone's moving picture behind it
+    assert decode(film).shape == (40, 60, 3)
 
 
 @pytest.mark.parametrize(

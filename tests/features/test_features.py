@@ -285,15 +285,16 @@ def test_damaged_file_is_refused_by_name(tmp_path, kind, mapped):
             Features.load(path, mapped=mapped)
 
 
+@pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_flipped_bit_is_noticed(tmp_path, kind):
+def test_a_flipped_bit_is_noticed(tmp_path, kind, mapped):
     path = tmp_path / f"features{kind}"
     features(50).save(path)
     sound = path.read_bytes()
     place = sound.index(features(50).x[20:22].tobytes()[:8])  # among the numbers of x
     path.write_bytes(sound[:place] + bytes([sound[place] ^ 16]) + sound[place + 1 :])
     with pytest.raises(DataError, match=rf"features\{kind} does not hold features"):
-        Features.load(path)
+        Features.load(path, mapped=mapped)
 
 
 @pytest.mark.parametrize("kind", [".npy", ".safetensors"])

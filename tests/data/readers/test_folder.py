@@ -227,3 +227,13 @@ def test_the_identity_follows_names_and_contents(folder_of: FolderOf) -> None:
     assert scan(root).digest(everything=False) not in (before, changed)
     (root / "b" / "3.png").write_bytes(b"")  # an unreadable picture is no reason to stop
     scan(root).digest(everything=False)
+
+
+def test_the_identity_follows_the_length_of_every_file(folder_of: FolderOf) -> None:
+    root = folder_of(*(f"{number:03}.png" for number in range(300)))
+    seen = {scan(root).digest(everything=False)}
+    for name in ("001.png", "150.png", "298.png"):
+        with (root / name).open("ab") as file:
+            file.write(b".")
+        seen.add(scan(root).digest(everything=False))
+    assert len(seen) == 4
