@@ -38,7 +38,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # whose encoding may lack the letters of a name
             stream.reconfigure(errors="backslashreplace")
-    logging.getLogger("byol").addFilter(printably)
+    warnings, said = logging.getLogger("byol"), set[str]()
+
+    def once_and_printably(record: logging.LogRecord) -> bool:
+        """Without the escape sequences of a file's name; with several encoders the same may come for each."""
+        record.msg, record.args = printable(record.getMessage()), None
+        new = record.msg not in said
+        said.add(record.msg)
+        return new
+
+    warnings.addFilter(once_and_printably)
+    try:
+        return done(words)
+    finally:
+        warnings.removeFilter(once_and_printably)
+
+
+def done(words: list[str]) -> int:
+    """Run a command, or tell what there is."""
     if not words or words[0] in ("-h", "--help", "help"):
         print(OVERVIEW, end="")
         return 0
@@ -73,12 +90,6 @@ def say(line: str) -> None:
         print(printable(line), file=sys.stderr, flush=True)
     except OSError:
         hush(sys.stderr)
-
-
-def printably(record: logging.LogRecord) -> bool:
-    """A filter that lets every message through, without the escape sequences of a file's name."""
-    record.msg, record.args = printable(record.getMessage()), None
-    return True
 
 
 def hush(stream: TextIO) -> None:

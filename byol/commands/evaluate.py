@@ -193,11 +193,13 @@ def tasks_of(command: Evaluate) -> list[tuple[Path | None, Task]]:
                 continue  # a baseline has features of its own
             settings = replace(command.settings, metric=one.metric or command.settings.metric)
             more = {"name": word, "data_set": one.name, "cache": cache, "anew": anew, **given}
-            scored = encoder
-            if encoder is not None and word == "untrained" != command.run:
-                images = tasks[place][1].train
-                scored = settled(encoder, images) if isinstance(images, Images) else encoder
-            task = prepare(scored, one.train, one.test, chosen, settings, **more)
+            train, test, scored = one.train, one.test, encoder
+            if word in BASELINES and word != command.run:  # on the same images, opened and compared before
+                first = tasks[place][1]
+                train, test, more["overlap"] = first.train, first.test, first.known["overlap"]
+            if encoder is not None and word == "untrained" != command.run and isinstance(train, Images):
+                scored = settled(encoder, train)
+            task = prepare(scored, train, test, chosen, settings, **more)
             tasks.append((folder, task))
     return tasks
 

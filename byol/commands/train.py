@@ -1,5 +1,6 @@
 """`byol train`"""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -66,6 +67,7 @@ def report(run: Run) -> None:
     if run.verdict is not None and run.verdict.knn:
         print(f"hold-out   {run.verdict.knn}")
     # A file alone never makes a program run code.
-    own = f" --encoder {info.architecture}" if is_own_code(info.architecture or "") else ""
-    print(f"next       byol evaluate {run.folder}{own} --train LABELLED_TRAIN --test LABELLED_TEST")
-    print(f"           byol embed {run.folder}{own} --data IMAGES --out features.npz")
+    named = [str(run.folder)]
+    named += ["--encoder", str(info.architecture)] if is_own_code(info.architecture or "") else []
+    print(f"next       byol evaluate {shlex.join(named)} --train LABELLED_TRAIN --test LABELLED_TEST")
+    print(f"           byol embed {shlex.join(named)} --data IMAGES --out features.npz")

@@ -13,6 +13,7 @@ from torch import Tensor
 from byol.data.batches import cut
 from byol.data.decode import BadImage
 from byol.errors import DataError
+from byol.features.neighbours import check_at_least_one
 from byol.features.sheet import Cell, check_sheet, write_sheet
 from byol.method.crops import crop_draws
 from byol.method.views import ViewConfig, Views
@@ -45,6 +46,7 @@ def views(arguments: Sequence[str]) -> int:
         "Draw images beside the two views that `byol train` would make of them, to see what survives."
     )
     command = parse(ShowViews, arguments, prog="byol views", description=description)
+    check_at_least_one("count", command.count)
     check_sheet(Path(command.out))
     names = ("kind", "image_size", "views", "seed")
     config = TrainConfig(out=command.out, **{name: getattr(command, name) for name in names})

@@ -250,10 +250,12 @@ def prepare(
     name: str = "",
     data_set: str = "",
     anew: Callable[..., Encoder] | None = None,
+    overlap: int | None = None,
 ) -> Task:
     """Open and check everything that can be checked before any work; raises what `evaluate` raises.
 
-    Features without an encoder are worked on by the device. `name` and `data_set` are for the scores.
+    Features without an encoder are worked on by the device. `name` and `data_set` are for the scores, as is
+    `overlap` where it is known already.
     """
     if encoder is not None:
         check_encoder(encoder)
@@ -277,10 +279,9 @@ def prepare(
     for amount in (one.amount for one in protocols if one.amount is not None):
         rows = few(labels, amount, classes=learned.classes)
         if not amount.per_class and len(rows) > max(1.5 * amount.value / 100 * len(labels), 1):
-            words = (
-                "%s is less than one image of most classes: one of each is learned from, %d of %d, %.3g %%."
-            )
-            logger.warning(words, amount, len(rows), len(labels), 100 * len(rows) / len(labels))
+            learned_from = f"{len(rows)} of {len(labels)}, {100 * len(rows) / len(labels):.3g} %"
+            most = "is less than one image of most classes: one of each is learned from"
+            logger.warning(f"{amount} {most}, {learned_from}.")
     known = {
         "metric": metric,
         "classes": labels.shape[1] if labels.ndim == 2 else len(np.unique(labels)),
@@ -289,7 +290,7 @@ def prepare(
         "data_set": data_set,
         "train": splits[0].description,
         "test": splits[1].description,
-        "overlap": inputs.overlap(*splits),
+        "overlap": inputs.overlap(*splits) if overlap is None else overlap,
     }
     place = pick_device(device) if encoder is None else device_of(encoder)
     home, every = None if cache is None else Path(cache), tuple(range(seed, seed + seeds))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from byol.errors import printable
 from byol.evaluation.inputs import Predictions, labels_of
 from byol.evaluation.metrics import interval
 from byol.evaluation.protocols import Task
@@ -82,7 +83,8 @@ def confusion(task: Task, score: Score) -> list[str]:
     y, labels, said = labels_of(task.train), score.predictions[0].labels, score.predictions[0].classes[:, 0]
     if y.ndim != 1 or labels is None:
         return []
-    names = task.test.classes or task.train.classes or [str(n) for n in range(1 + max(labels.max(), y.max()))]
+    known = task.test.classes or task.train.classes or range(1 + max(labels.max(), y.max()))
+    names = [printable(str(name)) for name in known]
     tested, counts = np.unique(labels, return_counts=True)
     predicted = np.union1d(tested, said[said >= 0])
     if len(predicted) <= MATRIX:

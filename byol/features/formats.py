@@ -31,7 +31,7 @@ def check_format(path: Path) -> None:
     """Raise ConfigError for a suffix that features are not written in, or whose library is missing."""
     if path.suffix not in FORMATS:
         expected = ", ".join(FORMATS)
-        raise ConfigError(f"{path.name} cannot hold features; expected a name that ends in {expected}.")
+        raise ConfigError(f"{path} cannot hold features; expected a name that ends in {expected}.")
     if path.suffix == ".parquet":
         try:
             import pyarrow  # noqa: F401

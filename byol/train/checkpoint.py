@@ -86,7 +86,9 @@ class Saver:
         """
         moments = optimizer_tensors(self.optimizer)
         tensors = self.trained.state_dict() | moments
-        learned = [*dict(self.trained.named_parameters()), *moments]  # a buffer may be infinite on purpose
+        # Statistics of BatchNorm stay infinite for ever; another buffer may be so on purpose.
+        statistics = (name for name in tensors if name.endswith(("running_mean", "running_var")))
+        learned = [*dict(self.trained.named_parameters()), *moments, *statistics]
         damaged = [name for name in learned if not tensors[name].isfinite().all()]
         if damaged:  # of a finite loss whose gradient was not: the next loss would tell, but after this save
             names = ", ".join(damaged[:3])

@@ -125,17 +125,19 @@ class Plan(Checked):
         """The plan in words, for people."""
         height, width = self.image_size
         options = "".join(f", {name} {value}" for name, value in self.encoder_options.items())
-        where = "kept in memory" if self.in_memory else f"decoded by {self.workers} workers"
+        by = counted(self.workers, "worker") if self.workers else "the main process"
+        where = "kept in memory" if self.in_memory else f"decoded by {by}"
         where += f" at {self.memory_side} pixels" if self.memory_side else ""
         held = f", {self.hold_out_images:,} held out for kNN" if self.hold_out_images else ""
         parts = f" in {self.accumulation} micro-batches" if self.accumulation > 1 else ""
         batch = f"{self.batch_size} images{parts}"
+        warm_up = counted(self.warmup_steps, "step")
         lines = [
             f"images     {self.images:,} to train on{held}; {where}",
             f"encoder    {self.encoder}{options}; views of {height}x{width}, {self.channels} channels",
             f"views      {in_words(self.kind, self.views)}",
-            f"length     {self.epochs:g} epochs = {self.total_steps:,} steps of {batch}",
-            f"optimizer  {self.optimizer}, lr {self.lr:g} at its peak after {self.warmup_steps:,} steps, "
+            f"length     {counted(self.epochs, 'epoch')} = {counted(self.total_steps, 'step')} of {batch}",
+            f"optimizer  {self.optimizer}, lr {self.lr:g} at its peak after {warm_up}, "
             f"weight decay {self.weight_decay:g}, tau from {self.base_tau:g}",
             f"hardware   {self.device}, {self.precision}",
         ]
@@ -153,6 +155,12 @@ class Plan(Checked):
                 f"tau from 1 to {self.tau_at(self.extended_at):.4f}"
             )
         return lines
+
+
+def counted(number: float, noun: str) -> str:
+    """In words, as in 1 step, 1,200 steps, 0.5 epochs."""
+    digits = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{digits} {noun}{'s' * (number != 1)}"
 
 
 def plan_run(
@@ -252,7 +260,7 @@ def checked_batch_size(config: TrainConfig, images: int, usual: int) -> int:
     """The batch size: the requested one if it can be, else the usual one or what a small set allows."""
     parts = config.optim.accumulation
     if images < 2:
-        raise DataError(f"There are {images} image(s) to train on; expected at least 2.")
+        raise DataError(f"There is {images or 'no'} image to train on; expected at least 2.")
     # At least four batches an epoch, so that a small set still gives steps.
     size = config.batch_size or max(2 * parts, min(usual, images // 4) // parts * parts)
     if size > images:

@@ -346,6 +346,33 @@ def test_one_labelled_folder_is_enough(run, labelled, tmp_path, capsys):
     assert "--test 0.3" in capsys.readouterr().err
 
 
+def test_a_share_as_test_and_few_labels_are_both_told(run, labelled, tmp_path, capsys, caplog):
+    words = ["evaluate", str(run), "--train", str(labelled), "--out", str(tmp_path / "o"), "--test", "0.3"]
+    assert main([*words, "--protocols", "semi-1", "--epochs", "1"]) == 0
+    assert "split      6 of 24" in capsys.readouterr().err
+    assert "1 % is less than one image of most classes" in caplog.text
+    assert "3 of 18, 16.7 %" in caplog.text
+
+
+def test_what_holds_for_every_encoder_is_said_once(run, labelled, tmp_path, capsys, caplog):
+    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled)]
+    assert main([*words, "--protocols", "knn", "--out", str(tmp_path / "o")]) == 0
+    assert "24 of them train images too" in capsys.readouterr().out
+    assert caplog.text.count("train images too") == 1
+    lines = (tmp_path / "o" / "scores.jsonl").read_text().splitlines()
+    assert [json.loads(line)["overlap"] for line in lines] == [24, 24, 24]
+
+
+def test_names_of_classes_reach_the_terminal_without_their_escapes(run, labelled, tmp_path, capsys):
+    shutil.copytree(labelled, tmp_path / "classes")
+    (tmp_path / "classes" / "red").rename(tmp_path / "classes" / "a\x1b[31m\nb")
+    words = ["evaluate", str(run), "--train", str(tmp_path / "classes"), "--test", "0.3", "--no-baselines"]
+    assert main([*words, "--protocols", "knn", "--out", str(tmp_path / "o")]) == 0
+    out = capsys.readouterr().out
+    assert "a\\x1b[31m\\nb" in out
+    assert "\x1b" not in out
+
+
 def test_a_list_of_data_sets_may_have_shares_for_test_images(run, labelled, tmp_path, capsys):
     (tmp_path / "sets.yaml").write_text(f"colours: {{train: {labelled}, test: 0.5}}")
     words = ["evaluate", str(run), "--transfer", str(tmp_path / "sets.yaml"), "--protocols", "knn"]

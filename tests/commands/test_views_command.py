@@ -33,5 +33,8 @@ def test_views_without_any_change_are_the_image(tmp_path, capsys):
 def test_nothing_to_show_and_no_place_for_a_sheet_are_sentences(labelled, tmp_path, capsys):
     assert main(["views", str(labelled), "--out", str(tmp_path / "sheet.txt")]) == 2
     assert ".png" in capsys.readouterr().err
+    for count in ("0", "-2"):
+        assert main(["views", str(labelled), "--out", str(tmp_path / "a.png"), "--count", count]) == 2
+        assert f"count is {count}" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["views", str(tmp_path / "empty"), "--out", str(tmp_path / "a.png")]) == 3

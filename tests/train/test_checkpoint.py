@@ -82,6 +82,17 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_statistics_that_are_not_finite_are_never_saved(tmp_path):
+    """BatchNorm's running variance overflows while the loss, of a batch's own statistics, is finite still."""
+    net = torch.nn.BatchNorm1d(3)
+    saver = checkpoint.Saver(tmp_path, net, torch.optim.SGD(net.parameters()), "plan", TrainConfig(out="a"))
+    net(torch.randn(8, 3) * 1e25)
+    assert net.running_var.isinf().all()
+    with pytest.raises(TrainingError, match="running_var"):
+        saver.save(1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_newest_checkpoint_is_that_of_the_highest_step(tmp_path):
     """Whatever the clock said when they were written."""
     for step in (1, 2):
