@@ -1,6 +1,7 @@
 """What a source holds, made pixels: the one place that meets pictures as they are found in the wild."""
 
 import logging
+import math
 import re
 import sys
 import warnings
@@ -267,8 +268,8 @@ def levels_of(where: str, found: list[Array], black: float | None, white: float 
             )
         return suggested if whole else None
     levels = min(suggested[0], 0) if black is None else black, suggested[1] if white is None else white
-    if levels[0] >= levels[1]:
-        raise DataError("black is {:g} and white {:g}; expected a larger white.".format(*levels))
+    if not -math.inf < levels[0] < levels[1] < math.inf:
+        raise DataError("black is {:g} and white {:g}; expected a larger, finite white.".format(*levels))
     if not found:
         logger.warning(f"{where} holds images of 8 bits, where black and white change nothing.")
     elif 16 * (high - low) < levels[1] - levels[0]:

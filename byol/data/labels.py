@@ -66,6 +66,8 @@ def class_labels(values: Any, count: int, names: Sequence[str] | None = None, of
     if array.dtype.kind in "US":
         words, numbers = np.unique(array.astype(str), return_inverse=True)
         return Labels(numbers.astype(np.int64), tuple(words.tolist()))
+    if array.dtype.kind in "fO" and (missing := sum(value is None or value != value for value in array)):
+        raise DataError(f"{missing:,} of {count:,} images have no label; {expected}")
     if array.dtype.kind not in "biu":
         raise DataError(f"The labels are {array.dtype}; expected whole numbers from 0, or words.")
     numbers = array.astype(np.int64)

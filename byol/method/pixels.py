@@ -56,11 +56,12 @@ def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
 class ImageCheck:
     """Raises ConfigError for anything but a batch of images with these channels.
 
-    Warns when the first float images are not from 0 to 1; to look at all would make the host wait.
+    Warns once of floats that are not from 0 to 1. On a GPU, which the host would wait for, only the first
+    images are looked at.
     """
 
     def __init__(self, channels: int) -> None:
-        self.channels, self.looked = channels, False
+        self.channels, self.looked, self.told = channels, False, False
 
     def __call__(self, images: Tensor) -> None:
         if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != self.channels:
@@ -72,11 +73,13 @@ class ImageCheck:
             return
         if not images.is_floating_point():
             raise ConfigError(f"The images came as {images.dtype}; expected uint8, or floats in [0, 1].")
-        if not self.looked:
-            self.looked = True
-            low, high = (float(end) for end in images.aminmax())
-            if not (low >= 0 and high <= 1):
-                logger.warning(
-                    f"The first images hold numbers from {low:.3g} to {high:.3g}; expected floats from "
-                    "0 to 1, or uint8. Divide by 255, and leave the normalisation out: it is done here."
-                )
+        if self.told or (self.looked and images.device.type != "cpu"):
+            return
+        self.looked = True
+        low, high = (float(end) for end in images.aminmax())
+        if not (low >= 0 and high <= 1):
+            self.told = True
+            logger.warning(
+                f"The images hold numbers from {low:.3g} to {high:.3g}; expected floats from 0 to 1, or "
+                "uint8. Divide by 255, and leave the normalisation out: it is done here."
+            )

@@ -14,7 +14,7 @@ from byol.data.batches import Batches
 from byol.data.decode import BadImage
 from byol.data.images import Images
 from byol.disk import append_text, parse_json, write_text
-from byol.errors import DataError, DiskError
+from byol.errors import DataError, DiskError, printable
 from byol.train.outcome import FEW, accuracy
 from byol.train.plan import Plan
 from byol.train.step import StepResult
@@ -217,6 +217,6 @@ class BadImages:
 
     def _summary(self) -> str:
         """The commonest reasons with their counts."""
-        counts = Counter(self.reasons.values()).most_common()
-        more = f"; {len(counts) - 3} other reasons" if len(counts) > 3 else ""
+        counts = Counter(map(printable, self.reasons.values())).most_common()
+        more = f"; {len(counts) - 3} more reasons" if len(counts) > 3 else ""
         return "; ".join(f"{count} x {reason}" for reason, count in counts[:3]) + more

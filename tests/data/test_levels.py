@@ -131,8 +131,9 @@ def test_what_is_white_is_said_and_can_be_chosen(caplog: pytest.LogCaptureFixtur
     again = open_images(images, white=1000)  # open already: the choice counts all the same
     assert again.reading.levels == (0, 1000)
     assert len({one.fingerprint() for one in (images, chosen, again)}) == 3
-    with pytest.raises(DataError, match=r"black is 9 and white 5"):
-        open_images(samples, black=9, white=5)
+    for white in (5, np.nan, np.inf):
+        with pytest.raises(DataError, match=f"black is 9 and white {white}"):
+            open_images(samples, black=9, white=white)
 
 
 def test_levels_that_change_nothing_or_leave_little_are_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,13 +12,15 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_runs import small_config
 
+import byol
 from byol.data.batches import Batches, BatchPlan
 from byol.method.views import Views
-from byol.train.log import RunLog
+from byol.train.log import BadImages, RunLog
 from byol.train.plan import ImageFacts, plan_run
 from byol.train.step import StepResult
 from byol.world import World
@@ -119,3 +121,10 @@ def test_the_bar_is_a_bar_that_moves_every_step_and_tells_the_loss(columns, tmp_
     assert len(last.rstrip()) <= columns
     assert "loss 1.250  12,000 images/s  waiting 25%" in last
     assert len(re.search("[━╸╺]+", last).group()) >= (8 if columns == 80 else 40)
+
+
+def test_unreadable_images_are_summed_up_by_reason_without_escapes(tmp_path):
+    bad = BadImages(tmp_path / "bad.jsonl", byol.open_images(np.zeros((9, 8, 8, 3), np.uint8)), share=1.0)
+    for name, reason in zip("abcdef", ("cut off", "\x1b[31m", "cut off", "x", "cut off", "y"), strict=True):
+        bad(name, reason)
+    assert "6 unreadable images (3 x cut off; 1 x \\x1b[31m; 1 x x; 1 more reasons)" in str(bad)

@@ -372,7 +372,7 @@ def test_a_name_that_no_folder_can_have_is_a_sentence(tmp_path, arrays):
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_unreadable_images_are_replaced_counted_listed_and_too_many_stop_the_run(tmp_path, in_memory):
+def test_unreadable_images_are_replaced_counted_listed_and_too_many_stop_the_run(tmp_path, in_memory, capsys):
     from PIL import Image
 
     folder = tmp_path / "pictures"
@@ -382,6 +382,7 @@ def test_unreadable_images_are_replaced_counted_listed_and_too_many_stop_the_run
     (folder / "07.png").write_bytes(b"not a picture")
     data = DataConfig(in_memory=in_memory, max_bad=0.1)
     byol.pretrain(seeded(), folder, small_config(tmp_path / "a", data=data))
+    assert "; 1 unreadable image (1 x it is none of JPEG" in capsys.readouterr().err
     listed = [json.loads(line) for line in (tmp_path / "a" / "bad_files.jsonl").read_text().splitlines()]
     assert [entry["name"] for entry in listed] == ["07.png"]
     with pytest.raises(byol.DataError, match="1 of 20 images cannot be read"):
