@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -216,7 +217,7 @@ class BadImages:
         return json.dumps({"name": name, "reason": self.reasons[name]}) + "\n"
 
     def _summary(self) -> str:
-        """The commonest reasons with their counts."""
-        counts = Counter(map(printable, self.reasons.values())).most_common()
-        more = f"; {len(counts) - 3} more reasons" if len(counts) > 3 else ""
+        """The commonest reasons with their counts, whatever the numbers in them."""
+        counts = Counter(printable(re.sub(r"\d+", "N", one)) for one in self.reasons.values()).most_common()
+        more = "; and other reasons" if len(counts) > 3 else ""
         return "; ".join(f"{count} x {reason}" for reason, count in counts[:3]) + more

@@ -123,7 +123,8 @@ class RunFolder:
             changed = differences(stored["config"], to_plain(config))
             changed = [line for line in changed if line.split(":")[0] not in FREE_TO_CHANGE]
             if stored["data"] != source.fingerprint():
-                changed.append(f"images: {stored['images']} -> {source.description}")
+                before, now = stored["images"], source.description
+                changed.append(f"images: {before} -> {'others there' if now == before else now}")
         except (ValueError, KeyError, TypeError, AttributeError) as damage:
             if begun:
                 found = f"{self.plan} cannot be read ({damage}): edited, damaged, or of another version"

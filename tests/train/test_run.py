@@ -337,11 +337,19 @@ def test_continuing_with_other_settings_is_refused_by_name(tmp_path, arrays):
         byol.pretrain(seeded(), arrays, small_config(tmp_path, optim=OptimConfig(base_tau=0.5)))
 
 
-def test_continuing_with_other_images_is_refused(tmp_path, arrays, photos):
+def test_continuing_with_other_images_is_refused(tmp_path, arrays, photos, monkeypatch):
     with pytest.raises(byol.Stopped):
         byol.pretrain(seeded(StopsItself, 5), arrays, small_config(tmp_path))
     with pytest.raises(byol.CheckpointError, match="other images"):
         byol.pretrain(seeded(), photos, small_config(tmp_path))
+    with np.load(arrays) as held:
+        np.savez(tmp_path / arrays.name, images=held["images"] ^ 1, labels=held["labels"])
+    monkeypatch.chdir(arrays.parent)
+    with pytest.raises(byol.Stopped):
+        byol.pretrain(seeded(StopsItself, 5), arrays.name, small_config(tmp_path / "b"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(byol.CheckpointError, match=r"images: .* -> others there"):
+        byol.pretrain(seeded(), arrays.name, small_config(tmp_path / "b"))
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, arrays):
