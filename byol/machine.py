@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 
 CGROUPS = Path("/sys/fs/cgroup")
-CLEARLY = (
-    0.75  # of fp32's time: a step casts a lot besides, so bf16 that multiplies a little faster does not pay
-)
+# Of fp32's time. A step casts a lot besides, so bf16 that multiplies only a little faster does not pay.
+CLEARLY = 0.75
 
 
 def available_memory() -> int:

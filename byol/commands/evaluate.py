@@ -158,10 +158,12 @@ def tasks_of(command: Evaluate) -> list[tuple[Path | None, Task]]:
     for word in (command.run or "features", *command.compare, *([] if command.no_baselines else usual)):
         encoder, chosen, folder, anew = main, protocols, own, None
         if word in BASELINES and word != command.run:
-            baseline, unasked = BASELINES[word], word in usual
+            baseline, unrequested = BASELINES[word], word in usual
             # What nobody requested costs no training: linear-sgd takes hours on many images.
-            chosen = tuple(one for one in protocols if baseline.takes(one) and not (unasked and one.usual))
-            if not chosen and unasked:
+            chosen = tuple(
+                one for one in protocols if baseline.takes(one) and not (unrequested and one.usual)
+            )
+            if not chosen and unrequested:
                 continue
             if not chosen:
                 kind = "trains the encoder, such as semi-1" if baseline.anew else "does not, such as knn"
@@ -172,7 +174,7 @@ def tasks_of(command: Evaluate) -> list[tuple[Path | None, Task]]:
             try:
                 encoder = baseline.make(main, seed=command.seed, net=command.encoder)
             except ConfigError as failure:
-                if not unasked:
+                if not unrequested:
                     raise
                 logger.warning("The baseline %s is left out: %s", word, failure)
                 continue

@@ -42,9 +42,7 @@ class ShowViews:
 
 def views(arguments: Sequence[str]) -> int:
     """Draw some images beside their two views, as `byol train` with the same flags would learn from them."""
-    description = (
-        "Draw images beside the two views that `byol train` would make of them, to see what survives."
-    )
+    description = "Draw images beside the two views that `byol train` would make of them."
     command = parse(ShowViews, arguments, prog="byol views", description=description)
     check_at_least_one("count", command.count)
     check_sheet(Path(command.out))

@@ -129,7 +129,7 @@ def resident_batches(images: Tensor, plan: BatchPlan, start: int = 0) -> Generat
 
 
 class SeveralSizes(DataError):
-    """Images that make no tensor."""
+    """Images of several sizes, which do not make one tensor."""
 
 
 def load_resident(images: Images, report: Report, poll: Callable[[], object] = never) -> Tensor:

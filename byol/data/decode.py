@@ -1,4 +1,4 @@
-"""What a source holds, made pixels: the one place that meets pictures as they are found in the wild."""
+"""What a source holds becomes pixels: the one place that meets pictures as they are in the wild."""
 
 import logging
 import math
@@ -81,7 +81,9 @@ class Reading:
         if isinstance(raw, Tensor | np.ndarray):
             return self._of_array(raw)
         if self.channels not in (1, 3):
-            raise BadImage(f"pictures have 3 channels (colour) or 1 (gray), and {self.channels} are wanted")
+            raise BadImage(
+                f"pictures have 3 channels (colour) or 1 (gray), and {self.channels} were requested"
+            )
         with _decoding(raw):
             picture = _opened(raw, self.max_pixels)
             if picture.format in ("JPEG", "MPO") and isinstance(raw, bytes):
@@ -96,8 +98,8 @@ class Reading:
                 colours = picture.convert("RGBA")
                 picture = Image.new("RGB", colours.size, "white")
                 picture.paste(colours, mask=colours.getchannel("A"))
-            wanted = "L" if self.channels == 1 else "RGB"
-            picture = picture if picture.mode == wanted else picture.convert(wanted)
+            mode = "L" if self.channels == 1 else "RGB"
+            picture = picture if picture.mode == mode else picture.convert(mode)
             return picture if turn is None else picture.transpose(turn)
 
     def size(self, raw: Any) -> tuple[int, int]:
@@ -115,7 +117,7 @@ class Reading:
     def extremes(self, raw: Any) -> Array | None:
         """The smallest and largest sample of an image of more than 8 bits, else None. Raises BadImage.
 
-        Of whole numbers but for one in 10,000: pixels of a sensor are hot or dead.
+        Of whole numbers one in 10,000 is left out at each end: a sensor has hot and dead pixels.
         """
         samples: Array | None = None
         if not isinstance(raw, Tensor | np.ndarray):
@@ -171,7 +173,7 @@ class Reading:
             return pixels.repeat(3, axis=2)
         if own == 3 and self.channels == 1:
             return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[:, :, None]
-        raise BadImage(f"it has {own} channels where {self.channels} are wanted; ask for {own} channels")
+        raise BadImage(f"it has {own} channels, and {self.channels} were requested")
 
 
 def channel_axis(image: Array | Tensor, channels: int | None) -> int | None:
@@ -206,7 +208,7 @@ def channels_of(image: Any) -> int:
 
 
 def to_numpy(image: Any) -> Array:
-    """An array, PIL image or tensor of any device as an array; bfloat16, which numpy has not, as float32."""
+    """An array, PIL image or tensor of any device as an array; bfloat16, which numpy lacks, as float32."""
     if isinstance(image, Tensor):
         image = image.detach().cpu()
         image = (image.float() if image.is_floating_point() else image).numpy()
@@ -216,7 +218,7 @@ def to_numpy(image: Any) -> Array:
 def deep_samples(picture: Image.Image, raw: Any) -> Array | None:
     """The samples of a picture of more than 8 bits as they were saved, (H, W) or (H, W, 3); else None.
 
-    Of 16 bits a colour Pillow gives the upper byte, and the lower one when it is told the other byte order.
+    Of 16 bits a colour Pillow reads the upper byte only, and the lower one when told the other byte order.
     """
     if picture.mode[0] in "IF":
         samples: Array = np.asarray(picture)

@@ -101,7 +101,7 @@ class Images:
         return self if self._labels is None else self._with(_labels=self._labels.renumbered(classes))
 
     def with_levels(self, levels: Levels | None) -> "Images":
-        """The same read with this black and white, unless somebody chose some when they were opened."""
+        """The same images read with this black and white, unless others were chosen on opening them."""
         if levels is None or self.reading.levels is None or self.reading.chosen:
             return self
         return self._with(reading=replace(self.reading, levels=levels))
@@ -129,7 +129,7 @@ class Images:
         return sizes.pop() if len(sizes) == 1 else None
 
     def gray_share(self) -> float:
-        """The share of some of the images whose three channels are the same, or nearly so."""
+        """The share of gray images in a sample: all three channels are the same, or nearly so."""
         if self.channels != 3:
             return float(self.channels == 1)
         places, gray = self.reader.sample(self.rows), []
@@ -267,7 +267,7 @@ def reading_of(
 
 
 def reader_of(source: Any) -> Reader:
-    """What reads a source."""
+    """The reader of a source."""
     if isinstance(source, str | os.PathLike):
         return reader_of_path(os.fsdecode(source))
     if isinstance(source, Tensor):
@@ -292,7 +292,7 @@ def reader_of(source: Any) -> Reader:
 
 
 def reader_of_path(text: str) -> Reader:
-    """What reads what a path leads to, by what is there and, for a file, by its suffix."""
+    """The reader of what is at a path, chosen for a file by its suffix."""
     if not text:
         raise DataError("The path of the images is empty; expected a folder or a file of images.")
     path, where = Path(text).expanduser(), printable(text)
@@ -322,7 +322,7 @@ def reader_of_path(text: str) -> Reader:
 
 
 def reader_of_folder(path: Path, where: str) -> Reader:
-    """What reads the pictures in a folder, or else its parquet files."""
+    """The reader of the pictures in a folder, or else of its parquet files."""
     files, others = scan(path, where)
     seen = ", ".join(f"{count:,} with {suffix}" for suffix, count in sorted(others.most_common(4)))
     for suffix, plugin in ((".heic", "pillow-heif"), (".jxl", "pillow-jxl-plugin")):
@@ -345,7 +345,7 @@ def reader_of_folder(path: Path, where: str) -> Reader:
 
 
 def reader_of_files(names: list[str], where: str) -> Reader:
-    """What reads files, all parquet or all pictures, whose names begin in the working directory."""
+    """The reader of files, all parquet or all pictures, named from the working directory."""
     parquet = [name.lower().endswith(".parquet") for name in names]
     if all(parquet):
         return ParquetReader([Path(name) for name in names], where)

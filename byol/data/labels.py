@@ -1,4 +1,4 @@
-"""Class labels as they come in the wild, made one kind: numbers from 0, with a name for each class."""
+"""Class labels as they come in the wild, in one form: numbers from 0, and a name for each class."""
 
 import logging
 from collections.abc import Sequence
@@ -89,7 +89,7 @@ def is_matrix(labels: np.ndarray[Any, Any]) -> bool:
 
 
 def found_labels(values: Any, count: int, names: Sequence[str] | None = None, of: int = 0) -> Labels | None:
-    """As `class_labels`, for labels that nobody requested: unusable ones are told and left aside."""
+    """As `class_labels`, for labels that nobody requested: unusable ones are ignored with a warning."""
     try:
         return class_labels(values, count, names, of)
     except DataError as failure:

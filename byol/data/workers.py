@@ -143,11 +143,7 @@ class _Worker:
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         torch.set_num_threads(1)
-        for seed in (
-            random.seed,
-            np.random.seed,
-            torch.manual_seed,
-        ):  # for datasets that draw: not all the same
+        for seed in (random.seed, np.random.seed, torch.manual_seed):  # datasets may draw: not all the same
             seed(number)
         while os.getppid() == parent:
             try:

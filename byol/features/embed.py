@@ -138,7 +138,7 @@ def shards(
     progress: Progress,
     share: slice = slice(None),
 ) -> Generator[Shard]:
-    """A share of the shards of the images' features: those in the store, and those it lacks and is given."""
+    """A share of the shards of the images' features: from the store, or computed and added to it."""
     firsts = range(0, len(images), SHARD)[share]
     missing = {first for first in firsts if store is None or not os.path.exists(store.file(first))}
     done, total = 0 if store is None else store.images(), len(images)
@@ -232,7 +232,7 @@ def check_bad(images: Images, bad: Bad, strict: bool) -> None:
 
 
 def cache_in(folder: Path, encoder: Encoder, images: Images, normalize: bool) -> Store | None:
-    """The store in a folder for features that may be wanted years later, by another version of this program.
+    """The store in a folder for features that may be used years later, by another version of this program.
 
     It is named after the encoder's tensors, its description and its response to a fixed picture, and after
     every byte of the images; labels are not in it. None for datasets of other libraries, which may change

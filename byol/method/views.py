@@ -181,9 +181,8 @@ class Views:
                     places = to_device(torch.tensor(here) - first, x.device)
                     changed = function(x.index_select(0, places), parameter[part].index_select(0, places))
                     x.index_copy_(0, places, changed)
-            torch.mul(x.clamp_(0, 1), scale, out=result[part]).add_(
-                shift
-            )  # addcmul is slow where it broadcasts
+            # Not addcmul, which is slow where it broadcasts.
+            torch.mul(x.clamp_(0, 1), scale, out=result[part]).add_(shift)
         return result
 
     def _operations(self, drawn: Tensor, on_device: Tensor, view: int, height: int) -> list[Operation]:

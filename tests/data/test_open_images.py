@@ -99,7 +99,7 @@ def test_what_is_requested_of_open_images_counts(folder_of: FolderOf) -> None:
     assert gray.labels.tolist() == [1]
     with pytest.raises(DataError, match="more than the limit of 599"):
         open_images(images, max_pixels=599)
-    with pytest.raises(DataError, match="3 channels where 13 are wanted"):
+    with pytest.raises(DataError, match="3 channels, and 13 were requested"):
         open_images(open_images(PHOTOS), channels=13)
     part = open_images(images.subset([1]), labels=[7])
     assert part.labels is not None
@@ -289,10 +289,10 @@ def test_of_a_data_loader_the_dataset_is_requested() -> None:
 
 def test_files_are_colour_or_gray(folder_of: FolderOf) -> None:
     with pytest.raises(
-        DataError, match=r"pictures have 3 channels \(colour\) or 1 \(gray\), and 4 are wanted"
+        DataError, match=r"pictures have 3 channels \(colour\) or 1 \(gray\), and 4 were requested"
     ):
         open_images(folder_of("1.png"), channels=4)
-    with pytest.raises(DataError, match="and 4 are wanted"):
+    with pytest.raises(DataError, match="and 4 were requested"):
         open_images([Image.new("RGB", (4, 4))], channels=4)
 
 

@@ -67,7 +67,7 @@ class Items(Reader):
         return super().labels(rows)
 
     def digest(self, everything: bool) -> bytes | None:
-        """Of a sample; nobody can tell whether a dataset still gives all that it gave."""
+        """Of a sample; whether a dataset still gives all that it gave before cannot be told."""
 
         def sampled() -> bytes:
             digest = blake2b()

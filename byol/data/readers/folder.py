@@ -93,9 +93,9 @@ class FileReader(Reader):
 
 
 def checksum(paths: Sequence[str | bytes | Path]) -> bytes:
-    """A digest of all that files hold, in their order; several threads read them.
+    """A digest of everything in some files, in their order; several threads read them.
 
-    A file that cannot be read counts by the kind of reason, whose words tell the path.
+    Of a file that cannot be read the kind of error counts; its words would tell the path.
     """
 
     def digest_of(path: str | bytes | Path) -> bytes:

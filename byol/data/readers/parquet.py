@@ -210,7 +210,7 @@ class ParquetReader(Reader):
                 if size > most:
                     raise ValueError(f"it unpacks to more than {most:,} bytes")
             return pa.chunked_array(parts, opened.schema_arrow.field(column).type)
-        except Exception as failure:  # pyarrow answers damaged files with several unrelated types
+        except Exception as failure:  # pyarrow raises several unrelated types for damaged files
             raise BadImage(f"its part of the file cannot be read ({failure})") from failure
 
 
@@ -263,7 +263,7 @@ def footer(path: Path) -> File:
             if rows > size or unpacked > most:  # group.column(0) would end the process where it is damaged
                 raise ValueError(f"{size:,} bytes claim {rows:,} rows of {unpacked:,} bytes")
             groups.append(Group(path, number, image, rows, unpacked, most))
-    except Exception as failure:  # pyarrow answers damaged files with several unrelated types
+    except Exception as failure:  # pyarrow raises several unrelated types for damaged files
         raise DataError(f"{name} cannot be read as parquet ({failure}). Give other files.") from failure
     kind = schema.field(image).type if image else pa.null()
     nested = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0

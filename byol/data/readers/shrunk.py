@@ -44,9 +44,7 @@ class Shrunk(Reader):
             except BadImage as failure:
                 return failure
 
-        with ThreadPoolExecutor(
-            threads
-        ) as pool:  # readers read one after another, pictures are decoded at once
+        with ThreadPoolExecutor(threads) as pool:  # it decodes; a reader reads one image after another
             for first in range(0, len(rows), TOGETHER):
                 poll()
                 self.kept += pool.map(decoded, [read(row) for row in rows[first : first + TOGETHER].tolist()])

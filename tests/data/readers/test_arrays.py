@@ -128,7 +128,7 @@ def test_unusable_arrays_are_sentences(array: np.ndarray, sentence: str) -> None
 
 
 def test_channels_that_do_not_fit_are_a_sentence() -> None:
-    with pytest.raises(DataError, match="it has 13 channels where 3 are wanted; ask for 13 channels"):
+    with pytest.raises(DataError, match="it has 13 channels, and 3 were requested"):
         open_images(np.zeros((2, 8, 8, 13), np.uint8), channels=3)
     with pytest.raises(DataError, match="channels is 0; expected at least 1"):
         open_images(PHOTOS, channels=0)
