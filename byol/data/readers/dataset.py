@@ -1,7 +1,8 @@
 """Images that are the items of a Python sequence: lists, torchvision datasets, Hugging Face datasets."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -56,7 +57,7 @@ class Items(Reader):
     def labels(self, rows: Rows) -> Labels | None:
         """From the sequence's own column where it has one, else from these items, which are then read."""
         if self.column is None:
-            first = self._label(int(rows[0])) if len(rows) else None
+            first = next(self._known_labels(rows), None)
             try:  # what stands beside an image need not be a label
                 if class_labels([first], 1, of=len(self)) is None:
                     return None
@@ -96,13 +97,23 @@ class Items(Reader):
                 f"{len(rows):,} images of {self.where} are decoded once more to learn their labels: it has "
                 "no `targets`. Give labels=[...] to `open_images` to spare that."
             )
-        return [self._label(row) for row in rows.tolist()]
+        labels = list(self._known_labels(rows))
+        if len(labels) < len(rows):
+            logger.warning(
+                f"{len(rows) - len(labels)} of {len(rows):,} images of {self.where} cannot be read, and with "
+                "them their labels: all count as unlabelled. Give labels=[...] to `open_images`."
+            )
+            return [-1] * len(rows)
+        return labels
+
+    def _known_labels(self, rows: Rows) -> Iterator[Any]:
+        """The labels of those items that can be read."""
+        for row in rows.tolist():
+            with suppress(BadImage):
+                yield self._label(row)
 
     def _label(self, index: int) -> Any:
-        try:
-            label = self._split(index)[1]
-        except BadImage:
-            return -1
+        label = self._split(index)[1]
         return to_numpy(label).tolist() if isinstance(label, Tensor | np.ndarray) else label
 
     def _split(self, index: int) -> tuple[Any, Any]:

@@ -152,6 +152,21 @@ def test_an_item_that_raises_is_a_bad_image() -> None:
             images.array(index)
 
 
+@pytest.mark.parametrize("place", [0, 7])
+def test_an_item_without_its_label_is_told_since_all_count_as_unlabelled(
+    place: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Pairs):
+        def __getitem__(self, index: int) -> tuple[Any, Any]:
+            if index == place:
+                raise OSError("truncated")
+            return super().__getitem__(index)
+
+    assert open_images(Broken([0, 1] * 10)).labels is None
+    assert "1 of 20 images of Broken cannot be read" in caplog.text
+    assert open_images(Broken([0, 1] * 10), labels=[0, 1] * 10).labels is not None
+
+
 class Rows:
     """As a Hugging Face dataset: rows are dicts, columns come by name, class names lie with the features."""
 
