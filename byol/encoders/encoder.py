@@ -208,6 +208,15 @@ def read(file: Path) -> tuple[dict[str, Tensor], EncoderInfo]:
         ) from failure
 
 
+def is_sound(file: Path) -> bool:
+    """Whether an encoder file is there and undamaged."""
+    try:
+        read(file)
+    except CheckpointError:
+        return False
+    return True
+
+
 def fill(net: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Fill a network with the tensors in a file. Raises CheckpointError unless all fit and none is missing.
 

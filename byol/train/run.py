@@ -12,7 +12,7 @@ from torch import nn
 
 from byol.data.workers import never
 from byol.disk import write_text
-from byol.encoders.encoder import Encoder, save_encoder
+from byol.encoders.encoder import Encoder, is_sound, save_encoder
 from byol.errors import ByolError, CollapseError, Stopped, TrainingError
 from byol.evaluation.online import OnlineProbe, ProbedLearner
 from byol.evaluation.score import Score, read_scores, write_scores
@@ -81,7 +81,7 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
         images.release()  # what was read until now is not needed as it was read
         batches = setup.batches(rows, plan, learner, start, bad, probe)
         log = RunLog(folder.metrics, plan, start, batches)
-        finished = start == plan.total_steps and folder.encoder.exists()
+        finished = start == plan.total_steps and is_sound(folder.encoder)
         began = time.perf_counter()
 
         with closing(batches), log:

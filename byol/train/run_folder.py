@@ -117,6 +117,8 @@ class RunFolder:
             return None
         try:
             stored = read_json(self.plan)
+            if not isinstance(stored, dict):
+                raise ValueError("it is not a plan")
             if stored.pop("blake2b") != encoder.digest({}, stored) or stored["format"] != FORMAT:
                 raise ValueError("it does not match its checksum")
             plan = Plan(**stored["plan"])

@@ -159,6 +159,11 @@ def test_a_finished_run_started_again_trains_no_further_and_gives_the_same_encod
         (tmp_path / "scores.jsonl").read_text(),
     )
     assert again.score.top1 == first.score.top1
+    sound = (tmp_path / "encoder.safetensors").read_bytes()
+    for damaged in (sound[:100], sound[:-1] + bytes([sound[-1] ^ 1])):
+        (tmp_path / "encoder.safetensors").write_bytes(damaged)
+        byol.pretrain(seeded(), arrays, config)
+        assert (tmp_path / "encoder.safetensors").read_bytes() == sound
 
 
 @pytest.mark.parametrize("labelled", [True, False])
