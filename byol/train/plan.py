@@ -131,10 +131,10 @@ class Plan(Checked):
         held = f", {self.hold_out_images:,} held out for kNN" if self.hold_out_images else ""
         parts = f" in {self.accumulation} micro-batches" if self.accumulation > 1 else ""
         batch = f"{self.batch_size} images{parts}"
-        warm_up = counted(self.warmup_steps, "step")
+        warm_up, channels = counted(self.warmup_steps, "step"), counted(self.channels, "channel")
         lines = [
             f"images     {self.images:,} to train on{held}; {where}",
-            f"encoder    {self.encoder}{options}; views of {height}x{width}, {self.channels} channels",
+            f"encoder    {self.encoder}{options}; views of {height}x{width}, {channels}",
             f"views      {in_words(self.kind, self.views)}",
             f"length     {counted(self.epochs, 'epoch')} = {counted(self.total_steps, 'step')} of {batch}",
             f"optimizer  {self.optimizer}, lr {self.lr:g} at its peak after {warm_up}, "
