@@ -90,8 +90,9 @@ class BYOL(nn.Module):
         self.views = None if size is None else Views(size, views, found.channels)
         self.augment_fn, self.augment_fn2 = augment_fn, augment_fn if augment_fn2 is None else augment_fn2
         self.moving_average_decay, self.joint_batchnorm = moving_average_decay, joint_batchnorm
-        # Prediction of view 1 and projection of view 2 in the last training pass, for who wants to measure.
-        self.outputs: tuple[Tensor, Tensor] | None = None
+        # Of the last training pass, for who wants to measure: representation and prediction of view 1, the
+        # target's projection of view 2.
+        self.outputs: tuple[Tensor, Tensor, Tensor] | None = None
         self._fed_views = False  # views of the user's own, which no function of this learner made
         self.representation_size, self.frozen = found.features, found.unreached
         for name in self.frozen:  # they get no gradient; left trainable, DDP would wait for it
@@ -167,7 +168,7 @@ class BYOL(nn.Module):
         with torch.no_grad():  # the target teaches, it is not taught
             projection1, projection2 = self._both(self.target, view1, view2)
         loss = (regression_loss(prediction1, projection2) + regression_loss(prediction2, projection1)).mean()
-        self.outputs = prediction1.detach(), projection2
+        self.outputs = representation1.detach(), prediction1.detach(), projection2
         if sound is not None:
             loss = torch.where(sound, loss, torch.nan)
         return (loss, representation1.detach()) if return_representation else loss

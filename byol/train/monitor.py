@@ -189,15 +189,18 @@ def sample(rows: Tensor, count: int, seed: int) -> Tensor:
 def step_signs(learner: BYOL) -> dict[str, float]:
     """What the last training pass left behind tells of collapse. Waits for the device.
 
-    `target_distance`: how far the target's parameters are from the online ones, over the length of these.
+    `batch_std`, `prediction_std` and `target_std`: `std` of a batch's representations, predictions and the
+    target's projections. `target_distance`: how far the target's parameters are from the online ones, over
+    the length of these.
     """
     assert learner.outputs is not None
-    prediction, projection = learner.outputs
+    representation, prediction, projection = learner.outputs
     online, target = (list[Tensor](network.parameters()) for network in (learner.online, learner.target))
     ways = torch._foreach_sub(target, online)
     way, length = (torch.stack(torch._foreach_norm(part)).norm() for part in (ways, online))
     distance = way / length.clamp_min(1e-12)
-    signs = {"prediction_std": std(prediction), "target_std": std(projection), "target_distance": distance}
+    stds = {"batch_std": representation, "prediction_std": prediction, "target_std": projection}
+    signs = {name: std(rows) for name, rows in stds.items()} | {"target_distance": distance}
     return {name: float(value) for name, value in signs.items()}
 
 

@@ -6,6 +6,7 @@ lie between those of provoked failures and of healthy runs (docs/experiments/LOG
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
 from byol.train.plan import Plan
@@ -26,6 +27,7 @@ CLOSER = 0.7  # of the closeness of views at step 0
 STILL = 0.15  # share of what a run has gained, in its last third: then more steps pay
 PARTS = ("representation", "projection")
 SIGNS = ("std", "effective_rank", "alignment", "batch_alignment", "retrieval")
+STEP = {"loss", "batch_std", "target_std", "target_distance"}
 LOOK = {f"{part}_{sign}" for part in PARTS for sign in SIGNS} | {"views"}
 OTHERWISE = "more steps, gentler views (--views.crop-area 0.3 1), more images, or stock weights (timm:NAME)"
 
@@ -79,19 +81,26 @@ def verdict_of(lines: Sequence[Line], plan: Plan) -> Verdict | None:
 
 def trouble(lines: Sequence[Line]) -> Verdict | None:
     """That a run has collapsed, diverges or is collapsing, by its lines so far; None when it is sound."""
-    looks = looks_of(lines)
-    if not looks:
+    # A long run has many lines and asks at each: not all are gone through.
+    begin, end = (next((line for line in part if is_look(line)), None) for part in (lines, reversed(lines)))
+    if begin is None or end is None:
         return None
-    begin, end = looks[0], looks[-1]
     if begin.get("images_distinct") == 1:
         what = "blank" if begin.get("images_blank") else "one and the same image"
         look = "Look at them: were they read from the right place, and as bright as they are (--data.white)?"
         return Verdict(
             "collapsed", f"all {begin.get('images', 0):,} images that were looked at are {what}", look
         )
+    gentler = "Lower the rate (--optim.base-lr), give larger batches, or a --optim.base-tau nearer to 1."
+    # Training passes tell of it long before the next look.
+    steps = list(islice((line for line in reversed(lines) if line.keys() >= STEP), 3))  # the last first
+    for part, sign in zip(PARTS, ("batch_std", "target_std"), strict=True):
+        std, first = max((line[sign] for line in steps), default=1.0), begin[f"{part}_std"]
+        if std < min(COLLAPSED, first / 4) and len(steps) == 3 and steps[2]["step"] >= SETTLING:
+            last = f"the {part}s of the last batches have a std of at most {std:.2g}, {first:.2g} at step "
+            return Verdict("collapsed", f"{last}{begin['step']:,}", gentler)
     if end["step"] < SETTLING:
         return None
-    gentler = "Lower the rate (--optim.base-lr), give larger batches, or a --optim.base-tau nearer to 1."
     signs = {part: (end[f"{part}_std"], begin[f"{part}_std"]) for part in PARTS}
     words = {
         part: f"the {part}s of different images have a std of {std:.2g}, {first:.2g} at step "
@@ -103,17 +112,14 @@ def trouble(lines: Sequence[Line]) -> Verdict | None:
             return Verdict("collapsed", words[part], gentler)
     if risen(end) or by_labels(begin, end)[1]:
         return None
-    steps = [line for line in lines if {"loss", "target_distance"} <= line.keys()][-3:]
     kept, kept_first = (look["representation_effective_rank"] for look in (end, begin))
     far = len(steps) == 3 and min(line["target_distance"] for line in steps) > RUNAWAY
     if far and kept < HALF * kept_first:
-        away = (
-            f"the online network is {steps[-1]['target_distance']:.2f} of its length away from its target, "
-        )
+        away = f"the online network is {steps[0]['target_distance']:.2f} of its length away from its target, "
         away += f"and the representation's effective rank fell from {kept_first:.1f} to {kept:.1f}"
         return Verdict("diverging", away, gentler)
     if len(steps) == 3 and end["step"] and min(line["loss"] for line in steps) > CHANCE:
-        lost = f"the loss is {steps[-1]['loss']:.2f}; predictions by chance have 4"
+        lost = f"the loss is {steps[0]['loss']:.2f}; predictions by chance have 4"
         return Verdict("diverging", lost, gentler)
     rank, rank_first = (look["projection_effective_rank"] for look in (end, begin))
     for part, (std, first) in signs.items():
@@ -126,7 +132,11 @@ def trouble(lines: Sequence[Line]) -> Verdict | None:
 
 
 def looks_of(lines: Sequence[Line]) -> list[Line]:
-    return [line for line in lines if line.keys() >= LOOK]
+    return [line for line in lines if is_look(line)]
+
+
+def is_look(line: Line) -> bool:
+    return line.keys() >= LOOK
 
 
 def closeness(look: Line) -> float:

@@ -91,8 +91,7 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
             try:
                 if start == 0:
                     log.write(monitor.look(0, log.begin, stop.check))
-                if not finished:
-                    heed_collapse(log, config)
+                warned = "" if finished else heed_collapse(log, config)
                 for result in log.following(steps(learner, batches, optimizer, plan, start, trained)):
                     done = result.step
                     last = done == plan.total_steps
@@ -102,7 +101,8 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
                         )
                     if monitor.due(done):
                         log.write(monitor.look(done, log.begin, never if last else stop.check))
-                        heed_collapse(log, config)
+                    if log.lines and log.lines[-1]["step"] == done:
+                        warned = heed_collapse(log, config, warned)
                     if saver.due(done, plan.save_every_steps) or last:
                         saver.save(done)
             except ByolError as failure:
@@ -134,14 +134,20 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
         return Run(folder.path, trained_encoder.eval(), plan, own_scores(folder).get("knn"), verdict)
 
 
-def heed_collapse(log: RunLog, config: TrainConfig) -> None:
-    """Say that a run goes wrong. Raises CollapseError when it has collapsed, unless it is to go on."""
+def heed_collapse(log: RunLog, config: TrainConfig, warned: str = "") -> str:
+    """Say that a run goes wrong, unless it was `warned` of that; the state it is in, or "".
+
+    Raises CollapseError when it has collapsed, unless it is to go on.
+    """
     found = trouble(log.lines)
-    if found is not None and found.state == "collapsed" and config.on_collapse == "stop":
+    if found is None:
+        return ""
+    if found.state == "collapsed" and config.on_collapse == "stop":
         goes_on = "To train on all the same, repeat the command with --on-collapse warn."
         raise CollapseError(f"The encoder has collapsed: {found.evidence}. {found.remedy} {goes_on}")
-    if found is not None:
+    if found.state != warned:
         log.say(f"warning    {found}")
+    return found.state
 
 
 def own_scores(folder: RunFolder) -> dict[str, Score]:
