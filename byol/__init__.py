@@ -23,6 +23,11 @@ if TYPE_CHECKING:
         Stopped as Stopped,
         TrainingError as TrainingError,
     )
+    from byol.evaluation.classifier import (
+        Classifier as Classifier,
+        Predicted as Predicted,
+        load_classifier as load_classifier,
+    )
     from byol.evaluation.knn import knn_predict as knn_predict
     from byol.evaluation.protocols import evaluate as evaluate
     from byol.evaluation.score import Score as Score
@@ -61,6 +66,7 @@ _HOMES = {
         "Stopped",
         "TrainingError",
     ),
+    "byol.evaluation.classifier": ("Classifier", "Predicted", "load_classifier"),
     "byol.evaluation.knn": ("knn_predict",),
     "byol.evaluation.protocols": ("evaluate",),
     "byol.evaluation.score": ("Score",),

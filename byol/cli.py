@@ -12,7 +12,7 @@ from typing import TextIO
 from byol import __version__
 from byol.errors import ByolError, ConfigError, did_you_mean, printable
 
-COMMANDS = ("demo", "views", "train", "evaluate", "embed", "convert", "search", "export")
+COMMANDS = ("demo", "views", "train", "evaluate", "predict", "embed", "convert", "search", "export")
 OVERVIEW = f"""byol {__version__}: learn an encoder from unlabelled images (Bootstrap Your Own Latent)
 
 usage: byol COMMAND ...
@@ -21,6 +21,7 @@ usage: byol COMMAND ...
   views       what a run would look at:    byol views photos/ --out views.png
   train       images in, encoder out:       byol train photos/ --out runs/a
   evaluate    how good is an encoder:       byol evaluate runs/a --train train/ --test test/
+  predict     the class of every image:     byol predict c.safetensors --data photos/ --out labels.csv
   embed       features of every image:      byol embed runs/a --data photos/ --out features.npz
   convert     other programs' checkpoints:  byol convert pretrain_res50x1.pkl --out encoders/res50x1
   search      find images by likeness:      byol search features.npz --query photo.jpg --run runs/a

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -63,6 +64,9 @@ class Evaluate:
     """Number from which all randomness follows."""
     seeds: int = 1
     """How often to repeat what is random, with the seeds that follow."""
+    save_classifier: str | None = None
+    """File (.safetensors) for the classifier that is scored, with its encoder, for `byol predict`. One of
+    the --protocols, one of --seeds and of --k."""
     weights: str | None = None
     """File of a torchvision: or timm: network's tensors; by default what the library downloaded before."""
     out: str | None = None
@@ -110,6 +114,13 @@ def evaluate(arguments: Sequence[str]) -> int:
         print(line)
     for path in written or ["nothing; --out FOLDER keeps the scores"]:
         print(f"written    {path}")
+    if command.save_classifier is not None:
+        print(
+            f"written    {command.save_classifier} ({os.path.getsize(command.save_classifier) / 1e6:,.1f} MB)"
+        )
+        next_words = ["byol", "predict", command.save_classifier, "--data", "IMAGES", "--out", "labels.csv"]
+        next_words += ["--encoder", command.encoder] if command.encoder is not None else []
+        print(f"next       {shlex.join(next_words)}")
     return 0
 
 
@@ -123,6 +134,8 @@ def check(command: Evaluate) -> None:
             "--train and --test are needed: images to learn from and to score. Of a single labelled folder "
             "--test 0.3 scores a part. Or --transfer FILE."
         )
+    if command.transfer is not None and command.save_classifier is not None:
+        raise ConfigError("--save-classifier keeps one classifier; it goes with --train and --test.")
     if command.out is not None and os.path.exists(command.out) and not os.path.isdir(command.out):
         raise ConfigError(f"--out is {command.out}, which is a file. Give the name of a folder.")
     if command.weights is not None and sum(word.startswith(LIBRARIES) for word in words) != 1:
@@ -194,7 +207,9 @@ def tasks_of(command: Evaluate) -> list[tuple[Path | None, Task]]:
             ):
                 continue  # a baseline has features of its own
             settings = replace(command.settings, metric=one.metric or command.settings.metric)
+            keep = command.save_classifier if word == (command.run or "features") else None
             more = {"name": word, "data_set": one.name, "cache": cache, "anew": anew, **given}
+            more["save_classifier"] = keep
             train, test, scored = one.train, one.test, encoder
             if word in BASELINES and word != command.run:  # on the same images, opened and compared before
                 first = tasks[place][1]

@@ -6,14 +6,18 @@ from dataclasses import dataclass
 
 import tyro
 
+from byol.encoders.encoder import Encoder
 from byol.encoders.load import folder_of, load_encoder
-from byol.errors import ConfigError
+from byol.errors import ConfigError, printable
+from byol.evaluation.classifier import Classifier, holds_classifier, load_classifier
 from byol.exports.export import GRAPHS, Format, export as write_export
+from byol.exports.graphs import OUTPUT, PROBABILITIES
 from byol.exports.verify import BATCHES, TOLERANCE
 from byol.settings import parse
 
+SHOWN = 12  # names of classes
 LOADS = {
-    "onnxruntime": 'onnxruntime.InferenceSession("{path}").run(["representation"], {{"images": images}})',
+    "onnxruntime": 'onnxruntime.InferenceSession("{path}").run(["{output}"], {{"images": images}})',
     "torch.export": 'torch.export.load("{path}").module()(images)',
     "torchvision": 'net = torchvision.models.{model}(); net.load_state_dict({read}("{path}"), strict=False)',
     "timm": 'timm.create_model("local-dir:{path}", pretrained=True, num_classes=0)',
@@ -24,7 +28,8 @@ LOADS = {
 @dataclass(frozen=True)
 class Export:
     run: tyro.conf.Positional[str]
-    """Run folder, encoder.safetensors, official .pkl, or pretrained torchvision:NAME or timm:NAME."""
+    """Run folder, encoder.safetensors, official .pkl, pretrained torchvision:NAME or timm:NAME; or what
+    `byol evaluate ... --save-classifier FILE` wrote, exported with its classifier."""
     out: str
     """What to write: .onnx, .pt2 (torch.export), .pth (torchvision), .safetensors, or a folder."""
     format: Format | None = None
@@ -46,9 +51,15 @@ def export(arguments: Sequence[str]) -> int:
     for source in (command.run, command.weights or ""):
         if os.path.isfile(source) and os.path.exists(command.out) and os.path.samefile(source, command.out):
             raise ConfigError(f"--out is {command.out}, which the encoder comes from. Give another name.")
-    encoder = load_encoder(command.run, net=command.encoder, weights=command.weights)
+    exported: Encoder | Classifier
+    if holds_classifier(command.run):
+        exported = load_classifier(command.run, net=command.encoder)
+        encoder, output = exported.encoder, PROBABILITIES
+    else:
+        encoder, output = load_encoder(command.run, net=command.encoder, weights=command.weights), OUTPUT
+        exported = encoder
     done = write_export(
-        encoder,
+        exported,
         command.out,
         format=command.format,
         from_pixels=command.from_pixels,
@@ -58,13 +69,17 @@ def export(arguments: Sequence[str]) -> int:
     tool, sizes = done.check.tool, " and ".join(f"{height}x{width}" for height, width in done.check.sizes)
     print(f"written    {done.path} ({done.format})")
     batches = ", ".join(map(str, BATCHES))
-    print(f"checked    {tool} gives the same features for {batches} images of {sizes} pixels:")
+    print(f"checked    {tool} gives the same {done.check.what} for {batches} images of {sizes} pixels:")
     print(f"           they differ by {done.check.difference:.2g} of the largest ({TOLERANCE:g} is allowed)")
     if done.format in GRAPHS:
         pixels = "in [0, 1]" if command.from_pixels else "normalised"
         size = "H, W" if len(done.check.sizes) > 1 else "{}, {}".format(*encoder.info.image_size)
         print(f"takes      images float32 (B, {encoder.info.channels}, {size}) {pixels}")
+        if isinstance(exported, Classifier):
+            names = ", ".join(map(printable, exported.classes[:SHOWN]))
+            more = ", ..." if len(exported.classes) > SHOWN else ""
+            print(f"gives      probabilities float32 (B, {len(exported.classes)}): {names}{more}")
     model = (command.model or encoder.info.architecture or "").rpartition(":")[2]
     read = "torch.load" if done.path.suffix == ".pth" else "safetensors.torch.load_file"
-    print(f"load       {LOADS[tool].format(path=done.path, read=read, model=model)}")
+    print(f"load       {LOADS[tool].format(path=done.path, read=read, model=model, output=output)}")
     return 0

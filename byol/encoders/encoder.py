@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, get_args
+from types import MappingProxyType
+from typing import Any, NamedTuple, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,6 +31,7 @@ from byol.models.build import build_encoder, is_own_code
 
 FORMAT = 2  # format 1 called the architecture "encoder"
 FILE = "encoder.safetensors"
+PART = "classifier:"  # in front of the names of a classifier's tensors
 PLAN = "plan.json"  # of the run that an encoder comes from
 PIXELS = 2**24  # the most that an image fed to a network may have: 4096 x 4096
 
@@ -166,16 +168,33 @@ def save_encoder(encoder: Encoder, folder: str | Path) -> Path:
     return folder / FILE
 
 
-def write(encoder: Encoder, file: Path) -> dict[str, Any]:
-    """Write an encoder file. Returns its description."""
-    description = {"format": FORMAT, **asdict(encoder.info), "blake2b": encoder.checksum()}
+def write(
+    encoder: Encoder,
+    file: Path,
+    classifier: Mapping[str, Any] | None = None,
+    parts: Mapping[str, Tensor] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Write an encoder file, perhaps with a classifier's description and tensors. Returns its description."""
+    tensors = unshared({**encoder.tensors(), **{PART + name: tensor for name, tensor in parts.items()}})
+    description = {"format": FORMAT, **asdict(encoder.info)}
+    description |= {} if classifier is None else {"classifier": classifier}
+    description["blake2b"] = digest(tensors, description)
     metadata = {"byol": json.dumps(description)}  # one entry: their order is not fixed
-    save_file(unshared(encoder.tensors()), file, metadata=metadata)
+    save_file(tensors, file, metadata=metadata)
     return description
 
 
-def read(file: Path) -> tuple[dict[str, Tensor], EncoderInfo]:
-    """The tensors and the description in an encoder file, checked against its checksum."""
+class Held(NamedTuple):
+    """What an encoder file holds."""
+
+    tensors: dict[str, Tensor]  # of the network
+    info: EncoderInfo
+    classifier: Any = None  # its description, whatever the file says; None for an encoder alone
+    parts: Mapping[str, Tensor] = MappingProxyType({})  # the classifier's tensors
+
+
+def read(file: Path) -> Held:
+    """What an encoder file holds, checked against its checksum."""
     try:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
@@ -197,10 +216,13 @@ def read(file: Path) -> tuple[dict[str, Tensor], EncoderInfo]:
             description["architecture"] = description.pop("encoder")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as failure:
         raise damaged(file, "is damaged: what it holds does not match its checksum") from failure
+    classifier, parts = description.pop("classifier", None), dict[str, Tensor]()
+    if classifier is not None:
+        parts = {name.removeprefix(PART): tensors.pop(name) for name in [*tensors] if name.startswith(PART)}
     try:
         for name in ("image_size", "mean", "std", *(["levels"] if description.get("levels") else [])):
             description[name] = tuple(description[name])
-        return tensors, EncoderInfo(**description)
+        return Held(tensors, EncoderInfo(**description), classifier, parts)
     except (TypeError, ValueError, KeyError, OverflowError) as failure:
         raise CheckpointError(
             f"{file} does not describe an encoder as this version of byol does ({failure}). "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook as when_registered
 
 from byol.encoders.convert import convert
-from byol.encoders.encoder import FILE, PLAN, Encoder, EncoderInfo, device_of, fill, filled, read, ready
+from byol.encoders.encoder import FILE, PLAN, Encoder, EncoderInfo, Held, device_of, fill, filled, read, ready
 from byol.encoders.foreign import kind_of
 from byol.encoders.pretrained import pretrained_encoder
 from byol.errors import ByolError, CheckpointError, ConfigError, complaint, damaged
@@ -64,10 +64,14 @@ def load_encoder(
         if net is not None:
             raise ConfigError(f"{file} is an official checkpoint, which tells its network: leave net out.")
         return convert(file).encoder.to(pick_device(device))
-    tensors, info = read(file)
+    return rebuilt(read(file), file, net, device)
+
+
+def rebuilt(held: Held, file: Path, net: nn.Module | str | None, device: str | None) -> Encoder:
+    """The encoder that a file holds; `net` is as in `load_encoder`."""
     if not isinstance(net, nn.Module):
-        net = described(file, tensors, info) if net is None else info.build(net)
-    return filled(net, tensors, info, file, pick_device(device))
+        net = described(file, held.tensors, held.info) if net is None else held.info.build(net)
+    return filled(net, held.tensors, held.info, file, pick_device(device))
 
 
 def holds_encoder(file: Path) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from byol.data.images import Images
 from byol.encoders.encoder import Encoder, device_of
 from byol.errors import DataError, TrainingError
+from byol.evaluation.classifier import Classifier, LinearClassifier, names_of
 from byol.evaluation.inputs import Predictions, labels_of, tensor_of
 from byol.evaluation.metrics import BLOCK, measure, predict
 from byol.evaluation.sgd import ClassifierConfig, Trial, batch_size_for, finite, fit, logits_of
@@ -57,6 +58,7 @@ def train_classifier(
     metric: str = "top1",
     seed: int = 0,
     workers: int = 0,
+    protocol: str = "",
 ) -> Predictions:
     """Train a classifier on so many labels, unless `frozen` a copy of the encoder with it, and predict.
 
@@ -122,9 +124,10 @@ def train_classifier(
         "tried": [{**one.trial._asdict(), metric: one.score} for one in tried] or None,
     }
     count = learned.count() + (len(validate) if learned is part else 0)
-    logits = partial(logits_of, classifier, config=config)
-    classes = predict(tensor_of(found.x), logits, every.classes, width=len(every.classes))
-    return Predictions(classes.numpy(), found.y, settings, count)
+    head = LinearClassifier(classifier.weight, classifier.bias, logit_cap=config.logit_cap)
+    classes = head.predict(tensor_of(found.x), every.classes)
+    said = Classifier(tuned, head, names_of(train.classes, every.classes), protocol=protocol)
+    return Predictions(classes.numpy(), found.y, settings, count, said)
 
 
 def judged(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from byol.encoders.encoder import Encoder
 from byol.errors import ConfigError, DataError
 from byol.evaluation.subsets import train_test_split
 from byol.features.features import Features
+
+if TYPE_CHECKING:
+    from byol.evaluation.classifier import Classifier
 
 Array = np.ndarray[Any, Any]
 Split = Features | Images  # to learn from or to score
@@ -38,6 +41,7 @@ class Predictions:
     labels: Array | None  # of the same images; None where they carry none, and then there is no score
     settings: dict[str, Any]  # requested and chosen
     train_images: int  # learned from, those that settings were chosen on included
+    classifier: "Classifier | None" = None  # that said so; None for features without an encoder
 
 
 def tensor_of(array: Array) -> Tensor:

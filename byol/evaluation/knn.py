@@ -26,11 +26,18 @@ def knn_predict(
 
 
 def knn_predictions(
-    bank: Tensor, labels: Tensor, queries: Tensor, ks: Sequence[int], temperature: float, *, count: int = TOP
+    bank: Tensor,
+    labels: Tensor,
+    queries: Tensor,
+    ks: Sequence[int],
+    temperature: float,
+    *,
+    count: int | None = TOP,
 ) -> list[Tensor]:
     """For each k what the votes of the k nearest rows predict, on the bank's device: see `predict`.
 
-    Labels are int64 (N,) from 0, or (N, classes) of 0 and 1. Only classes with a vote are predicted.
+    Labels are int64 (N,) from 0, or (N, classes) of 0 and 1. Only classes with a vote are predicted. With
+    no `count` it is the votes themselves, for each class that occurs; -infinity where there is none.
     """
     check_votes(ks, temperature)
     fit = bank.ndim == 2 and bank.shape[1:] == queries.shape[1:] and len(bank) == len(labels) > 0
@@ -55,7 +62,8 @@ def knn_predictions(
 
     every = torch.arange(len(queries), device=bank.device)
     widths = {k: len(classes) if classes is not None else k * labels.shape[1] for k in ks}
-    return [predict(every, partial(votes, k=k), classes, width=widths[k], count=count) for k in ks]
+    kept = None if count is None else classes
+    return [predict(every, partial(votes, k=k), kept, width=widths[k], count=count or TOP) for k in ks]
 
 
 def check_votes(ks: Sequence[int], temperature: float) -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from byol.errors import DataError
+from byol.evaluation.classifier import LinearClassifier
 from byol.evaluation.metrics import BLOCK, measure, predict
 from byol.evaluation.subsets import validation_split
 
@@ -28,8 +29,8 @@ TOLERANCE = 1e-4  # of a gradient where the curvature is about 1: the loss is wi
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """A linear classifier of standardised features."""
+class LogisticRegression:
+    """A linear classifier of standardised features, and how it was found."""
 
     weight: Tensor  # (C, D)
     bias: Tensor  # (C,)
@@ -41,14 +42,17 @@ class Classifier:
 
     def predict(self, x: Tensor) -> Tensor:
         """Predictions for features (N, D)."""
+        return self.classifier().predict(x, self.classes)
 
-        def logits(part: Tensor) -> Tensor:
-            return F.linear((part - self.mean) / self.std, self.weight, self.bias)
+    def classifier(self) -> LinearClassifier:
+        """The classifier alone."""
+        several = self.classes is None
+        return LinearClassifier(self.weight, self.bias, self.mean, self.std, multi_label=several)
 
-        return predict(x, logits, self.classes, width=sum(self.weight.shape))
 
-
-def fit(x: Tensor, y: Tensor, *, l2: Sequence[float] = L2, metric: str = "top1", seed: int = 0) -> Classifier:
+def fit(
+    x: Tensor, y: Tensor, *, l2: Sequence[float] = L2, metric: str = "top1", seed: int = 0
+) -> LogisticRegression:
     """Fit on features (N, D) with labels int64 (N,), or (N, classes) of 0 and 1, on the features' device.
 
     Minimises the mean cross-entropy + l2 / 2 * |weight|^2 on standardised features. The l2 is the one that
@@ -85,7 +89,7 @@ def fit(x: Tensor, y: Tensor, *, l2: Sequence[float] = L2, metric: str = "top1",
         )
         logger.warning(words, len(l2))
     parameters = minimise(z, y, start, best, variance, tolerance=TOLERANCE / 10)
-    return Classifier(parameters[:, :-1] @ axes.T, parameters[:, -1], classes, mean, std, best, held)
+    return LogisticRegression(parameters[:, :-1] @ axes.T, parameters[:, -1], classes, mean, std, best, held)
 
 
 def principal_axes(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

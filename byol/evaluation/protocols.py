@@ -21,6 +21,7 @@ from byol.encoders.encoder import Encoder, device_of
 from byol.encoders.load import untrained
 from byol.errors import ConfigError, did_you_mean
 from byol.evaluation import inputs, linear
+from byol.evaluation.classifier import Classifier, KnnClassifier, LinearClassifier, check_place, names_of
 from byol.evaluation.finetune import FINETUNE, LINEAR_SGD, SEMI, train_classifier
 from byol.evaluation.inputs import Array, Predictions, Split, labels_of, tensor_of
 from byol.evaluation.knn import check_votes, knn_predictions
@@ -97,6 +98,7 @@ class Task:
     seeds: tuple[int, ...]
     known: dict[str, Any]  # what all of its scores say: fields of `Score`
     anew: Callable[..., Encoder] | None  # makes the encoder of a `seed`, where it is random itself
+    keep: Path | None  # file that its only classifier is kept in
 
     @cached_property
     def train_features(self) -> Features:
@@ -125,6 +127,14 @@ class Task:
         y, queries = tensor_of(labels_of(self.train_features)), tensor_of(self.test_features.x)
         return x.to(device), y.to(device), queries.to(device), labels_of(self.test_features)
 
+    def classifier(
+        self, of_features: LinearClassifier | KnnClassifier, classes: Tensor | None, protocol: str
+    ) -> Classifier | None:
+        """With the encoder that the images were embedded by; None where it was given features."""
+        if self.encoder is None or isinstance(self.train, Features):
+            return None
+        return Classifier(self.encoder, of_features, names_of(self.train.classes, classes), protocol=protocol)
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -143,21 +153,26 @@ def knn(protocol: Protocol, task: Task, seed: int) -> dict[str, Predictions]:
     """Predictions by the votes of the nearest training images: for several k named knn-K."""
     x, y, queries, labels = task.tensors(copies=2)
     ks, temperature, predictions = task.settings.k, task.settings.temperature, {}
+    classes, columns = (None, None) if y.ndim == 2 else y.unique(return_inverse=True)
     for k, found in zip(ks, knn_predictions(x, y, queries, ks, temperature), strict=True):
         voters = {"voters": len(x)} if k > len(x) else {}  # all there are
         used = {"k": k, **voters, "temperature": temperature, "similarity": "cosine"}
         name = "knn" if len(ks) == 1 else f"knn-{k}"
-        predictions[name] = Predictions(found.cpu().numpy(), labels, used, len(x))
+        said = None  # of several labels votes are not probabilities
+        if columns is not None:
+            said = task.classifier(KnnClassifier(x, columns, k, temperature), classes, name)
+        predictions[name] = Predictions(found.cpu().numpy(), labels, used, len(x), said)
     return predictions
 
 
 def logistic(protocol: Protocol, task: Task, seed: int) -> dict[str, Predictions]:
     """Predictions by logistic regression; the l2 is chosen on a tenth of every class."""
     x, y, queries, labels = task.tensors(copies=3)
-    classifier = linear.fit(x, y, metric=task.known["metric"], seed=seed)
-    used = {"solver": "L-BFGS", "l2": classifier.l2, "l2_values": len(linear.L2)}
-    used |= {"validation_images": classifier.validation_images}
-    return {"linear": Predictions(classifier.predict(queries).cpu().numpy(), labels, used, len(x))}
+    found = linear.fit(x, y, metric=task.known["metric"], seed=seed)
+    used = {"solver": "L-BFGS", "l2": found.l2, "l2_values": len(linear.L2)}
+    used |= {"validation_images": found.validation_images}
+    said = task.classifier(found.classifier(), found.classes, "linear")
+    return {"linear": Predictions(found.predict(queries).cpu().numpy(), labels, used, len(x), said)}
 
 
 def trained(protocol: Protocol, task: Task, seed: int) -> dict[str, Predictions]:
@@ -168,7 +183,8 @@ def trained(protocol: Protocol, task: Task, seed: int) -> dict[str, Predictions]
     test = task.test if protocol.tunes else task.test_features  # which other protocols may have computed
     config, amount, metric = task.settings.classifier(protocol.usual), protocol.amount, task.known["metric"]
     learn = partial(train_classifier, task.encoder, task.train, test, config, frozen=not protocol.tunes)
-    return {protocol.name: learn(amount=amount, metric=metric, seed=seed, workers=task.workers)}
+    name, more = protocol.name, {"amount": amount, "metric": metric, "workers": task.workers}
+    return {name: learn(seed=seed, protocol=name, **more)}
 
 
 PROTOCOLS = {
@@ -214,6 +230,7 @@ def evaluate(
     seeds: int = 1,
     workers: int = 0,
     cache: str | Path | None = None,
+    save_classifier: str | Path | None = None,
     **settings: Any,
 ) -> Scores:
     """Score an encoder on labelled images: `train` is learned from, `test` is scored.
@@ -221,8 +238,9 @@ def evaluate(
     Both are what `open_images` takes, or Features or a file of them, which need no encoder. A number as
     `test`, such as 0.3, scores this share of every class of `train`, drawn from the seed. `settings`
     are the fields of `EvaluationConfig`, such as k=20. What is random is repeated with `seeds` seeds from
-    `seed` on. `cache` is a folder that features of images are kept in. Raises ConfigError for an unknown
-    protocol or setting, DataError without labels.
+    `seed` on. `cache` is a folder that features of images are kept in. `save_classifier` is a file for the
+    classifier that is scored, with its encoder, for `load_classifier`; one protocol, k and seed make one.
+    Raises ConfigError for an unknown protocol or setting, DataError without labels.
     """
     names = tuple(field.name for field in fields(EvaluationConfig))
     for name in settings:
@@ -232,6 +250,7 @@ def evaluate(
     config = EvaluationConfig(**settings)
     chosen = protocols_named(protocols, config)
     more: dict[str, Any] = {"seed": seed, "seeds": seeds, "workers": workers, "cache": cache}
+    more["save_classifier"] = save_classifier
     return Scores(judge(prepare(encoder, train, test, chosen, config, **more)))
 
 
@@ -251,6 +270,7 @@ def prepare(
     data_set: str = "",
     anew: Callable[..., Encoder] | None = None,
     overlap: int | None = None,
+    save_classifier: str | Path | None = None,
 ) -> Task:
     """Open and check everything that can be checked before any work; raises what `evaluate` raises.
 
@@ -282,6 +302,9 @@ def prepare(
             learned_from = f"{len(rows)} of {len(labels)}, {100 * len(rows) / len(labels):.3g} %"
             most = "is less than one image of most classes: one of each is learned from"
             logger.warning(f"{amount} {most}, {learned_from}.")
+    keep = None if save_classifier is None else Path(save_classifier)
+    if keep is not None:
+        check_keep(keep, encoder, splits[0], protocols, settings, seeds)
     known = {
         "metric": metric,
         "classes": labels.shape[1] if labels.ndim == 2 else len(np.unique(labels)),
@@ -294,7 +317,29 @@ def prepare(
     }
     place = pick_device(device) if encoder is None else device_of(encoder)
     home, every = None if cache is None else Path(cache), tuple(range(seed, seed + seeds))
-    return Task(*splits, words, encoder, place, workers, home, protocols, settings, every, known, anew)
+    return Task(*splits, words, encoder, place, workers, home, protocols, settings, every, known, anew, keep)
+
+
+def check_keep(
+    file: Path,
+    encoder: Encoder | None,
+    train: Split,
+    protocols: tuple[Protocol, ...],
+    settings: EvaluationConfig,
+    seeds: int,
+) -> None:
+    """Raise ConfigError unless one classifier comes of a task, and can be kept in a file with its encoder."""
+    if encoder is None or isinstance(train, Features):
+        raise ConfigError("save_classifier keeps an encoder too; expected an encoder, and train images.")
+    count = sum(len(settings.k) if one.name == "knn" else seeds for one in protocols)
+    if count != 1:
+        raise ConfigError(
+            f"save_classifier keeps one classifier, and {count} are scored. Name one of the protocols "
+            f"{', '.join(one.name for one in protocols)}, one seed, and of knn one k."
+        )
+    if protocols[0].name == "knn" and train.label_matrix is not None:
+        raise ConfigError("save_classifier of multi-label images is for linear: votes are not probabilities.")
+    check_place(file)
 
 
 def judge(task: Task) -> Iterator[tuple[str, Score]]:
@@ -309,6 +354,10 @@ def judge(task: Task) -> Iterator[tuple[str, Score]]:
         known = task.known | {"seconds": time.perf_counter() - started}
         for variant in runs[0]:
             found = [run[variant] for run in runs]
+            if task.keep is not None:
+                assert found[0].classifier is not None
+                found[0].classifier.save(task.keep)
+            found = [replace(one, classifier=None) for one in found]  # which may hold gigabytes
             yield variant, score_of(protocol.name, found, seeds=seeds if protocol.random else (), **known)
 
 

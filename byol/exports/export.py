@@ -14,6 +14,7 @@ from byol.encoders import encoder as files
 from byol.encoders.encoder import Encoder
 from byol.encoders.load import load_encoder
 from byol.errors import ByolError, ConfigError, did_you_mean
+from byol.evaluation.classifier import Classifier
 from byol.exports.card import card
 from byol.exports.graphs import write_graph
 from byol.exports.layouts import DoesNotFit, fitted, write_timm, write_torchvision
@@ -44,7 +45,7 @@ class Exported:
 
 
 def export(
-    encoder: Encoder,
+    encoder: Encoder | Classifier,
     path: str | Path,
     *,
     format: Format | None = None,
@@ -52,7 +53,7 @@ def export(
     run: str | Path | None = None,
     model: str | None = None,
 ) -> Exported:
-    """Write an encoder for another tool, load it there, compare, and only then let the file appear.
+    """Write an encoder or a classifier for another tool, load it there, compare, and only then let it appear.
 
     - "safetensors": this package's own encoder file.
     - "torchvision": tensors by torchvision's names, without the classifier; .safetensors or .pth.
@@ -60,15 +61,20 @@ def export(
     - "huggingface": the same with a model card; or this package's own file, where timm has no such model.
     - "torch.export" (.pt2), "onnx": the graph from "images" (B, C, H, W) float32 to "representation" (B, D)
       float32, for any B. Pixels are in [0, 1], normalised by the graph, or beforehand with from_pixels=False.
+      Of a classifier these alone are possible: its graph gives "probabilities" (B, classes).
 
     `format` follows from the path's suffix when it is None; a path without one is a folder for huggingface.
     `run` is the folder of the run, of which the model card tells. `model` names the model of torchvision or
     timm that an encoder of your own is. Raises ConfigError for what cannot be, and ByolError when the
     features differ by more than 1e-4 of the largest; then nothing is left behind.
     """
+    classifier = copy.deepcopy(encoder).cpu() if isinstance(encoder, Classifier) else None
+    encoder = encoder.encoder if isinstance(encoder, Classifier) else encoder
     check_encoder(encoder)
     path = Path(path)
     format = checked_format(path, format)
+    if classifier is not None and format not in GRAPHS:
+        raise ConfigError(f"A classifier becomes a graph, .onnx or .pt2; {format} is for its encoder alone.")
     if not from_pixels and format not in GRAPHS:
         raise ConfigError(f"from_pixels=False is for onnx and torch.export; {format} normalises nothing.")
     if model is not None and format in ("safetensors", *GRAPHS):
@@ -77,7 +83,7 @@ def export(
     place = filling if format in FOLDERS else replacing
     with torch.random.fork_rng([]), place(path) as temporary:  # the caller's random state stays as it was
         if format in GRAPHS:
-            check = write_graph(encoder, temporary, format, from_pixels)
+            check = write_graph(encoder, temporary, format, from_pixels, classifier)
         elif format == "torchvision":
             check = write_torchvision(fitted(encoder, format, model), encoder, temporary)
         elif format == "safetensors":

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from byol.encoders.encoder import Encoder
 from byol.errors import ByolError, ConfigError
+from byol.evaluation.classifier import Classifier, KnnClassifier
 from byol.exports.verify import Check, Size, compared
+from byol.features.features import unit
 from byol.models.build import library
 
 INPUT, OUTPUT = "images", "representation"
+PROBABILITIES = "probabilities"  # what the graph of a classifier gives in its place
 PROTOBUF_LIMIT = 2**31  # bytes in one ONNX file
 KEY = "preprocessing"  # where a graph's file keeps what it expects of its images
 
@@ -28,14 +32,17 @@ class NoGraph(ConfigError):
 class Graph(nn.Module):
     """What is traced: images (B, C, H, W) float32 to the representation (B, D) float32.
 
-    `from_pixels` puts the normalisation of pixels in [0, 1] in front. The encoder is copied.
+    `from_pixels` puts the normalisation of pixels in [0, 1] in front. The encoder is copied. With a
+    classifier behind it the probabilities (B, classes) come out.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, encoder: Encoder, from_pixels: bool) -> None:
+    def __init__(self, encoder: Encoder, from_pixels: bool, classifier: Classifier | None) -> None:
         super().__init__()
+        last = nn.Identity() if classifier is None else classifier.of_features
+        self.last = Votes(last) if isinstance(last, KnnClassifier) else last
         self.encoder = copy.deepcopy(encoder.network)
         self.encoder.stops = False
         self.from_pixels = from_pixels
@@ -51,7 +58,28 @@ class Graph(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         representation: Tensor = self.encoder((images - self.mean) / self.std if self.from_pixels else images)
-        return representation
+        result: Tensor = self.last(representation)
+        return result
+
+
+class Votes(nn.Module):
+    """A `KnnClassifier` of a few features, in operations that ONNX has."""
+
+    bank: Tensor
+    columns: Tensor
+
+    def __init__(self, of_features: KnnClassifier) -> None:
+        super().__init__()
+        self.register_buffer("bank", unit(of_features.bank))
+        self.register_buffer("columns", of_features.columns)
+        self.k, self.temperature = min(of_features.k, len(of_features.bank)), of_features.temperature
+        self.classes = int(of_features.columns.max()) + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        cosines, rows = (F.normalize(x, dim=1) @ self.bank.T).clamp(-1, 1).topk(self.k, dim=1)
+        weights = ((cosines - cosines[:, :1]) / self.temperature).exp()
+        votes = weights.new_zeros(x.shape[0], self.classes).scatter_add(1, self.columns[rows], weights)
+        return votes / votes.sum(dim=1, keepdim=True)
 
 
 class GridAverage(nn.Module):
@@ -71,8 +99,10 @@ class GridAverage(nn.Module):
         return x
 
 
-def write_graph(encoder: Encoder, file: Path, format: str, from_pixels: bool) -> Check:
-    """Write a graph of an encoder on the CPU, load it again and compare it.
+def write_graph(
+    encoder: Encoder, file: Path, format: str, from_pixels: bool, classifier: Classifier | None = None
+) -> Check:
+    """Write a graph of an encoder on the CPU, or of a classifier with it, load it again and compare it.
 
     The graph takes images of any size if it agrees at two of them, else of the encoder's size alone. Raises
     ConfigError when the network cannot be traced or a library is missing.
@@ -80,7 +110,8 @@ def write_graph(encoder: Encoder, file: Path, format: str, from_pixels: bool) ->
     if format == "onnx":
         for name in ("onnx", "onnxscript", "onnxruntime"):
             library(name, "export")
-        size = sum(value.numel() * value.element_size() for value in encoder.net.state_dict().values())
+        tensors = (encoder.net if classifier is None else classifier).state_dict().values()
+        size = sum(value.numel() * value.element_size() for value in tensors)
         if size >= PROTOBUF_LIMIT:
             weights = f"{size / 2**30:.1f} GiB of weights"
             raise ConfigError(f"One ONNX file holds less than 2 GiB, not {weights}. Take torch.export.")
@@ -97,36 +128,44 @@ def write_graph(encoder: Encoder, file: Path, format: str, from_pixels: bool) ->
             continue
         if features.shape == (1, encoder.info.features):
             with suppress(NoGraph):
-                check = attempt(encoder, file, format, from_pixels, (own, other))
+                check = attempt(encoder, file, format, from_pixels, (own, other), classifier)
                 if check.agrees:
                     return check
             break
-    return attempt(encoder, file, format, from_pixels, (own,))
+    return attempt(encoder, file, format, from_pixels, (own,), classifier)
 
 
-def attempt(encoder: Encoder, file: Path, format: str, from_pixels: bool, sizes: tuple[Size, ...]) -> Check:
+def attempt(
+    encoder: Encoder,
+    file: Path,
+    format: str,
+    from_pixels: bool,
+    sizes: tuple[Size, ...],
+    classifier: Classifier | None,
+) -> Check:
     """Write a graph for one size, or any when there are two; raises NoGraph when it cannot be expressed."""
-    any_size = len(sizes) > 1
-    described = json.dumps(
-        {**encoder.info.preprocessing(), "normalised_by_graph": from_pixels, "any_image_size": any_size}
-    )
+    any_size, output = len(sizes) > 1, OUTPUT if classifier is None else PROBABILITIES
+    notes: dict[str, Any] = {"normalised_by_graph": from_pixels, "any_image_size": any_size}
+    notes |= {} if classifier is None else {"classes": classifier.classes}
+    described = json.dumps({**encoder.info.preprocessing(), **notes})
     run: Callable[[Tensor], Tensor]
     try:
-        program = trace(Graph(encoder, from_pixels).eval(), encoder, any_size)
+        program = trace(Graph(encoder, from_pixels, classifier).eval(), encoder, any_size)
         if format == "onnx":
-            write_onnx(program, file, described, any_size)
+            write_onnx(program, file, described, any_size, output)
             session = library("onnxruntime").InferenceSession(file, providers=["CPUExecutionProvider"])
             tool = "onnxruntime"
 
             def run(images: Tensor) -> Tensor:
-                return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+                return torch.from_numpy(session.run([output], {INPUT: images.numpy()})[0])
         else:
             # By way of the memory: on a full disk torch itself would end the process.
             held = io.BytesIO()
             torch.export.save(program, held, extra_files={f"{KEY}.json": described})
             file.write_bytes(held.getbuffer())
             tool, run = "torch.export", torch.export.load(file).module()
-        return compared(encoder, tool, run, sizes, normalised=not from_pixels)
+        last = None if classifier is None else classifier.of_features
+        return compared(encoder, tool, run, sizes, normalised=not from_pixels, of_features=last)
     except (ByolError, OSError):
         raise
     except Exception as failure:  # torch and ONNX raise nearly everything for what they lack
@@ -153,11 +192,13 @@ def trace(graph: Graph, encoder: Encoder, any_size: bool) -> torch.export.Export
     return program
 
 
-def write_onnx(program: torch.export.ExportedProgram, file: Path, described: str, any_size: bool) -> None:
+def write_onnx(
+    program: torch.export.ExportedProgram, file: Path, described: str, any_size: bool, output: str
+) -> None:
     """Write a .onnx file, weights and all."""
     axes = {0: "batch", **({2: "height", 3: "width"} if any_size else {})}
     converted = torch.onnx.export(
-        program, input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes={INPUT: axes}, dynamo=True,
+        program, input_names=[INPUT], output_names=[output], dynamic_shapes={INPUT: axes}, dynamo=True,
         verbose=False,
     )  # fmt: skip
     assert converted is not None

@@ -164,8 +164,8 @@ class RunFolder:
 
     def extend(self, stored: dict[str, Any], plan: Plan, config: TrainConfig) -> None:
         """Put a longer plan in the place of a finished run's; its encoder is kept under the step's number."""
-        tensors, info = encoder.read(self.encoder)
-        checksum = encoder.digest(tensors, {"format": encoder.FORMAT, **asdict(info)})
+        held = encoder.read(self.encoder)
+        checksum = encoder.digest(held.tensors, {"format": encoder.FORMAT, **asdict(held.info)})
         if self.scores.exists():  # they are those of the encoder that is kept
             scores = [
                 replace(s, encoder_checksum=s.encoder_checksum or checksum) for s in read_scores(self.scores)

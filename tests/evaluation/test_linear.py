@@ -39,7 +39,7 @@ def scikit_learn(x: torch.Tensor, y: torch.Tensor, l2: float) -> tuple[StandardS
     )
 
 
-def classes(classifier: linear.Classifier, x: torch.Tensor) -> torch.Tensor:
+def classes(classifier: linear.LogisticRegression, x: torch.Tensor) -> torch.Tensor:
     """The likeliest class of each row."""
     return classifier.predict(x)[:, 0]
 

@@ -216,6 +216,24 @@ def seal_encoder(path: Path) -> None:
     save_file(tensors, path, held)
 
 
+def make_classifier(protocol: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        encoder, path = byol.load_encoder(make_encoder(folder)), folder / "c.safetensors"
+        train = byol.open_images([np.asarray(one) for one in pictures()], labels=["ant", "bee", "cat"] * 4)
+        byol.evaluate(encoder, train=train, test=0.5, protocols=protocol, save_classifier=path)
+        return path
+
+    return make
+
+
+def read_classifier(path: Path) -> None:
+    classifier = byol.load_classifier(path)
+    info = classifier.encoder.info
+    if max(info.image_size) <= 64 and info.channels <= 8:
+        images = np.zeros((2, *info.image_size, info.channels), dtype=np.uint8)
+        classifier.predict(images).save(path.parent / "labels.csv", every_class=True)
+
+
 def seal_plan(path: Path) -> None:
     stored = json.loads(path.read_text())
     stored.pop("blake2b", None)
@@ -290,6 +308,13 @@ KINDS = {
     "features in .parquet": Kind(features_file(".parquet"), read_features),
     "an encoder": Kind(make_encoder, read_encoder),
     "an encoder with a right checksum": Kind(make_encoder, read_encoder, text=True, seal=seal_encoder),
+    "a linear classifier": Kind(make_classifier("linear"), read_classifier),
+    "a linear classifier with a right checksum": Kind(
+        make_classifier("linear"), read_classifier, text=True, seal=seal_encoder
+    ),
+    "a kNN classifier with a right checksum": Kind(
+        make_classifier("knn"), read_classifier, text=True, seal=seal_encoder
+    ),
     "another program's checkpoint": Kind(make_pth, convert),
     "an official checkpoint": Kind(make_official, byol.official_state),
     "a checkpoint's tensors": Kind(of_a_run("checkpoints/step-*/state.safetensors"), go_on),
