@@ -279,16 +279,21 @@ def fitted(
     """The config with epochs in place of its budget.
 
     Where these are too few steps, batches and views are made smaller, unless their size was requested. A few
-    images are measured first: no step is made that the budget has no time for.
+    images are measured first: no step is made that the budget has no time for. Then as many as a batch should
+    have, where a thousand such steps may fit.
     """
     assert config.budget is not None
     budget = seconds_of(config.budget)
     # A length that stands in for the one that is sought; the warm-up may be longer than that.
     draft = replace(config, budget=None, epochs=1e6, optim=replace(config.optim, warmup_epochs=0.0))
     usual = derive(draft)
-    small = replace(usual, batch_size=min(8, usual.micro_batch_size) * usual.accumulation)
-    # Seconds of a pixel, which is less in larger batches.
-    pixel = measure(small).step / small.batch_size / usual.image_size[0] ** 2
+    for images in (8, LEAST_BATCHES[0]):
+        tried = replace(usual, batch_size=min(images, usual.micro_batch_size) * usual.accumulation)
+        step = measure(tried).step
+        pixel = step / tried.batch_size / usual.image_size[0] ** 2  # seconds of one
+        # In larger batches it is less: where these are fast enough to be measured, they tell it better.
+        if step / tried.batch_size * LEAST_BATCHES[0] * ENOUGH_STEPS > budget:
+            break
     for size, side in sizes(config, usual):
         steps = (USED - LOOKS) * budget / (pixel * size * side**2)
         if steps >= ENOUGH_STEPS:
