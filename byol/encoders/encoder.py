@@ -184,7 +184,7 @@ def write(
     return description
 
 
-class Held(NamedTuple):
+class EncoderFile(NamedTuple):
     """What an encoder file holds."""
 
     tensors: dict[str, Tensor]  # of the network
@@ -193,7 +193,7 @@ class Held(NamedTuple):
     parts: Mapping[str, Tensor] = MappingProxyType({})  # the classifier's tensors
 
 
-def read(file: Path) -> Held:
+def read(file: Path) -> EncoderFile:
     """What an encoder file holds, checked against its checksum."""
     try:
         with safe_open(file, "pt") as opened:
@@ -222,7 +222,7 @@ def read(file: Path) -> Held:
     try:
         for name in ("image_size", "mean", "std", *(["levels"] if description.get("levels") else [])):
             description[name] = tuple(description[name])
-        return Held(tensors, EncoderInfo(**description), classifier, parts)
+        return EncoderFile(tensors, EncoderInfo(**description), classifier, parts)
     except (TypeError, ValueError, KeyError, OverflowError) as failure:
         raise CheckpointError(
             f"{file} does not describe an encoder as this version of byol does ({failure}). "

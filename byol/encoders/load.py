@@ -13,7 +13,18 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook as when_registered
 
 from byol.encoders.convert import convert
-from byol.encoders.encoder import FILE, PLAN, Encoder, EncoderInfo, Held, device_of, fill, filled, read, ready
+from byol.encoders.encoder import (
+    FILE,
+    PLAN,
+    Encoder,
+    EncoderFile,
+    EncoderInfo,
+    device_of,
+    fill,
+    filled,
+    read,
+    ready,
+)
 from byol.encoders.foreign import kind_of
 from byol.encoders.pretrained import pretrained_encoder
 from byol.errors import ByolError, CheckpointError, ConfigError, complaint, damaged
@@ -67,7 +78,7 @@ def load_encoder(
     return rebuilt(read(file), file, net, device)
 
 
-def rebuilt(held: Held, file: Path, net: nn.Module | str | None, device: str | None) -> Encoder:
+def rebuilt(held: EncoderFile, file: Path, net: nn.Module | str | None, device: str | None) -> Encoder:
     """The encoder that a file holds; `net` is as in `load_encoder`."""
     if not isinstance(net, nn.Module):
         net = described(file, held.tensors, held.info) if net is None else held.info.build(net)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from byol.disk import check_writable, parse_json, replacing
-from byol.encoders.encoder import Encoder, Held, device_of, read, write
+from byol.encoders.encoder import Encoder, EncoderFile, device_of, read, write
 from byol.encoders.load import rebuilt
 from byol.errors import CheckpointError, ConfigError
 from byol.evaluation.inputs import tensor_of
@@ -242,7 +242,7 @@ def load_classifier(
     return Classifier(encoder, classifier, classes, protocol=protocol)
 
 
-def of_features_in(held: Held) -> LinearClassifier | KnnClassifier:
+def of_features_in(held: EncoderFile) -> LinearClassifier | KnnClassifier:
     """The classifier of features in a file. What the file says is not believed: raises ValueError and others
     unless its names, numbers and shapes fit each other and the encoder."""
     said, parts, width = held.classifier, held.parts, held.info.features

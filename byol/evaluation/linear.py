@@ -32,22 +32,14 @@ TOLERANCE = 1e-4  # of a gradient where the curvature is about 1: the loss is wi
 class LogisticRegression:
     """A linear classifier of standardised features, and how it was found."""
 
-    weight: Tensor  # (C, D)
-    bias: Tensor  # (C,)
+    classifier: LinearClassifier
     classes: Tensor | None  # int64 (C,), those that occur; None when multi-label, then all
-    mean: Tensor  # (D,) of the training features
-    std: Tensor  # (D,)
     l2: float
     validation_images: int  # that the l2 was chosen on; 0 when it was not chosen
 
     def predict(self, x: Tensor) -> Tensor:
         """Predictions for features (N, D)."""
-        return self.classifier().predict(x, self.classes)
-
-    def classifier(self) -> LinearClassifier:
-        """The classifier alone."""
-        several = self.classes is None
-        return LinearClassifier(self.weight, self.bias, self.mean, self.std, multi_label=several)
+        return self.classifier.predict(x, self.classes)
 
 
 def fit(
@@ -89,7 +81,9 @@ def fit(
         )
         logger.warning(words, len(l2))
     parameters = minimise(z, y, start, best, variance, tolerance=TOLERANCE / 10)
-    return LogisticRegression(parameters[:, :-1] @ axes.T, parameters[:, -1], classes, mean, std, best, held)
+    weight, bias = parameters[:, :-1] @ axes.T, parameters[:, -1]
+    classifier = LinearClassifier(weight, bias, mean, std, multi_label=classes is None)
+    return LogisticRegression(classifier, classes, best, held)
 
 
 def principal_axes(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -98,7 +98,7 @@ class Task:
     seeds: tuple[int, ...]
     known: dict[str, Any]  # what all of its scores say: fields of `Score`
     anew: Callable[..., Encoder] | None  # makes the encoder of a `seed`, where it is random itself
-    keep: Path | None  # file that its only classifier is kept in
+    classifier_file: Path | None  # that its only classifier is kept in
 
     @cached_property
     def train_features(self) -> Features:
@@ -171,7 +171,7 @@ def logistic(protocol: Protocol, task: Task, seed: int) -> dict[str, Predictions
     found = linear.fit(x, y, metric=task.known["metric"], seed=seed)
     used = {"solver": "L-BFGS", "l2": found.l2, "l2_values": len(linear.L2)}
     used |= {"validation_images": found.validation_images}
-    said = task.classifier(found.classifier(), found.classes, "linear")
+    said = task.classifier(found.classifier, found.classes, "linear")
     return {"linear": Predictions(found.predict(queries).cpu().numpy(), labels, used, len(x), said)}
 
 
@@ -302,9 +302,9 @@ def prepare(
             learned_from = f"{len(rows)} of {len(labels)}, {100 * len(rows) / len(labels):.3g} %"
             most = "is less than one image of most classes: one of each is learned from"
             logger.warning(f"{amount} {most}, {learned_from}.")
-    keep = None if save_classifier is None else Path(save_classifier)
-    if keep is not None:
-        check_keep(keep, encoder, splits[0], protocols, settings, seeds)
+    classifier_file = None if save_classifier is None else Path(save_classifier)
+    if classifier_file is not None:
+        check_classifier_file(classifier_file, encoder, splits[0], protocols, settings, seeds)
     known = {
         "metric": metric,
         "classes": labels.shape[1] if labels.ndim == 2 else len(np.unique(labels)),
@@ -317,10 +317,23 @@ def prepare(
     }
     place = pick_device(device) if encoder is None else device_of(encoder)
     home, every = None if cache is None else Path(cache), tuple(range(seed, seed + seeds))
-    return Task(*splits, words, encoder, place, workers, home, protocols, settings, every, known, anew, keep)
+    return Task(
+        *splits,
+        words,
+        encoder,
+        place,
+        workers,
+        home,
+        protocols,
+        settings,
+        every,
+        known,
+        anew,
+        classifier_file,
+    )
 
 
-def check_keep(
+def check_classifier_file(
     file: Path,
     encoder: Encoder | None,
     train: Split,
@@ -354,9 +367,9 @@ def judge(task: Task) -> Iterator[tuple[str, Score]]:
         known = task.known | {"seconds": time.perf_counter() - started}
         for variant in runs[0]:
             found = [run[variant] for run in runs]
-            if task.keep is not None:
+            if task.classifier_file is not None:
                 assert found[0].classifier is not None
-                found[0].classifier.save(task.keep)
+                found[0].classifier.save(task.classifier_file)
             found = [replace(one, classifier=None) for one in found]  # which may hold gigabytes
             yield variant, score_of(protocol.name, found, seeds=seeds if protocol.random else (), **known)
 

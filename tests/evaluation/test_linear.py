@@ -59,15 +59,15 @@ def test_classifier_is_that_of_scikit_learn_on_standardised_features(count, l2):
     theirs = torch.from_numpy(expected.predict(scaler.transform(test_x.double().numpy())))
     assert accuracy(classes(found, test_x), test_y) == pytest.approx(accuracy(theirs, test_y), abs=0.001)
     assert accuracy(classes(found, test_x), theirs) > 0.998
-    weight, bias = found.weight.numpy(), found.bias.numpy()
+    weight, bias = found.classifier.weight.numpy(), found.classifier.bias.numpy()
     if count == 2:
         weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
     else:  # a constant added to every bias changes nothing
         bias, expected.intercept_ = bias - bias.mean(), expected.intercept_ - expected.intercept_.mean()
     np.testing.assert_allclose(weight, expected.coef_, rtol=0, atol=5e-3)
     np.testing.assert_allclose(bias, expected.intercept_, rtol=0, atol=5e-3)
-    np.testing.assert_allclose(found.mean, scaler.mean_, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(found.std, scaler.scale_, rtol=1e-4)
+    np.testing.assert_allclose(found.classifier.mean, scaler.mean_, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.classifier.std, scaler.scale_, rtol=1e-4)
 
 
 def tagged(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,7 +90,7 @@ def test_multi_label_is_one_yes_or_no_for_each_class_as_in_scikit_learn(l2):
         model = LogisticRegression(C=1 / (l2 * len(x)), tol=1e-8, max_iter=5000).fit(
             standard, y[:, c].numpy()
         )
-        np.testing.assert_allclose(found.weight[c], model.coef_[0], rtol=0, atol=5e-3)
+        np.testing.assert_allclose(found.classifier.weight[c], model.coef_[0], rtol=0, atol=5e-3)
         logits = model.decision_function(test_standard)
         np.testing.assert_allclose(found.predict(test_x)[:, c], logits, rtol=0, atol=2e-2)
 
@@ -109,7 +109,7 @@ def test_fewer_images_than_features_and_features_that_repeat_are_solved_as_by_sc
     found = linear.fit(x, y, l2=[l2])
     theirs = torch.from_numpy(expected.predict(scaler.transform(test_x.double().numpy())))
     assert accuracy(classes(found, test_x), theirs) > 0.995
-    np.testing.assert_allclose(found.weight, expected.coef_, rtol=0, atol=5e-3)
+    np.testing.assert_allclose(found.classifier.weight, expected.coef_, rtol=0, atol=5e-3)
     assert accuracy(classes(found, test_x), test_y) == pytest.approx(accuracy(theirs, test_y), abs=0.004)
 
 
@@ -219,8 +219,8 @@ def test_after_the_choice_all_images_are_learned_from():
     x, y = clusters(400, 4)
     found = linear.fit(x, y)
     once = linear.fit(x, y, l2=[found.l2])
-    torch.testing.assert_close(found.weight, once.weight, rtol=0, atol=1e-4)
-    torch.testing.assert_close(found.bias, once.bias, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.classifier.weight, once.classifier.weight, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.classifier.bias, once.classifier.bias, rtol=0, atol=1e-4)
 
 
 def test_same_seed_gives_the_same_classifier_bit_for_bit_and_leaves_the_random_state():
@@ -229,7 +229,7 @@ def test_same_seed_gives_the_same_classifier_bit_for_bit_and_leaves_the_random_s
     first, second = linear.fit(x, y, seed=5), linear.fit(x, y, seed=5)
     assert torch.equal(torch.get_rng_state(), state)
     assert first.l2 == second.l2
-    assert torch.equal(first.weight, second.weight)
+    assert torch.equal(first.classifier.weight, second.classifier.weight)
 
 
 def test_constant_features_change_nothing():
@@ -238,7 +238,7 @@ def test_constant_features_change_nothing():
     alone = linear.fit(x, y, l2=[1e-3])
     constants = torch.tensor([0.0, 3.0, -1e6, 1e-20])
     joined = linear.fit(torch.cat([x, constants.expand(500, 4)], dim=1), y, l2=[1e-3])
-    torch.testing.assert_close(joined.weight[:, :10], alone.weight, rtol=0, atol=2e-3)
+    torch.testing.assert_close(joined.classifier.weight[:, :10], alone.classifier.weight, rtol=0, atol=2e-3)
     # What was constant in training has no say, whatever it is later.
     for elsewhere in (constants, constants + 100):
         found = classes(joined, torch.cat([test_x, elsewhere.expand(2000, 4)], dim=1))
@@ -256,7 +256,7 @@ def test_the_scale_of_features_does_not_matter(scale):
     x, y = clusters(500, 4)
     test_x, _ = clusters(2000, 4, seed=1)
     plain, scaled = (linear.fit(part, y, l2=linear.L2[::8]) for part in (x, x * scale))
-    assert scaled.weight.isfinite().all()
+    assert scaled.classifier.weight.isfinite().all()
     assert scaled.l2 == plain.l2
     assert accuracy(classes(scaled, test_x * scale), classes(plain, test_x)) > 0.998
 
@@ -291,10 +291,10 @@ def test_two_images_are_enough():
 def test_classes_without_a_training_image_are_never_predicted():
     x, y = clusters(300, 3)
     found = linear.fit(x, torch.tensor([0, 2, 5])[y])
-    assert found.weight.shape == (3, 10)
+    assert found.classifier.weight.shape == (3, 10)
     assert set(classes(found, clusters(1000, 3, seed=1)[0]).tolist()) == {0, 2, 5}
-    assert found.weight.isfinite().all()
-    assert found.bias.isfinite().all()
+    assert found.classifier.weight.isfinite().all()
+    assert found.classifier.bias.isfinite().all()
 
 
 def test_solver_ends_where_the_gradient_vanishes():
