@@ -24,6 +24,7 @@ HALF = 0.5  # ... but keeps more than half of the representation's effective ran
 CHANCE = 3.5  # loss; predictions that have nothing to do with the target's projections make it 4
 ALIKE = 0.5  # share of views that are found by their raw pixels
 CLOSER = 0.7  # of the closeness of views at step 0
+FEW_EPOCHS = 10  # after fewer a run that learns has not seen its images often enough, whatever it has gained
 STILL = 0.15  # share of what a run has gained, in its last third: then more steps pay
 PARTS = ("representation", "projection")
 SIGNS = ("std", "effective_rank", "alignment", "batch_alignment", "retrieval")
@@ -68,13 +69,11 @@ def verdict_of(lines: Sequence[Line], plan: Plan) -> Verdict | None:
     causes = list(hindrances(begin, plan))
     if risen(end) or close < CLOSER * close_first or (better and not causes):
         still = found_now - found_late > STILL * (found_now - found_first)
-        pays = "More epochs would still pay" if still else "More epochs would add little"
-        return Verdict(
-            "learning",
-            evidence,
-            f"{pays}: {100 * found_late:.0f} % were found at step {late['step']:,}.",
-            knn,
-        )
+        pays = "would still pay" if still else "would add little"
+        why = f"{100 * found_late:.0f} % were found at step {late['step']:,}"
+        if plan.epochs < FEW_EPOCHS:
+            pays, why = "would still pay", f"each image was seen {plan.epochs:.1f} times"
+        return Verdict("learning", evidence, f"More epochs {pays}: {why}.", knn)
     evidence = "; ".join([evidence, *(why for why, _ in causes)])
     return Verdict("slow", evidence, " ".join(what for _, what in causes) or f"Try {OTHERWISE}.", knn)
 

@@ -178,6 +178,28 @@ def test_measured_signs_of_real_runs_get_their_name(tmp_path, arrays, state, sig
     assert (trouble(lines) is None) == (state in ("learning", "slow"))
 
 
+@pytest.mark.parametrize(
+    ("epochs", "retrieval", "advice"),
+    [
+        (
+            1.6,
+            0.26,
+            "still pay: each image was seen 1.6 times",
+        ),  # CIFAR-10 in 20 minutes: 24 epochs gave 20 points more
+        (20.0, 0.26, "add little: 26 % were found at step 167"),
+        (20.0, 0.23, "still pay: 23 % were found at step 167"),
+    ],
+)
+def test_more_epochs_are_advised_after_few_of_them_and_while_retrieval_rises(
+    tmp_path, arrays, epochs, retrieval, advice
+):
+    plan = Setup.of(seeded(), arrays, small_config(tmp_path)).new_plan()
+    plan = replace(plan, total_steps=250, epochs=epochs)
+    verdict = verdict_of([BEGIN, a_look(167, retrieval=retrieval), a_look(250)], plan)
+    assert verdict.state == "learning"
+    assert verdict.remedy.startswith(f"More epochs would {advice}")
+
+
 def test_looks_change_nothing_of_what_is_trained(tmp_path, arrays):
     """Dropout, BatchNorm and random crops: all stay as they are, however often a run is looked at."""
     for times in (1, 7):
