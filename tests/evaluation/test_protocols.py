@@ -192,7 +192,7 @@ def test_several_k_give_a_score_each_from_one_search(encoder):
 
 def test_top5_stands_beside_top1_where_there_are_more_than_five_classes(encoder):
     train, test = clusters(300, 8), clusters(200, 8, seed=1)
-    classifier = linear.fit(torch.from_numpy(train.x), torch.from_numpy(train.y))
+    classifier = linear.fit(torch.from_numpy(train.x), torch.from_numpy(train.y)).classifier
     standard = (torch.from_numpy(test.x) - classifier.mean) / classifier.std
     logits = (standard @ classifier.weight.T + classifier.bias).numpy()
     scores = evaluate(train=train, test=test, k=(1, 20))
