@@ -42,6 +42,9 @@ def test_a_finished_run_goes_on_with_the_rates_of_the_longer_run(tmp_path, array
     said = capsys.readouterr().err
     assert f"continued at step {old}" in said
     assert f"extended   finished at step {old}; from there on rate and tau are those of 4 epochs" in said
+    rate = learning_rate(old, base_lr=first.plan.base_lr, batch_size=8, **whole)
+    following = tau(old, base_tau=first.plan.base_tau, total_steps=new)
+    assert f"lr jumps from 0 to {rate:.2g}, tau from 1 to {following:.4f}" in said
     assert longer.encoder.checksum() != first.encoder.checksum()
 
 
