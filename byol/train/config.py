@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
 from operator import le, lt
@@ -11,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 
 import numpy as np
 
+from byol.disk import parse_json
 from byol.errors import ConfigError
 from byol.method.draws import check_seed
 from byol.method.views import ViewConfig
@@ -68,7 +70,8 @@ def unfit(value: Any, kind: Any) -> str:
     if origin is Literal:
         fits = value in parts
     elif origin is tuple:
-        fits = isinstance(value, tuple) and [type(part) for part in value] == list(parts)
+        kinds = [parts[0]] * len(value) if parts[-1:] == (...,) else list(parts)
+        fits = isinstance(value, tuple) and [type(part) for part in value] == kinds
     elif kind is float:
         fits = type(value) is int or (type(value) is float and math.isfinite(value))
     else:
@@ -88,6 +91,9 @@ class ModelConfig(Checked, group="model."):
     """Initial scale of each residual block's last BatchNorm: 1 in the paper, 0 for stable small networks."""
     width: int | None = None
     """Channels of the first stage of the small `convnet` encoder."""
+    options: tuple[str, ...] = ()
+    """Options of the encoder itself, each NAME=VALUE: of a timm: or torchvision: model or of your function
+    what it takes, such as patch_size=4 embed_dim=192."""
     projection_size: Count | None = None
     """Outputs of projector and predictor. By default 256 as in the paper; on a CPU 128."""
     projection_hidden_size: Count | None = None
@@ -97,10 +103,27 @@ class ModelConfig(Checked, group="model."):
     joint_batchnorm: bool = False
     """Let both views share one pass and its BatchNorm statistics (not the paper's way)."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.encoder_options()
+
     def encoder_options(self) -> dict[str, Any]:
-        """The options that were given, by the names `build_encoder` knows."""
+        """The options that were given, by the names `build_encoder` knows.
+
+        A value is read as JSON, or True or False; what is neither is text.
+        """
         names = ("stem", "padding", "last_gamma", "width")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        found = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        for option in self.options:
+            name, equals, value = option.partition("=")
+            if not (name.isidentifier() and equals):
+                raise ConfigError(f"model.options has {option!r}; expected NAME=VALUE, such as patch_size=4.")
+            if name in found:
+                raise ConfigError(f"model.options gives {name} once more: {option}. Give it once.")
+            found[name] = value
+            with suppress(ValueError):
+                found[name] = parse_json({"True": "true", "False": "false"}.get(value, value))
+        return found
 
 
 @dataclass(frozen=True)
@@ -117,10 +140,17 @@ class OptimConfig(Checked, group="optim."):
     """Weight decay of every parameter with more than one dimension; biases and BatchNorm are exempt."""
     momentum: ShareBelow1 = 0.9
     """Momentum of lars and sgd; the first beta of adamw."""
+    beta2: ShareBelow1 = 0.95
+    """The second beta of adamw: over how many steps it averages squared gradients."""
+    clip: Positive | None = None
+    """Largest norm of the gradient, as is usual for a ViT; a longer one is shortened (not the paper's)."""
     warmup_epochs: NotNegative | None = None
     """Epochs of linear warm-up from 0. By default 10, or a tenth of a shorter run."""
     base_tau: Share | None = None
     """The target's tau at the start; it rises to 1 by a cosine."""
+    tau_batch: Count | None = None
+    """Batch size that tau is meant for. With another one tau is raised to the power of batch_size over this:
+    the EMA scaling rule (Busbridge et al. 2023; not the paper's)."""
     accumulation: Count = 1
     """Micro-batches whose gradients make one optimizer step (and one target update)."""
 

@@ -90,6 +90,9 @@ class Plan(Checked):
     look_every_steps: int  # between scores
     init: dict[str, Any] = field(default_factory=dict)  # the encoder it was started from, if there is one
     extended_at: int = 0  # the step at which it had finished, and was made longer
+    beta2: float = 0.95  # of adamw
+    clip: float = 0.0  # the largest norm of the gradient; 0 for any
+    tau_power: float = 1.0  # by which tau is scaled to the batch
 
     def __post_init__(self) -> None:
         if isinstance(self.views, dict):  # as JSON has it
@@ -110,7 +113,8 @@ class Plan(Checked):
         return learning_rate(step, base_lr=self.base_lr, batch_size=self.batch_size, **lengths)
 
     def tau_at(self, step: int) -> float:
-        return tau(step, base_tau=self.base_tau, total_steps=self.total_steps)
+        usual: float = tau(step, base_tau=self.base_tau, total_steps=self.total_steps) ** self.tau_power
+        return usual
 
     def longer(self, config: TrainConfig) -> "Plan":
         """The plan of a finished run that goes on for the config's epochs."""
@@ -120,6 +124,14 @@ class Plan(Checked):
             self, epochs=float(config.epochs), total_steps=total, extended_at=self.total_steps,
             look_every_steps=math.ceil(total / config.knn.times), save_every_steps=max(1, total // SAVES),
         )  # fmt: skip
+
+    def departures(self) -> list[str]:
+        """The switches of later papers that are on, in words."""
+        found = [f"gradients no longer than {self.clip:g}"] if self.clip else []
+        if self.tau_power != 1:
+            meant = f"tau {self.base_tau:g} of {self.batch_size / self.tau_power:g} images"
+            found.append(f"{meant} to the power of {self.tau_power:g} (EMA scaling rule, arXiv 2307.13813)")
+        return found
 
     def lines(self) -> list[str]:
         """The plan in words, for people."""
@@ -138,9 +150,10 @@ class Plan(Checked):
             f"views      {in_words(self.kind, self.views)}",
             f"length     {counted(self.epochs, 'epoch')} = {counted(self.total_steps, 'step')} of {batch}",
             f"optimizer  {self.optimizer}, lr {self.lr:g} at its peak after {warm_up}, "
-            f"weight decay {self.weight_decay:g}, tau from {self.base_tau:g}",
+            f"weight decay {self.weight_decay:g}, tau from {self.tau_at(0):g}",
             f"hardware   {self.device}, {self.precision}",
         ]
+        lines += [f"           not the paper's: {', '.join(other)}"] if (other := self.departures()) else []
         if self.init:
             info = self.init["info"]
             mean, std = (", ".join(f"{value:g}" for value in info[name]) for name in ("mean", "std"))
@@ -248,6 +261,7 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
         log_every_steps=config.log_every_steps,
         save_every_steps=config.save_every_steps or max(1, total // SAVES),
         look_every_steps=math.ceil(total / config.knn.times),
+        beta2=optim.beta2, clip=optim.clip or 0.0, tau_power=batch_size / (optim.tau_batch or batch_size),
     )  # fmt: skip
 
 

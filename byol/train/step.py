@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from byol.data.batches import Batch
 from byol.errors import DataError, TrainingError
 from byol.evaluation.online import OnlineProbe, ProbedLearner
-from byol.method import schedules
 from byol.method.byol import BYOL
 from byol.method.draws import Stream, seed_of
 from byol.method.lars import LARS, parameter_groups
@@ -54,14 +53,7 @@ def steps(
     buffers = [[buffer for buffer in forward.buffers() if buffer.dtype == dtype] for dtype in types]
     kept = [[buffer.clone() for buffer in group] for group in buffers]
     for step in range(start, plan.total_steps):
-        lr = schedules.learning_rate(
-            step,
-            base_lr=plan.base_lr,
-            batch_size=plan.batch_size,
-            total_steps=plan.total_steps,
-            warmup_steps=plan.warmup_steps,
-        )
-        tau = schedules.tau(step, base_tau=plan.base_tau, total_steps=plan.total_steps)
+        lr, tau = plan.lr_at(step), plan.tau_at(step)
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)
         loss = torch.zeros((), device=device)
@@ -84,6 +76,8 @@ def steps(
                 loss += part.detach() / plan.accumulation
             if device.type == "cpu":  # a GPU would be waited for; there the next loss tells
                 norm = finite_gradient_norm(optimizer, step)
+            if plan.clip:
+                nn.utils.clip_grad_norm_(learner.parameters(), plan.clip)
         except BaseException:
             copy_all(buffers, kept)
             optimizer.zero_grad(set_to_none=True)
@@ -135,4 +129,4 @@ def build_optimizer(learner: BYOL, plan: Plan, probe: OnlineProbe | None = None)
         return LARS(groups, lr=plan.lr, momentum=plan.momentum)
     if plan.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=plan.lr, momentum=plan.momentum, foreach=True)
-    return torch.optim.AdamW(groups, lr=plan.lr, betas=(plan.momentum, 0.95), foreach=True)
+    return torch.optim.AdamW(groups, lr=plan.lr, betas=(plan.momentum, plan.beta2), foreach=True)

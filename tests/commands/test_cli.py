@@ -13,6 +13,7 @@ from PIL import Image
 from tiny import TINY
 
 from byol.cli import main
+from byol.encoders.load import load_encoder
 from byol.features.features import Features
 
 
@@ -118,6 +119,20 @@ def test_a_run_s_config_is_a_preset(run, labelled, tmp_path):
     ).read_bytes()
 
 
+def test_a_library_network_takes_its_own_options_and_keeps_them(labelled, tmp_path):
+    """Patches of 8 of 32 pixels are 16 tokens, and a class token."""
+    vit = "--encoder timm:vit_tiny_patch16_224 --model.options patch_size=8 embed_dim=24 depth=1 num_heads=2"
+    words = [*TINY.replace("--encoder convnet --model.width 2", vit).split(), "--image-size", "32"]
+    assert main(["train", str(labelled), "--out", str(tmp_path / "a"), *words]) == 0
+    encoder = load_encoder(tmp_path / "a")
+    net = encoder.network.net
+    assert net.patch_embed.proj.weight.shape == (24, 3, 8, 8)
+    assert (net.pos_embed.shape[1], len(net.blocks), encoder.info.features) == (17, 1, 24)
+    preset = ["--preset", str(tmp_path / "a" / "config.yaml")]
+    assert main(["train", str(labelled), *preset, "--out", str(tmp_path / "again")]) == 0
+    assert load_encoder(tmp_path / "again").checksum() == encoder.checksum()
+
+
 def test_a_preset_that_names_code_imports_it_only_when_the_caller_names_it_too(
     labelled, tmp_path, monkeypatch, capsys
 ):
@@ -147,6 +162,9 @@ BAD = [
     (["train", "{tmp}/nowhere", "--out", "{tmp}/o"], 3, "nowhere"),
     (["train", "{pictures}", "--out", "{tmp}/o", "--encoder", "resnet51"], 2, "resnet50"),
     (["train", "{pictures}", "--out", "{tmp}/o", "--preset", "imagnet-300"], 2, "imagenet-300"),
+    (["train", "{pictures}", "--out", "{tmp}/o", "--model.options", "depth"], 2, "expected NAME=VALUE"),
+    (["train", "{pictures}", "--out", "o", "--model.width", "4", "--model.options", "width=5"], 2, "once"),
+    (["train", "{pictures}", "--out", "{tmp}/o", "--model.options", "widht=4"], 2, "Did you mean 'width'"),
     (["train", "{pictures}", "--out", "{tmp}/o", "--batch-size", "4096"], 3, "only 24 images"),
     (["train", "{pictures}", "--out", "{tmp}/o", "--epochs", "0"], 2, "epochs"),
     (["train", "{pictures}", "--out", "{tmp}/o", "--budget", "soon"], 2, "budget"),
