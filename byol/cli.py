@@ -12,7 +12,7 @@ from typing import TextIO
 from byol import __version__
 from byol.errors import ByolError, ConfigError, did_you_mean, printable
 
-COMMANDS = ("demo", "views", "train", "evaluate", "predict", "embed", "convert", "search", "export")
+COMMANDS = ("demo", "views", "train", "report", "evaluate", "predict", "embed", "convert", "search", "export")
 OVERVIEW = f"""byol {__version__}: learn an encoder from unlabelled images (Bootstrap Your Own Latent)
 
 usage: byol COMMAND ...
@@ -20,6 +20,7 @@ usage: byol COMMAND ...
   demo        train on photographs that are already here and see that it learns; about two minutes
   views       what a run would look at:    byol views photos/ --out views.png
   train       images in, encoder out:       byol train photos/ --out runs/a
+  report      what became of runs:          byol report runs/a runs/b --out comparison.html
   evaluate    how good is an encoder:       byol evaluate runs/a --train train/ --test test/
   predict     the class of every image:     byol predict c.safetensors --data photos/ --out labels.csv
   embed       features of every image:      byol embed runs/a --data photos/ --out features.npz

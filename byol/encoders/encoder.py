@@ -30,7 +30,7 @@ from byol.method.pixels import ImageCheck, normalise_, prepare
 from byol.models.build import build_encoder, is_own_code
 
 FORMAT = 2  # format 1 called the architecture "encoder"
-FILE = "encoder.safetensors"
+FILE, DESCRIPTION = "encoder.safetensors", "encoder.json"
 PART = "classifier:"  # in front of the names of a classifier's tensors
 PLAN = "plan.json"  # of the run that an encoder comes from
 PIXELS = 2**24  # the most that an image fed to a network may have: 4096 x 4096
@@ -164,7 +164,7 @@ def save_encoder(encoder: Encoder, folder: str | Path) -> Path:
     folder = Path(folder)
     with replacing(folder / FILE) as temporary:
         description = write(encoder, temporary)
-        write_text(folder / "encoder.json", json.dumps(description, indent=1) + "\n")
+        write_text(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
     return folder / FILE
 
 

@@ -48,6 +48,7 @@ class RunFolder:
         self.environment = self.path / "env.json"
         self.metrics = self.path / "metrics.jsonl"
         self.verdict = self.path / "verdict.json"
+        self.report = self.path / "report.html"
         self.bad_files = self.path / "bad_files.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.lock = self.path / ".lock"
@@ -103,6 +104,17 @@ class RunFolder:
                 for path in made:
                     path.rmdir()
             lock.close()
+
+    def in_use(self) -> bool:
+        """Whether a process holds the folder at this moment: the run is running."""
+        try:
+            with self.lock.open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # it was never held, or this process may not look
+            return False
+        return False
 
     def stored_plan(self, config: TrainConfig, source: Images, world: World) -> Plan | None:
         """The plan of the run to continue; None for a new one, or where other settings have saved no step.
@@ -191,6 +203,7 @@ class RunFolder:
         if not self.plan.exists():
             versions = {"byol": __version__, "torch": torch.__version__, "python": platform.python_version()}
             environment = {**versions, "hardware": world.describe(), "threads": torch.get_num_threads()}
+            environment["images"] = source.reader.where
             images = {"data": source.fingerprint(), "images": source.description}
             stored = {"format": FORMAT, "plan": to_plain(plan), "config": to_plain(config), **images}
             write_text(self.config, to_yaml(config))

@@ -23,6 +23,7 @@ LAYERS = [
     {"features"},
     {"evaluation"},
     {"train", "exports"},
+    {"report"},
     {"commands"},
     {"cli", "__init__"},
     {"__main__"},

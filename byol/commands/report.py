@@ -1,0 +1,54 @@
+"""`byol report`"""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from byol.disk import check_writable
+from byol.errors import ConfigError
+from byol.report.page import write_report
+from byol.report.plots import write_figures
+from byol.report.record import read_record
+from byol.settings import parse
+
+
+@dataclass(frozen=True)
+class Report:
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Folders of runs: one for its report, several to compare them. A run may be running."""
+    out: str | None = None
+    """File to write (.html). By default report.html, in the run's folder or of several runs here."""
+    figures: str | None = None
+    """Folder that each figure is written to as SVG, for papers and slides."""
+
+
+def report(arguments: Sequence[str]) -> int:
+    """Write the report of a run, or of several beside one another."""
+    description = "See what became of a run: verdict, curves, scores and settings, in one HTML file."
+    command = parse(Report, arguments, prog="byol report", description=description)
+    if not command.runs:
+        raise ConfigError("No run was named; expected the folder of one, as `byol train --out` was given.")
+    if len(set(command.runs)) < len(command.runs):
+        raise ConfigError(f"{' '.join(command.runs)} names a run twice. Name each once.")
+    records = [read_record(run) for run in command.runs]
+    own = len(records) == 1 and command.out is None
+    out = records[0].folder.report if own else Path(command.out or records[0].folder.report.name)
+    if out.is_dir():
+        raise ConfigError(
+            f"--out is {out}, which is a folder. Give the name of a file, such as {out}/report.html."
+        )
+    check_writable(out.parent, "Choose another place with --out.", out.name)
+    for record in records:
+        said = str(record.verdict or record.state)
+        print(textwrap.fill(f"{record.name}: {said}", 110, subsequent_indent=" " * 11))
+    write_report(records, out)
+    print(f"written    {out}")
+    if command.figures is not None:
+        folder = Path(command.figures)
+        check_writable(folder, "Choose another folder with --figures.")
+        files = write_figures(records, folder)
+        print(f"written    {len(files)} figures in {folder}/: {', '.join(path.name for path in files)}")
+    return 0

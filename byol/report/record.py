@@ -1,0 +1,121 @@
+"""What a run has left in its folder. Nothing there is changed, so a run can be looked at while it runs."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from byol.disk import parse_json, read_json, read_yaml
+from byol.encoders.encoder import DESCRIPTION
+from byol.errors import CheckpointError
+from byol.evaluation.score import Score, read_scores
+from byol.settings import flat
+from byol.train.log import sound
+from byol.train.outcome import FEW, Verdict, looks_of, trouble, verdict_of
+from byol.train.plan import Plan
+from byol.train.run_folder import FORMAT, RunFolder
+
+Line = Mapping[str, Any]  # of metrics.jsonl
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run as its files tell it."""
+
+    name: str
+    folder: RunFolder
+    plan: Plan
+    images: str  # in words
+    fingerprint: str  # of the images
+    lines: list[Line]
+    scores: list[Score]
+    state: Literal["finished", "running", "unfinished"]
+    config: dict[str, Any]  # what was requested, by dotted names
+    environment: dict[str, Any]
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Of a finished run; of another one that something is wrong with it, if there is."""
+        return verdict_of(self.lines, self.plan) if self.state == "finished" else trouble(self.lines)
+
+    @property
+    def images_at(self) -> str | None:
+        """Where the images were read from, if something is there now."""
+        where = self.environment.get("images")
+        return where if isinstance(where, str) and Path(where).exists() else None
+
+    @property
+    def checksum(self) -> str | None:
+        """Of its encoder, by which its scores are known."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return str(read_json(self.folder.path / DESCRIPTION)["blake2b"])
+        return None
+
+    @property
+    def step(self) -> int:
+        return max((line["step"] for line in self.lines), default=0)
+
+    @property
+    def scored(self) -> list[Line]:
+        """The looks at enough labelled images for a kNN score."""
+        names = {"knn_top1", "knn_low", "knn_high", "knn_images"}
+        return [x for x in looks_of(self.lines) if x.keys() >= names and x["knn_images"] >= FEW]
+
+    def spans(self) -> Iterator[tuple[float, float]]:
+        """Seconds of training between two lines of metrics, and those of them that images were waited for."""
+        before = 0
+        for line in self.lines:
+            if line.get("images_per_second", 0) > 0:
+                seconds = (line["step"] - before) * self.plan.batch_size / line["images_per_second"]
+                yield seconds, seconds * line.get("data_wait", 0)
+                before = line["step"]
+
+
+def read_record(path: str) -> Record:
+    """Read a run's folder. Raises CheckpointError for one that holds no run, or a run's damaged files."""
+    folder = RunFolder(path)
+    if not folder.plan.exists():
+        there = (
+            "has no plan.json" if folder.path.is_dir() else "is not there" if not folder.path.exists() else ""
+        )
+        raise CheckpointError(
+            f"{path} {there or 'is a file'}; expected the folder of a run, as `byol train --out` was given."
+        )
+    try:
+        stored = read_json(folder.plan)
+        if stored["format"] != FORMAT:
+            raise ValueError(f"format {stored['format']!r:.20}, expected {FORMAT}")
+        plan, config = Plan(**stored["plan"]), flat(stored["config"])
+        images, fingerprint = str(stored["images"]), str(stored["data"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as failure:
+        raise CheckpointError(
+            f"{folder.plan} cannot be read ({failure}): edited, damaged, or of another version. Restore it."
+        ) from failure
+    if folder.config.exists():
+        config = flat(read_yaml(folder.config, "run's config"))
+    environment: dict[str, Any] = {}
+    with suppress(OSError, ValueError):  # it tells where a run ran, no more
+        environment = dict(read_json(folder.environment))
+    running = folder.in_use()
+    finished = not running and folder.encoder.exists()
+    return Record(
+        name=str(path), folder=folder, plan=plan, images=images, fingerprint=fingerprint,
+        lines=metrics(folder.metrics, plan),
+        scores=read_scores(folder.scores) if folder.scores.exists() else [],
+        state="running" if running else "finished" if finished else "unfinished",
+        config=config, environment=environment,
+    )  # fmt: skip
+
+
+def metrics(path: Path, plan: Plan) -> list[Line]:
+    """The lines of metrics.jsonl, of finite numbers; what a kill left there is passed over."""
+    lines: list[Line] = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        with suppress(ValueError, TypeError, KeyError):  # not JSON, not a dictionary, no such key
+            values = parse_json(text)
+            if sound(values, plan.total_steps):
+                finite = {k: v for k, v in values.items() if isinstance(v, str) or math.isfinite(v)}
+                lines += [finite] if finite.keys() >= {"step", "epoch"} else []
+    return lines
