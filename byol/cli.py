@@ -2,12 +2,15 @@
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from io import TextIOWrapper
-from typing import TextIO
+from types import FrameType
+from typing import NoReturn, TextIO
 
 from byol import __version__
 from byol.errors import ByolError, ConfigError, did_you_mean, printable
@@ -37,6 +40,10 @@ a bug, 75 stopped by a signal and saved, 130 Ctrl-C and saved.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; a failure that was foreseen is one sentence on stderr."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:  # a process of our own; a run answers in its own way, once its libraries are loaded
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, leave)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # whose encoding may lack the letters of a name
             stream.reconfigure(errors="backslashreplace")
@@ -84,6 +91,14 @@ def done(words: list[str]) -> int:
             say(line)
         say("byol: this is a bug. Please report it with the lines above.")
         return 70
+
+
+def leave(number: int, frame: FrameType | None) -> NoReturn:
+    """End by a signal as by an exception, so that what is half written is taken away."""
+    signal.signal(number, signal.SIG_DFL)  # the second one ends at once
+    with suppress(OSError):  # not print, which may be at work below
+        os.write(2, f"byol: stopped by {signal.Signals(number).name}\n".encode())
+    sys.exit(75)
 
 
 def say(line: str) -> None:

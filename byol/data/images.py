@@ -215,7 +215,7 @@ def open_images(
 
     `channels` is 3 for colour or 1 for gray, for arrays any number; by default 3 for pictures and an array's
     own. `labels`, numbers from 0 or words, take the place of the source's own; of multi-label images rows of
-    0 and 1, a column a class. Larger pictures than `max_pixels` (64 million) count as unreadable. `black` and
+    0 and 1, a column a class. Larger pictures than `max_pixels` (62 million) count as unreadable. `black` and
     `white` are for samples of more than 8 bits; by default the fewest bits that hold a sample of the images
     decide, and floats go from 0 to 1. Raises DataError.
     """

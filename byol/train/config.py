@@ -167,7 +167,8 @@ class DataConfig(Checked, group="data."):
     max_bad: Share = 0.01
     """Share of unreadable images above which the run stops; up to it they are replaced and listed."""
     max_pixels: Count | None = None
-    """Largest picture that is decoded, in pixels, by default 64 million; larger ones count as unreadable."""
+    """Largest picture that is decoded, in pixels, by default 62 million; larger ones count as unreadable.
+    Half as many for transparency, more than 8 bits, WebP and progressive JPEG: they take twice the memory."""
     black: float | None = None
     """Sample of pictures with more than 8 bits that is black. By default 0, or what the images suggest."""
     white: float | None = None

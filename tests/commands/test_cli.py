@@ -156,6 +156,24 @@ def test_a_preset_that_names_code_imports_it_only_when_the_caller_names_it_too(
     assert (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"])
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_signal_while_libraries_load_ends_with_a_sentence_and_the_promised_code(command, name, tmp_path):
+    (tmp_path / "torch.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "byol", command, "photos", "--out", str(tmp_path / "a")], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": paths},
+    )  # fmt: skip
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(getattr(signal, name))
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (75, f"byol: stopped by {name}\n")
+    assert not (tmp_path / "a").exists()
+
+
 EVALUATE = ["evaluate", "{run}", "--train", "{pictures}", "--test", "{pictures}"]
 BAD = [
     (["trian"], 2, "Did you mean 'train'"),

@@ -166,7 +166,7 @@ for path in sys.argv[1:]:
     try:
         Reading().picture(open(path, "rb").read())
     except BadImage as failure:
-        assert "more than the limit of 64,000,000" in str(failure), failure
+        assert "more than the limit of 62,000,000" in str(failure), failure
     else:
         raise SystemExit(path + " was decoded")
 assert peak() - before < 20, peak() - before
@@ -176,6 +176,63 @@ assert peak() - before < 20, peak() - before
         [sys.executable, "-c", script, *paths], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def large(kind: str, width: int, height: int) -> bytes:
+    """A picture of one colour in one of the kinds that differ in the memory they take."""
+    form, mode = {"transparent": ("PNG", "RGBA"), "webp": ("WEBP", "RGB"), "gray, see-through": ("PNG", "LA"),
+                  "16 bits": ("PNG", "I;16"), "png": ("PNG", "RGB")}.get(kind, ("JPEG", "RGB"))  # fmt: skip
+    picture, options = (
+        Image.new(mode, (width, height), 90 if mode[0] in "LI" else (90, 20, 30, 100)[: len(mode)]),
+        {},
+    )
+    if mode == "LA":
+        picture.putalpha(100)
+    if kind == "turned":
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = 6
+    if kind == "webp":
+        options["method"] = 0  # the fastest
+    if kind == "progressive":
+        options["progressive"] = True
+    if kind == "one transparent colour":
+        picture, form, options = picture.convert("P"), "PNG", {"transparency": 0}
+    return encoded(picture, form, **options)
+
+
+LIGHT, HEAVY = ("plain", "png", "turned"), (
+    "transparent", "gray, see-through", "one transparent colour", "16 bits", "webp", "progressive",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LIGHT + HEAVY)
+def test_what_takes_twice_the_memory_may_have_half_the_pixels(kind: str) -> None:
+    data = large(kind, 64, 64)
+    most = 64 * 64 * (1 if kind in LIGHT else 2)
+    assert decode(data, max_pixels=most).shape[:2] == (64, 64)
+    with pytest.raises(BadImage, match=r"64x64 pixels are more than the limit of"):
+        decode(data, max_pixels=most - 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["turned", "transparent", "16 bits", "webp", "progressive"])
+def test_the_largest_picture_takes_no_more_than_500_MB_over_its_file(kind: str, tmp_path: Path) -> None:
+    width = 7874 if kind in LIGHT else 5567
+    (tmp_path / "a").write_bytes(large(kind, width, width))
+    script = """
+import sys, resource
+from byol.data.decode import Reading
+raw = open(sys.argv[1], "rb").read()
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+picture = Reading().picture(raw)
+assert picture.width * picture.height > 0.99 * float(sys.argv[2])
+print(peak() - before)
+"""
+    least = "62e6" if kind in LIGHT else "31e6"
+    words = [sys.executable, "-c", script, str(tmp_path / "a"), least]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+    assert float(done.stdout) < 500, done.stdout
 
 
 def test_a_text_chunk_bomb_is_a_bad_image() -> None:
