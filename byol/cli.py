@@ -74,7 +74,8 @@ def done(words: list[str]) -> int:
     try:
         return command_named(words[0])(words[1:])
     except ByolError as failure:
-        say(f"byol {words[0]}: {failure}")
+        if not failure.shared or os.environ.get("RANK", "0") == "0":
+            say(f"byol {words[0]}: {failure}")
         return failure.exit_code
     except KeyboardInterrupt:
         say("byol: interrupted")

@@ -17,6 +17,7 @@ class ByolError(Exception):
     """Every failure this package raises on purpose."""
 
     exit_code = 70
+    shared = False  # whether all processes of a run end with it; then one of them tells
 
 
 class ConfigError(ByolError, ValueError):
@@ -60,12 +61,16 @@ class DiskError(ByolError, OSError):
         return f"{self.filename} cannot be written: {self.strerror}. Make room, or choose another place."
 
 
+class ProcessLost(ByolError):
+    """Another process of the run has ended, or does not answer."""
+
+
 class Stopped(ByolError):
     """A run that was asked to stop by a signal and has saved its state: running it again continues it."""
 
-    def __init__(self, message: str, *, exit_code: int) -> None:
+    def __init__(self, message: str, *, exit_code: int, by: str = "") -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code, self.by = exit_code, by
 
 
 def damaged(path: object, how: str) -> CheckpointError:

@@ -2,19 +2,24 @@
 
 import logging
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar, cast
 
 import torch
+from torch import distributed
 
-from byol.errors import ByolError, ConfigError
+from byol.errors import ByolError, ConfigError, ProcessLost, TrainingError
 from byol.machine import available_memory, bf16_pays, settle
 
 logger = logging.getLogger("byol")
 Precision = Literal["bf16", "fp32"]
+T = TypeVar("T")
+MINUTES = 10  # that a process waits for the others within a step
+LOST = ("gloo", "NCCL", "onnection closed", "onnection reset")  # in what torch says of a process that ended
 
 
 @dataclass(frozen=True)
@@ -27,14 +32,16 @@ class World:
     rank: int
     size: int
     device: torch.device
+    meetings: Any = None  # the group that several processes agree in, beside that of gradients and statistics
 
     @classmethod
-    def join(cls, device: str | None = None, *, alone: bool = False) -> "World":
+    def join(cls, device: str | None = None, *, alone: bool = False, hours: float = 168) -> "World":
         """Take a place among the processes that torchrun started; without torchrun that is a world of one.
 
-        `device` None picks the best there is; of several GPUs each process takes its own. The processes only
-        wait for one another, over gloo. Raises ConfigError for a device that is not there, when the
-        processes cannot find each other, and with `alone` when there are several: each would do all the work.
+        `device` None picks the best there is; of several GPUs each process takes its own. At a meeting a
+        process waits at most so many `hours` for the slowest, within a step some minutes. Raises ConfigError
+        for a device that is not there, when the processes cannot find each other, and with `alone` when there
+        are several: each would do all the work.
         """
         words = os.environ.get("WORLD_SIZE", "1")
         if not words.isdecimal() or int(words) < 1:
@@ -45,39 +52,134 @@ class World:
         if alone and size > 1:
             raise ConfigError(
                 f"WORLD_SIZE is {size}, but this works in one process for now. Start it without torchrun, as "
-                "plain `byol train` or `byol evaluate`."
+                "plain `byol evaluate`."
             )
         chosen = pick_device(device)
         if chosen.type == "cpu":
             settle()
         if size == 1:
             return cls(0, 1, chosen)
+        from torch.distributed.rendezvous import rendezvous
+
         if chosen.type == "cuda" and chosen.index is None:
             chosen = pick_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        gpus = chosen.type == "cuda" and distributed.is_nccl_available()
+        if gpus:
+            torch.cuda.set_device(chosen)  # NCCL's calls go to the current one
         try:
-            torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))  # for the slowest
+            store, rank, size = next(rendezvous("env://"))
+            # torchrun's store outlives a restart, with the addresses of the processes that have ended.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = distributed.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+            distributed.init_process_group(
+                "cpu:gloo,cuda:nccl" if gpus else "gloo",
+                store=store, rank=rank, world_size=size, timeout=timedelta(minutes=MINUTES),
+            )  # fmt: skip
+            meetings = distributed.new_group(backend="gloo", timeout=timedelta(hours=hours))
         except (ValueError, RuntimeError) as failure:
             raise ConfigError(
                 f"WORLD_SIZE is {size}, but the processes do not meet: {failure}. Start them by torchrun."
             ) from failure
-        return cls(torch.distributed.get_rank(), size, chosen)
+        return cls(rank, size, chosen, meetings)
 
     def __enter__(self) -> "World":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.size > 1:
-            torch.distributed.destroy_process_group()
+    def __exit__(self, kind: object, failure: object, traceback: object) -> None:
+        # Else the others hear of it by the end of this process, when it has told why.
+        if self.size > 1 and (failure is None or getattr(failure, "shared", False)):
+            distributed.destroy_process_group()
 
     def wait(self) -> None:
-        """Wait until every process is here. Raises ByolError when one of them has ended."""
+        """Wait until every process is here. Raises ProcessLost when one of them has ended."""
+        self.meet()
+
+    def meet(self, failure: Exception | None = None, news: Sequence[Any] = ()) -> list[Any]:
+        """Wait for all processes and return everyone's news. What one has failed with is raised on all.
+
+        The processes call it equally often. Raises ProcessLost when one of them has ended.
+        """
+        if self.size == 1:
+            if failure is not None:
+                raise failure
+            return [*news]
+        said: list[Any] = [None] * self.size
+        try:
+            some = torch.tensor([failure is not None or len(news) > 0], dtype=torch.int32)
+            distributed.all_reduce(some, distributed.ReduceOp.MAX, group=self.meetings)
+            if not some:
+                return []
+            distributed.all_gather_object(said, (_told(failure, self.rank), [*news]), group=self.meetings)
+        except RuntimeError as lost:
+            raise failure or self._lost() from lost
+        for rank, (told, _) in enumerate(said):
+            if told is not None:
+                if failure is not None and (rank == self.rank or not isinstance(failure, ByolError)):
+                    raise _shared(failure)
+                kind, message, more = told
+                copy: ByolError = kind.__new__(kind, message)
+                copy.__dict__.update(more)
+                raise _shared(copy)
+        return [one for _, some_news in said for one in some_news]
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Work of one process while others go on to their next meeting: its failure reaches them there."""
+        try:
+            yield
+        except Exception as failure:
+            if self.size == 1 or getattr(failure, "shared", False):
+                raise
+            self.meet(failure)
+
+    @contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """Work of all processes: they go on when all have done it, and a failure on one is raised on all."""
+        with self.telling():
+            yield
+        self.meet()
+
+    def first(self, work: Callable[[], T]) -> T:
+        """What `work` gives on rank 0, on every process. The others wait, and a failure is raised on all."""
+        found: list[Any] = [None]
+        with self.agreeing():
+            if self.rank == 0:
+                found = [work()]
         if self.size > 1:
-            try:
-                torch.distributed.barrier()
-            except RuntimeError as failure:
-                raise ByolError(
-                    f"Another of the {self.size} processes has failed; what it said is the reason."
-                ) from failure
+            distributed.broadcast_object_list(found, src=0, group=self.meetings)
+        return cast(T, found[0])
+
+    @contextmanager
+    def with_one_voice(self) -> Iterator[None]:
+        """Around a run: rank 0 warns, and tells of a failure that all share, with which they end together.
+
+        What torch says when a process has ended becomes a ProcessLost, which every other process tells.
+        """
+        if self.size == 1:
+            yield
+            return
+        level = logger.level
+        logger.setLevel(level if self.rank == 0 else logging.ERROR)
+        try:
+            yield
+        except ByolError as failure:
+            # A loss or gradient that is not finite is so on all: it is the mean of theirs.
+            failure.shared = failure.shared or isinstance(failure, TrainingError)
+            if failure.shared:
+                with suppress(ProcessLost):  # torchrun ends the others as soon as one has ended
+                    self.meet()
+            raise
+        except RuntimeError as failure:
+            if any(word in str(failure) for word in LOST):
+                raise self._lost() from failure
+            raise
+        finally:
+            logger.setLevel(level)
+
+    def _lost(self) -> ProcessLost:
+        return ProcessLost(
+            f"Another of the {self.size} processes has ended or stands still; what it said is the reason."
+        )
 
     def default_precision(self) -> Precision:
         """bf16 where a GPU has it, or a CPU multiplies it clearly faster than fp32; else fp32."""
@@ -87,7 +189,13 @@ class World:
 
     def free_memory(self) -> int:
         """Bytes that are free on the device now."""
-        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else available_memory()
+        if self.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.device)[0]
+        return available_memory() // self.neighbours()
+
+    def neighbours(self) -> int:
+        """Processes of this world on this machine, this one included."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.size > 1 else 1
 
     def describe(self) -> str:
         """The hardware in words, for people and logs."""
@@ -97,9 +205,32 @@ class World:
         return f"{torch.get_num_threads()} threads of a {name}".strip()
 
 
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def _told(failure: Exception | None, rank: int) -> tuple[type[ByolError], str, dict[str, Any]] | None:
+    """A failure as it travels: its type, message and attributes. One that was not foreseen gets its name."""
+    if failure is None:
+        return None
+    if not isinstance(failure, ByolError):
+        return ByolError, f"Process {rank} has failed ({type(failure).__name__}: {failure}).", {}
+    kind = ByolError if isinstance(failure, OSError) else type(failure)
+    return kind, str(failure), {"exit_code": failure.exit_code, **vars(failure)}
+
+
+def _shared(failure: Exception) -> Exception:
+    failure.__dict__["shared"] = True
+    return failure
+
+
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """bf16 arithmetic for convolutions and products; weights, loss and EMA stay float32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def is_first() -> bool:
+    """Whether this is the process of its world that talks, before or after it is joined."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def pick_device(device: str | None) -> torch.device:

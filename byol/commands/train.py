@@ -14,6 +14,7 @@ from byol.settings import parse, preset_flags, preset_names
 from byol.train.config import TrainConfig
 from byol.train.run import Run, pretrain
 from byol.train.run_folder import RunFolder
+from byol.world import is_first
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ def train(arguments: Sequence[str]) -> int:
             f"The preset {command.preset} names {name!r} as its encoder, which is not imported because a "
             f"file says so. Give --encoder {name} beside it."
         )
-    report(pretrain(None, command.images, command.config))
+    run = pretrain(None, command.images, command.config)
+    if is_first():
+        report(run)
     return 0
 
 

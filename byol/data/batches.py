@@ -58,10 +58,22 @@ class BatchPlan:
     accumulation: int  # micro-batches per optimizer step
     views: Views
     crops: int = 2  # V, of each image
+    rank: int = 0  # of the processes that share every micro-batch; each makes its own part
+    ranks: int = 1
 
     @property
     def micro_batch_size(self) -> int:
         return self.batch_size // self.accumulation
+
+    @property
+    def share(self) -> int:
+        """Images of a micro-batch that this process makes."""
+        return self.micro_batch_size // self.ranks
+
+    @property
+    def first(self) -> int:
+        """The place in every micro-batch of the first of them."""
+        return self.rank * self.share
 
 
 class Batches(Iterator[Batch]):
@@ -83,7 +95,7 @@ class Batches(Iterator[Batch]):
         self.waited += time.perf_counter() - began
         step, micro = divmod(self._count, self.plan.accumulation)
         self._count += 1
-        first = micro * self.plan.micro_batch_size
+        first = micro * self.plan.micro_batch_size + self.plan.first
         return Batch(*self.plan.views.finish(crops, seed=self.plan.seed, step=step, first_row=first), indices)
 
     def close(self) -> None:
@@ -116,16 +128,16 @@ def members(position: int, count: int, seed: int, images: int) -> tuple[Tensor, 
 def resident_batches(images: Tensor, plan: BatchPlan, start: int = 0) -> Generator[Cropped]:
     """Micro-batches from step `start` on, cropped on the device from all images, uint8 (N, C, H, W)."""
     height, width = images.shape[2:]
-    views, micro = plan.views, plan.micro_batch_size
-    view = torch.arange(micro * plan.crops) % plan.crops
-    for position in range(start * plan.batch_size, 2**62, micro):
-        epochs, indices = members(position, micro, plan.seed, plan.images)
+    views, share = plan.views, plan.share
+    view = torch.arange(share * plan.crops) % plan.crops
+    for position in range(start * plan.batch_size, 2**62, plan.micro_batch_size):
+        epochs, indices = members(position + plan.first, share, plan.seed, plan.images)
         epochs, rows = (numbers.repeat_interleave(plan.crops) for numbers in (epochs, indices))
         heights, widths = torch.full_like(rows, height), torch.full_like(rows, width)
         boxes = views.config.crops(crop_draws(plan.seed, epochs, rows, view), heights, widths)
         chosen = images[to_device(rows, images.device)]
         crops = crop_resize(chosen, boxes, views.size, views.config.antialias)
-        yield Cropped(crops.div_(255).clamp_(0, 1).view(micro, plan.crops, *crops.shape[1:]), indices)
+        yield Cropped(crops.div_(255).clamp_(0, 1).view(share, plan.crops, *crops.shape[1:]), indices)
 
 
 class SeveralSizes(DataError):
@@ -206,7 +218,7 @@ def streamed_batches(
 
     `poll` is called between images and while a worker is waited for; it may raise, to stop.
     """
-    micro = plan.micro_batch_size
+    micro, share = plan.micro_batch_size, plan.share
     shape = plan.crops, plan.views.channels, *plan.views.size
 
     def cropped(place: tuple[int, int]) -> tuple[Tensor, tuple[list[int], list[tuple[int, str]]]]:
@@ -229,12 +241,12 @@ def streamed_batches(
         return crops, (chosen.tolist(), bad)
 
     starts = range(steps.start * plan.batch_size, steps.stop * plan.batch_size, micro)
-    firsts = range(0, micro, CHUNK)
-    places = ((start + first, min(CHUNK, micro - first)) for start in starts for first in firsts)
+    firsts = range(0, share, CHUNK)
+    places = ((start + plan.first + first, min(CHUNK, share - first)) for start in starts for first in firsts)
     arriving = made(cropped, places, workers=workers, room=CHUNK * prod(shape), ahead=4, poll=poll)
     with images.reader.gathered(images.rows, poll), closing(arriving) as chunks:
         for _ in starts:
-            crops = torch.empty((micro, *shape), dtype=torch.uint8, device=device)
+            crops = torch.empty((share, *shape), dtype=torch.uint8, device=device)
             indices: list[int] = []
             for first in firsts:
                 pixels, (chosen, bad) = next(chunks)

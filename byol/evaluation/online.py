@@ -17,6 +17,7 @@ from byol.evaluation.train_batches import UNREADABLE, cross_entropy
 from byol.features.embed import Features
 from byol.method.byol import BYOL
 from byol.method.crops import to_device
+from byol.method.shared_norm import several_processes
 
 
 class OnlineProbe(nn.Module):
@@ -54,8 +55,11 @@ class OnlineProbe(nn.Module):
         """The cross-entropy of the representation (B, D) of images `indices`, int64 (B,) on the host."""
         y = self._labels[to_device(indices, self._labels.device)]
         logits = self(representation)
-        self.correct_count += (logits.argmax(dim=1) == y).sum()
-        self.seen_count += (y != UNREADABLE).sum()
+        counts = torch.stack([(logits.argmax(dim=1) == y).sum(), (y != UNREADABLE).sum()])
+        if several_processes():
+            torch.distributed.all_reduce(counts)  # the processes' images are one batch
+        self.correct_count += counts[0]
+        self.seen_count += counts[1]
         return cross_entropy(logits, y)
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ from byol.method.heads import mlp
 from byol.method.hidden import HiddenLayer
 from byol.method.loss import regression_loss
 from byol.method.probe import probe
+from byol.method.shared_norm import several_processes, share_statistics
 from byol.method.views import ViewConfig, Views, height_and_width
 
 logger = logging.getLogger("byol")
@@ -53,9 +54,9 @@ class BYOL(nn.Module):
     of inputs, stands in for `image_size` when the inputs are not images. `target_net` starts the target from
     another network of the same architecture, as the official code does, instead of a copy. `joint_batchnorm`
     lets both views share their BatchNorm statistics, which the paper does not. `sync_batchnorm` shares them
-    over the processes of a distributed run, as the paper does; None does so in a process group that works on
-    GPUs (NCCL), even if the network is moved there only afterwards; on CPUs torch cannot. Raises ConfigError
-    for a layer or network that cannot serve.
+    over the processes of a distributed run, as the paper does; None does so in a process group, on GPUs
+    (NCCL) even if the network is moved there only afterwards. Raises ConfigError for a layer or network that
+    cannot serve.
     """
 
     def __init__(
@@ -118,9 +119,12 @@ class BYOL(nn.Module):
         self.target.train()
         if not net.training:
             logger.warning("%s is in eval mode; call learner.train() before training it.", type(net).__name__)
-        if _shares_statistics(device) if sync_batchnorm is None else sync_batchnorm:
+        if several_processes() if sync_batchnorm is None else sync_batchnorm:
             for name in ("online", "predictor", "target"):
-                setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(getattr(self, name)))
+                if _on_gpus(device):
+                    setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(getattr(self, name)))
+                else:
+                    share_statistics(getattr(self, name))
         self.target.requires_grad_(False)
 
     @property
@@ -295,21 +299,14 @@ def _check_same_architecture(net: nn.Module, target_net: nn.Module) -> None:
         )
 
 
-def _shares_statistics(device: torch.device) -> bool:
-    """Whether this is one of several processes that train on GPUs; SyncBatchNorm knows no other device.
+def _on_gpus(device: torch.device) -> bool:
+    """Whether the network will be trained on GPUs, or alone: then torch's own layer shares the statistics.
 
     Where the network lies now does not tell, because most programs build the learner first and move it then.
     """
-    group = torch.distributed
-    if not (group.is_available() and group.is_initialized() and group.get_world_size() > 1):
-        return False
-    if device.type == "cuda" or (torch.cuda.is_available() and "nccl" in group.get_backend_config()):
+    if device.type == "cuda" or not several_processes():
         return True
-    logger.warning(
-        f"BatchNorm statistics are not shared by the {group.get_world_size()} processes: torch does "
-        f"so on GPUs only, not on {device.type}. If the network moves there, sync_batchnorm=True, else False."
-    )
-    return False
+    return torch.cuda.is_available() and "nccl" in torch.distributed.get_backend_config()
 
 
 def _check_tau(value: float, name: str) -> None:

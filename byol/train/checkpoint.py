@@ -26,6 +26,7 @@ from byol.disk import filling, left_behind, read_json, writing
 from byol.encoders.encoder import unshared
 from byol.errors import CheckpointError, DiskError, TrainingError, complaint
 from byol.train.config import TrainConfig
+from byol.world import ALONE, World
 
 logger = logging.getLogger("byol")
 FORMAT = 2
@@ -43,6 +44,7 @@ class Saver:
     optimizer: torch.optim.Optimizer
     plan: str  # its checksum
     config: TrainConfig
+    world: World = ALONE
     spent: float = 0.0  # seconds
     started: float = field(default_factory=time.monotonic)
     saved_at: float = field(default_factory=time.monotonic)
@@ -54,8 +56,11 @@ class Saver:
         return (step % every == 0 and cheap) or now - self.saved_at >= SECONDS
 
     def restore(self) -> int:
-        """Load the newest good checkpoint, if there is one. Returns the steps already done."""
-        found = latest(self.folder, self.plan)
+        """Load the newest good checkpoint, if there is one. Returns the steps already done.
+
+        Rank 0 reads it for all processes.
+        """
+        found = self.world.first(lambda: latest(self.folder, self.plan))
         if found is None:
             return 0
         step, tensors = found
@@ -95,7 +100,7 @@ class Saver:
             raise TrainingError(f"After step {step} the state is not finite ({names}), so it was not saved.")
         before = time.monotonic()
         try:
-            save(self.folder, step, tensors, self.plan, self.config.keep_checkpoints)
+            save(self.folder, step, tensors, self.plan, self.config.keep_checkpoints, self.world.size)
         except DiskError as failure:
             lost = f"The checkpoint of step {step} ({_megabytes(_size(tensors))}) is lost"
             logger.warning("%s, training goes on: %s", lost, failure)
@@ -106,10 +111,12 @@ class Saver:
         return True
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], plan: str, keep: int = 2) -> Path:
+def save(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], plan: str, keep: int = 2, processes: int = 1
+) -> Path:
     """Write a checkpoint of a step and retire all but the newest `keep`. Raises DiskError if it cannot.
 
-    `plan` is the checksum of the plan that the run follows.
+    `plan` is the checksum of the plan that the run follows; `processes` train it, which it may go on without.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +127,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], plan: str, keep
             with filling(final) as temporary:
                 save_file(unshared(tensors), temporary / TENSORS)
                 manifest = {"format": FORMAT, "step": step, "plan": plan}
-                manifest["blake2b"] = _digest(temporary / TENSORS)
+                manifest |= {"blake2b": _digest(temporary / TENSORS), "processes": processes}
                 (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
                 if final.exists():  # of this very step: incomplete, or saved by an earlier attempt
                     _retire(final)

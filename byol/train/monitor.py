@@ -27,6 +27,7 @@ from byol.features.embed import Features, prepared_batches
 from byol.method.byol import BYOL, Network, evaluating
 from byol.method.draws import Stream, seed_of, uniforms
 from byol.method.health import health, retrieved, settle, std
+from byol.method.shared_norm import separate
 from byol.train.config import KnnConfig
 from byol.train.plan import BANK, Plan
 from byol.world import autocast
@@ -118,6 +119,7 @@ class Monitor:
     def _settled(self, images: Tensor) -> Network:
         """The untrained network as training passes see it."""
         network = copy.deepcopy(self.learner.online).to(memory_format=torch.channels_last)
+        separate(network)  # the other processes do not look
         device = next(network.parameters()).device
         with autocast(device, self.plan.precision):
             settle(network, self.encoder.prepare(images.to(device), normalised=True))

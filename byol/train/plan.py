@@ -188,7 +188,7 @@ def plan_run(
     if config.budget is not None:
         if measure is None:
             raise ConfigError(f"budget is {config.budget}, but nothing measures a step. Give epochs.")
-        config = fitted(config, derive, measure)
+        config = fitted(config, derive, measure, world.size)
     return derive(config)
 
 
@@ -209,7 +209,7 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
         raise DataError("probe.online is on, but the images carry no labels to learn from. Leave it out.")
     held_out = min(HOLD_OUT_MOST, round(config.knn.hold_out_share * facts.count)) if facts.labelled else 0
     images = facts.count - held_out
-    batch_size = checked_batch_size(config, images, 128 if cpu else 256)
+    batch_size = checked_batch_size(config, images, 128 if cpu else 256, world.size)
     # Steps count as in the official code: epochs x images // batch.
     # Without a length a CPU sees about 2 million images, a GPU 40 million, each 1,000 times at most.
     usual_epochs = max(10, min(1000, (2_000_000 if cpu else 40_000_000) // images))
@@ -242,7 +242,9 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
         usual_tau = max(INIT_TAU, usual_tau)
     weight_decay = usual_decay if optim.weight_decay is None else optim.weight_decay
     base_tau = usual_tau if optim.base_tau is None else optim.base_tau
-    workers = min(16, usable_cores()) if config.workers is None else config.workers
+    workers = (
+        min(16, max(1, usable_cores() // world.neighbours())) if config.workers is None else config.workers
+    )
     base_lr = optim.base_lr or usual_lr
     return Plan(
         encoder=encoder, encoder_options=options, channels=facts.channels,
@@ -270,9 +272,9 @@ def view_side(eval_side: int) -> int:
     return max(8, round(0.75 * eval_side / 8) * 8)
 
 
-def checked_batch_size(config: TrainConfig, images: int, usual: int) -> int:
+def checked_batch_size(config: TrainConfig, images: int, usual: int, processes: int = 1) -> int:
     """The batch size: the requested one if it can be, else the usual one or what a small set allows."""
-    parts = config.optim.accumulation
+    parts = config.optim.accumulation * processes
     if images < 2:
         raise DataError(f"There is {images or 'no'} image to train on; expected at least 2.")
     # At least four batches an epoch, so that a small set still gives steps.
@@ -282,13 +284,18 @@ def checked_batch_size(config: TrainConfig, images: int, usual: int) -> int:
         most = max(2, images // 4)
         raise DataError(f"{few}. Give --batch-size {most}, a lower --optim.accumulation, or more images.")
     if size % parts or size // parts < 2:
-        uneven = f"batch_size {size} does not split into {parts} micro-batches of equal size and at least 2"
+        shares = f" for each of {processes} processes" if processes > 1 else ""
+        micro = f"{config.optim.accumulation} micro-batches{shares}"
+        uneven = f"batch_size {size} does not split into {micro} of equal size and at least 2"
         raise ConfigError(f"{uneven}. Change --batch-size or --optim.accumulation.")
     return size
 
 
 def fitted(
-    config: TrainConfig, derive: Callable[[TrainConfig], Plan], measure: Callable[[Plan], Speed]
+    config: TrainConfig,
+    derive: Callable[[TrainConfig], Plan],
+    measure: Callable[[Plan], Speed],
+    processes: int = 1,
 ) -> TrainConfig:
     """The config with epochs in place of its budget.
 
@@ -302,13 +309,14 @@ def fitted(
     draft = replace(config, budget=None, epochs=1e6, optim=replace(config.optim, warmup_epochs=0.0))
     usual = derive(draft)
     for images in (8, LEAST_BATCHES[0]):
-        tried = replace(usual, batch_size=min(images, usual.micro_batch_size) * usual.accumulation)
+        least = max(2 * processes, min(images, usual.micro_batch_size)) // processes * processes
+        tried = replace(usual, batch_size=least * usual.accumulation)
         step = measure(tried).step
         pixel = step / tried.batch_size / usual.image_size[0] ** 2  # seconds of one
         # In larger batches it is less: where these are fast enough to be measured, they tell it better.
         if step / tried.batch_size * LEAST_BATCHES[0] * ENOUGH_STEPS > budget:
             break
-    for size, side in sizes(config, usual):
+    for size, side in sizes(config, usual, processes):
         steps = (USED - LOOKS) * budget / (pixel * size * side**2)
         if steps >= ENOUGH_STEPS:
             break
@@ -338,9 +346,9 @@ def fitted(
     return fit(replace(config, budget=None, epochs=epochs, knn=knn))
 
 
-def sizes(config: TrainConfig, usual: Plan) -> Iterator[tuple[int, int]]:
+def sizes(config: TrainConfig, usual: Plan, processes: int = 1) -> Iterator[tuple[int, int]]:
     """Batch sizes and sides of views from the usual ones down; what was requested stays."""
-    size, side, parts = usual.batch_size, usual.image_size[0], usual.accumulation
+    size, side, parts = usual.batch_size, usual.image_size[0], usual.accumulation * processes
     # A small view would get another network.
     least_side = LEAST_SIDE if side <= SMALL_SIDE else SMALL_SIDE + 1
     yield size, side

@@ -1,4 +1,4 @@
-"""A whole run, from images to an encoder file. Read `pretrain` from top to bottom: it tells it all."""
+"""A whole run, from images to an encoder file. Read `whole_run` from top to bottom: it tells it all."""
 
 import json
 import textwrap
@@ -13,7 +13,7 @@ from torch import nn
 from byol.data.workers import never
 from byol.disk import write_text
 from byol.encoders.encoder import Encoder, is_sound, save_encoder
-from byol.errors import ByolError, CollapseError, Stopped, TrainingError
+from byol.errors import ByolError, CollapseError, ProcessLost, Stopped, TrainingError
 from byol.evaluation.online import OnlineProbe, ProbedLearner
 from byol.evaluation.score import Score, read_scores, write_scores
 from byol.method.draws import Stream, seed_of
@@ -25,10 +25,13 @@ from byol.train.monitor import Monitor, step_signs
 from byol.train.outcome import Verdict, trouble, verdict_of
 from byol.train.plan import Plan
 from byol.train.run_folder import RunFolder
-from byol.train.setup import Setup, split
+from byol.train.setup import Setup, split, together
 from byol.train.signals import StopSignals
 from byol.train.source import put_in_place
 from byol.train.step import build_optimizer, steps
+from byol.world import World
+
+HOURS = 3  # that the other processes wait while rank 0 reads, looks or saves
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,32 +57,49 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
     random state. Raises ConfigError, DataError, CheckpointError, TrainingError, CollapseError after saving
     when the encoder has collapsed, and Stopped after saving when a signal asked to stop.
     """
-    stop, folder = StopSignals(), RunFolder(config.out)
-    setup = Setup.of(encoder, images, config, stop.check)
-    config, images = setup.config, setup.images
+    stop = StopSignals()
+    with World.join(config.device, hours=HOURS) as world, world.with_one_voice():
+        with world.agreeing():
+            setup = Setup.of(encoder, images, config, stop.check, world)
+        return whole_run(setup, stop)
 
-    with folder.held(), stop:
-        checkpoint.sweep(folder.path, folder.checkpoints)
-        plan = folder.stored_plan(config, images, setup.world) or setup.new_plan()
-        learner = setup.learner(plan)
-        trained_encoder = setup.encoder(learner, plan)
-        checksum = folder.record(plan, config, images, setup.world)
-        rows, hold_out_rows = split(len(images), plan)
-        probe = None
-        if config.probe.online:
-            probe = OnlineProbe(learner, images.subset(rows), seed_of(plan.seed, Stream.PROBE))
-        trained = ProbedLearner(learner, probe)
-        optimizer = build_optimizer(learner, plan, probe)
-        saver = Saver(folder.checkpoints, trained, optimizer, checksum, config)
-        start = saver.restore()
-        if plan.init and start == 0:
-            put_in_place(learner, plan, setup.source)
-        saver.check_room()
-        bad = BadImages(folder.bad_files, images, config.data.max_bad)
-        looked_at = images, (rows, hold_out_rows)
-        monitor = Monitor(learner, trained_encoder, *looked_at, plan, config.knn, bad, probe)
-        images.release()  # what was read until now is not needed as it was read
+
+def whole_run(setup: Setup, stop: StopSignals) -> Run:
+    """A run of what was set up. Several processes train as one; whatever else there is to do rank 0 does."""
+    config, images, world, folder = setup.config, setup.images, setup.world, RunFolder(setup.config.out)
+    with folder.held(world), stop:
+        with world.agreeing():
+            plan = world.first(lambda: folder.taken_up(config, images, world)) or setup.new_plan()
+            learner = setup.learner(plan)
+            trained_encoder = setup.encoder(learner, plan)
+            checksum = world.first(lambda: folder.record(plan, config, images, world))
+            rows, hold_out_rows = split(len(images), plan)
+            probe = None
+            if config.probe.online:
+                probe = OnlineProbe(learner, images.subset(rows), seed_of(plan.seed, Stream.PROBE))
+            trained = ProbedLearner(learner, probe)
+            optimizer = build_optimizer(learner, plan, probe)
+            saver = Saver(folder.checkpoints, trained, optimizer, checksum, config, world)
+            start = saver.restore()
+            if plan.init and start == 0:
+                put_in_place(learner, plan, setup.source)
+        forward = setup.distributed(trained)
+        if world.rank > 0:
+            found: list[tuple[str, str]] = []  # unreadable images
+            images.release()
+            batches = setup.batches(rows, plan, learner, start, lambda *one: found.append(one), probe)
+            with closing(batches):
+                for _ in steps(learner, together(world, batches, found), optimizer, plan, start, forward):
+                    pass
+            return Run(folder.path, trained_encoder.eval(), plan, *world.first(lambda: (None, None)))
+        with world.telling():
+            saver.check_room()
+            bad = BadImages(folder.bad_files, images, config.data.max_bad)
+            looked_at = images, (rows, hold_out_rows)
+            monitor = Monitor(learner, trained_encoder, *looked_at, plan, config.knn, bad, probe)
+            images.release()  # what was read until now is not needed as it was read
         batches = setup.batches(rows, plan, learner, start, bad, probe)
+        fed = together(world, batches, bad=bad)
         log = RunLog(folder.metrics, plan, start, batches)
         finished = start == plan.total_steps and is_sound(folder.encoder)
         began = time.perf_counter()
@@ -87,51 +107,61 @@ def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) 
         with closing(batches), log:
             log.say(f"run        {folder.path}" + (f", continued at step {start:,}" if start else ""))
             log.say("\n".join(plan.lines()))
+            if world.size > 1:
+                share = plan.micro_batch_size // world.size
+                log.say(f"processes  {world.size}, each with {share} images of a micro-batch")
             done = start
             try:
-                if start == 0:
-                    log.write(monitor.look(0, log.begin, stop.check))
-                warned = "" if finished else heed_collapse(log, config)
-                for result in log.following(steps(learner, batches, optimizer, plan, start, trained)):
+                with world.telling():
+                    if start == 0:
+                        log.write(monitor.look(0, log.begin, stop.check))
+                    warned = "" if finished else heed_collapse(log, config)
+                for result in log.following(steps(learner, fed, optimizer, plan, start, forward)):
                     done = result.step
                     last = done == plan.total_steps
-                    if done % plan.log_every_steps == 0 or last:
-                        log.write(
-                            log.metrics(result) | step_signs(learner) | (probe.metrics() if probe else {})
-                        )
-                    if monitor.due(done):
-                        log.write(monitor.look(done, log.begin, never if last else stop.check))
-                    if log.lines and log.lines[-1]["step"] == done:
-                        warned = heed_collapse(log, config, warned)
-                    if saver.due(done, plan.save_every_steps) or last:
-                        saver.save(done)
+                    with world.telling():
+                        if done % plan.log_every_steps == 0 or last:
+                            log.write(
+                                log.metrics(result) | step_signs(learner) | (probe.metrics() if probe else {})
+                            )
+                        if monitor.due(done):
+                            log.write(monitor.look(done, log.begin, never if last else stop.check))
+                        if log.lines and log.lines[-1]["step"] == done:
+                            warned = heed_collapse(log, config, warned)
+                        if saver.due(done, plan.save_every_steps) or last:
+                            saver.save(done)
             except ByolError as failure:
                 # A signal, a dead worker, too many bad images: the steps done are good.
                 spoiled = isinstance(failure, TrainingError) and not isinstance(failure, CollapseError)
-                if done == start or spoiled:
+                if done == start or spoiled or isinstance(failure, ProcessLost):
                     raise
                 saved, place = saver.save(done), f"step {done:,} of {plan.total_steps:,}"
                 if not isinstance(failure, Stopped):
                     raise
                 if saved:
-                    stop.check(f"and saved at {place}. The same command continues from there.")
+                    again = "The same command continues from there."
+                    failure.args = (f"Stopped by {failure.by} and saved at {place}. {again}",)
+                    raise
                 good = checkpoint.last_good(folder.checkpoints)
-                raise ByolError(f"Stopped by {stop.by}, but {place} could not be saved. {good}") from None
-            if finished:
-                log.say(f"finished   already, at step {start:,}; nothing is left to do{bad}")
-            else:
-                save_encoder(trained_encoder, folder.path)
-                took = duration(time.perf_counter() - began)
-                log.say(f"finished   {plan.total_steps - start:,} steps in {took}{bad}")
-            verdict = verdict_of(log.lines, plan)
-            if verdict is not None and not finished:
-                write_text(folder.verdict, json.dumps(asdict(verdict), indent=1))
-                log.say(textwrap.fill(f"verdict    {verdict}", 110, subsequent_indent=" " * 11))
-        if plan.hold_out_images and not own_scores(folder):
-            if not monitor.scores:  # of a run that was killed between its last checkpoint and here
-                monitor.look(plan.total_steps, log.begin)
-            write_scores(monitor.scores, folder.scores)
-        return Run(folder.path, trained_encoder.eval(), plan, own_scores(folder).get("knn"), verdict)
+                raise ByolError(f"Stopped by {failure.by}, but {place} could not be saved. {good}") from None
+            with world.telling():
+                if finished:
+                    log.say(f"finished   already, at step {start:,}; nothing is left to do{bad}")
+                else:
+                    save_encoder(trained_encoder, folder.path)
+                    took = duration(time.perf_counter() - began)
+                    log.say(f"finished   {plan.total_steps - start:,} steps in {took}{bad}")
+                verdict = verdict_of(log.lines, plan)
+                if verdict is not None and not finished:
+                    write_text(folder.verdict, json.dumps(asdict(verdict), indent=1))
+                    log.say(textwrap.fill(f"verdict    {verdict}", 110, subsequent_indent=" " * 11))
+        with world.telling():
+            if plan.hold_out_images and not own_scores(folder):
+                if not monitor.scores:  # of a run that was killed between its last checkpoint and here
+                    monitor.look(plan.total_steps, log.begin)
+                write_scores(monitor.scores, folder.scores)
+        found_out = world.first(lambda: (own_scores(folder).get("knn"), verdict))
+        return Run(folder.path, trained_encoder.eval(), plan, *found_out)
 
 
 def heed_collapse(log: RunLog, config: TrainConfig, warned: str = "") -> str:

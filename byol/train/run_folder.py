@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from byol.errors import ByolError, CheckpointError, ConfigError, DiskError, Trai
 from byol.evaluation.score import SCORES, read_scores
 from byol.models.build import is_own_code
 from byol.settings import differences, to_plain, to_yaml
-from byol.train.checkpoint import complete, last_good
+from byol.train.checkpoint import complete, last_good, sweep
 from byol.train.config import TrainConfig
 from byol.train.plan import Plan
-from byol.world import World
+from byol.world import ALONE, World
 
 FORMAT = 3  # of plan.json
 # What may differ when a run is continued: where it runs and what it tells, not what it computes.
@@ -54,32 +55,19 @@ class RunFolder:
         self.lock = self.path / ".lock"
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, world: World = ALONE) -> Iterator[None]:
         """Make the folder if need be and keep other processes out until this one leaves, or ends somehow.
+
+        Of several processes of a world, rank 0 does. The others hear of a failure at their next meeting.
 
         Failures in the block tell where the run can be taken up again. Raises CheckpointError when another
         process holds the folder or when it holds something else, ConfigError when it cannot be made.
         """
-        try:
-            made = [path for path in (self.path, *self.path.parents) if not path.exists()]
-            self.path.mkdir(parents=True, exist_ok=True)
-            # A run killed before its plan was written starts again; .DS_Store or .tmp-... are nobody's work.
-            others = [path.name for path in self.path.iterdir() if not path.name.startswith(".")]
-            if others and not any(path.exists() for path in (self.plan, self.config, self.environment)):
-                foreign = f"{self.path} does not hold a run (it has {others[0]!r})"
-                raise CheckpointError(f"{foreign}. Choose a new folder with --out.")
-            descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-            lock = _locks.enter_context(os.fdopen(descriptor, "r+b", buffering=0))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as failure:
-            with lock:
-                lock.seek(0)
-                holder = lock.read(200).decode(errors="replace") or "another process"
-            again = "Wait for it, or choose another --out."
-            raise CheckpointError(f"{self.path} is in use by {holder}. {again}") from failure
-        except OSError as failure:
-            said = f"The run's folder {self.path} cannot be used: {failure.strerror}. Choose another --out."
-            raise ConfigError(said) from failure
+        if world.rank > 0:
+            yield
+            return
+        with world.telling():
+            made, lock = self.taken()
         try:
             lock.truncate(0)
             with suppress(OSError):  # on a full disk the folder is held all the same
@@ -115,6 +103,35 @@ class RunFolder:
         except OSError:  # it was never held, or this process may not look
             return False
         return False
+
+    def taken(self) -> tuple[list[Path], FileIO]:
+        """Make the folder and take its lock. Returns the folders that were not there before, and the lock."""
+        try:
+            made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+            self.path.mkdir(parents=True, exist_ok=True)
+            # A run killed before its plan was written starts again; .DS_Store or .tmp-... are nobody's work.
+            others = [path.name for path in self.path.iterdir() if not path.name.startswith(".")]
+            if others and not any(path.exists() for path in (self.plan, self.config, self.environment)):
+                foreign = f"{self.path} does not hold a run (it has {others[0]!r})"
+                raise CheckpointError(f"{foreign}. Choose a new folder with --out.")
+            descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            lock = _locks.enter_context(os.fdopen(descriptor, "r+b", buffering=0))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as failure:
+            with lock:
+                lock.seek(0)
+                holder = lock.read(200).decode(errors="replace") or "another process"
+            again = "Wait for it, or choose another --out."
+            raise CheckpointError(f"{self.path} is in use by {holder}. {again}") from failure
+        except OSError as failure:
+            said = f"The run's folder {self.path} cannot be used: {failure.strerror}. Choose another --out."
+            raise ConfigError(said) from failure
+        return made, lock
+
+    def taken_up(self, config: TrainConfig, source: Images, world: World) -> Plan | None:
+        """Sweep what dead processes left behind. Returns `stored_plan`."""
+        sweep(self.path, self.checkpoints)
+        return self.stored_plan(config, source, world)
 
     def stored_plan(self, config: TrainConfig, source: Images, world: World) -> Plan | None:
         """The plan of the run to continue; None for a new one, or where other settings have saved no step.
@@ -156,6 +173,11 @@ class RunFolder:
             other = f"{self.path} holds a run with other settings or other images ({'; '.join(changed)})"
             more = " Epochs can be raised when it has finished." if "epochs: " in other else ""
             raise CheckpointError(f"{other}. Repeat them to continue it, or choose another --out.{more}")
+        if plan.micro_batch_size % world.size or plan.micro_batch_size < 2 * world.size:
+            uneven = f"do not split over {world.size} processes into equal parts of at least 2"
+            raise ConfigError(
+                f"Micro-batches of {plan.micro_batch_size} images {uneven}. Start another number of them."
+            )
         if is_own_code(plan.encoder) and plan.encoder != config.encoder:
             code = f"{self.plan} names {plan.encoder!r} as its encoder, but a file alone imports nothing"
             raise CheckpointError(f"{code}. Give it with --encoder, or choose another --out.")
@@ -204,6 +226,7 @@ class RunFolder:
             versions = {"byol": __version__, "torch": torch.__version__, "python": platform.python_version()}
             environment = {**versions, "hardware": world.describe(), "threads": torch.get_num_threads()}
             environment["images"] = source.reader.where
+            environment["processes"] = world.size
             images = {"data": source.fingerprint(), "images": source.description}
             stored = {"format": FORMAT, "plan": to_plain(plan), "config": to_plain(config), **images}
             write_text(self.config, to_yaml(config))

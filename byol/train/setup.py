@@ -2,22 +2,31 @@
 
 import copy
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from byol.data.batches import Batches, BatchPlan, Cropped, load_resident, resident_batches, streamed_batches
+from byol.data.batches import (
+    Batch,
+    Batches,
+    BatchPlan,
+    Cropped,
+    load_resident,
+    resident_batches,
+    streamed_batches,
+)
 from byol.data.decode import BadImage
 from byol.data.images import Images, open_images
 from byol.data.workers import Poll, never
 from byol.encoders.encoder import Encoder, EncoderInfo, check_savable
-from byol.errors import ConfigError, complaint
-from byol.evaluation.online import OnlineProbe
+from byol.errors import ConfigError, DataError, complaint
+from byol.evaluation.online import OnlineProbe, ProbedLearner
 from byol.machine import usable_cores
 from byol.method.byol import BYOL
 from byol.method.draws import Stream, seed_of, uniforms
@@ -52,9 +61,15 @@ class Setup:
 
     @classmethod
     def of(
-        cls, encoder: str | nn.Module | None, images: Any, config: TrainConfig, poll: Poll = never
+        cls,
+        encoder: str | nn.Module | None,
+        images: Any,
+        config: TrainConfig,
+        poll: Poll = never,
+        world: World | None = None,  # by default this process alone
     ) -> "Setup":
-        """Check what was given against one another, take a place in the world and open the images."""
+        """Check what was given against one another and open the images, the same ones on all processes."""
+        world = World.join(config.device, alone=True) if world is None else world
         started, data = time.monotonic(), config.data
         if isinstance(encoder, nn.Module):
             unused = [f"model.{name}" for name in config.model.encoder_options()]
@@ -69,10 +84,11 @@ class Setup:
             if config.encoder not in (None, encoder):
                 raise ConfigError(f"The encoder is {encoder!r}, in config {config.encoder!r}. Give one.")
             config = replace(config, encoder=encoder)
-        world = World.join(config.device, alone=True)
         # Open images stay as they are, but for what is requested here.
         levels = {"black": data.black, "white": data.white}
         images = open_images(images, channels=data.channels, max_pixels=data.max_pixels, **levels)
+        if world.size > 1:
+            check_same(images, world.first(images.fingerprint), world.rank)
         return cls(config, encoder if isinstance(encoder, nn.Module) else None, images, world, started, poll)
 
     def facts(self) -> ImageFacts:
@@ -92,8 +108,8 @@ class Setup:
         config = self.config
         if config.init is not None:
             config = adopted(config, self.source.info, self.images)
-        plan = plan_run(config, self.facts(), self.world, self.speed)
-        return self.with_network(plan)
+        plan = self.with_network(plan_run(config, self.facts(), self.world, self.speed))
+        return self.world.first(lambda: plan)  # memory and arithmetic of processes may differ
 
     def with_network(self, plan: Plan) -> Plan:
         """A plan with the network that was given, or that of the weights to start from."""
@@ -160,8 +176,11 @@ class Setup:
     ) -> Batches:
         """The run's micro-batches of some images from step `start` on. Nothing is read before the first."""
         assert learner.views is not None
-        images, device = self.images.subset(rows), self.world.device
-        what = BatchPlan(plan.seed, len(images), plan.batch_size, plan.accumulation, learner.views)
+        images, device, world = self.images.subset(rows), self.world.device, self.world
+        what = BatchPlan(
+            plan.seed, len(images), plan.batch_size, plan.accumulation, learner.views,
+            rank=world.rank, ranks=world.size,
+        )  # fmt: skip
 
         def report(index: int, reason: str) -> None:
             if bad is not None:
@@ -177,7 +196,8 @@ class Setup:
             else:
                 source = images
                 if plan.in_memory:
-                    source = images.shrunk(plan.memory_side, usable_cores(), self.poll)
+                    cores = max(1, usable_cores() // world.neighbours())
+                    source = images.shrunk(plan.memory_side, cores, self.poll)
                 yield from streamed_batches(
                     source, what, device=device, workers=plan.workers, steps=range(start, plan.total_steps),
                     report=report, poll=self.poll,
@@ -188,18 +208,22 @@ class Setup:
     def speed(self, draft: Plan) -> Speed:
         """Time some real steps of a draft plan on throw-away networks, and how long images take to read."""
         assert self.config.budget is not None
-        say(f"measuring  steps of {draft.batch_size} images, to fit a budget of {self.config.budget}")
+        if self.world.rank == 0:
+            say(f"measuring  steps of {draft.batch_size} images, to fit a budget of {self.config.budget}")
         draft = self.with_network(draft)
         allowed = min(3.0, seconds_of(self.config.budget) / 50)  # seconds
         learner = replace(self, own=copy.deepcopy(self.own)).learner(draft)
+        forward = self.distributed(ProbedLearner(learner))
         rows = split(len(self.images), draft)[0][: 4 * draft.batch_size]
         ends: list[float] = []
         with closing(self.batches(rows, draft, learner)) as batches:
-            for _ in steps(learner, batches, build_optimizer(learner, draft), draft):
+            fed = together(self.world, batches)
+            for _ in steps(learner, fed, build_optimizer(learner, draft), draft, 0, forward):
                 if self.world.device.type == "cuda":
                     torch.cuda.synchronize()
                 ends.append(time.perf_counter())
-                if len(ends) > 1 and ends[-1] - ends[0] > allowed:
+                enough = len(ends) > 1 and ends[-1] - ends[0] > allowed
+                if self.world.first(partial(bool, enough)):
                     break
         # The first step warms up; the mean of the others includes what data and the machine's noise cost.
         step = (ends[-1] - ends[0]) / (len(ends) - 1)
@@ -209,7 +233,51 @@ class Setup:
                 self.images.array(index)
         image = (time.perf_counter() - began) / len(sample)
         self.images.release()
-        return Speed(step, image, time.monotonic() - self.started)
+        speed = Speed(step, image, time.monotonic() - self.started)
+        return self.world.first(lambda: speed)
+
+    def distributed(self, trained: ProbedLearner) -> nn.Module:
+        """What calls the learner: itself, or DDP around it, which starts from rank 0's weights and averages
+        gradients. BatchNorm shares its statistics, so no buffer has to be sent."""
+        if self.world.size == 1:
+            return trained
+        ddp = DistributedDataParallel(trained, gradient_as_bucket_view=True)
+        ddp.broadcast_buffers = False  # set here, where all versions of torch know it
+        return ddp
+
+
+def together(
+    world: World,
+    batches: Iterator[Batch],
+    found: list[tuple[str, str]] | None = None,
+    bad: Callable[[str, str], None] | None = None,
+) -> Iterator[Batch]:
+    """Batches, each once every process has its part: what one fails with, or a signal to it, ends all.
+
+    `found` is filled with the unreadable images of this process; rank 0 tells `bad` of them.
+    """
+    if world.size == 1:
+        yield from batches
+        return
+    found = [] if found is None else found
+    while True:
+        with world.telling():
+            batch = next(batches)
+        news = world.meet(news=found)
+        found.clear()
+        if news:
+            with world.agreeing():
+                for name, reason in news:
+                    if bad is not None:
+                        bad(name, reason)
+        yield batch
+
+
+def check_same(images: Images, theirs: str, rank: int) -> None:
+    """Raise DataError unless these images are those of rank 0."""
+    if images.fingerprint() != theirs:
+        others = f"Process {rank} finds other images than process 0 ({images.description})"
+        raise DataError(f"{others}. Every machine needs the same ones, under the same names.")
 
 
 def split(count: int, plan: Plan) -> tuple[Tensor, Tensor]:

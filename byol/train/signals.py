@@ -39,7 +39,7 @@ class StopSignals:
     def check(self, how: str = "before a step was done. The same command takes it up again.") -> None:
         """Raise Stopped, which tells how, when a signal has come."""
         if self.by:
-            raise Stopped(f"Stopped by {self.by} {how}", exit_code=self.exit_code)
+            raise Stopped(f"Stopped by {self.by} {how}", exit_code=self.exit_code, by=self.by)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         interrupt = number == signal.SIGINT

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from byol.data.batches import Batch
 from byol.errors import DataError, TrainingError
@@ -40,11 +41,14 @@ def steps(
     """Train from step `start` to the plan's end, yielding after each optimizer step and one target update.
 
     `batches` gives (view1, view2, indices) for each micro-batch, whatever the views are. `forward` calls the
-    learner: a ProbedLearner of it, by default without a probe. Everything random in a step follows from
-    (seed, step), so a resumed run repeats it. Raises TrainingError when the loss, or on a CPU the gradient,
-    is not finite. A step that fails leaves no trace.
+    learner: a ProbedLearner of it, by default without a probe. DistributedDataParallel around that trains
+    with other processes, each of which brings its part of every micro-batch. Everything random in a step
+    follows from (seed, step), so a resumed run repeats it. Raises TrainingError when the loss, or on a CPU
+    the gradient, is not finite. A step that fails leaves no trace.
     """
     forward = ProbedLearner(learner) if forward is None else forward
+    ddp = forward if isinstance(forward, DistributedDataParallel) else None
+    rank = () if ddp is None or distributed.get_rank() == 0 else (distributed.get_rank(),)
     device = next(learner.parameters()).device
     forward.train()
     batches = iter(batches)
@@ -66,9 +70,16 @@ def steps(
                 except StopIteration:
                     ended = f"The batches ended in step {step} of {plan.total_steps}"
                     raise DataError(f"{ended}. Give an endless iterator.") from None
-                torch.manual_seed(seed_of(plan.seed, Stream.DROPOUT, step, micro))  # after the batches' own
+                seed = seed_of(plan.seed, Stream.DROPOUT, step, micro, *rank)
+                torch.manual_seed(seed)  # after the batches' own
+                if ddp is not None:  # gradients are averaged over the processes once a step, with the last
+                    ddp.require_backward_grad_sync = micro == plan.accumulation - 1
                 with autocast(device, plan.precision):
                     part, differentiated = forward(*batch)
+                if ddp is not None:  # of the whole micro-batch: so all stop for a loss that is not finite
+                    part = part.detach().clone()
+                    distributed.all_reduce(part)
+                    part /= distributed.get_world_size()
                 # The one wait for a GPU, once a micro-batch. Here it costs next to nothing: the backward is
                 # launched faster than it runs.
                 stop_unless_finite(part, step)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from byol.data.batches import (
     CHUNK,
+    Batch,
     Batches,
     BatchPlan,
     Cropped,
@@ -238,6 +239,31 @@ def test_views_are_those_of_seed_step_and_row_however_a_batch_is_cut(start: int)
     picture = Cropped(crops[:1].expand(10, -1, -1, -1, -1), same_image)
     drawn = [view for batch in islice(Batches(iter([picture] * 3), one), 3) for view in batch.view1]
     assert len({tuple(view.flatten().tolist()) for view in drawn}) > 20  # some of 30 keep their colours
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize(("accumulation", "numbers"), [(1, (5, 1, 2)), (2, (1, 5)), (5, (2, 1))])
+def test_processes_share_a_run_whose_number_may_change_and_no_image_is_lost_or_comes_twice(
+    accumulation: int, numbers: tuple[int, ...], in_memory: bool, files: Path
+) -> None:
+    """Three steps by each number of processes: order, crops and views are those of one process."""
+    plan = plan_for(accumulation=accumulation)
+    images, resident = open_images(files), load_resident(open_images(PHOTOS), Reports())
+
+    def batches(rank: int, ranks: int, steps: range) -> list[Batch]:
+        own = replace(plan, rank=rank, ranks=ranks)
+        crops = resident_batches(resident, own, steps.start) if in_memory else streamed(images, own, steps)
+        return list(islice(Batches(crops, own, steps.start), len(steps) * accumulation))
+
+    shared: list[Batch] = []
+    for count, ranks in enumerate(numbers):
+        steps = range(3 * count, 3 * count + 3)
+        parts = zip(*(batches(rank, ranks, steps) for rank in range(ranks)), strict=True)
+        shared += [Batch(*map(torch.cat, zip(*part, strict=True))) for part in parts]
+    alone = batches(0, 1, range(3 * len(numbers)))
+    for ours, theirs in zip(shared, alone, strict=True):
+        assert torch.equal(ours.indices, theirs.indices)
+        torch.testing.assert_close(ours[:2], theirs[:2], rtol=1e-5, atol=1e-5)
 
 
 def test_waiting_for_crops_is_counted_and_finishing_views_is_not() -> None:

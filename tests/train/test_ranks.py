@@ -1,0 +1,218 @@
+"""Processes on gloo and the CPU train as one. Most start as from torchrun, one test is torchrun's own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from processes import Small, run_byol, started, words
+from safetensors.torch import load_file
+from small_runs import small_config
+from torch import Tensor
+
+from byol.cli import main
+from byol.errors import ProcessLost, TrainingError
+from byol.train.config import ModelConfig
+from byol.train.run import pretrain
+from byol.world import World
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+PROBED = {"probe__online": True, "optim__accumulation": 2}
+
+
+@pytest.fixture(scope="module")
+def runs(arrays: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one process and one of two: accumulated gradients, LARS, the online probe."""
+    folder = tmp_path_factory.mktemp("runs")
+    for count, name in ((1, "one"), (2, "two")):
+        run_byol(count, words(arrays, folder / name, **PROBED), folder / f"{name}.log")
+    return folder
+
+
+def lines(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(out: Path) -> dict[int, float]:
+    """By steps, each of which is there once."""
+    told = [(line["step"], line["loss"]) for line in lines(out) if "loss" in line]
+    assert len(dict(told)) == len(told)
+    return dict(told)
+
+
+def state(out: Path) -> dict[str, Tensor]:
+    newest = max((out / "checkpoints").glob("step-*"))
+    return load_file(newest / "state.safetensors")
+
+
+def encoder_bytes(out: Path) -> bytes:
+    return (out / "encoder.safetensors").read_bytes()
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Loss by loss and tensor by tensor, to 1e-5 of its length."""
+    assert len(losses(one)) >= 20
+    assert losses(one) == pytest.approx(losses(other), rel=1e-5)
+    ours, theirs = state(one), state(other)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        difference = (theirs[name].double() - value.double()).norm()
+        # A bias that BatchNorm subtracts again has no gradient but rounding, and stays next to 0.
+        assert difference <= 1e-5 * value.double().norm().clamp(min=0.1), name
+
+
+def test_two_processes_are_the_run_of_one(runs: Path):
+    """Images in memory, accumulated gradients, LARS, the online probe, whose counts agree too."""
+    assert_same_run(runs / "one", runs / "two")
+    counted = [[line.get("online_train_top1") for line in lines(runs / run)] for run in ("one", "two")]
+    assert counted[0] == counted[1]
+    assert len({*counted[0]}) > 2
+
+
+def test_rank_0_alone_talks_looks_and_saves(runs: Path):
+    said = (runs / "two.log").read_text()
+    for line in ("run  ", "processes  2", "step 0/", "finished  ", "verdict  ", "next  "):
+        assert said.count(f"\n{line}" if line != "run  " else line) == 1, said
+    assert [line["step"] for line in lines(runs / "two")] == [line["step"] for line in lines(runs / "one")]
+    manifest = max((runs / "two" / "checkpoints").glob("step-*")) / "manifest.json"
+    assert json.loads(manifest.read_text())["processes"] == 2
+    assert json.loads((runs / "two" / "env.json").read_text())["processes"] == 2
+
+
+def test_streamed_images_and_sgd_are_the_run_of_one_too(photos: Path, tmp_path: Path):
+    flags = {"data__in_memory": False, "optim__name": "sgd", "optim__base_lr": 0.05, "epochs": 10}
+    for count, name in ((1, "one"), (2, "two")):
+        run_byol(count, words(photos, tmp_path / name, **flags), tmp_path / "log")
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_signal_to_one_process_saves_and_any_number_of_processes_continues(
+    arrays: Path, tmp_path: Path, runs: Path, after: int
+):
+    """SIGTERM reaches rank 1 in the middle of the step after 11: of two micro-batches with two passes."""
+    run = words(arrays, tmp_path / "cut", **PROBED)
+    said = run_byol(2, run, tmp_path / "log", expected=75, FAULT="SIGTERM 46")
+    assert said.count("Stopped by SIGTERM and saved at step 11 of") == 1
+    assert said.count("Stopped") == 1
+    run_byol(after, run, tmp_path / "log")
+    assert_same_run(runs / "one", tmp_path / "cut")
+    if after == 2:
+        assert losses(tmp_path / "cut") == losses(runs / "two")
+        assert encoder_bytes(tmp_path / "cut") == encoder_bytes(runs / "two")
+
+
+def test_a_run_of_one_process_is_continued_by_two(arrays: Path, tmp_path: Path, runs: Path):
+    run = words(arrays, tmp_path / "cut", **PROBED)
+    run_byol(1, run, tmp_path / "log", expected=75, FAULT="SIGTERM 46", RANK="1")
+    run_byol(2, run, tmp_path / "log")
+    assert_same_run(runs / "one", tmp_path / "cut")
+
+
+def test_a_run_is_not_continued_by_processes_that_its_batches_do_not_split_over(
+    arrays: Path, tmp_path: Path, runs: Path
+):
+    shutil.copytree(runs / "two", tmp_path / "two")
+    said = run_byol(3, words(arrays, tmp_path / "two", **PROBED), tmp_path / "log", expected=2)
+    assert said.count("Micro-batches of 8 images do not split over 3 processes") == 1
+
+
+def ends_with_nan(images: Path, out: Path) -> None:
+    net, model = Small(), ModelConfig(projection_size=8, projection_hidden_size=16)
+    config = small_config(out, model=model, save_every_steps=1, keep_checkpoints=9)
+    try:
+        pretrain(net, images, config)
+    except TrainingError as failure:
+        torch.save((str(failure), net.state_dict()), out / f"{os.environ['RANK']}.pt")
+
+
+def test_a_nan_on_one_process_stops_all_before_anything_moves(arrays: Path, tmp_path: Path):
+    with started(2, tmp_path / "log", ends_with_nan, arrays, tmp_path / "a", FAULT="nan 7") as running:
+        assert running.codes() == [0, 0], running.said()
+    saved = state(tmp_path / "a")
+    for rank in (0, 1):
+        message, tensors = torch.load(tmp_path / "a" / f"{rank}.pt")
+        assert "loss of step 3 is nan" in message
+        for name, value in tensors.items():
+            assert torch.equal(value, saved[f"learner.online.encoder.net.{name}"]), name
+
+
+@pytest.mark.parametrize("fault", ["failure", "SIGKILL"])
+def test_what_happens_to_one_process_ends_the_others_in_time(arrays: Path, tmp_path: Path, fault: str):
+    run = words(arrays, tmp_path / "a", save_every_steps=2)
+    with started(2, tmp_path / "log", main, run, FAULT=f"{fault} 14") as running:
+        codes, said = running.codes(), running.said()
+    assert codes == [70, 70 if fault == "failure" else -9], said
+    assert said.count("Another of the 2 processes has ended") == 1
+    if fault == "failure":
+        assert said.index("fallen off the bus") < said.index("Another of the 2 processes has ended")
+    assert max((tmp_path / "a" / "checkpoints").glob("step-*")).name == "step-00000006"
+
+
+def waits(sleep: float) -> int:
+    with World.join("cpu", hours=3 / 3600) as world:
+        if world.rank == 1:
+            time.sleep(sleep)
+        try:
+            world.wait()
+        except ProcessLost:
+            os._exit(9)
+    return 0
+
+
+def test_a_process_that_stands_still_is_noticed(tmp_path: Path):
+    with started(2, tmp_path / "log", waits, 60.0) as running:
+        running.processes[0].join(50)
+        assert running.processes[0].exitcode == 9, running.said()
+
+
+def test_what_fails_alike_is_told_once(arrays: Path, tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "someone's work").touch()
+    said = run_byol(2, words(arrays, tmp_path / "a"), tmp_path / "log", expected=2)
+    assert said.count("does not hold a run") == 1
+    odd = words(arrays, tmp_path / "b", batch_size=20, optim__accumulation=3)
+    said = run_byol(2, odd, tmp_path / "log", expected=2)
+    assert said.count("byol train: batch_size 20 does not split into 3 micro-batches") == 1
+    assert not (tmp_path / "b").exists()
+
+
+def test_unreadable_images_of_every_process_are_listed_once(photos: Path, tmp_path: Path):
+    images = tmp_path / "photos"
+    shutil.copytree(photos, images)
+    broken = sorted(images.glob("*/*.png"))[::9]
+    for path in broken:
+        path.write_bytes(b"not a picture, but long enough to be one at first sight" * 9)
+    flags = {"data__in_memory": False, "epochs": 3, "knn__hold_out_share": 0}
+    listed = []
+    for count in (1, 2):
+        run_byol(count, words(images, tmp_path / str(count), data__max_bad=0.5, **flags), tmp_path / "log")
+        bad = (tmp_path / str(count) / "bad_files.jsonl").read_text().splitlines()
+        listed.append(sorted(json.loads(line)["name"] for line in bad))
+    assert listed[0] == listed[1]
+    assert len(listed[0]) == len(broken)
+    said = run_byol(2, words(images, tmp_path / "few", **flags), tmp_path / "few.log", expected=3)
+    assert said.count("cannot be read") == 1
+
+
+def test_torchrun_starts_again_after_a_kill_and_the_run_is_the_undisturbed_one(
+    arrays: Path, tmp_path: Path, runs: Path
+):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run = words(arrays, tmp_path / "cut", save_every_steps=3, **PROBED)
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "FAULT": "SIGKILL 46", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, "--max-restarts=1", "-m", "byol", *run],
+        capture_output=True, text=True, timeout=800, env=environment, start_new_session=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("continued at step 9") == 1
+    assert done.stdout.count("next  ") == 1
+    assert losses(tmp_path / "cut") == losses(runs / "two")
+    assert encoder_bytes(tmp_path / "cut") == encoder_bytes(runs / "two")
