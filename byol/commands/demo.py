@@ -11,6 +11,7 @@ from byol.encoders.encoder import Encoder
 from byol.encoders.load import untrained
 from byol.evaluation.protocols import evaluate, settled
 from byol.features.embed import Features, embed
+from byol.report.pictures import report_at_the_end
 from byol.settings import parse, preset_flags
 from byol.train.config import TrainConfig
 from byol.train.log import duration
@@ -64,7 +65,10 @@ def demo(arguments: Sequence[str]) -> int:
     print(f"  raw pixels          {score(None):.2f}")
     print(f"  untrained encoder   {score(fresh):.2f}")
     print(f"  trained encoder     {score(run.encoder):.2f}   after {duration(seconds)} of training")
-    print(f"\nThe encoder is {RunFolder(out).encoder}. Next, with images of your own:")
+    print(f"\nThe encoder is {RunFolder(out).encoder}.")
+    if (written := report_at_the_end(run.folder, train, run.encoder)) is not None:
+        print(f"The report is {written}: open it in a browser.")
+    print("Next, with images of your own:")
     print("  byol train IMAGES --out runs/mine")
     return 0
 

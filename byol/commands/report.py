@@ -8,10 +8,15 @@ from pathlib import Path
 import tyro
 
 from byol.disk import check_writable
-from byol.errors import ConfigError
+from byol.encoders.encoder import Encoder
+from byol.encoders.load import load_encoder
+from byol.errors import ByolError, ConfigError
+from byol.report.figures import Figure
+from byol.report.markup import Html
 from byol.report.page import write_report
+from byol.report.pictures import images_of, picture_sections
 from byol.report.plots import write_figures
-from byol.report.record import read_record
+from byol.report.record import Record, read_record
 from byol.settings import parse
 
 
@@ -21,13 +26,19 @@ class Report:
     """Folders of runs: one for its report, several to compare them. A run may be running."""
     out: str | None = None
     """File to write (.html). By default report.html, in the run's folder or of several runs here."""
+    data: str | None = None
+    """The images of the run, for its pictures; by default those where they were."""
+    encoder: str | None = None
+    """package.module:function that builds the network, for a run that trained one of your own."""
     figures: str | None = None
     """Folder that each figure is written to as SVG, for papers and slides."""
 
 
 def report(arguments: Sequence[str]) -> int:
     """Write the report of a run, or of several beside one another."""
-    description = "See what became of a run: verdict, curves, scores and settings, in one HTML file."
+    description = (
+        "See what became of a run: verdict, curves, scores, pictures and settings, in one HTML file."
+    )
     command = parse(Report, arguments, prog="byol report", description=description)
     if not command.runs:
         raise ConfigError("No run was named; expected the folder of one, as `byol train --out` was given.")
@@ -44,11 +55,22 @@ def report(arguments: Sequence[str]) -> int:
     for record in records:
         said = str(record.verdict or record.state)
         print(textwrap.fill(f"{record.name}: {said}", 110, subsequent_indent=" " * 11))
-    write_report(records, out)
+    sections, drawn = pictures(records[0], command) if len(records) == 1 else ([], [])
+    write_report(records, out, sections)
     print(f"written    {out}")
     if command.figures is not None:
         folder = Path(command.figures)
         check_writable(folder, "Choose another folder with --figures.")
-        files = write_figures(records, folder)
+        files = write_figures(records, folder, drawn)
         print(f"written    {len(files)} figures in {folder}/: {', '.join(path.name for path in files)}")
     return 0
+
+
+def pictures(record: Record, command: Report) -> tuple[list[Html], list[Figure]]:
+    """What can be shown of a run's images and by its encoder; why there is nothing is told on the page."""
+    encoder: Encoder | str
+    try:
+        encoder = load_encoder(record.folder.path, net=command.encoder)
+    except ByolError as failure:
+        encoder = str(failure)
+    return picture_sections(record, images_of(record, command.data), encoder)

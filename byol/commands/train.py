@@ -4,12 +4,14 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from byol.errors import ConfigError
+from byol.errors import CollapseError, ConfigError
 from byol.models.build import is_own_code
+from byol.report.pictures import report_at_the_end
 from byol.settings import parse, preset_flags, preset_names
 from byol.train.config import TrainConfig
 from byol.train.run import Run, pretrain
@@ -40,7 +42,12 @@ def train(arguments: Sequence[str]) -> int:
             f"The preset {command.preset} names {name!r} as its encoder, which is not imported because a "
             f"file says so. Give --encoder {name} beside it."
         )
-    run = pretrain(None, command.images, command.config)
+    try:
+        run = pretrain(None, command.images, command.config)
+    except CollapseError:
+        if is_first():
+            report_at_the_end(Path(command.config.out))
+        raise
     if is_first():
         report(run)
     return 0
@@ -69,6 +76,8 @@ def report(run: Run) -> None:
     print(f"encoder    {RunFolder(run.folder).encoder} ({what})")
     if run.verdict is not None and run.verdict.knn:
         print(f"hold-out   {run.verdict.knn}")
+    if (written := report_at_the_end(run.folder, encoder=run.encoder)) is not None:
+        print(f"report     {written}")
     # A file alone never makes a program run code.
     named = [str(run.folder)]
     named += ["--encoder", str(info.architecture)] if is_own_code(info.architecture or "") else []

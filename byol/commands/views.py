@@ -5,18 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 import tyro
-from PIL import Image
-from torch import Tensor
 
-from byol.data.batches import cut
-from byol.data.decode import BadImage
 from byol.errors import DataError
 from byol.features.neighbours import check_at_least_one
 from byol.features.sheet import Cell, check_sheet, write_sheet
-from byol.method.crops import crop_draws
-from byol.method.views import ViewConfig, Views
+from byol.method.views import ViewConfig
+from byol.report.pictures import view_pairs
 from byol.settings import parse
 from byol.train.config import TrainConfig
 from byol.train.recipe import Kind, in_words
@@ -50,29 +45,14 @@ def views(arguments: Sequence[str]) -> int:
     config = TrainConfig(out=command.out, **{name: getattr(command, name) for name in names})
     setup = Setup.of(None, command.images, config)
     plan = setup.new_plan()
-    drawn = Views(plan.image_size, plan.views, plan.channels)
     cells: list[Cell] = []
-    for row in np.linspace(0, len(setup.images) - 1, command.count).astype(int).tolist():
-        try:
-            picture = setup.images.picture(row)
-        except BadImage:
-            continue
-        draws = crop_draws(
-            plan.seed, torch.zeros(2, dtype=torch.int64), torch.full((2,), row), torch.arange(2)
-        )
-        pair = drawn.finish(cut(picture, drawn, draws)[None], seed=plan.seed, step=row)
+    rows = np.linspace(0, len(setup.images) - 1, command.count).astype(int).tolist()
+    for row, pair in view_pairs(setup.images, rows, plan):
         cells += [Cell(setup.images[row], (setup.images.name(row),), framed=True)]
-        cells += [Cell(pixels(view[0], drawn), (f"view {number}",)) for number, view in enumerate(pair, 1)]
+        cells += [Cell(view, (f"view {number}",)) for number, view in enumerate(pair, 1)]
     if not cells:
         raise DataError(f"None of {command.count} images in {setup.images.description} can be read.")
     write_sheet([cells[first : first + 9] for first in range(0, len(cells), 9)], Path(command.out))
     print(f"views      {in_words(plan.kind, plan.views)}; {plan.image_size[0]}x{plan.image_size[1]} pixels")
     print(f"written    {command.out}")
     return 0
-
-
-def pixels(view: Tensor, views: Views) -> Image.Image:
-    """A finished view (C, h, w) as a picture: of many channels the first three."""
-    shown = [channel * std + mean for channel, mean, std in zip(view, views.mean, views.std, strict=True)]
-    shown = shown[:3] if len(shown) > 2 else [shown[0]] * 3
-    return Image.fromarray(torch.stack(shown, dim=2).mul(255).round().clamp(0, 255).byte().numpy())

@@ -112,9 +112,10 @@ def time(record: Record) -> Figure | None:
     return bar("time", f"About {duration(whole)}, {speed:,.0f} images/s", shares)
 
 
-def write_figures(records: Sequence[Record], folder: Path) -> list[Path]:
+def write_figures(records: Sequence[Record], folder: Path, more: Sequence[Figure] = ()) -> list[Path]:
     """Each figure as an SVG file; missing folders are made. Returns the files."""
-    drawn = [figure for figure, _ in curves(records)] + [score for score in [scores(records)] if score]
+    drawn = [*(figure for figure, _ in curves(records)), *more]
+    drawn += [score for score in [scores(records)] if score is not None]
     for number, record in enumerate(records, 1):
         if (figure := time(record)) is not None:
             drawn.append(figure if len(records) == 1 else replace(figure, name=f"time-{number}"))

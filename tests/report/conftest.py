@@ -5,10 +5,10 @@ import csv
 import numpy as np
 import pytest
 from PIL import Image
+from reading import CLASSES
 
 from byol.cli import main
 
-CLASSES = ("<script>alert(1)</script>", 'plain & "quoted"', "Größe 'x'")
 TINY = (
     "--encoder convnet --model.width 2 --image-size 16 --batch-size 16 --device cpu --workers 0 "
     "--model.projection-hidden-size 32 --log-every-steps 2 --knn.hold-out-share 0.5 --knn.k 3"
