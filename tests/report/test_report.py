@@ -85,12 +85,13 @@ def test_names_of_strangers_stay_text(runs, tmp_path):
 
 
 def test_nothing_that_is_not_a_number_reaches_the_page(run):
-    rewritten(run, lambda line: line | {"loss": math.nan, "representation_std": math.inf, "tau": "<b>"})
+    rewritten(run, lambda line: line | {"loss": math.nan, "projection_std": math.inf})
     path = RunFolder(run).metrics
-    broken = '{"step": 1, "ep\n[]\n3\n{"step": null, "epoch": 1}\n{"step": 2, "epoch": NaN, "loss": 1}\n'
+    broken = '{"step": 1, "ep\n[]\n3\n{"step": null, "epoch": 1}\n{"step": 2, "epoch": NaN, "tau": "<b>"}\n'
     path.write_text(path.read_text(encoding="utf-8") + broken, encoding="utf-8")
     page = reported(run)
     attributes = " ".join(str(value) for _, attrs, _ in page.elements for value in attrs.values())
+    assert "Learning rate" in page.text  # what is a number is drawn
     assert re.findall(r"\b(nan|inf|infinity)\b", f"{page.text} {attributes}", re.IGNORECASE) == []
 
 
