@@ -94,7 +94,7 @@ def started(
     try:
         for rank in range(count):
             own = world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | environment
-            process = SERVER.Process(target=one, args=(own, log, work, arguments), daemon=True)
+            process = SERVER.Process(target=one, args=(own, log, work, arguments))
             process.start()
             processes.append(process)
         yield Started(processes, log)
