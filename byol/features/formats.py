@@ -1,13 +1,15 @@
 """The files that features are kept in: .npz, .npy, .parquet, .safetensors.
 
-Each holds checksums, which are compared when it is read: of their own in .npz (zip) and .parquet (pages), in
-the metadata of .safetensors, and behind the array in .npy, where no program looks.
+Each holds a seal, a checksum of all that `Features` are, which is compared when it is read. It lies where no
+damage to what it is of hides it, and where no other program looks: behind the array of .npy, in the comment
+of .npz (a zip archive), before the footer of .parquet, in the metadata of .safetensors.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +24,8 @@ GROUP = 2**24  # bytes of features in a row group of a parquet file
 Array = np.ndarray[Any, np.dtype[Any]]
 Fields = dict[str, Any]  # of `Features`; those that are empty are left out
 DESCRIBED = ("classes", "encoder_checksum", "encoder")  # the last one in files of before
-CHECKED = b"blake2b:"  # then a digest: the last bytes of a .npy file
+SEAL = b"byol:blake2b:"  # begins a seal; 32 hexadecimal digits follow
+CHECKED = b"blake2b:"  # in files of before, behind the array of a .npy: the digest of its bytes alone
 ODD = "surrogateescape"  # how names of files that are not UTF-8 are held
 
 
@@ -43,41 +46,55 @@ def check_format(path: Path) -> None:
 def write(fields: Fields, path: Path) -> None:
     """Write a file of the kind that its suffix means."""
     held = {name: value for name, value in fields.items() if value is not None and len(value)}
+    held["x"] = np.ascontiguousarray(held["x"])  # in another order a mapped file is read back otherwise
     if path.suffix == ".parquet":
         _write_parquet(held, path)
     elif path.suffix == ".safetensors":
         _write_safetensors(held, path)
-    else:
+    elif path.suffix == ".npy":
         with path.open("wb") as file:
-            if path.suffix == ".npy":
-                np.save(file, held["x"])
-                file.write(CHECKED + bytes.fromhex(_digest(held["x"])))
-            else:
-                np.savez(file, **held)
+            np.save(file, held["x"])
+            file.write(_seal({"x": held["x"]}))
+    else:
+        arrays: Fields = {name: np.asarray(value) for name, value in held.items()}
+        with path.open("wb") as file:
+            np.savez(file, **arrays)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.comment = _seal(_fields(arrays))
 
 
 def read(path: Path, *, mapped: bool) -> Fields:
     """What a file holds. Raises DataError, or whatever a library raises of files missing or damaged."""
     with path.open("rb") as file:
-        start = file.read(6)
+        start, seal = file.read(6), _bytes_before(file, len(SEAL) + 32)
         if path.suffix == ".parquet":
-            return _read_parquet(path)
-        if path.suffix == ".safetensors":
+            fields = _read_parquet(path)
+            seal = _bytes_before(file, len(SEAL) + 32, _footer_length(file))
+        elif path.suffix == ".safetensors":
             return _read_safetensors(path, mapped)
-        if start == b"\x93NUMPY":
+        elif start == b"\x93NUMPY":
             x = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-            mark, digest = (last := _last_bytes(file, len(CHECKED) + 16))[:-16], last[-16:].hex()
+            mark, digest = (last := _bytes_before(file, len(CHECKED) + 16))[:-16], last[-16:].hex()
             if mark == CHECKED and digest != _digest(x):
                 raise ValueError("it does not match its checksum")
-            return {"x": x}
-        if not start.startswith(b"PK"):
+            fields = {"x": x}
+        elif start.startswith(b"PK"):
+            file.seek(0)
+            held = np.load(file, allow_pickle=False)
+            _check(held, sum(member.file_size for member in held.zip.infolist()))
+            fields, seal = _fields(held), held.zip.comment  # which may be cut short
+        else:
             raise ValueError(f"it is of none of the kinds {', '.join(FORMATS)}")
-        file.seek(0)
-        held = np.load(file, allow_pickle=False)
-        _check(held, sum(member.file_size for member in held.zip.infolist()))
-        fields = {name: held[name] for name in ("x", "y") if name in held}
-        fields |= {"names": held["names"].tolist()} if "names" in held else {}
-        return fields | _described({name: held[name].tolist() for name in DESCRIBED if name in held})
+    if seal.startswith(SEAL) and seal != _seal(fields):
+        raise ValueError("it does not match its checksum")
+    return fields
+
+
+def _fields(held: Mapping[str, Array]) -> Fields:
+    """What the arrays of a .npz file say."""
+    fields: Fields = {name: held[name] for name in ("x", "y") if name in held}
+    fields |= {"names": held["names"].tolist()} if "names" in held else {}
+    return fields | _described({name: held[name].tolist() for name in DESCRIBED if name in held})
 
 
 def _write_parquet(fields: Fields, path: Path) -> None:
@@ -102,6 +119,10 @@ def _write_parquet(fields: Fields, path: Path) -> None:
     pq.write_table(
         table, path, row_group_size=size, compression="none", use_dictionary=False, write_page_checksum=True
     )
+    with path.open("r+b") as file:  # nothing in the footer guards the footer itself
+        footer = _bytes_before(file, _footer_length(file))
+        file.seek(-len(footer), os.SEEK_END)
+        file.write(_seal(fields) + footer)
 
 
 def _read_parquet(path: Path) -> Fields:
@@ -144,8 +165,7 @@ def _write_safetensors(fields: Fields, path: Path) -> None:
         encoded = [name.encode(errors=ODD) for name in fields["names"]]
         parts["names"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         parts["name_ends"] = np.cumsum([len(name) for name in encoded])
-    digest = _digest(*(parts[name] for name in sorted(parts)))
-    save_file(parts, path, metadata={"byol": _description(fields), "blake2b": digest})
+    save_file(parts, path, metadata={"byol": _description(fields), "seal": _seal(fields).decode()})
 
 
 def _read_safetensors(path: Path, mapped: bool) -> Fields:
@@ -165,11 +185,22 @@ def _read_safetensors(path: Path, mapped: bool) -> Fields:
                 raise DataError("The ends of its names do not rise.")
             starts = [0, *ends[:-1]]
             fields["names"] = [text[s:e].decode(errors=ODD) for s, e in zip(starts, ends, strict=True)]
-        return fields | _described(parse_json(metadata.get("byol", "{}")))
+        fields |= _described(parse_json(metadata.get("byol", "{}")))
+        if "seal" in metadata and metadata["seal"].encode() != _seal(fields):
+            raise ValueError("it does not match its checksum")
+        return fields
 
 
-def _digest(*arrays: Array) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def _seal(fields: Fields) -> bytes:
+    """A checksum of everything in the fields of features, whatever file they are in."""
+    arrays = {name: fields[name] for name in ("x", "y") if name in fields}
+    said: Fields = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
+    text = json.dumps({**fields, **said}, sort_keys=True)
+    return SEAL + _digest(*arrays.values(), text=text).encode()
+
+
+def _digest(*arrays: Array, text: str = "") -> str:
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
     for array in arrays:
         if not isinstance(array, np.memmap) or array.filename is None:
             digest.update(np.ascontiguousarray(array).data)
@@ -181,9 +212,15 @@ def _digest(*arrays: Array) -> str:
     return digest.hexdigest()
 
 
-def _last_bytes(file: BinaryIO, count: int) -> bytes:
-    file.seek(max(0, file.seek(0, os.SEEK_END) - count))
-    return file.read()
+def _footer_length(file: BinaryIO) -> int:
+    """Of a parquet file, with the bytes that say so."""
+    return int.from_bytes(_bytes_before(file, 4, 4), "little") + 8
+
+
+def _bytes_before(file: BinaryIO, count: int, behind: int = 0) -> bytes:
+    """So many bytes of a file, which so many others are behind."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - behind - count))
+    return file.read(count)
 
 
 def _mapped_tensor(path: Path, name: str) -> Array:

@@ -1,5 +1,6 @@
 """Features in memory, and in files of four kinds."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -294,6 +295,67 @@ def test_a_flipped_bit_is_noticed(tmp_path, kind, mapped):
     place = sound.index(features(50).x[20:22].tobytes()[:8])  # among the numbers of x
     path.write_bytes(sound[:place] + bytes([sound[place] ^ 16]) + sound[place + 1 :])
     with pytest.raises(DataError, match=rf"features\{kind} does not hold features"):
+        Features.load(path, mapped=mapped)
+
+
+@pytest.mark.parametrize(
+    ("kind", "every"), [(".npy", 3), (".safetensors", 5), (".npz", 17), (".parquet", 31)]
+)  # bits
+def test_whatever_bit_is_flipped_the_features_are_as_saved_or_refused(tmp_path, kind, every):
+    """Of names, labels, shapes, types and what lists them too, not of the numbers alone."""
+    path, described = tmp_path / f"features{kind}", {"classes": ("ant", "bee"), "encoder_checksum": "00ff"}
+    features(4, 2, y=np.array([0, 1, 1, 0]), names=list("abcd"), **described).save(path)
+    whole, outcomes = path.read_bytes(), {True: 0, False: 0}
+    wanted = Features.load(path)
+    for bit in range(0, 8 * len(whole), every):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        try:
+            loaded = Features.load(path)
+        except DataError:
+            outcomes[False] += 1
+            continue
+        outcomes[True] += 1
+        assert vars(loaded).keys() == vars(wanted).keys()
+        for name, value in vars(wanted).items():
+            assert np.array_equal(getattr(loaded, name), value), (bit, name)
+    assert all(outcomes.values())
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<i4"])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_numbers_of_another_type_in_a_npy_are_noticed(tmp_path, dtype, mapped):
+    path = tmp_path / "features.npy"
+    Features(np.full((3, 2), 2.0)).save(path)  # finite, whichever way they are read
+    path.write_bytes(path.read_bytes().replace(b"<f4", dtype.encode()))
+    with pytest.raises(DataError, match="checksum"):
+        Features.load(path, mapped=mapped)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_columns_that_lie_one_behind_the_other_are_read_back_mapped(tmp_path, kind):
+    saved = Features(np.asfortranarray(features().x))
+    saved.save(tmp_path / f"f{kind}")
+    for mapped in (False, True):
+        assert np.array_equal(Features.load(tmp_path / f"f{kind}", mapped=mapped).x, saved.x)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("kind", [".npy", ".safetensors"])
+def test_files_with_the_checksum_of_before_are_read_and_checked(tmp_path, kind, mapped):
+    x, path = features(50).x, tmp_path / f"features{kind}"
+    digest = hashlib.blake2b(x.tobytes(), digest_size=16)
+    if kind == ".npy":
+        np.save(path, x)
+        path.write_bytes(path.read_bytes() + b"blake2b:" + digest.digest())
+    else:
+        save_file({"x": x}, path, metadata={"blake2b": digest.hexdigest()})
+    assert np.array_equal(Features.load(path, mapped=mapped).x, x)
+    sound = path.read_bytes()
+    place = sound.index(x[20].tobytes())
+    path.write_bytes(sound[:place] + bytes([sound[place] ^ 16]) + sound[place + 1 :])
+    with pytest.raises(DataError, match="checksum"):
         Features.load(path, mapped=mapped)
 
 
