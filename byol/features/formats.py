@@ -24,6 +24,8 @@ GROUP = 2**24  # bytes of features in a row group of a parquet file
 Array = np.ndarray[Any, np.dtype[Any]]
 Fields = dict[str, Any]  # of `Features`; those that are empty are left out
 DESCRIBED = ("classes", "encoder_checksum", "encoder")  # the last one in files of before
+SPARE = 400 * 2**20  # bytes that a file's arrays may take beyond its own size
+WIDTHS = {"FLOAT": 4, "DOUBLE": 8, "INT32": 4, "INT64": 8}  # bytes of a value in parquet, others at least 2
 SEAL = b"byol:blake2b:"  # begins a seal; 32 hexadecimal digits follow
 CHECKED = b"blake2b:"  # in files of before, behind the array of a .npy: the digest of its bytes alone
 ODD = "surrogateescape"  # how names of files that are not UTF-8 are held
@@ -81,7 +83,8 @@ def read(path: Path, *, mapped: bool) -> Fields:
         elif start.startswith(b"PK"):
             file.seek(0)
             held = np.load(file, allow_pickle=False)
-            _check(held, sum(member.file_size for member in held.zip.infolist()))
+            most = path.stat().st_size + SPARE
+            _check(held, sum(member.file_size for member in held.zip.infolist()), most)
             fields, seal = _fields(held), held.zip.comment  # which may be cut short
         else:
             raise ValueError(f"it is of none of the kinds {', '.join(FORMATS)}")
@@ -136,11 +139,13 @@ def _read_parquet(path: Path) -> Fields:
         path, read_dictionary=held[: held.count("name")], page_checksum_verification=True
     ) as file:
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-        _check(names, sum(group.total_byte_size for group in groups))
+        most = path.stat().st_size + SPARE // 4  # what is read is there several times for a while
+        _check(names, sum(group.total_byte_size for group in groups), most)
         for number in range(len(groups)):  # `column` would end the process where this raises
             next(file.iter_batches(1, row_groups=[number], columns=held), None)
         columns = [group.column(place) for group in groups for place in range(group.num_columns)]
-        _check(names, 8 * sum(c.num_values for c in columns if c.path_in_schema.split(".")[0] in held))
+        columns = [c for c in columns if c.path_in_schema.split(".")[0] in held]
+        _check(names, sum(WIDTHS.get(c.physical_type, 2) * c.num_values for c in columns), most)
         table = file.read(held)
     x = table["x"].combine_chunks()
     if x.null_count or len(compute.unique(compute.list_value_length(x))) > 1:
@@ -235,8 +240,8 @@ def _mapped_tensor(path: Path, name: str) -> Array:
     return np.memmap(path, kinds[entry["dtype"]], "r", offset=start, shape=tuple(entry["shape"]))
 
 
-def _check(names: Iterable[str], needed: int = 0) -> None:
-    """Raise DataError for a file without features, or one, of any size itself, that holds more than fits."""
+def _check(names: Iterable[str], needed: int = 0, most: int = 0) -> None:
+    """Raise DataError for a file without features, or with more than fits or than its size tells."""
     held, free = list(names), available_memory()
     if "x" not in held:
         some = ", ".join(held[:3] + ["..."] * (len(held) > 3)) or "nothing"
@@ -245,6 +250,11 @@ def _check(names: Iterable[str], needed: int = 0) -> None:
         raise DataError(
             f"It holds {needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB of memory are free. Expected "
             "fewer rows, or a .npy or .safetensors file, of which a part is in memory at a time."
+        )
+    if needed > most:
+        raise DataError(
+            f"It holds {needed / 2**20:,.0f} MiB; of a file of its size at most {most / 2**20:,.0f} MiB are "
+            "believed. Expected one without compression, as `byol embed` writes it."
         )
 
 

@@ -479,6 +479,18 @@ def hostile(name: str, path: Path) -> None:
         path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(4000))
     elif name == "bomb.npz":
         claiming(path, 2**60)
+    elif name == "zeros.npz":
+        archive = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
+        with archive, archive.open("x.npy", "w") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (450 * 2**10, 2**8)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for _ in range(450):
+                file.write(bytes(2**20))
+    elif name == "zeros.parquet":
+        table = pa.table({"x": pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(2**22, "f4")), 2**10)})
+        with pq.ParquetWriter(path, table.schema) as writer:
+            for _ in range(16):  # 256 MiB
+                writer.write_table(table)
     elif name == "nested.safetensors":
         path.write_bytes(len(DEEP).to_bytes(8, "little") + DEEP.encode())
     elif name == "description.safetensors":
@@ -503,7 +515,8 @@ def hostile(name: str, path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     ["header.npy", "header2.npy", "shape.npy", "shape-.npy", "bomb.npz", "nested.safetensors",
-     "description.safetensors", "length.safetensors", "ends.safetensors", "description.parquet"],
+     "description.safetensors", "length.safetensors", "ends.safetensors", "description.parquet",
+     "zeros.npz", "zeros.parquet"],
 )  # fmt: skip
 def test_hostile_files_are_a_sentence_soon(tmp_path, name, mapped):
     hostile(name, tmp_path / name)
