@@ -211,7 +211,7 @@ class Setup:
         if self.world.rank == 0:
             say(f"measuring  steps of {draft.batch_size} images, to fit a budget of {self.config.budget}")
         draft = self.with_network(draft)
-        allowed = min(3.0, seconds_of(self.config.budget) / 50)  # seconds
+        allowed = min(10.0, seconds_of(self.config.budget) / 50)  # seconds
         learner = replace(self, own=copy.deepcopy(self.own)).learner(draft)
         forward = self.distributed(ProbedLearner(learner))
         rows = split(len(self.images), draft)[0][: 4 * draft.batch_size]
@@ -222,11 +222,11 @@ class Setup:
                 if self.world.device.type == "cuda":
                     torch.cuda.synchronize()
                 ends.append(time.perf_counter())
-                enough = len(ends) > 1 and ends[-1] - ends[0] > allowed
+                enough = len(ends) > 2 and ends[-1] - ends[1] > allowed
                 if self.world.first(partial(bool, enough)):
                     break
-        # The first step warms up; the mean of the others includes what data and the machine's noise cost.
-        step = (ends[-1] - ends[0]) / (len(ends) - 1)
+        # Two steps warm up; the mean of the others includes what data and the machine's noise cost.
+        step = (ends[-1] - ends[1]) / (len(ends) - 2)
         sample, began = rows[:64].tolist(), time.perf_counter()
         for index in sample:
             with suppress(BadImage):
