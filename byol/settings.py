@@ -76,7 +76,8 @@ def preset_flags(preset: str) -> list[str]:
 def flags_of(values: dict[str, Any]) -> list[str]:
     """Nested plain values as command-line flags; what is None is left out.
 
-    Raises ValueError for a name that is not a setting's, and for a value that would be read as a flag.
+    Raises ValueError for a name that is not a setting's, and for a value that would be read as a flag or
+    holds control characters.
     """
     flags: list[str] = []
     for name, value in flat(values).items():
@@ -84,7 +85,8 @@ def flags_of(values: dict[str, Any]) -> list[str]:
             raise ValueError(f"the name {name!r}")
         words = [str(part) for part in value] if isinstance(value, list) else [str(value)]
         for word in words:
-            if re.match("-+[a-z]", word, re.IGNORECASE) and word != "-inf":
+            flag = re.match("-+[a-z]", word, re.IGNORECASE) and word != "-inf"
+            if flag or re.search(r"[\x00-\x1f\x7f-\x9f]", word):  # escape sequences for the terminal
                 raise ValueError(f"{word!r} for {name}")
         if value is not None:
             flags += [f"--{name}".replace("_", "-"), *words]

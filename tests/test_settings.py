@@ -75,6 +75,8 @@ PRESETS = {
     "a flag in a list": "seed: [1, --tyro-write-completion, bash, {file}]",
     "a flag in a name": "'seed=1 --epochs': 1",
     "escapes": '"\\e]0;owned\\a": 1',
+    "escapes in a value": 'kind: "\\e[31mRED"',
+    "a line in a value": 'model: {stem: "small\\nbyol: all is well"}',
     "a number as a name": "7: 1",
     "no names": "[1, 2]",
     "text": "just words",

@@ -15,12 +15,11 @@ from math import prod
 from mmap import mmap
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from byol.data.decode import BadImage
+from byol.data.decode import BadImage, pixels_of
 from byol.data.images import Images
 from byol.data.workers import made, never
 from byol.errors import DataError
@@ -188,7 +187,7 @@ def substitutes(index: int, images: int) -> Iterator[int]:
 
 def cut(picture: Any, views: Views, drawn: Tensor) -> Tensor:
     """The crops of one image, uint8 (V, C, h, w), from their draws (V, 5): a resize each, then the flip."""
-    pixels = torch.from_numpy(np.array(picture))  # uint8 (H, W, C), or (H, W)
+    pixels = torch.from_numpy(pixels_of(picture))  # uint8 (H, W, C), or (H, W)
     image = (pixels[:, :, None] if pixels.ndim == 2 else pixels).permute(2, 0, 1)[None]
     heights, widths = (torch.full((len(drawn),), length) for length in image.shape[2:])
     crops = views.config.crops(drawn, heights, widths)

@@ -21,10 +21,12 @@ from torch import Tensor
 from byol.errors import DataError
 
 MAX_PIXELS = 62_000_000  # the largest full-frame cameras have 61 million; turned upright they take 500 MB
-# Half as many for what takes twice the memory to decode: transparency, many bits, progressive JPEG, WebP.
+# Half as many for what takes twice the memory to decode: transparency, many bits, progressive JPEG, WebP; a
+# quarter for colours of 16 bits.
 LIGHT_FORMATS, LIGHT_MODES = {"JPEG", "MPO", "PNG", "BMP", "TIFF", "GIF"}, {"1", "L", "P", "RGB", "CMYK"}
 FULL = (0, 65535)  # black and white of 16 bits
 PLUGINS = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}  # formats that Pillow reads with a module beside it
+STRIP = 512  # rows of a large picture that are copied at once
 SCANS = 32  # of a JPEG; programs write up to 18, and each is a pass over the whole picture
 ROOM = 1e-3  # by which a float may miss [0, 1]: interpolation overshoots a little
 Array = np.ndarray[Any, Any]
@@ -339,11 +341,30 @@ def _opened(raw: Any, most: int | None = None) -> Image.Image:
         Image.MAX_IMAGE_PIXELS = limit
     if most is not None:
         light = picture.format in LIGHT_FORMATS and picture.mode in LIGHT_MODES
-        if light and not {"transparency", "progressive"} & picture.info.keys():
-            _check(*picture.size, most)
-        else:
-            _check(*picture.size, most // 2, f", half of {most:,}, for what takes several copies to decode")
+        light = light and not {"transparency", "progressive"} & picture.info.keys()
+        share = (
+            4 if any(_mode_in(tile) in _LOWER for tile in getattr(picture, "tile", ())) else 1 if light else 2
+        )
+        why = f", 1/{share} of {most:,}, for what takes several copies to decode" if share > 1 else ""
+        _check(*picture.size, most // share, why)
     return picture
+
+
+def _mode_in(tile: Any) -> str:
+    """How the samples of a part of a picture lie in its file."""
+    return str(tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args)
+
+
+def pixels_of(picture: Image.Image | Pixels) -> Pixels:
+    """A copy of a picture as uint8 (H, W, C) or (H, W). By strips: Pillow copies twice what it gives."""
+    if isinstance(picture, np.ndarray) or picture.height <= STRIP:
+        return np.array(picture)
+    first = np.asarray(picture.crop((0, 0, picture.width, 1)))
+    pixels = np.empty((picture.height, *first.shape[1:]), np.uint8)
+    for top in range(0, picture.height, STRIP):
+        end = min(top + STRIP, picture.height)
+        pixels[top:end] = np.asarray(picture.crop((0, top, picture.width, end)))
+    return pixels
 
 
 def _check(width: int, height: int, most: int, why: str = "") -> None:

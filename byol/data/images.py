@@ -17,7 +17,17 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from byol.data.decode import FULL, BadImage, Levels, Pixels, Reading, channels_of, levels_of, to_numpy
+from byol.data.decode import (
+    FULL,
+    BadImage,
+    Levels,
+    Pixels,
+    Reading,
+    channels_of,
+    levels_of,
+    pixels_of,
+    to_numpy,
+)
 from byol.data.labels import Labels, class_labels
 from byol.data.readers.arrays import Arrays, array_file
 from byol.data.readers.dataset import Items
@@ -74,7 +84,7 @@ class Images:
 
     def array(self, index: int) -> Pixels:
         """One image as uint8 (H, W, C), a copy. Raises BadImage."""
-        pixels: Pixels = np.array(self.picture(index))
+        pixels: Pixels = pixels_of(self.picture(index))
         return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
     @property

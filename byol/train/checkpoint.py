@@ -1,8 +1,8 @@
 """Checkpoints that survive a kill at any instant, and hold nothing that could be executed.
 
 A checkpoint is a folder `step-00001234` with `state.safetensors` (every tensor) and `manifest.json` (step,
-checksum of the plan, BLAKE2b of the tensors' file). It is filled in a temporary folder beside its final
-place and fsynced, then renamed: a name `step-...` is complete or does not exist.
+checksum of the plan, BLAKE2b of the tensors' file and of the manifest itself). It is filled in a temporary
+folder beside its final place and fsynced, then renamed: a name `step-...` is complete or does not exist.
 """
 
 import errno
@@ -29,7 +29,7 @@ from byol.train.config import TrainConfig
 from byol.world import ALONE, World
 
 logger = logging.getLogger("byol")
-FORMAT = 2
+FORMAT = 3
 TENSORS, MANIFEST = "state.safetensors", "manifest.json"
 SECONDS = 300.0  # without a checkpoint, after which one is written: as much is lost at most
 SHARE = 0.02  # of a run's time that checkpoints by default may take, half of what a budget sets aside
@@ -128,6 +128,7 @@ def save(
                 save_file(unshared(tensors), temporary / TENSORS)
                 manifest = {"format": FORMAT, "step": step, "plan": plan}
                 manifest |= {"blake2b": _digest(temporary / TENSORS), "processes": processes}
+                manifest["seal"] = _seal(manifest)
                 (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
                 if final.exists():  # of this very step: incomplete, or saved by an earlier attempt
                     _retire(final)
@@ -152,6 +153,9 @@ def latest(folder: Path, plan: str) -> tuple[int, dict[str, Tensor]] | None:
     for path in found:
         try:
             manifest = read_json(path / MANIFEST)
+            seal = manifest.pop("seal", None)
+            if seal != _seal(manifest) and (seal is not None or manifest["format"] == FORMAT):
+                raise ValueError(f"{MANIFEST} does not match its checksum")
             if manifest["format"] != FORMAT:
                 other = f"Checkpoint {path} has format {manifest['format']}; this byol reads {FORMAT}"
                 raise CheckpointError(f"{other}. Continue with the version that wrote it, or upgrade.")
@@ -162,7 +166,7 @@ def latest(folder: Path, plan: str) -> tuple[int, dict[str, Tensor]] | None:
             if _digest(path / TENSORS) != manifest["blake2b"]:
                 raise ValueError(f"{TENSORS} does not match its checksum")
             return step_of(path), load_file(path / TENSORS)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as damage:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as damage:
             logger.warning("Checkpoint %s is damaged (%s): the one before is tried.", path.name, damage)
     if found:
         none = f"None of the {len(found)} checkpoints in {folder} can be read"
@@ -228,6 +232,11 @@ def _megabytes(size: int) -> str:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _seal(manifest: Mapping[str, object]) -> str:
+    """The checksum of a manifest's other values."""
+    return hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _retire(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import sys
 from collections import Counter
@@ -157,11 +158,18 @@ def duration(seconds: float) -> str:
 
 
 def sound(values: Any, start: int) -> bool:
-    """Whether a line of metrics is of the steps up to `start`, and of numbers."""
+    """Whether a line of metrics is of the steps up to `start`, and of numbers; accuracies are finite ones."""
     if not isinstance(values, dict):
         return False
-    numbers = [value for name, value in values.items() if not name.endswith("_right")]
-    return values["step"] <= start and all(isinstance(number, int | float) for number in numbers)
+    numbers = {name: value for name, value in values.items() if not name.endswith("_right")}
+    if not all(isinstance(number, int | float) for number in numbers.values()):
+        return False
+    # An absurd integer is no float: OverflowError.
+    finite = {name for name, number in numbers.items() if math.isfinite(float(number))}
+    exact = {
+        name for name in numbers if name.startswith(("step", "views", "images", "knn_")) or "top1" in name
+    }
+    return values["step"] <= start and exact <= finite
 
 
 def whole_lines(path: Path, wanted: Callable[[Any], bool]) -> list[Any]:
@@ -170,7 +178,9 @@ def whole_lines(path: Path, wanted: Callable[[Any], bool]) -> list[Any]:
         return []
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError, TypeError, KeyError):  # not JSON, not a dictionary, no such key
+        with suppress(
+            ValueError, TypeError, KeyError, OverflowError
+        ):  # not JSON, no such key, an absurd number
             values = parse_json(line)
             kept += [values] if wanted(values) else []
     write_text(path, "".join(json.dumps(values) + "\n" for values in kept))

@@ -82,7 +82,7 @@ def steps(
                     part /= distributed.get_world_size()
                 # The one wait for a GPU, once a micro-batch. Here it costs next to nothing: the backward is
                 # launched faster than it runs.
-                stop_unless_finite(part, step)
+                stop_unless_finite(part, step, learner)
                 (differentiated / plan.accumulation).backward()
                 loss += part.detach() / plan.accumulation
             if device.type == "cpu":  # a GPU would be waited for; there the next loss tells
@@ -104,12 +104,14 @@ def copy_all(to: list[list[Tensor]], of: list[list[Tensor]]) -> None:
         torch._foreach_copy_(left, right)
 
 
-def stop_unless_finite(loss: Tensor, step: int) -> None:
+def stop_unless_finite(loss: Tensor, step: int, learner: nn.Module) -> None:
     """Raise TrainingError for a loss that is NaN or infinite, before a gradient is taken of it."""
     if not torch.isfinite(loss):
+        sound = all(p.isfinite().all() for p in learner.parameters())
+        weights = "it did not touch the weights" if sound else "an earlier gradient has spoiled the weights"
         raise TrainingError(
-            f"The loss of step {step} is {loss.item()}; it did not touch the weights. Usual causes: a "
-            "learning rate that is too high for this optimizer, or pixels that are not finite."
+            f"The loss of step {step} is {loss.item()}; {weights}. Usual causes: a learning rate that is too "
+            "high for this optimizer, or pixels that are not finite."
         )
 
 

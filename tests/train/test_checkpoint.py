@@ -1,5 +1,6 @@
 """Checkpoints: complete or not there, verified, and never a way to run code."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -64,9 +65,49 @@ def test_when_no_checkpoint_is_sound_nothing_starts_from_zero_in_silence(tmp_pat
         checkpoint.latest(tmp_path, "plan")
 
 
+def sealed(manifest: dict) -> str:
+    """A manifest's JSON with the checksum of its values."""
+    manifest.pop("seal", None)
+    words = json.dumps(manifest, sort_keys=True).encode()
+    return json.dumps(manifest | {"seal": hashlib.blake2b(words, digest_size=16).hexdigest()})
+
+
+def test_whatever_bit_of_a_manifest_flips_the_checkpoint_before_is_taken(tmp_path):
+    """None makes it one of another plan, or of another version of byol."""
+    plan = hashlib.blake2b(b"plan", digest_size=16).hexdigest()
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, {"a": torch.ones(2)}, plan)
+    path = tmp_path / "step-00000002" / "manifest.json"
+    sound = path.read_bytes()
+    for bit in range(8 * len(sound)):
+        damaged = bytearray(sound)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        assert checkpoint.latest(tmp_path, plan)[0] == 1, damaged
+    path.write_bytes(sound)
+    assert checkpoint.latest(tmp_path, plan)[0] == 2
+
+
+@pytest.mark.parametrize("change", [{"format": "1"}, {"format": 1}, {"plan": None}, {"blake2b": 0}])
+def test_a_manifest_that_was_edited_is_damaged(tmp_path, caplog, change):
+    for step in (1, 2):
+        path = checkpoint.save(tmp_path, step, tensors(step), "plan") / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert checkpoint.latest(tmp_path, "plan")[0] == 1
+    assert "step-00000002 is damaged" in caplog.text
+
+
+def test_a_checkpoint_of_another_plan_is_refused(tmp_path):
+    checkpoint.save(tmp_path, 1, tensors(), "plan")
+    with pytest.raises(CheckpointError, match="another plan"):
+        checkpoint.latest(tmp_path, "other")
+
+
 def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path):
     path = checkpoint.save(tmp_path, 1, tensors(), "plan") / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    manifest = json.loads(path.read_text())
+    assert sealed(dict(manifest)) == json.dumps(manifest)
+    path.write_text(sealed(manifest | {"format": 99}))
     with pytest.raises(CheckpointError, match=r"format 99.*upgrade"):
         checkpoint.latest(tmp_path, "plan")
 

@@ -274,6 +274,20 @@ def test_a_step_that_fails_leaves_no_trace(failing):
     assert str(optimizer.state_dict()["state"]) == str(moments["state"])
 
 
+def test_weights_that_are_spoiled_already_are_not_called_sound():
+    """As by the gradient of a step before, which a GPU does not tell of in time."""
+    for spoiled, says in ((False, "did not touch the weights"), (True, "spoiled the weights")):
+        learner, plan = learner_of(), plan_of()
+        running = steps(learner, batches_of(8), build_optimizer(learner, plan), plan)
+        next(running)
+        with torch.no_grad():
+            learner.net[0].weight[0, 0] = torch.nan if spoiled else 1.0
+        bad = (Batch(view * torch.nan, view, rows) for view, _, rows in batches_of(8))
+        again = running if spoiled else steps(learner, bad, build_optimizer(learner, plan), plan)
+        with pytest.raises(byol.TrainingError, match=says):
+            next(again)
+
+
 def test_views_of_any_kind_are_trained_on():
     """Plain tuples, of dicts: the step knows nothing of pictures."""
 

@@ -79,7 +79,7 @@ def array_file(path: Path, where: str) -> Arrays:
             raise DataError(f"{where} is not what numpy.save writes; pickles are never loaded.")
         with zipfile.ZipFile(path) as archive:
             for part in archive.infolist():
-                if part.file_size > 2**26 + 100 * part.compress_size:  # images do not shrink like that
+                if part.file_size > 2**27 + 8 * part.compress_size:  # images do not shrink like that
                     raise ValueError(f"{part.compress_size:,} bytes of it claim to be {part.file_size:,}")
         with np.load(path, allow_pickle=False) as loaded:
             for key in (key for key in (*IMAGE_KEYS, *loaded) if key in loaded and loaded[key].ndim >= 3):

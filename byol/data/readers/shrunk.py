@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from byol.data.decode import BadImage, Pixels, Reading
+from byol.data.decode import BadImage, Pixels, Reading, pixels_of
 from byol.data.readers.reader import Reader, Rows
 
 TOGETHER = 16  # pictures that are read, then decoded, between two looks whether to stop
@@ -68,7 +68,7 @@ class Shrunk(Reader):
 
 def shrunk(picture: Any, side: int) -> Pixels:
     """A picture as uint8 (H, W, C), no larger than needed for its shorter side to have so many pixels."""
-    pixels = np.array(picture)
+    pixels = pixels_of(picture)
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     height, width = pixels.shape[:2]
     if (scale := side / min(height, width)) >= 1:
