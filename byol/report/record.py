@@ -113,7 +113,7 @@ def metrics(path: Path, plan: Plan) -> list[Line]:
     """The lines of metrics.jsonl, of finite numbers; what a kill left there is passed over."""
     lines: list[Line] = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        with suppress(ValueError, TypeError, KeyError):  # not JSON, not a dictionary, no such key
+        with suppress(ValueError, TypeError, KeyError, OverflowError):  # as where a run reads them
             values = parse_json(text)
             if sound(values, plan.total_steps):
                 finite = {k: v for k, v in values.items() if isinstance(v, str) or math.isfinite(v)}

@@ -178,9 +178,8 @@ def whole_lines(path: Path, wanted: Callable[[Any], bool]) -> list[Any]:
         return []
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(
-            ValueError, TypeError, KeyError, OverflowError
-        ):  # not JSON, no such key, an absurd number
+        # Not JSON, not a dictionary, no such key, an absurd number.
+        with suppress(ValueError, TypeError, KeyError, OverflowError):
             values = parse_json(line)
             kept += [values] if wanted(values) else []
     write_text(path, "".join(json.dumps(values) + "\n" for values in kept))

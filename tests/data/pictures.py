@@ -1,5 +1,7 @@
 """Pictures that the tests make themselves."""
 
+import struct
+import zlib
 from contextlib import AbstractContextManager
 from io import BytesIO
 from typing import Any
@@ -47,3 +49,16 @@ def decode(data: bytes, channels: int = 3, **options: Any) -> np.ndarray:
     """The pixels of an encoded picture as the package reads it, uint8 (H, W, C)."""
     pixels = np.asarray(Reading(channels, **options).picture(data))
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def png_16(samples: np.ndarray) -> bytes:
+    """A 16-bit PNG of gray (H, W) or colours (H, W, 3); Pillow writes no such colours."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width = samples.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, 16, 0 if samples.ndim == 2 else 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts

@@ -1,7 +1,5 @@
 """Samples of more than 8 bits: what is black and what is white is chosen for a whole data set, and said."""
 
-import struct
-import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from pictures import arrays, encoded, photo
+from pictures import arrays, encoded, photo, png_16
 from PIL import Image
 
 from byol.data.images import open_images
@@ -27,19 +25,6 @@ def tiff(samples: np.ndarray, **options: Any) -> bytes:
     stream = BytesIO()
     tifffile.imwrite(stream, samples, **options)
     return stream.getvalue()
-
-
-def png_16(samples: np.ndarray) -> bytes:
-    """A 16-bit PNG of gray (H, W) or colours (H, W, 3); Pillow writes no such colours."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    height, width = samples.shape[:2]
-    header = struct.pack(">IIBBBBB", width, height, 16, 0 if samples.ndim == 2 else 2, 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
-    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + parts
 
 
 def folder_of(pictures: Any, folder: Path, encode: Callable[[np.ndarray], bytes], suffix: str) -> Path:

@@ -88,6 +88,7 @@ def test_nothing_that_is_not_a_number_reaches_the_page(run):
     rewritten(run, lambda line: line | {"loss": math.nan, "projection_std": math.inf})
     path = RunFolder(run).metrics
     broken = '{"step": 1, "ep\n[]\n3\n{"step": null, "epoch": 1}\n{"step": 2, "epoch": NaN, "tau": "<b>"}\n'
+    broken += f'{{"step": 2, "epoch": 1, "loss": {10**400}}}\n'
     path.write_text(path.read_text(encoding="utf-8") + broken, encoding="utf-8")
     page = reported(run)
     attributes = " ".join(str(value) for _, attrs, _ in page.elements for value in attrs.values())
