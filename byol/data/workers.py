@@ -34,8 +34,9 @@ Made = tuple[Tensor, Any]  # pixels, and what there is to say of them: small, an
 # Sent to every process of a run by terminals and batch systems; the run alone answers, and ends its workers.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 WAIT = 0.1  # seconds between looks at signals and at the worker that is waited for
-PATIENCE = 300.0  # seconds that a worker may take for a task
+PATIENCE = 300.0  # seconds that a worker may take for a task, or for a part of one, as `going_on` says
 _PR_SET_PDEATHSIG = 1
+_life: mmap | None = None  # of the worker that this process is
 
 
 Poll = Callable[[], object]  # called while one waits or works for long; it may raise, to stop
@@ -43,6 +44,12 @@ Poll = Callable[[], object]  # called while one waits or works for long; it may 
 
 def never() -> None:
     """Nothing to look after while something is waited for."""
+
+
+def going_on() -> None:
+    """Called by `work` when a part of its task is done, as an image of many: patience begins anew."""
+    if _life is not None:
+        _life[0] = (_life[0] + 1) % 256
 
 
 def made(
@@ -92,6 +99,7 @@ class _Worker:
     """
 
     def __init__(self, work: Callable[[Any], Made], number: int, room: int, ahead: int) -> None:
+        self.life = mmap(-1, 1)  # changes whenever a part of a task is done
         self.slots = [torch.frombuffer(mmap(-1, room), dtype=torch.uint8) for _ in range(ahead)]
         fork = multiprocessing.get_context("fork")
         heard = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # what is forked inherits it
@@ -114,8 +122,10 @@ class _Worker:
     def take(self, slot: int, poll: Callable[[], object], patience: float) -> Made:
         """The worker's next result, which lies in a slot."""
         how = f"has made nothing for {patience:g} seconds: it is stopped, or its files do not answer"
-        for _ in range(max(1, round(patience / WAIT))):  # not by the clock: a run may be stopped and go on
+        seen, looks = self.life[0], 0
+        while looks < max(1, round(patience / WAIT)):  # not by the clock: a run may be stopped and go on
             poll()
+            seen, looks = self.life[0], looks + 1 if self.life[0] == seen else 0
             ready = self.connection.poll(WAIT)
             if not ready and self.process.is_alive():
                 continue
@@ -143,6 +153,8 @@ class _Worker:
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         torch.set_num_threads(1)
+        global _life
+        _life = self.life
         for seed in (random.seed, np.random.seed, torch.manual_seed):  # datasets may draw: not all the same
             seed(number)
         while os.getppid() == parent:

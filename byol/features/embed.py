@@ -24,7 +24,7 @@ import torch
 
 from byol.data.decode import BadImage
 from byol.data.images import Images
-from byol.data.workers import Made, made, never
+from byol.data.workers import Made, going_on, made, never
 from byol.disk import left_behind, parse_json, replacing, writing
 from byol.encoders.encoder import Encoder, device_of, digest
 from byol.errors import CheckpointError, ConfigError, DataError, printable
@@ -194,6 +194,7 @@ def prepared_batches(
         for index in rows:
             if workers == 0:  # else it is called while they are waited for, in this process
                 poll()
+            going_on()
             try:
                 pixels = torch.from_numpy(images.array(index)).permute(2, 0, 1)
             except BadImage as failure:

@@ -21,7 +21,7 @@ from pictures import encoded, photo
 
 from byol.data.batches import load_resident, resident_batches, substitutes
 from byol.data.images import open_images
-from byol.data.workers import made
+from byol.data.workers import going_on, made
 from byol.errors import ByolError, DataError
 
 
@@ -184,6 +184,16 @@ def test_a_worker_that_stands_still_is_one_sentence() -> None:
             pass
     assert caught.value.exit_code == 70
     assert not any(worker.is_alive() for worker in workers)
+
+
+def test_a_slow_worker_whose_images_go_on_is_waited_for() -> None:
+    def slow(task: int) -> tuple[torch.Tensor, int]:
+        for _ in range(20):
+            time.sleep(0.2)
+            going_on()
+        return torch.zeros(1), task
+
+    assert [said for _, said in made(slow, range(2), workers=2, room=4, patience=2)] == [0, 1]
 
 
 def test_waiting_for_a_worker_that_stands_still_answers_signals() -> None:
