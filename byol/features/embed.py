@@ -25,7 +25,7 @@ import torch
 from byol.data.decode import BadImage
 from byol.data.images import Images
 from byol.data.workers import Made, going_on, made, never
-from byol.disk import left_behind, parse_json, replacing, writing
+from byol.disk import check_writable, left_behind, parse_json, replacing, writing
 from byol.encoders.encoder import Encoder, device_of, digest
 from byol.errors import CheckpointError, ConfigError, DataError, printable
 from byol.features.features import Features as Features, Rows, Values, check_finite, unit
@@ -262,12 +262,13 @@ def store_beside(
     The folder stays when the block ends with an error, unless it is empty or the error would come again. It
     is named after a sample of the images: to read a million twice, in each process, would cost more than it
     saves. None when one process computes a single shard. Raises CheckpointError when another job is at the
-    same work.
+    same work, and ConfigError when the folder cannot be made.
     """
     if world.size == 1 and len(images) <= SHARD:
         yield None
         return
     folder = out.with_name(f"{out.name}.partial-{_key(encoder, normalize, images.fingerprint())[:16]}")
+    check_writable(out.parent, name=folder.name)
     store = Store(folder, optional=False)
     if world.rank > 0:
         world.wait()  # until rank 0 holds it

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from byol.data.images import open_images
-from byol.errors import CheckpointError, DataError
+from byol.errors import CheckpointError, ConfigError, DataError
 from byol.features.embed import SHARD, embed, store_beside
 from byol.features.features import Features
 from byol.world import World
@@ -356,6 +356,12 @@ def test_in_parts_is_the_same_as_at_once(tiny, photos, tmp_path, kind, normalize
     assert (told[0], told[-1]) == (0, 2 * SHARD + 300)
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
     assert not normalize or np.allclose(np.linalg.norm(loaded.x, axis=1), 1, atol=1e-6)
+
+
+def test_a_name_too_long_for_the_folder_beside_it_is_told_before_the_work(tiny, photos, tmp_path):
+    with pytest.raises(ConfigError, match="File name too long"):
+        job(tmp_path / ("x" * 235 + ".npz"), tiny, photos)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("workers", [0, 2])
