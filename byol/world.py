@@ -15,6 +15,7 @@ from torch import distributed
 from byol.errors import ByolError, ConfigError, ProcessLost, TrainingError
 from byol.machine import available_memory, bf16_pays, settle
 
+DRIVER = Path("/proc/driver/nvidia/version")  # where there is an NVIDIA card
 logger = logging.getLogger("byol")
 Precision = Literal["bf16", "fp32"]
 T = TypeVar("T")
@@ -238,7 +239,7 @@ def pick_device(device: str | None) -> torch.device:
     if device is None:
         if torch.cuda.is_available():
             return torch.device("cuda")
-        if Path("/proc/driver/nvidia/version").exists():
+        if DRIVER.exists():
             logger.warning(
                 "This machine has an NVIDIA driver, but torch cannot use it (too old for torch %s?): "
                 "running on the CPU.",

@@ -3,9 +3,10 @@
 import os
 
 import pytest
+import torch
 
 from byol.errors import ConfigError
-from byol.world import World
+from byol.world import World, pick_device
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "cpu:x", ""])
@@ -32,3 +33,14 @@ def test_the_world_of_one_knows_its_free_memory_and_its_name():
     assert (world.rank, world.size, world.device.type) == (0, 1, "cpu")
     assert 2**20 < world.free_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert "thread" in world.describe()
+
+
+def test_a_card_that_torch_cannot_use_is_told(tmp_path, monkeypatch, caplog):
+    """Its driver is there; a machine without one says nothing."""
+    for name, told in (("version", True), ("nothing", False)):
+        (tmp_path / "version").touch()
+        monkeypatch.setattr("byol.world.DRIVER", tmp_path / name)
+        caplog.clear()
+        device = pick_device(None)
+        assert ("NVIDIA driver" in caplog.text) == (told and not torch.cuda.is_available())
+        assert device.type in ("cuda", "mps", "cpu")

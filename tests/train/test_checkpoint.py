@@ -39,7 +39,9 @@ def test_the_newest_are_kept_and_the_others_retired(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["state.safetensors", "manifest.json"])
-@pytest.mark.parametrize("damage", ["cut", "a flipped bit in the middle", "a flipped bit at the end", "gone"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "empty", "a pointer", "a flipped bit in the middle", "a flipped bit at the end", "gone"]
+)
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, caplog, file, damage):
     for step in (1, 2):
         checkpoint.save(tmp_path, step, tensors(step), "plan")
@@ -47,6 +49,10 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, caplog
     data = bytearray(path.read_bytes())
     if damage == "cut":
         path.write_bytes(data[: len(data) // 2])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "a pointer":
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
     elif "flipped" in damage:  # at the end of state.safetensors: in a tensor, where only the checksum tells
         data[len(data) // 2 if "middle" in damage else -1] ^= 64
         path.write_bytes(data)
