@@ -23,7 +23,8 @@ from byol.errors import DataError
 MAX_PIXELS = 62_000_000  # the largest full-frame cameras have 61 million; turned upright they take 500 MB
 # Half as many for what takes twice the memory to decode: transparency, many bits, progressive JPEG, WebP; a
 # quarter for colours of 16 bits.
-LIGHT_FORMATS, LIGHT_MODES = {"JPEG", "MPO", "PNG", "BMP", "TIFF", "GIF"}, {"1", "L", "P", "RGB", "CMYK"}
+LIGHT_FORMATS = {"JPEG", "MPO", "PNG", "BMP", "TIFF", "GIF", None}  # None: it is decoded already
+LIGHT_MODES = {"1", "L", "P", "RGB", "CMYK"}
 FULL = (0, 65535)  # black and white of 16 bits
 PLUGINS = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}  # formats that Pillow reads with a module beside it
 STRIP = 512  # rows of a large picture that are copied at once
