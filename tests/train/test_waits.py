@@ -61,7 +61,7 @@ def test_a_step_copies_to_the_device_without_waiting(tmp_path, monkeypatch):
     """A meta tensor has no values, so every read of one raises; what goes there is recorded."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # torch has none for meta tensors
     looked = []
-    monkeypatch.setattr(step, "stop_unless_finite", lambda loss, number: looked.append(number))
+    monkeypatch.setattr(step, "stop_unless_finite", lambda loss, number, _: looked.append(number))
     run = training(torch.device("meta"), tmp_path)
     next(run)  # the first step may prepare what all others use
     with Copies() as copies:
@@ -76,7 +76,7 @@ def test_a_step_copies_to_the_device_without_waiting(tmp_path, monkeypatch):
     not torch.cuda.is_available(), reason="needs a GPU: torch itself tells there when the host waits"
 )
 def test_a_step_waits_for_a_gpu_at_its_loss_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(step, "stop_unless_finite", lambda loss, number: None)
+    monkeypatch.setattr(step, "stop_unless_finite", lambda loss, number, _: None)
     run = training(torch.device("cuda"), tmp_path)
     next(run)
     torch.cuda.set_sync_debug_mode("error")
