@@ -1,13 +1,15 @@
 """Files written so that they hold the old content or the new, and read within bounds, whoever wrote them."""
 
 import errno
+import fcntl
 import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,24 @@ from byol.errors import DISK_TROUBLE, ConfigError, DiskError, complaint
 
 MOST_JSON, MOST_YAML = 2**25, 2**18  # bytes: more than any file has, and still read in seconds
 DEEPEST_YAML = 20
+_locks = ExitStack()  # files that this process holds
+# Forked workers live on for a moment when their process is killed; what it held is then free all the same.
+os.register_at_fork(after_in_child=_locks.close)
+
+
+def hold(path: Path) -> FileIO:
+    """Hold a lock file, made where it is missing, until it is closed or this process ends.
+
+    Raises BlockingIOError when another process holds it, another OSError when it cannot be made.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    file = _locks.enter_context(os.fdopen(descriptor, "r+b", buffering=0))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise
+    return file
 
 
 @contextmanager

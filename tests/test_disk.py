@@ -1,8 +1,10 @@
+import multiprocessing
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import safetensors.numpy
 from full_disk import largest_file
 from PIL import Image
 
-from byol.disk import append_text, filling, left_behind, replacing, write_text
+from byol.disk import append_text, filling, hold, left_behind, replacing, write_text
 from byol.errors import DiskError
 
 
@@ -225,6 +227,7 @@ def test_an_error_of_the_disk_is_pickled_whole():
 def test_old_file_has_its_name_until_the_new_one_takes_it(tmp_path):
     script = """
 import sys
+import time
 from pathlib import Path
 from byol.disk import write_text
 path = Path(sys.argv[1])
@@ -277,3 +280,20 @@ def test_what_a_dead_process_left_is_told_from_what_a_living_one_writes():
     finally:
         living.kill()
         living.communicate()
+
+
+def test_a_lock_is_of_one_process_and_ends_with_it_whatever_that_has_forked(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    begun = fork.Event()
+    child = fork.Process(target=lambda: (begun.set(), time.sleep(60)))
+    with hold(tmp_path / "lock"):
+        with pytest.raises(BlockingIOError):
+            hold(tmp_path / "lock")
+        child.start()
+        assert begun.wait(60)
+    try:
+        hold(tmp_path / "lock").close()
+        assert child.is_alive()
+    finally:
+        child.kill()
+        child.join()

@@ -49,7 +49,7 @@ def train(arguments: Sequence[str]) -> int:
             report_at_the_end(Path(command.config.out))
         raise
     if is_first():
-        report(run)
+        conclude(run)
     return 0
 
 
@@ -69,14 +69,14 @@ def with_preset(words: list[str]) -> list[str]:
     return flags + words
 
 
-def report(run: Run) -> None:
+def conclude(run: Run) -> None:
     """What a person wants to know after a run."""
     info = run.encoder.info
     what = f"{run.plan.encoder}, {info.features}-dimensional features"
     print(f"encoder    {RunFolder(run.folder).encoder} ({what})")
     if run.verdict is not None and run.verdict.knn:
         print(f"hold-out   {run.verdict.knn}")
-    if (written := report_at_the_end(run.folder, encoder=run.encoder)) is not None:
+    if (written := report_at_the_end(run.folder, run.images, run.encoder)) is not None:
         print(f"report     {written}")
     # A file alone never makes a program run code.
     named = [str(run.folder)]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from byol.data.decode import BadImage, pixels_of
 from byol.data.images import Images
-from byol.data.workers import made, never
+from byol.data.workers import going_on, made, never
 from byol.errors import DataError
 from byol.method.crops import crop_draws, crop_resize, to_device
 from byol.method.draws import Stream, seed_of, uniforms
@@ -228,6 +228,7 @@ def streamed_batches(
         bad: list[tuple[int, str]] = []
         for row, (index, draws) in enumerate(zip(chosen.tolist(), torch.stack(drawn, dim=1), strict=True)):
             poll()
+            going_on()
             for candidate in chain((index,), substitutes(index, plan.images)):
                 try:
                     picture = images.picture(candidate)

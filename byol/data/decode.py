@@ -240,7 +240,7 @@ def deep_samples(picture: Image.Image, raw: Any) -> Array | None:
     lower: Any = _opened(raw)
     lower.tile = []
     for tile in upper.tile:
-        mode, *more = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        mode, *more = _raw_mode(tile)
         if upper.mode != "RGB" or mode not in _LOWER:
             return None
         lower.tile.append(tile._replace(args=(_LOWER[mode], *more) if more else _LOWER[mode]))
@@ -343,17 +343,16 @@ def _opened(raw: Any, most: int | None = None) -> Image.Image:
     if most is not None:
         light = picture.format in LIGHT_FORMATS and picture.mode in LIGHT_MODES
         light = light and not {"transparency", "progressive"} & picture.info.keys()
-        share = (
-            4 if any(_mode_in(tile) in _LOWER for tile in getattr(picture, "tile", ())) else 1 if light else 2
-        )
-        why = f", 1/{share} of {most:,}, for what takes several copies to decode" if share > 1 else ""
-        _check(*picture.size, most // share, why)
+        deep = any(_raw_mode(tile)[0] in _LOWER for tile in getattr(picture, "tile", ()))
+        part = 4 if deep else 1 if light else 2
+        why = f", 1/{part} of {most:,}, for what takes several copies to decode" if part > 1 else ""
+        _check(*picture.size, most // part, why)
     return picture
 
 
-def _mode_in(tile: Any) -> str:
-    """How the samples of a part of a picture lie in its file."""
-    return str(tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args)
+def _raw_mode(tile: Any) -> tuple[Any, ...]:
+    """How the samples of a part of a picture lie in its file, and what else its decoder is told."""
+    return tile.args if isinstance(tile.args, tuple) and tile.args else (tile.args,)
 
 
 def pixels_of(picture: Image.Image | Pixels) -> Pixels:

@@ -4,7 +4,6 @@ It is computed a shard of images at a time, and the shards can be kept in a fold
 or to be found the next time.
 """
 
-import fcntl
 import glob
 import json
 import logging
@@ -14,10 +13,11 @@ import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from io import FileIO
 from itertools import islice
 from math import prod
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ import torch
 from byol.data.decode import BadImage
 from byol.data.images import Images
 from byol.data.workers import Made, going_on, made, never
-from byol.disk import check_writable, left_behind, parse_json, replacing, writing
+from byol.disk import check_writable, hold, left_behind, parse_json, replacing, writing
 from byol.encoders.encoder import Encoder, device_of, digest
 from byol.errors import CheckpointError, ConfigError, DataError, printable
 from byol.features.features import Features as Features, Rows, Values, check_finite, unit
@@ -289,16 +289,13 @@ def store_beside(
             shutil.rmtree(other)
 
 
-def _lock(folder: Path) -> TextIO:
+def _lock(folder: Path) -> FileIO:
     """Take the lock of a folder, which ends with the process. Raises CheckpointError when another has it."""
-    lock = (folder / ".lock").open("a")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return hold(folder / ".lock")
     except BlockingIOError as failure:
-        lock.close()
         again = "Wait for it, or choose another --out."
         raise CheckpointError(f"Another process writes to {folder}. {again}") from failure
-    return lock
 
 
 def _key(encoder: Encoder, normalize: bool, images: str) -> str:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from byol.disk import filling, left_behind, read_json, writing
-from byol.encoders.encoder import unshared
+from byol.encoders.encoder import digest, unshared
 from byol.errors import CheckpointError, DiskError, TrainingError, complaint
 from byol.train.config import TrainConfig
 from byol.world import ALONE, World
@@ -128,7 +128,7 @@ def save(
                 save_file(unshared(tensors), temporary / TENSORS)
                 manifest = {"format": FORMAT, "step": step, "plan": plan}
                 manifest |= {"blake2b": _digest(temporary / TENSORS), "processes": processes}
-                manifest["seal"] = _seal(manifest)
+                manifest["seal"] = digest({}, manifest)
                 (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
                 if final.exists():  # of this very step: incomplete, or saved by an earlier attempt
                     _retire(final)
@@ -154,7 +154,7 @@ def latest(folder: Path, plan: str) -> tuple[int, dict[str, Tensor]] | None:
         try:
             manifest = read_json(path / MANIFEST)
             seal = manifest.pop("seal", None)
-            if seal != _seal(manifest) and (seal is not None or manifest["format"] == FORMAT):
+            if seal != digest({}, manifest) and (seal is not None or manifest["format"] == FORMAT):
                 raise ValueError(f"{MANIFEST} does not match its checksum")
             if manifest["format"] != FORMAT:
                 other = f"Checkpoint {path} has format {manifest['format']}; this byol reads {FORMAT}"
@@ -232,11 +232,6 @@ def _megabytes(size: int) -> str:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _seal(manifest: Mapping[str, object]) -> str:
-    """The checksum of a manifest's other values."""
-    return hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _retire(path: Path) -> None:

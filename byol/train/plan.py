@@ -153,7 +153,7 @@ class Plan(Checked):
             f"weight decay {self.weight_decay:g}, tau from {self.tau_at(0):g}",
             f"hardware   {self.device}, {self.precision}",
         ]
-        lines += [f"           not the paper's: {', '.join(other)}"] if (other := self.departures()) else []
+        lines += [f"switches   not the paper's: {', '.join(other)}"] if (other := self.departures()) else []
         if self.init:
             info = self.init["info"]
             mean, std = (", ".join(f"{value:g}" for value in info[name]) for name in ("mean", "std"))

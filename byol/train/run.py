@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from byol.data.images import Images
 from byol.data.workers import never
 from byol.disk import write_text
 from byol.encoders.encoder import Encoder, is_sound, save_encoder
@@ -43,6 +44,7 @@ class Run:
     plan: Plan
     score: Score | None  # kNN of the hold-out set, when the images carry labels
     verdict: Verdict | None  # None of a run whose metrics are gone
+    images: Images  # all of them, the hold-out set too
 
     def __repr__(self) -> str:
         knn = "" if self.score is None else f", kNN {100 * self.score.value:.1f} %"
@@ -91,7 +93,7 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
             with closing(batches):
                 for _ in steps(learner, together(world, batches, found), optimizer, plan, start, forward):
                     pass
-            return Run(folder.path, trained_encoder.eval(), plan, *world.first(lambda: (None, None)))
+            return Run(folder.path, trained_encoder.eval(), plan, *world.first(lambda: (None, None)), images)
         with world.telling():
             saver.check_room()
             bad = BadImages(folder.bad_files, images, config.data.max_bad)
@@ -161,7 +163,7 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
                     monitor.look(plan.total_steps, log.begin)
                 write_scores(monitor.scores, folder.scores)
         found_out = world.first(lambda: (own_scores(folder).get("knn"), verdict))
-        return Run(folder.path, trained_encoder.eval(), plan, *found_out)
+        return Run(folder.path, trained_encoder.eval(), plan, *found_out, images)
 
 
 def heed_collapse(log: RunLog, config: TrainConfig, warned: str = "") -> str:

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from io import FileIO
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 
 from byol import __version__
 from byol.data.images import Images
-from byol.disk import read_json, write_text
+from byol.disk import hold, read_json, write_text
 from byol.encoders import encoder
 from byol.errors import ByolError, CheckpointError, ConfigError, DiskError, TrainingError, complaint
 from byol.evaluation.score import SCORES, read_scores
@@ -32,9 +32,6 @@ FREE_TO_CHANGE = (
     "out", "workers", "device", "save_every_steps", "keep_checkpoints", "log_every_steps", "data.max_bad",
     "on_collapse",
 )  # fmt: skip
-_locks = ExitStack()  # files that this process holds folders with
-# Forked workers live on for a moment when their run is killed; the folder is then free all the same.
-os.register_at_fork(after_in_child=_locks.close)
 
 
 class RunFolder:
@@ -114,19 +111,14 @@ class RunFolder:
             if others and not any(path.exists() for path in (self.plan, self.config, self.environment)):
                 foreign = f"{self.path} does not hold a run (it has {others[0]!r})"
                 raise CheckpointError(f"{foreign}. Choose a new folder with --out.")
-            descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-            lock = _locks.enter_context(os.fdopen(descriptor, "r+b", buffering=0))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return made, hold(self.lock)
         except BlockingIOError as failure:
-            with lock:
-                lock.seek(0)
-                holder = lock.read(200).decode(errors="replace") or "another process"
+            holder = self.lock.read_bytes()[:200].decode(errors="replace") or "another process"
             again = "Wait for it, or choose another --out."
             raise CheckpointError(f"{self.path} is in use by {holder}. {again}") from failure
         except OSError as failure:
             said = f"The run's folder {self.path} cannot be used: {failure.strerror}. Choose another --out."
             raise ConfigError(said) from failure
-        return made, lock
 
     def taken_up(self, config: TrainConfig, source: Images, world: World) -> Plan | None:
         """Sweep what dead processes left behind. Returns `stored_plan`."""

@@ -26,6 +26,7 @@ from byol.data.batches import (
     resident_batches,
 )
 from byol.data.images import open_images
+from byol.data.workers import made
 from byol.errors import DataError
 from byol.method.crops import crop_boxes, crop_draws
 from byol.method.views import ViewConfig, Views
@@ -290,3 +291,19 @@ def test_crops_are_tensors_of_their_own(files: Path) -> None:
     kept: Tensor = first.crops.clone()
     second.crops.zero_()
     assert torch.equal(first.crops, kept)
+
+
+def test_slow_images_are_waited_for_as_long_as_one_follows_another(monkeypatch) -> None:
+    """Five seconds of ten images in one task, where a worker is given up that makes nothing for three."""
+
+    class Slow:
+        def __len__(self) -> int:
+            return 10
+
+        def __getitem__(self, index: int) -> np.ndarray:
+            time.sleep(0.5)
+            return PHOTOS[index]
+
+    monkeypatch.setitem(made.__kwdefaults__, "patience", 3.0)
+    (batch,) = streamed(open_images(Slow()), plan_for(images=10), range(1), workers=1)
+    assert sorted(batch.indices.tolist()) == list(range(10))

@@ -190,8 +190,10 @@ def test_twice_the_batch_moves_the_target_as_far_as_two_steps():
     for target, expected in zip(learner.target.parameters(), before, strict=True):
         torch.testing.assert_close(target, expected, rtol=1e-5, atol=1e-7)
     assert [plan.tau_at(step) for step in range(4)] == pytest.approx([usual.tau_at(s) ** 2 for s in range(4)])
-    assert "EMA scaling rule" in "\n".join(plan.lines())
-    assert "not the paper's" not in "\n".join(usual.lines())
+    (said,) = [line for line in plan.lines() if line.startswith("switches ")]
+    assert "not the paper's" in said
+    assert "tau 0.6 of 4 images to the power of 2" in said
+    assert not [line for line in usual.lines() if line.startswith("switches ")]
 
 
 @pytest.mark.parametrize("momentum", [0.5, 0.95])

@@ -29,7 +29,7 @@ LABEL_NAMES = ("label", "labels", "fine_label")
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
 BLOCK = 4096  # bytes, of a file's sampled blocks
 SAMPLED_GROUPS = 8
-ROOM = 2**27  # bytes by which a row group may be larger than its file: pictures are packed and hardly shrink
+GROWTH = 2**27  # bytes that a row group may have beyond its file: pictures are packed and hardly shrink
 TOLD_BYTES = 2**30  # of pictures that are laid out, from which on people are told what they wait for
 logger = logging.getLogger("byol")
 
@@ -257,7 +257,7 @@ def footer(path: Path) -> File:
         image = next((column for column in IMAGE_NAMES if column in schema.names), "")
         label = next((column for column in LABEL_NAMES if column in schema.names), "")
         size = path.stat().st_size
-        most = size + ROOM
+        most = size + GROWTH
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
             rows, unpacked = group.num_rows, group.total_byte_size
