@@ -84,7 +84,7 @@ def crop_resize(
         return torch.matmul(rows[:, None], narrow.view(count, channels, height, size[1]))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)  # images of many sizes share them: all that are small enough take some 100 MB
 def every_matrix(
     size: int, out_size: int, antialias: bool, interpolation: Interpolation, device: torch.device
 ) -> Tensor:

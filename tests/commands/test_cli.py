@@ -368,6 +368,7 @@ def test_a_full_disk_that_nobody_foresaw_is_not_called_a_bug(run, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_names_that_the_terminal_cannot_show_cost_nothing(labelled, tmp_path):
     """A terminal of Latin-1, in a locale without UTF-8: every command works on such names."""
     fox, rose, moth = (
@@ -379,13 +380,14 @@ def test_names_that_the_terminal_cannot_show_cost_nothing(labelled, tmp_path):
     (pictures / "blue" / "0.png").rename(pictures / "blue" / moth)
     (pictures / "blue" / "\x1b[31m.png").write_bytes(b"not a picture")
     settings = {"LC_ALL": "C", "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    run, features = pictures / "a", tmp_path / "f.npz"
+    run, features, sheet = pictures / "a", tmp_path / "f.npz", tmp_path / moth
     said = ""
     for words in (
         ["train", str(pictures), "--out", str(run), *TINY.split(), "--data.max-bad", "1"],
         ["evaluate", str(run), "--train", str(pictures), "--test", str(pictures), "--protocols", "knn"],
         ["embed", str(run), "--data", str(pictures), "--out", str(features)],
-        ["search", str(features), "--row", "0"],
+        ["search", str(features), "--outliers", "2", "--sheet", str(sheet), "--data", str(pictures)],
+        ["search", str(features), "--query", str(pictures / "blue" / moth), "--run", str(run)],
     ):
         done = subprocess.run(
             [sys.executable, "-m", "byol", *words],

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from byol.cli import main
 from byol.encoders.encoder import save_encoder
 from byol.features.embed import SHARD
-from byol.features.features import Features
 
 BYOL = (sys.executable, "-m", "byol")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "byol")
@@ -101,20 +99,3 @@ def test_a_name_that_no_file_can_have_is_told_before_the_work(run, tmp_path, cap
     out = tmp_path / ("x" * 252 + ".npz")
     assert main(["embed", str(run), "--data", "nowhere", "--out", str(out)]) == 2
     assert "File name too long" in capsys.readouterr().err
-
-
-def test_names_that_a_terminal_cannot_show_are_no_failure(words, tmp_path):
-    """A Latin-1 terminal, and a picture of a cat in its own name."""
-    (tmp_path / "🦊").mkdir()
-    for name in ("🐈.png", "é.png"):
-        Image.new("RGB", (8, 8)).save(tmp_path / "🦊" / name)
-    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
-    for command in (
-        ["embed", "encoder.safetensors", "--data", "🦊", "--out", "🦊.npz"],
-        ["search", "🦊.npz", "--outliers", "2", "--sheet", "🐈.png", "--data", "🦊"],
-        ["search", "🦊.npz", "--query", "🦊/🐈.png", "--run", "encoder.safetensors"],
-    ):
-        done = subprocess.run([*BYOL, *command], capture_output=True, timeout=120, env=environment)
-        assert done.returncode == 0, done.stderr
-    assert done.stdout.decode("latin-1").count("\n") == 3
-    assert Features.load("🦊.npz").names == ["é.png", "🐈.png"]

@@ -14,7 +14,7 @@ import byol
 from byol.cli import main
 
 
-@pytest.fixture(scope="module", params=["linear", "knn"])
+@pytest.fixture(scope="module", params=["linear", pytest.param("knn", marks=pytest.mark.slow)])
 def classifier(request, run, labelled, tmp_path_factory):
     """A file that `byol evaluate` kept, of the images of three colours."""
     file = tmp_path_factory.mktemp("kept") / f"{request.param}.safetensors"

@@ -294,16 +294,16 @@ def test_crops_are_tensors_of_their_own(files: Path) -> None:
 
 
 def test_slow_images_are_waited_for_as_long_as_one_follows_another(monkeypatch) -> None:
-    """Five seconds of ten images in one task, where a worker is given up that makes nothing for three."""
+    """Three seconds of ten images in one task, where a worker is given up that makes nothing for two."""
 
     class Slow:
         def __len__(self) -> int:
             return 10
 
         def __getitem__(self, index: int) -> np.ndarray:
-            time.sleep(0.5)
+            time.sleep(0.3)
             return PHOTOS[index]
 
-    monkeypatch.setitem(made.__kwdefaults__, "patience", 3.0)
+    monkeypatch.setitem(made.__kwdefaults__, "patience", 2.0)
     (batch,) = streamed(open_images(Slow()), plan_for(images=10), range(1), workers=1)
     assert sorted(batch.indices.tolist()) == list(range(10))

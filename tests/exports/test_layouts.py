@@ -379,7 +379,16 @@ def test_files_can_be_read_by_others(resnet, tmp_path):
         assert path.stat().st_mode == plain.stat().st_mode
 
 
-@pytest.mark.parametrize("name", ["e.pth", "e.pt2", "e.safetensors", "e.onnx", "e"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "e.pth",
+        pytest.param("e.pt2", marks=pytest.mark.slow),  # three exports take 7 s, those to onnx 18 s
+        "e.safetensors",
+        pytest.param("e.onnx", marks=pytest.mark.slow),
+        "e",
+    ],
+)
 def test_the_same_encoder_is_the_same_file_under_any_name_and_a_full_disk_is_one_sentence(
     encoder_of, tmp_path, name
 ):

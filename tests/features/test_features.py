@@ -189,6 +189,7 @@ print(features.x.shape, (peak - before) / features.x.nbytes)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no other system tells of its pages")
+@pytest.mark.slow
 def test_mapped_features_are_never_in_memory_as_a_whole(tmp_path):
     """Not even while they are looked through for NaN; the file's pages that the process holds count."""
     files = [str(tmp_path / "a.npy"), str(tmp_path / "a.safetensors")]

@@ -8,7 +8,15 @@ from PIL import Image
 from torch.nn import functional as F
 
 from byol.errors import ConfigError
-from byol.method.crops import Crops, crop_boxes, crop_draws, crop_resize, cubic, to_device
+from byol.method.crops import (
+    Crops,
+    crop_boxes,
+    crop_draws,
+    crop_resize,
+    cubic,
+    every_matrix,
+    to_device,
+)
 
 TABLE_6 = {"area": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5}
 SIZES = [(1, 1), (1, 7), (2, 3), (32, 32), (375, 500), (4000, 2), (2, 4000), (5184, 3456)]
@@ -265,3 +273,14 @@ def test_a_tensor_that_stays_on_the_cpu_is_not_copied():
 def test_a_gpu_gets_the_values():
     x = torch.arange(6).view(2, 3).t()
     assert torch.equal(to_device(x, torch.device("cuda")).cpu(), x)
+
+
+def test_small_images_of_many_sizes_share_their_tables():
+    """A table takes a hundred times as long as the matrices of one image: none is made twice."""
+
+    def resize_all() -> int:
+        for side in range(8, 39):
+            crop_resize(noise(1, 3, side, side), crops((0, 0, side, side)), (16, 16))
+        return every_matrix.cache_info().misses
+
+    assert resize_all() == resize_all()

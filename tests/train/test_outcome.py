@@ -132,6 +132,7 @@ def test_batches_of_two_and_views_that_are_too_alike_are_named(tmp_path, arrays)
     assert "--batch-size" in run.verdict.remedy
 
 
+@pytest.mark.slow
 def test_a_learner_without_predictor_whose_target_follows_at_once_has_collapsed(tmp_path, photos):
     """There is no setting for that: the loop is written by hand."""
     config = small_config(tmp_path, epochs=60, knn=FOUR_LOOKS, optim=OptimConfig("adamw", 0.05, base_tau=0.0))

@@ -157,29 +157,35 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from byol.data.readers.folder import scan
 from byol.errors import DataError
+root = Path(sys.argv[1])
 if os.getuid() == 0:
+    os.chown(root / "a", 65534, -1)
+    os.chown(root / "a" / "1.png", 65534, -1)
     os.setuid(65534)  # root may read everything
-try:
-    print(scan(Path(sys.argv[1]))[0].read(0)[1:4])
-except DataError as failure:
-    print(type(failure).__name__, failure)
+def seen():
+    try:
+        print(scan(root)[0].read(0)[1:4])
+    except DataError as failure:
+        print(type(failure).__name__, failure)
+seen()
+(root / "a" / "1.png").chmod(0)
+seen()
+(root / "a").chmod(0)
+seen()
+(root / "a").chmod(0o755)
 """
-
-    def seen(root: Path) -> str:
-        command = [sys.executable, "-c", script, str(root)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-
     with TemporaryDirectory() as name:  # tmp_path lies in a folder that other users may not enter
         root = Path(name)
         root.chmod(0o755)
         (root / "a").mkdir()
         (root / "a" / "1.png").write_bytes(encoded(photo()))
-        assert seen(root) == "b'PNG'\n"
-        (root / "a" / "1.png").chmod(0)
-        assert seen(root) == "BadImage Permission denied\n"
-        (root / "a").chmod(0)
-        assert seen(root) == f"DataError The folder {root}/a cannot be listed: Permission denied.\n"
-        (root / "a").chmod(0o755)
+        command = [sys.executable, "-c", script, str(root)]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert said.splitlines() == [
+        "b'PNG'",
+        "BadImage Permission denied",
+        f"DataError The folder {root}/a cannot be listed: Permission denied.",
+    ]
 
 
 def test_a_list_names_files_relative_to_itself(folder_of: FolderOf, tmp_path: Path) -> None:

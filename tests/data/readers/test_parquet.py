@@ -276,7 +276,10 @@ def bomb(path: Path, kind: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["one picture repeated", "zeros", "ten million rows of nothing"])
+@pytest.mark.parametrize(
+    "kind",
+    ["one picture repeated", pytest.param("zeros", marks=pytest.mark.slow), "ten million rows of nothing"],
+)
 def test_a_small_file_of_huge_content_is_a_sentence(kind: str, tmp_path: Path) -> None:
     path = bomb(tmp_path / "a.parquet", kind)
     script = """
