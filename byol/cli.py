@@ -15,12 +15,25 @@ from typing import NoReturn, TextIO
 from byol import __version__
 from byol.errors import ByolError, ConfigError, did_you_mean, printable
 
-COMMANDS = ("demo", "views", "train", "report", "evaluate", "predict", "embed", "convert", "search", "export")
+COMMANDS = (
+    "demo",
+    "check",
+    "views",
+    "train",
+    "report",
+    "evaluate",
+    "predict",
+    "embed",
+    "convert",
+    "search",
+    "export",
+)
 OVERVIEW = f"""byol {__version__}: learn an encoder from unlabelled images (Bootstrap Your Own Latent)
 
 usage: byol COMMAND ...
 
   demo        train on photographs that are already here and see that it learns; about two minutes
+  check       what is wrong with images:    byol check photos/ --out found.json
   views       what a run would look at:    byol views photos/ --out views.png
   train       images in, encoder out:       byol train photos/ --out runs/a
   report      what became of runs:          byol report runs/a runs/b --out comparison.html
@@ -32,8 +45,8 @@ usage: byol COMMAND ...
   export      the encoder for other tools:  byol export runs/a --out encoder.onnx
 
 `byol COMMAND --help` lists a command's flags.
-Exit codes: 0 done, 2 usage or settings, 3 images, 4 diverged, 5 collapsed, 70 no memory, no disk space or
-a bug, 75 stopped by a signal and saved, 130 Ctrl-C and saved.
+Exit codes: 0 done, 1 `check` has found something, 2 usage or settings, 3 images, 4 diverged, 5 collapsed,
+70 no memory, no disk space or a bug, 75 stopped by a signal and saved, 130 Ctrl-C and saved.
 """
 
 

@@ -284,6 +284,18 @@ def levels_of(where: str, found: list[Array], black: float | None, white: float 
     return levels
 
 
+def header(raw: Any) -> tuple[str, str]:
+    """The format and Pillow's mode of a picture, of which only the header is read; of an array its dtype.
+
+    Raises BadImage.
+    """
+    if isinstance(raw, Tensor | np.ndarray):
+        return "array", str(raw.dtype).removeprefix("torch.")
+    with _decoding(raw):
+        picture = _opened(raw)
+    return picture.format or "decoded", picture.mode
+
+
 def load_jpeg(picture: Image.Image, raw: bytes) -> None:
     """Decode a JPEG. Raises BadImage for one of absurdly many scans, and for one whose data ends too soon.
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from byol.data.groups import groups_of, join
 from byol.errors import ConfigError, DataError
 from byol.features.features import BLOCK, Features, Rows, Values, block_rows, matrix, unit, unit_blocks
 from byol.features.formats import Array
@@ -91,18 +92,8 @@ def near_duplicates(
         for other, columns in unit_blocks(x[first:], rows.device):
             for place, part in enumerate(rows.split(size := max(1, BLOCK // (4 * len(columns))))):
                 pairs = (part @ columns.T >= similarity - ROUNDING).nonzero().cpu().numpy()
-                _join(group, pairs[:, 0] + (first + place * size), pairs[:, 1] + (first + other))
-    order = np.argsort(group, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
-    return sorted((part for part in groups if len(part) > 1), key=lambda part: (-len(part), part[0]))
-
-
-def _join(group: Rows, first: Rows, second: Rows) -> None:
-    """Make one group of the groups of each pair (P,), in place."""
-    while not np.array_equal(one := group[first], other := group[second]):
-        np.minimum.at(group, np.maximum(one, other), np.minimum(one, other))
-        while not np.array_equal(group, lower := group[group]):
-            group[:] = lower
+                join(group, pairs[:, 0] + (first + place * size), pairs[:, 1] + (first + other))
+    return groups_of(group)
 
 
 def outliers(

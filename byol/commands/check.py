@@ -1,0 +1,138 @@
+"""`byol check`"""
+
+import csv
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from byol.data.images import Images, open_images
+from byol.data.inspect import FAULTS, NOTES, Inspection, inspect
+from byol.disk import check_writable, replacing, write_text
+from byol.errors import ConfigError, printable
+from byol.machine import usable_cores
+from byol.settings import parse
+from byol.train.log import duration
+from byol.train.signals import StopSignals
+
+FOUND = 1  # the exit code when something was found
+SHOWN = 3  # images of each kind that are named on the terminal
+SECONDS = 10.0  # between lines of progress
+
+
+@dataclass(frozen=True)
+class Check:
+    images: tyro.conf.Positional[str]
+    """Images: folder, text file of paths, .csv, .parquet, .npy or .npz."""
+    out: str | None = None
+    """Write what was found into this .json file, and beside it a .csv of every image concerned."""
+    tiny: int = 16
+    """Shorter sides of fewer pixels are reported."""
+    ratio: float = 4.0
+    """Shapes whose longer side is more than so many times the shorter are reported."""
+    channels: int | None = None
+    """Channels to read: 3 for colour, 1 for gray; of arrays any number. By default the images' own."""
+    workers: int | None = None
+    """Processes that decode images. By default one for every core."""
+
+
+def check(arguments: Sequence[str]) -> int:
+    """Look at every image and say what is wrong with them."""
+    description = (
+        "Read every image and tell what there is and what is wrong: unreadable and truncated files, "
+        "duplicates and near-duplicates, tiny images, extreme shapes; and how many images a class has. "
+        "Nothing is changed. Ends with 0 when nothing was found and with 1 when something was."
+    )
+    command = parse(Check, arguments, prog="byol check", description=description)
+    for name in ("tiny", "ratio"):
+        if not getattr(command, name) >= 1:
+            raise ConfigError(f"--{name} is {getattr(command, name)}; expected at least 1.")
+    if command.workers is not None and command.workers < 0:
+        raise ConfigError(f"--workers is {command.workers}; expected 0 or more.")
+    out = None if command.out is None else Path(command.out)
+    if out is not None:
+        if out.suffix != ".json" or os.path.isdir(out):
+            raise ConfigError(f"--out is {out}; expected the name of a .json file.")
+        check_writable(out.parent, name=out.name)
+    images = open_images(command.images, channels=command.channels)
+    with StopSignals() as stop:
+        found = inspect(
+            images, tiny=command.tiny, ratio=command.ratio, progress=Progress(stop),
+            workers=usable_cores() if command.workers is None else command.workers,
+        )  # fmt: skip
+    print(as_table(found, images))
+    if out is not None:
+        write_text(out, json.dumps(as_json(found, images), indent=1))
+        with (
+            replacing(listed := out.with_suffix(".csv")) as temporary,
+            temporary.open("w", encoding="utf-8", newline="") as file,
+        ):
+            rows = csv.writer(file)
+            rows.writerow(("path", "found", "what"))
+            for kind, those in found.found.items():
+                rows.writerows(
+                    (printable(images.name(row)), kind, printable(what)) for row, what in those.items()
+                )
+        print(f"written    {out}, {listed}")
+    return 0 if found.sound else FOUND
+
+
+def as_table(found: Inspection, images: Images) -> str:
+    """What people read."""
+    lines = [f"images     {printable(images.description)}"]
+    lines += [f"formats    {counted(found.formats)}", f"modes      {counted(found.modes)}"]
+    if found.sizes:
+        sides = (f"{side}s {s[0]:,} to {s[2]:,}, median {s[1]:,}" for side, s in found.sizes.items())
+        lines.append(f"sizes      {'; '.join(sides)} pixels")
+    if found.classes:
+        (few, least), *_, (many, most) = [*sorted(found.classes.items(), key=itemgetter(1)) * 2]
+        spans = f"{least:,} images ({printable(few)}) to {most:,} ({printable(many)})"
+        lines.append(f"labels     {len(found.classes):,} classes of {spans}")
+    if found.mixed:
+        lines.append(f"           of equal or similar images, {found.mixed:,} groups have different labels")
+    for kind, words in (FAULTS | NOTES).items():
+        those = found.found[kind]
+        if not those and kind in NOTES:
+            continue
+        groups = f" beside the first of their {found.groups[kind]:,} groups" if found.groups.get(kind) else ""
+        lines.append(f"{words:<16} {len(those):9,}{groups}")
+        for row in list(those)[:SHOWN]:
+            lines.append(f"{'':27}{printable(images.name(row))}: {printable(those[row])}")
+        if len(those) > SHOWN:
+            lines.append(f"{'':27}and {len(those) - SHOWN:,} others; --out FILE.json lists all")
+    lines.append("nothing    was found" if found.sound else "found      something: the exit code is 1")
+    return "\n".join(lines)
+
+
+def counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"
+
+
+def as_json(found: Inspection, images: Images) -> dict[str, Any]:
+    """What programs read: numbers only; the images are in the .csv beside it."""
+    counts = {kind: len(those) for kind, those in found.found.items()}
+    return {"source": images.reader.where, "sound": found.sound, **asdict(found), "found": counts}
+
+
+class Progress:
+    """Says on stderr how far the work is, at most every ten seconds, and ends it when a signal has come."""
+
+    def __init__(self, stop: StopSignals) -> None:
+        self.stop, self.started = stop, time.monotonic()
+        self.said = self.started
+
+    def __call__(self, done: int, total: int) -> None:
+        self.stop.check(f"with {done:,} of {total:,} images done. Nothing was written.")
+        now = time.monotonic()
+        if now - self.said >= SECONDS and done:
+            rate = done / (now - self.started)
+            left = duration((total - done) / rate) if done < total else "comparing them"
+            print(f"{done:,}/{total:,} images  {rate:,.0f} images/s  left {left}", file=sys.stderr)
+            self.said = now
