@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test variation mutants check lint types wheel lock clean
+.PHONY: demo test variation mutants check lint types wheel docs lock clean
 
 demo: $(VENV)/.demo
 	$(BIN)/byol demo
@@ -22,7 +22,7 @@ PART ?= 1/1
 mutants: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py --part $(PART)
 
-check: lint types test variation wheel  ## what CI runs; of the wrong changes a third, another one every day
+check: lint types test variation wheel docs  ## what CI runs; of the wrong changes a third, another one every day
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 	$(MAKE) mutants PART=$$(expr $$(date +%j) % 3 + 1)/3
 
@@ -38,6 +38,10 @@ wheel: $(VENV)/.dev  ## build the wheel and import it from elsewhere, without th
 	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel dist/*.whl
 	cd build/wheel && PYTHONPATH=. $(abspath $(BIN))/python -c "import byol, sys; assert 'build/wheel' in byol.__file__; print('wheel', byol.__version__)" \
 	  && PYTHONPATH=. $(abspath $(BIN))/python -m byol train --help >/dev/null
+
+docs: $(VENV)/.dev  ## the documentation as pages in build/site; a broken link or a page without a place is a failure
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "build/site/index.html"
 
 $(VENV)/.python:
 	@$(PYTHON) -c "import sys; sys.exit('byol needs Python 3.11 or newer, this is ' + sys.version.split()[0]) if sys.version_info < (3, 11) else 0"
@@ -56,11 +60,13 @@ $(VENV)/.dev: $(VENV)/.python pyproject.toml
 	@touch $@
 
 # `make test LOCKED=1` in a fresh checkout installs exactly the files, by their hashes, that the tests ran with.
+# Versions that are locked stay as they are; `make lock UPGRADE=--upgrade` takes the newest.
 lock: $(VENV)/.python
 	$(BIN)/python -m pip install --quiet uv
-	echo "# Exact versions with hashes of what the tests last ran with, for every platform; made by: make lock" > requirements-dev.lock
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \
-	  --extra dev pyproject.toml >> requirements-dev.lock
+	  --extra dev $(UPGRADE) pyproject.toml --output-file requirements-dev.lock
+	(echo "# Exact versions with hashes of what the tests last ran with, for every platform; made by: make lock"; \
+	  cat requirements-dev.lock) > requirements-dev.lock.new && mv requirements-dev.lock.new requirements-dev.lock
 
 clean:
 	rm -rf $(VENV) build dist

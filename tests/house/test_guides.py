@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import chdir
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from byol.cli import main
 from byol.data.demo_images import Tiles, photograph_tiles
 
 HERE = Path(__file__).parents[2]
-PAGES = ["README.md", *sorted(path.relative_to(HERE).as_posix() for path in HERE.glob("docs/guides/*.md"))]
+WRITTEN = [*HERE.glob("docs/guides/*.md"), *HERE.glob("docs/concepts/*.md")]
+PAGES = ["README.md", *sorted(path.relative_to(HERE).as_posix() for path in WRITTEN)]
 
 SHORTER = {  # what a page says, and what is run in its place, so that all of them take minutes
     "byol train ": "byol train --epochs 1 --batch-size 50 --workers 0 ",
@@ -47,6 +49,7 @@ SHORTER = {  # what a page says, and what is run in its place, so that all of th
 }
 NOT_RUN = {  # the beginning of a command: why it is not run
     "make demo": "it installs an environment and trains for minutes",
+    "make docs": "make check runs it",
     "make mutants": "it runs all tests many times",
     "make test": "it runs all tests",
     "torchrun --nnodes": "it needs two machines",
@@ -206,3 +209,11 @@ def test_every_command_is_run_or_listed():
 def test_every_link_of_a_page_leads_to_a_file(page):
     links = re.findall(r"\]\(([^)#:]+)\)", (HERE / page).read_text(encoding="utf-8"))
     assert [link for link in links if not (HERE / page).parent.joinpath(link).exists()] == []
+
+
+def test_the_page_of_the_method_names_code_that_is_there():
+    text = (HERE / "docs" / "concepts" / "method.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+)\.py`: `(\w+)`", text)
+    assert len(named) > 20
+    for file, name in named:
+        assert hasattr(import_module(f"byol.{file.replace('/', '.')}"), name), f"{file}.py: {name}"
