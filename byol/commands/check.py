@@ -30,7 +30,7 @@ SECONDS = 10.0  # between lines of progress
 @dataclass(frozen=True)
 class Check:
     images: tyro.conf.Positional[str]
-    """Images: folder, text file of paths, .csv, .parquet, .npy or .npz."""
+    """Images: folder, text file of paths, .csv, .parquet, .tar, .zip, .npy or .npz."""
     out: str | None = None
     """Write what was found into this .json file, and beside it a .csv of every image concerned."""
     tiny: int = 16

@@ -29,7 +29,7 @@ class Embed:
     run: tyro.conf.Positional[str]
     """Run folder, encoder.safetensors, official .pkl, or torchvision:NAME or timm:NAME, pretrained."""
     data: str
-    """Images: folder, text file of paths, .csv, .parquet, .npy or .npz."""
+    """Images: folder, text file of paths, .csv, .parquet, .tar, .zip, .npy or .npz."""
     out: str
     """File of the features: .npz (x, y, names), .npy (x), .parquet (name, label, x) or .safetensors."""
     normalize: bool = False

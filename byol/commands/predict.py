@@ -25,7 +25,7 @@ class Predict:
     classifier: tyro.conf.Positional[str]
     """What `byol evaluate ... --save-classifier FILE` wrote."""
     data: str
-    """Images: folder, text file of paths, .csv, .parquet, .npy or .npz."""
+    """Images: folder, text file of paths, .csv, .parquet, .tar, .zip, .npy or .npz."""
     out: str
     """File for the predictions: .csv with the columns path, class, probability."""
     all: bool = False

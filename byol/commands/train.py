@@ -22,7 +22,7 @@ from byol.world import is_first
 @dataclass(frozen=True)
 class Train:
     images: tyro.conf.Positional[str]
-    """Folder (nested to any depth), text file of paths, .csv, .parquet, .npy or .npz."""
+    """Folder (nested to any depth), text file of paths, .csv, .parquet, .tar, .zip, .npy or .npz."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     preset: str | None = None
     """A recipe by name, or a YAML file such as a run's config.yaml; flags given beside it win."""

@@ -21,7 +21,7 @@ from byol.train.setup import Setup
 @dataclass(frozen=True)
 class ShowViews:
     images: tyro.conf.Positional[str]
-    """Folder (nested to any depth), text file of paths, .csv, .parquet, .npy or .npz."""
+    """Folder (nested to any depth), text file of paths, .csv, .parquet, .tar, .zip, .npy or .npz."""
     out: str = "views.png"
     """File of the sheet: .png, .jpg or .webp."""
     kind: Kind | None = None

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from byol.data.decode import BadImage, pixels_of
 from byol.data.images import Images
+from byol.data.windows import Windows
 from byol.data.workers import going_on, made, never
 from byol.errors import DataError
 from byol.method.crops import crop_draws, crop_resize, to_device
@@ -57,6 +58,7 @@ class BatchPlan:
     accumulation: int  # micro-batches per optimizer step
     views: Views
     crops: int = 2  # V, of each image
+    windows: Windows | None = None  # of images that are read faster the closer they lie
     rank: int = 0  # of the processes that share every micro-batch; each makes its own part
     ranks: int = 1
 
@@ -110,17 +112,22 @@ def order(seed: int, epoch: int, images: int) -> Tensor:
     return torch.randperm(images, generator=generator)
 
 
-def members(position: int, count: int, seed: int, images: int) -> tuple[Tensor, Tensor]:
+def members(
+    position: int, count: int, seed: int, images: int, windows: Windows | None = None
+) -> tuple[Tensor, Tensor]:
     """Epochs and indices, int64 (B,), of `count` images from a position in the endless stream of epochs.
 
     A batch may straddle two epochs, so every image is visited once an epoch and none is dropped (as in the
     official pipeline, where epochs only count steps).
     """
     end = position + count
-    parts = [
-        order(seed, epoch, images)[max(0, position - epoch * images) : end - epoch * images]
-        for epoch in range(position // images, -(-end // images))
-    ]
+    parts = []
+    for epoch in range(position // images, -(-end // images)):
+        first, last = max(0, position - epoch * images), min(images, end - epoch * images)
+        if windows is None:
+            parts.append(order(seed, epoch, images)[first:last])
+        else:
+            parts.append(windows.part(seed, epoch, first, last))
     return torch.arange(position, end) // images, torch.cat(parts)
 
 
@@ -222,7 +229,8 @@ def streamed_batches(
 
     def cropped(place: tuple[int, int]) -> tuple[Tensor, tuple[list[int], list[tuple[int, str]]]]:
         """What a worker does: crops of images by their place in the stream of epochs, and the bad ones."""
-        epochs, chosen = members(*place, plan.seed, plan.images)
+        epochs, chosen = members(*place, plan.seed, plan.images, plan.windows)
+        images.reader.expect(images.rows[chosen.numpy()])
         crops = torch.empty((len(chosen), *shape), dtype=torch.uint8)
         drawn = [crop_draws(plan.seed, epochs, chosen, view) for view in range(plan.crops)]
         bad: list[tuple[int, str]] = []

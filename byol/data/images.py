@@ -29,6 +29,8 @@ from byol.data.decode import (
     to_numpy,
 )
 from byol.data.labels import Labels, class_labels
+from byol.data.readers import archives
+from byol.data.readers.archives import ArchiveReader
 from byol.data.readers.arrays import Arrays, array_file
 from byol.data.readers.dataset import Items
 from byol.data.readers.folder import SUFFIXES, FileReader, listed, scan, suffixes
@@ -36,6 +38,7 @@ from byol.data.readers.parquet import SPLITS, ParquetReader, shards
 from byol.data.readers.reader import Reader, Rows, evenly_spaced
 from byol.data.readers.shrunk import Shrunk
 from byol.data.readers.table import DELIMITERS, TableReader
+from byol.data.windows import Windows
 from byol.errors import DataError, did_you_mean, printable
 
 COLOURS = 16  # images that are looked at to tell gray ones
@@ -138,6 +141,11 @@ class Images:
         self.release()
         return sizes.pop() if len(sizes) == 1 else None
 
+    def windows(self) -> Windows | None:
+        """What a shuffled order should keep together; None where every order is read equally fast."""
+        lengths = self.reader.sections(self.rows)
+        return None if lengths is None else Windows(lengths)
+
     def gray_share(self) -> float:
         """The share of gray images in a sample: all three channels are the same, or nearly so."""
         if self.channels != 3:
@@ -218,10 +226,11 @@ def open_images(
 
     A folder, nested to any depth: its first level names the classes when there are several folders and no
     image beside them. A text file of paths (.txt, .lst), a table of paths and labels (.csv, .tsv), parquet
-    files, .npy or .npz. A pattern such as 'data/train-*.parquet'. Arrays and tensors (N, H, W), (N, H, W, C)
-    or (N, C, H, W): whole numbers, or floats from 0 to 1. Any sequence of paths, of images (PIL, arrays,
-    tensors) or of (image, label), such as a torchvision or Hugging Face dataset. `Images`, which are then
-    read as the other arguments say.
+    files, .npy or .npz. Tar and zip files, as 'shards/{000..127}.tar', or a folder or a list of them, with
+    labels in `.cls` as in WebDataset. A pattern such as 'data/train-*.parquet'. Arrays and tensors (N, H, W),
+    (N, H, W, C) or (N, C, H, W): whole numbers, or floats from 0 to 1. Any sequence of paths, of images (PIL,
+    arrays, tensors) or of (image, label), such as a torchvision or Hugging Face dataset. `Images`, which are
+    then read as the other arguments say.
 
     `channels` is 3 for colour or 1 for gray, for arrays any number; by default 3 for pictures and an array's
     own. `labels`, numbers from 0 or words, take the place of the source's own; of multi-label images rows of
@@ -312,37 +321,50 @@ def reader_of_path(text: str) -> Reader:
     if not os.path.exists(path):
         if glob.has_magic(text) and (found := sorted(glob.glob(str(path), recursive=True))):
             return reader_of_files(found, where)
+        if len(names := archives.expanded(str(path))) > 1:
+            absent = [name for name in names if not os.path.isfile(name)]
+            if not absent:
+                return reader_of_files(names, where)
+            raise DataError(
+                f"{where} stands for {len(names):,} files, of which {len(absent):,} are not there, such as "
+                f"{printable(absent[0])}. Copy them, or name those that are."
+            )
         raise DataError(missing(path, where))
     if not os.path.isfile(path):  # a pipe would be waited for
         raise DataError(f"{where} is not a regular file; expected a folder or a file of images.")
     if suffix in (".txt", ".lst"):
-        return listed(path, where)
+        files = listed(path, where)
+        if len(files) and kind_of(files.name(0)) != "pictures":  # a list of shards
+            return reader_of_files([os.fsdecode(files.path(place)) for place in range(len(files))], where)
+        return files
     if suffix in DELIMITERS:
         return TableReader(path, where)
-    if suffix == ".parquet":
-        return ParquetReader([path], where)
+    if suffix == ".parquet" or suffix in archives.SUFFIXES:
+        return reader_of_files([str(path)], where)
     if suffix in (".npy", ".npz"):
         return array_file(path, where)
     if suffix in SUFFIXES:
         raise DataError(f"{where} is a single picture; expected many. Give its folder, or [path] as a list.")
     raise DataError(
         f"{where} is not of a kind that is read here; expected a folder, a text file of paths (.txt, .lst), "
-        "a table of paths and labels (.csv, .tsv), .parquet, .npy or .npz. An archive must be unpacked first."
+        "a table of paths and labels (.csv, .tsv), .parquet, .tar, .zip, .npy or .npz. Unpack other archives "
+        "first."
     )
 
 
 def reader_of_folder(path: Path, where: str) -> Reader:
-    """The reader of the pictures in a folder, or else of its parquet files."""
+    """The reader of the pictures in a folder, or else of its parquet files, or of its archives."""
     files, others = scan(path, where)
     seen = ", ".join(f"{count:,} with {suffix}" for suffix, count in sorted(others.most_common(4)))
     for suffix, plugin in ((".heic", "pillow-heif"), (".jxl", "pillow-jxl-plugin")):
         if suffix in others:
             seen += f"; to read {suffix}: pip install {plugin}"
     if len(files) == 0:
-        if found := shards(path):
-            return ParquetReader(found, where)
+        for ending in ((".parquet",), archives.SUFFIXES):
+            if found := shards(path, ending):
+                return reader_of_files([str(one) for one in found], where)
         held = f"pictures, only other files ({seen})" if seen else "files"
-        expected = f"pictures ({', '.join(suffixes())}) or parquet files, at any depth."
+        expected = f"pictures ({', '.join(suffixes())}), parquet or tar files, at any depth."
         advice = " Give the array's file itself." if {".npy", ".npz"} & set(others) else ""
         raise DataError(f"{where} holds no {held}; expected {expected}{advice}")
     if seen:
@@ -355,13 +377,22 @@ def reader_of_folder(path: Path, where: str) -> Reader:
 
 
 def reader_of_files(names: list[str], where: str) -> Reader:
-    """The reader of files, all parquet or all pictures, named from the working directory."""
-    parquet = [name.lower().endswith(".parquet") for name in names]
-    if all(parquet):
-        return ParquetReader([Path(name) for name in names], where)
-    if any(parquet):
-        raise DataError(f"{where} mixes parquet files and others. Give only parquet files, or only pictures.")
-    return FileReader(Path.cwd(), map(os.fsencode, names), where)
+    """The reader of files, all parquet, all archives or all pictures, named from the working directory."""
+    kinds = sorted({kind_of(name) for name in names})
+    if len(kinds) > 1:
+        raise DataError(f"{where} mixes {' and '.join(kinds)}. Give only one kind.")
+    if kinds == ["pictures"]:
+        return FileReader(Path.cwd(), map(os.fsencode, names), where)
+    kind = ParquetReader if kinds == ["parquet files"] else ArchiveReader
+    return kind([Path(name) for name in names], where)
+
+
+def kind_of(name: str) -> str:
+    """What is read in a file of such a name."""
+    suffix = os.path.splitext(name)[1].lower()
+    return {".parquet": "parquet files", **dict.fromkeys(archives.SUFFIXES, "archives")}.get(
+        suffix, "pictures"
+    )
 
 
 def missing(path: Path, where: str) -> str:

@@ -37,6 +37,9 @@ class Stream(IntEnum):
     SCORED = 12  # which images a run is scored with
     RETRIEVAL = 13  # views that are looked for among others
     TEST = 14  # which labelled images a test split is made of
+    STRETCHES = 15  # the order of the stretches of shards in an epoch
+    WINDOWS = 16  # the order of the images of several stretches
+    PACKED = 17  # the order of images in shards
 
 
 def uniforms(key: Sequence[int | Tensor], count: int) -> Tensor:

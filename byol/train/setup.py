@@ -179,7 +179,7 @@ class Setup:
         images, device, world = self.images.subset(rows), self.world.device, self.world
         what = BatchPlan(
             plan.seed, len(images), plan.batch_size, plan.accumulation, learner.views,
-            rank=world.rank, ranks=world.size,
+            windows=None if plan.in_memory else images.windows(), rank=world.rank, ranks=world.size,
         )  # fmt: skip
 
         def report(index: int, reason: str) -> None:

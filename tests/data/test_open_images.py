@@ -219,11 +219,11 @@ def test_splits_are_not_classes(folder_of: FolderOf) -> None:
 
 @pytest.mark.timeout(20)
 def test_files_that_are_not_a_set_of_images(folder_of: FolderOf, tmp_path: Path) -> None:
-    root = folder_of("1.png", "photos.zip", "no suffix")
+    root = folder_of("1.png", "photos.rar", "no suffix")
     os.mkfifo(tmp_path / "pipe.npy")
     for name, sentence in (
         ("1.png", "is a single picture; expected many. Give its folder"),
-        ("photos.zip", "is not of a kind that is read here; .* An archive must be unpacked first"),
+        ("photos.rar", "is not of a kind that is read here; .* Unpack other archives first"),
         ("no suffix", "is not of a kind that is read here"),
     ):
         with pytest.raises(DataError, match=sentence):
@@ -248,7 +248,7 @@ def test_lists_that_lead_nowhere(folder_of: FolderOf) -> None:
         open_images(root / "list.txt")
     with pytest.raises(DataError, match=f"The first, {Path.cwd()}/no/such.png: No such file"):
         open_images(["no/such.png"])
-    with pytest.raises(DataError, match="mixes parquet files and others"):
+    with pytest.raises(DataError, match="mixes parquet files and pictures"):
         open_images([root / "1.png", "a.parquet"])
 
 

@@ -215,16 +215,18 @@ class ParquetReader(Reader):
             raise BadImage(f"its part of the file cannot be read ({failure})") from failure
 
 
-def shards(folder: Path) -> list[Path]:
-    """The parquet files under a folder, sorted; none when it is a folder of something else.
+def shards(folder: Path, endings: tuple[str, ...] = (".parquet",)) -> list[Path]:
+    """The files of such endings under a folder, sorted; none when it is a folder of something else.
 
     Raises DataError when their names tell of several splits: a test set must not slip into training.
     """
     splits: dict[str, Path] = {}
     paths = [
         path
-        for path in sorted(folder.rglob("*.parquet"))
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in endings
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     for path in paths:
         for word in set(re.split(r"[^a-z]+", str(path.relative_to(folder)).lower())) & SPLITS:
@@ -233,7 +235,7 @@ def shards(folder: Path) -> list[Path]:
         found, (word, path) = ", ".join(sorted(splits)), next(iter(splits.items()))
         raise DataError(
             f"{folder} holds the splits {found}. Give the files of one, such as {path}, or a pattern in "
-            f"quotes such as '{folder}/{word}*.parquet'."
+            f"quotes such as '{folder}/{word}*{path.suffix}'."
         )
     return paths
 

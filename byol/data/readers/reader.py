@@ -46,6 +46,17 @@ class Reader(Protocol):
         """Let go of caches and open files; what is needed later is read again."""
         return
 
+    def expect(self, rows: Rows) -> None:
+        """Begin to read what will be requested next, where that helps."""
+        return
+
+    def sections(self, rows: Rows) -> Rows | None:
+        """How many of the rows, one after another, are read the faster the closer they lie, as of a shard.
+
+        None where they are read equally fast in any order.
+        """
+        return None
+
     def gathered(self, rows: Rows, poll: Callable[[], object]) -> AbstractContextManager[None]:
         """For a while, have images that are slow to read in a shuffled order ready to be read in any."""
         return nullcontext()
