@@ -63,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("images")
     parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--steps", type=int, help="so many, whatever they take: for a machine that is busy")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--workers", type=int, default=0)
     options = parser.parse_args()
@@ -101,7 +102,8 @@ def main() -> None:
             began = time.perf_counter()
         if step == TRIED:
             each = (time.perf_counter() - began) / (TRIED - 3)
-            steps = TRIED + int((60 * options.minutes - (time.perf_counter() - started)) / each)
+            left = 60 * options.minutes - (time.perf_counter() - started)
+            steps = options.steps or TRIED + int(left / each)
             print(f"{steps:,} steps of {BATCH}, {BATCH / each:.0f} images/s", flush=True)
         if step < steps < math.inf:  # cosine by steps, as its scheduler does by epochs
             optimizer.param_groups[0]["lr"] = 0.03 * BATCH / 128 * (1 + math.cos(math.pi * step / steps))
