@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torchvision
+import yaml
 from PIL import Image
 from torch import nn
 
@@ -217,3 +218,14 @@ def test_the_page_of_the_method_names_code_that_is_there():
     assert len(named) > 20
     for file, name in named:
         assert hasattr(import_module(f"byol.{file.replace('/', '.')}"), name), f"{file}.py: {name}"
+
+
+def test_the_table_of_what_to_touch_names_files_that_are_there():
+    text = (HERE / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:byol|tests|docs|benchmarks)/[\w/.]+)`", text)
+    assert len(named) > 20
+    assert [path for path in named if not (HERE / path).exists()] == []
+
+
+def test_the_citation_names_this_version():
+    assert yaml.safe_load((HERE / "CITATION.cff").read_text(encoding="utf-8"))["version"] == byol.__version__
