@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,16 +26,40 @@ os.register_at_fork(after_in_child=_locks.close)
 def hold(path: Path) -> FileIO:
     """Hold a lock file, made where it is missing, until it is closed or this process ends.
 
-    Raises BlockingIOError when another process holds it, another OSError when it cannot be made.
+    Raises BlockingIOError when another process holds it, another OSError when it cannot be made, or when
+    something else has its name: a link, a pipe, a device, a file that has a second name elsewhere.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     file = _locks.enter_context(os.fdopen(descriptor, "r+b", buffering=0))
+    if not _is_own(descriptor):
+        file.close()
+        raise OSError(errno.EINVAL, f"its {path.name} is something else, take that away", os.fspath(path))
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise
     return file
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds a lock file now. Nothing is made, changed or waited for."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # it was never held, or this process may not look
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as failure:
+        return isinstance(failure, BlockingIOError)
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _is_own(descriptor: int) -> bool:
+    state = os.fstat(descriptor)
+    return stat.S_ISREG(state.st_mode) and state.st_nlink <= 1
 
 
 @contextmanager

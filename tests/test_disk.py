@@ -15,7 +15,7 @@ import safetensors.numpy
 from full_disk import largest_file
 from PIL import Image
 
-from byol.disk import append_text, filling, hold, left_behind, replacing, write_text
+from byol.disk import append_text, filling, hold, is_held, left_behind, replacing, write_text
 from byol.errors import DiskError
 
 
@@ -297,3 +297,32 @@ def test_a_lock_is_of_one_process_and_ends_with_it_whatever_that_has_forked(tmp_
     finally:
         child.kill()
         child.join()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["a pipe", "a link", "a second name of a file", "a folder", "a device"])
+def test_a_lock_is_a_file_of_its_own_and_nothing_else_is_waited_for_or_written_to(tmp_path, kind):
+    (tmp_path / "theirs").write_text("work")
+    path = tmp_path / "lock"
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a link":
+        path.symlink_to(tmp_path / "theirs")
+    elif kind == "a second name of a file":
+        path.hardlink_to(tmp_path / "theirs")
+    elif kind == "a folder":
+        path.mkdir()
+    else:
+        path = Path(os.devnull)
+    with pytest.raises(OSError, match=r"take that away|Too many levels|Is a directory"):
+        hold(path)
+    assert not is_held(path)
+    assert (tmp_path / "theirs").read_text() == "work"
+
+
+def test_whether_a_lock_is_held_is_seen_without_making_it(tmp_path):
+    assert not is_held(tmp_path / "lock")
+    assert names(tmp_path) == []
+    with hold(tmp_path / "lock"):
+        assert is_held(tmp_path / "lock")
+    assert not is_held(tmp_path / "lock")

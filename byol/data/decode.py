@@ -29,6 +29,7 @@ FULL = (0, 65535)  # black and white of 16 bits
 PLUGINS = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}  # formats that Pillow reads with a module beside it
 STRIP = 512  # rows of a large picture that are copied at once
 SCANS = 32  # of a JPEG; programs write up to 18, and each is a pass over the whole picture
+SPARE = 32  # bytes; cameras write a few more than a JPEG's pixels need, damage leaves more of them
 ROOM = 1e-3  # by which a float may miss [0, 1]: interpolation overshoots a little
 Array = np.ndarray[Any, Any]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -47,6 +48,7 @@ _BEGINNINGS = {
     rb"\0\0\0.ftyphei": "it is HEIC; to read it: pip install pillow-heif",
 }
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # of a JPEG, but for those within its compressed data
+_SEQUENTIAL, _SCAN = (0xC0, 0xC1), 0xDA  # frames whose pixels come one after another; the start of a scan
 _LOWER = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B"}  # how Pillow reads the other byte of each sample
 _LOWER["RGB;16N"] = "RGB;16B" if sys.byteorder == "little" else "RGB;16L"
 logger = logging.getLogger("byol")
@@ -296,32 +298,46 @@ def header(raw: Any) -> tuple[str, str]:
     return picture.format or "decoded", picture.mode
 
 
-def load_jpeg(picture: Image.Image, raw: bytes) -> None:
-    """Decode a JPEG. Raises BadImage for one of absurdly many scans, and for one whose data ends too soon.
+def load_jpeg(picture: Any, raw: bytes) -> None:
+    """Decode a JPEG. Raises BadImage for one of absurdly many scans, and for one whose data are damaged.
 
-    The decoder makes plain gray of what is missing, without a word.
+    The decoder makes gray of what is missing and drops what is left over, without a word. So a picture of one
+    scan is given to it without what follows its data, and with the last of them only when they are needed.
     """
-    if raw.count(b"\xff\xda") > SCANS and sum(1 for _ in scans(raw)) > SCANS:
+    if raw.count(b"\xff\xda") > SCANS and sum(kind == _SCAN for kind, *_ in segments(raw)) > SCANS:
         raise BadImage(f"it has more than {SCANS} scans, each a pass over the whole picture")
+    colours, last = 0, None
+    for kind, begin, end in segments(raw):
+        if kind in _SEQUENTIAL:
+            colours = raw[begin + 7]
+        if kind == _SCAN:
+            stop = raw.find(b"\xff\xd9", end)  # without this, Pillow itself says that the end is missing
+            if stop > 0 and colours and raw[begin + 2] == colours:  # all in this scan
+                picture.fp = last = _Paused(raw[:stop] + bytes(8))  # the decoder looks so far ahead
+                last.pause = end + max(0, len(raw[end:stop].rstrip(b"\0\xff")) - SPARE)
+            break
     picture.load()
-    last_row = np.asarray(picture.crop((0, picture.height - 1, *picture.size)))
-    if picture.mode in ("L", "RGB") and (last_row == 128).all():
-        ends = [end for _, end in scans(raw)]
-        try:  # without a marker behind them, too few data are an error
-            if len(ends) == 1:
-                Image.open(BytesIO(raw[: ends[0]] + bytes(8)), formats=["JPEG"]).load()
-        except OSError as failure:
-            raise BadImage("it is damaged: its data end before the picture does") from failure
+    if last is not None and last.tell() <= last.pause:
+        raise BadImage("it is damaged: its data go on behind its last pixel, or stop before it")
 
 
-def scans(raw: bytes) -> Iterator[tuple[int, int]]:
-    """Where the compressed data of each scan of a JPEG begins and ends; of several pictures the first's."""
-    at = 2
-    while (marker := _MARKER.search(raw, at)) and marker[1] != b"\xd9":
-        at = marker.end() + int.from_bytes(raw[marker.end() : marker.end() + 2])
-        if marker[1] == b"\xda":
-            end = _MARKER.search(raw, at)
-            yield at, end.start() if end else len(raw)
+def segments(raw: bytes) -> Iterator[tuple[int, int, int]]:
+    """The kind of each segment of a JPEG, where it begins and ends; of several pictures the first's."""
+    end = 2
+    while (marker := _MARKER.search(raw, end)) and marker[1] != b"\xd9":
+        begin = marker.end()
+        end = begin + int.from_bytes(raw[begin : begin + 2])
+        yield marker[1][0], begin, end
+
+
+class _Paused(BytesIO):
+    """A stream that is read up to a place, and from there only when more is requested."""
+
+    pause = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = self.pause - self.tell()
+        return super().read(left if size is not None and 0 < left < size else size)
 
 
 @contextmanager

@@ -105,5 +105,6 @@ def confusion(task: Task, score: Score) -> list[str]:
         mean = np.mean([np.mean(said[labels == one] == one) for one in tested])
         lines.append(f"{score.protocol}, mean per class: {100 * mean:.1f} %; the classes differ in size")
     if missing := [names[one] for one in tested if one not in y]:
-        lines.append(f"Never right, since no train image has it: {', '.join(missing[:PAIRS])}")
+        more = f" and {len(missing) - PAIRS:,} more" if len(missing) > PAIRS else ""
+        lines.append(f"Never right, since no train image has it: {', '.join(missing[:PAIRS])}{more}")
     return lines

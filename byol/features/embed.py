@@ -296,6 +296,8 @@ def _lock(folder: Path) -> FileIO:
     except BlockingIOError as failure:
         again = "Wait for it, or choose another --out."
         raise CheckpointError(f"Another process writes to {folder}. {again}") from failure
+    except OSError as failure:
+        raise CheckpointError(f"{folder} cannot be used: {failure.strerror}.") from failure
 
 
 def _key(encoder: Encoder, normalize: bool, images: str) -> str:

@@ -1,6 +1,5 @@
 """A run's folder: the name of every file in it, its plan, its lock, and what a failure means for it."""
 
-import fcntl
 import json
 import os
 import platform
@@ -15,7 +14,7 @@ import torch
 
 from byol import __version__
 from byol.data.images import Images
-from byol.disk import hold, read_json, write_text
+from byol.disk import hold, is_held, read_json, write_text
 from byol.encoders import encoder
 from byol.errors import ByolError, CheckpointError, ConfigError, DiskError, TrainingError, complaint
 from byol.evaluation.score import SCORES, read_scores
@@ -92,14 +91,7 @@ class RunFolder:
 
     def in_use(self) -> bool:
         """Whether a process holds the folder at this moment: the run is running."""
-        try:
-            with self.lock.open("rb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # it was never held, or this process may not look
-            return False
-        return False
+        return is_held(self.lock)
 
     def taken(self) -> tuple[list[Path], FileIO]:
         """Make the folder and take its lock. Returns the folders that were not there before, and the lock."""

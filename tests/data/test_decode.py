@@ -271,11 +271,27 @@ def test_a_jpeg_whose_data_end_too_soon_is_a_bad_image(gray: bool) -> None:
     """Pillow makes gray of what is missing and says nothing."""
     pixels = photo(120, 160)[..., 0] if gray else photo(120, 160)
     data = encoded(pixels, "JPEG", quality=95)
-    half = len(data) * 3 // 5
-    for damaged in (data[:half] + b"\xff\xd9", data[:half] + b"\xff\xe7" + data[half:]):
-        assert (np.asarray(Image.open(BytesIO(damaged)))[-1] == 128).all()
-        with pytest.raises(BadImage, match="damaged"):
+    half, late = len(data) * 3 // 5, len(data) - 12
+    for damaged in (
+        data[:half] + b"\xff\xd9",
+        data[:half] + b"\xff\xe7" + data[half:],
+        data[:late] + b"\xff\xd9",  # of the last row a part is there
+        data[:half] + data[half + 60 :],
+    ):
+        assert np.asarray(Image.open(BytesIO(damaged))).shape == pixels.shape
+        with pytest.raises(BadImage, match=r"damaged|truncated"):
             decode(damaged)
+
+
+def test_a_jpeg_whose_data_go_on_behind_its_last_pixel_is_a_bad_image() -> None:
+    """As after a flipped bit that had the decoder take several codes for one; Pillow says nothing."""
+    data = encoded(photo(120, 160), "JPEG", quality=95)
+    half = len(data) // 2
+    with pytest.raises(BadImage, match="damaged"):
+        decode(data[:half] + data[half - 400 :])
+    for spare in (b"\xff" * 500, bytes(500), b"\x12\x34\x56\x78"):  # as some programs and cameras write it
+        assert np.array_equal(decode(data[:-2] + spare + data[-2:]), decode(data))
+    assert np.array_equal(decode(data + data[half:]), decode(data))  # a film behind it
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}])
@@ -285,6 +301,16 @@ def test_a_sound_jpeg_may_be_gray_below(options: dict[str, Any]) -> None:
         pixels[side // 2 :] = 128
         data = encoded(pixels, "JPEG", subsampling=side % 3, optimize=bool(side % 2), **options)
         assert np.array_equal(decode(data), np.asarray(Image.open(BytesIO(data))))
+
+
+@pytest.mark.parametrize("kind", ["L", "RGB", "CMYK"])
+def test_sound_jpegs_of_every_quality_and_size_are_what_pillow_makes_of_them(kind: str) -> None:
+    for side in (1, 7, 8, 9, 16, 33, 300):
+        picture = Image.fromarray(photo(side, 2 * side)).convert(kind)
+        for quality in (1, 30, 75, 100):
+            data = encoded(picture, "JPEG", quality=quality, subsampling=quality % 3)
+            expected = np.asarray(Image.open(BytesIO(data)).convert("RGB"))
+            assert np.array_equal(decode(data), expected)
 
 
 def test_a_jpeg_of_hundreds_of_scans_is_a_bad_image() -> None:

@@ -115,10 +115,19 @@ def test_classes_that_were_never_learned_and_unequal_ones_are_told():
     said = np.zeros(100, dtype=np.int64)
     lines = confusion(task(np.repeat([0, 1], 50), labels), score(said, labels))
     assert [line for line in lines if "mean per class" in line and "33.3 %" in line]
-    assert "cat" in lines[-1]
-    assert "bee" not in lines[-1]
+    assert "no train image" in lines[-1]
+    assert ("ant" in lines[-1], "bee" in lines[-1], "cat" in lines[-1]) == (False, False, True)
     alike = confusion(task(LABELS, LABELS), score(LABELS, LABELS))
-    assert not [line for line in alike if "mean per class" in line]
+    assert not [line for line in alike if "mean per class" in line or "no train image" in line]
+
+
+def test_of_many_classes_that_no_train_image_has_the_first_are_named_and_the_others_counted():
+    names = tuple(f"class{number:02}" for number in range(20))
+    labels = np.repeat(np.arange(20), 5)
+    *_, last = confusion(task(np.arange(60) % 7, labels, names), score(np.zeros(100, np.int64), labels))
+    assert "no train image" in last
+    assert [name in last for name in names] == [False] * 7 + [True] * 10 + [False] * 3
+    assert "and 3 more" in last
 
 
 def test_predictions_are_left_out_of_what_is_compared_and_kept(tmp_path):

@@ -370,12 +370,18 @@ def test_a_folder_in_use_by_another_run_is_refused(tmp_path, arrays):
         byol.pretrain(seeded(), arrays, small_config(tmp_path))
 
 
-def test_a_lock_that_is_a_link_leaves_the_file_behind_it_alone(tmp_path, arrays):
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["a link", "a second name of a file", "a pipe"])
+def test_a_lock_that_is_something_else_is_a_sentence_and_stays_as_it_is(tmp_path, arrays, kind):
     (tmp_path / "run").mkdir()
     (tmp_path / "precious").write_text("work")
-    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(byol.ConfigError, match="cannot be used"):
+    lock = tmp_path / "run" / ".lock"
+    {"a link": lambda: lock.symlink_to(tmp_path / "precious"), "a pipe": lambda: os.mkfifo(lock)}.get(
+        kind, lambda: lock.hardlink_to(tmp_path / "precious")
+    )()
+    with pytest.raises(byol.ConfigError, match=r"cannot be used: .*--out"):
         byol.pretrain(seeded(), arrays, small_config(tmp_path / "run"))
+    assert not RunFolder(tmp_path / "run").in_use()
     assert (tmp_path / "precious").read_text() == "work"
 
 
