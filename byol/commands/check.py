@@ -96,7 +96,8 @@ def as_table(found: Inspection, images: Images) -> str:
         spans = f"{least:,} images ({printable(few)}) to {most:,} ({printable(many)})"
         lines.append(f"labels     {len(found.classes):,} classes of {spans}")
     if found.mixed:
-        lines.append(f"           of equal or similar images, {found.mixed:,} groups have different labels")
+        groups = "1 group has" if found.mixed == 1 else f"{found.mixed:,} groups have"
+        lines.append(f"           of equal or similar images, {groups} different labels")
     for kind, words in (FAULTS | NOTES).items():
         those = found.found[kind]
         if not those and kind in NOTES:
