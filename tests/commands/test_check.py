@@ -34,7 +34,7 @@ def test_the_exit_code_tells_whether_something_was_found(photos, capsys):
     assert main(["check", "photos", "--workers", "0"]) == 1
     said = capsys.readouterr().out
     assert "b/1.png: same as a/copy.png" in said
-    assert "1 groups have different labels" in said
+    assert "1 group has different labels" in said
     assert main(["check", "nowhere"]) == 3
     assert main(["check", "photos", "--tiny", "41", "--workers", "0"]) == 1
     assert main(["check", "photos", "--out", "found.txt"]) == 2
