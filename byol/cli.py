@@ -18,6 +18,7 @@ from byol.errors import ByolError, ConfigError, did_you_mean, printable
 COMMANDS = (
     "demo",
     "check",
+    "pack",
     "views",
     "train",
     "report",
@@ -34,6 +35,7 @@ usage: byol COMMAND ...
 
   demo        train on photographs that are already here and see that it learns; about two minutes
   check       what is wrong with images:    byol check photos/ --out found.json
+  pack        images into tar shards:       byol pack photos/ --out shards/
   views       what a run would look at:    byol views photos/ --out views.png
   train       images in, encoder out:       byol train photos/ --out runs/a
   report      what became of runs:          byol report runs/a runs/b --out comparison.html

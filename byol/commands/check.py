@@ -54,8 +54,7 @@ def check(arguments: Sequence[str]) -> int:
     for name in ("tiny", "ratio"):
         if not getattr(command, name) >= 1:
             raise ConfigError(f"--{name} is {getattr(command, name)}; expected at least 1.")
-    if command.workers is not None and command.workers < 0:
-        raise ConfigError(f"--workers is {command.workers}; expected 0 or more.")
+    workers = check_workers(command.workers)
     out = None if command.out is None else Path(command.out)
     if out is not None:
         if out.suffix != ".json" or os.path.isdir(out):
@@ -64,8 +63,8 @@ def check(arguments: Sequence[str]) -> int:
     images = open_images(command.images, channels=command.channels)
     with StopSignals() as stop:
         found = inspect(
-            images, tiny=command.tiny, ratio=command.ratio, progress=Progress(stop),
-            workers=usable_cores() if command.workers is None else command.workers,
+            images, tiny=command.tiny, ratio=command.ratio, progress=Progress(stop, "Nothing was written."),
+            workers=usable_cores() if workers is None else workers,
         )  # fmt: skip
     print(as_table(found, images))
     if out is not None:
@@ -82,6 +81,13 @@ def check(arguments: Sequence[str]) -> int:
                 )
         print(f"written    {out}, {listed}")
     return 0 if found.sound else FOUND
+
+
+def check_workers(workers: int | None) -> int | None:
+    """The number of processes. Raises ConfigError for one that cannot be."""
+    if workers is not None and workers < 0:
+        raise ConfigError(f"--workers is {workers}; expected 0 or more.")
+    return workers
 
 
 def as_table(found: Inspection, images: Images) -> str:
@@ -125,15 +131,15 @@ def as_json(found: Inspection, images: Images) -> dict[str, Any]:
 class Progress:
     """Says on stderr how far the work is, at most every ten seconds, and ends it when a signal has come."""
 
-    def __init__(self, stop: StopSignals) -> None:
-        self.stop, self.started = stop, time.monotonic()
+    def __init__(self, stop: StopSignals, how: str) -> None:
+        self.stop, self.how, self.started = stop, how, time.monotonic()
         self.said = self.started
 
     def __call__(self, done: int, total: int) -> None:
-        self.stop.check(f"with {done:,} of {total:,} images done. Nothing was written.")
+        self.stop.check(f"with {done:,} of {total:,} images done. {self.how}")
         now = time.monotonic()
         if now - self.said >= SECONDS and done:
             rate = done / (now - self.started)
-            left = duration((total - done) / rate) if done < total else "comparing them"
+            left = duration((total - done) / rate) if done < total else "a moment"
             print(f"{done:,}/{total:,} images  {rate:,.0f} images/s  left {left}", file=sys.stderr)
             self.said = now

@@ -321,7 +321,7 @@ def reader_of_path(text: str) -> Reader:
     if not os.path.exists(path):
         if glob.has_magic(text) and (found := sorted(glob.glob(str(path), recursive=True))):
             return reader_of_files(found, where)
-        if len(names := archives.expanded(str(path))) > 1:
+        if (names := archives.expanded(str(path))) != [str(path)]:
             absent = [name for name in names if not os.path.isfile(name)]
             if not absent:
                 return reader_of_files(names, where)

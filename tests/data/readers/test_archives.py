@@ -285,6 +285,7 @@ def test_an_archive_that_shrinks_while_it_is_read_costs_its_images_only(tmp_path
 def test_patterns_in_braces_count_and_list(tmp_path: Path) -> None:
     assert archives.expanded("s/{08..11}-{a,b}.tar")[:3] == ["s/08-a.tar", "s/08-b.tar", "s/09-a.tar"]
     assert len(archives.expanded("s/{08..11}-{a,b}.tar")) == 8
+    assert len(open_images(shard(tmp_path / "one" / "00.tar", range(2)).with_name("{00..00}.tar"))) == 2
     with pytest.raises(DataError, match="at most"):
         archives.expanded("{0..9999}" * 3)
     shard(tmp_path / "0.tar", range(2))
