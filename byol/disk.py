@@ -145,6 +145,18 @@ def append_text(path: Path, text: str) -> None:
             raise OSError(errno.ENOSPC, "")
 
 
+@contextmanager
+def in_utf8(path: Path) -> Iterator[Path]:
+    """A name of a file in UTF-8, for libraries that read no other: safetensors, pyarrow."""
+    try:
+        os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError:
+        with path.open("rb") as file:
+            yield Path(f"/dev/fd/{file.fileno()}")
+    else:
+        yield path
+
+
 def parse_json(text: str | bytes) -> Any:
     """The plain values in JSON text. Raises ValueError when it is damaged, too long or nested too deeply."""
     if len(text) > MOST_JSON:

@@ -15,7 +15,7 @@ import safetensors.numpy
 from full_disk import largest_file
 from PIL import Image
 
-from byol.disk import append_text, filling, hold, is_held, left_behind, replacing, write_text
+from byol.disk import append_text, filling, hold, in_utf8, is_held, left_behind, replacing, write_text
 from byol.errors import DiskError
 
 
@@ -124,6 +124,20 @@ def test_names_of_any_kind_are_kept(tmp_path, name):
     assert names(tmp_path) == [name]
 
 
+def test_libraries_that_read_utf_8_only_are_given_such_a_name(tmp_path):
+    for name in (b"plain", "ümläut".encode(), b"\xff\xfe\n"):
+        path = tmp_path / os.fsdecode(name)
+        safetensors.numpy.save_file({"x": np.arange(9)}, path)
+        with in_utf8(path) as named:
+            assert safetensors.numpy.load_file(named)["x"].tolist() == list(range(9))
+        with path.open("wb") as file:
+            pq.write_table(pa.table({"x": [1, 2]}), file)
+        with in_utf8(path) as named:
+            assert pq.ParquetFile(named).read()["x"].to_pylist() == [1, 2]
+    with pytest.raises(FileNotFoundError), in_utf8(tmp_path / os.fsdecode(b"\xff")):
+        pass
+
+
 def test_file_reaches_the_disk_before_its_name_and_the_name_before_the_return(tmp_path, monkeypatch):
     done = []
     fsync, rename = os.fsync, os.replace
@@ -140,6 +154,30 @@ def test_file_reaches_the_disk_before_its_name_and_the_name_before_the_return(tm
     monkeypatch.setattr(os, "replace", recorded_rename)
     write_text(tmp_path / "a.txt", "some")
     assert done == [f"fsync .tmp-{os.getpid()}-a.txt", "rename", f"fsync {tmp_path.name}"]
+
+
+def test_a_folder_s_files_reach_the_disk_before_its_name_and_the_name_before_the_return(
+    tmp_path, monkeypatch
+):
+    """As checkpoints are written."""
+    done = []
+    fsync, rename = os.fsync, os.rename
+
+    def recorded_fsync(handle: int) -> None:
+        done.append(f"fsync {Path(os.readlink(f'/proc/self/fd/{handle}')).name}")
+        fsync(handle)
+
+    def recorded_rename(source, target) -> None:
+        done.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "rename", recorded_rename)
+    with filling(tmp_path / "a") as folder:
+        (folder / "1").write_text("one")
+        (folder / "2").write_text("two")
+    assert sorted(done[:2]) == ["fsync 1", "fsync 2"]
+    assert done[2:] == [f"fsync .tmp-{os.getpid()}-a", "rename", f"fsync {tmp_path.name}"]
 
 
 def test_full_disk_leaves_the_old_file_and_no_temporary(tmp_path):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from byol.data.images import Images, open_images
-from byol.disk import parse_json, replacing, write_text
+from byol.disk import in_utf8, parse_json, replacing, write_text
 from byol.errors import CheckpointError, ConfigError, complaint, damaged
 from byol.method.byol import evaluating
 from byol.method.crops import Interpolation
@@ -196,7 +196,7 @@ class EncoderFile(NamedTuple):
 def read(file: Path) -> EncoderFile:
     """What an encoder file holds, checked against its checksum."""
     try:
-        with safe_open(file, "pt") as opened:
+        with in_utf8(file) as named, safe_open(named, "pt") as opened:
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as failure:

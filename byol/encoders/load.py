@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook as when_registered
 
+from byol.disk import in_utf8
 from byol.encoders.convert import convert
 from byol.encoders.encoder import (
     FILE,
@@ -89,7 +90,7 @@ def holds_encoder(file: Path) -> bool:
     """Whether a file is an encoder by itself, and not the weights of a library's network."""
     kind = kind_of(file)
     if kind.startswith("a safetensors file"):
-        with suppress(SafetensorError), safe_open(file, "pt") as opened:
+        with suppress(SafetensorError), in_utf8(file) as named, safe_open(named, "pt") as opened:
             return "byol" in (opened.metadata() or {})
     return kind != "torch"
 

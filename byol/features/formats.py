@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from byol.disk import parse_json
+from byol.disk import in_utf8, parse_json
 from byol.errors import ConfigError, DataError
 from byol.machine import available_memory
 
@@ -119,9 +119,9 @@ def _write_parquet(fields: Fields, path: Path) -> None:
             columns[column] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1]) if rows else flat
     table = pa.table(columns).replace_schema_metadata({"byol": _description(fields)})
     size = max(1, GROUP // (4 * fields["x"].shape[1]))
-    pq.write_table(
-        table, path, row_group_size=size, compression="none", use_dictionary=False, write_page_checksum=True
-    )
+    how = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    with path.open("wb") as file:
+        pq.write_table(table, file, row_group_size=size, **how)
     with path.open("r+b") as file:  # nothing in the footer guards the footer itself
         footer = _bytes_before(file, _footer_length(file))
         file.seek(-len(footer), os.SEEK_END)
@@ -133,11 +133,11 @@ def _read_parquet(path: Path) -> Fields:
     import pyarrow.parquet as pq
     from pyarrow import compute
 
-    names = pq.read_schema(path).names
+    with in_utf8(path) as named:
+        names = pq.read_schema(named).names
     held = [name for name in ("name", "label", "x") if name in names]
-    with pq.ParquetFile(
-        path, read_dictionary=held[: held.count("name")], page_checksum_verification=True
-    ) as file:
+    how = {"read_dictionary": held[: held.count("name")], "page_checksum_verification": True}
+    with in_utf8(path) as named, pq.ParquetFile(named, **how) as file:
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
         most = path.stat().st_size + SPARE // 4  # what is read is there several times for a while
         _check(names, sum(group.total_byte_size for group in groups), most)
@@ -176,7 +176,7 @@ def _write_safetensors(fields: Fields, path: Path) -> None:
 def _read_safetensors(path: Path, mapped: bool) -> Fields:
     from safetensors import safe_open
 
-    with safe_open(path, "np") as file:
+    with in_utf8(path) as named, safe_open(named, "np") as file:
         held, metadata = sorted(file.keys()), file.metadata() or {}
         _check(held)
         parts = {name: file.get_tensor(name) for name in held if name != "x" or not mapped}

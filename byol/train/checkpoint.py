@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from byol.disk import filling, left_behind, read_json, writing
+from byol.disk import filling, in_utf8, left_behind, read_json, writing
 from byol.encoders.encoder import digest, unshared
 from byol.errors import CheckpointError, DiskError, TrainingError, complaint
 from byol.train.config import TrainConfig
@@ -165,7 +165,8 @@ def latest(folder: Path, plan: str) -> tuple[int, dict[str, Tensor]] | None:
                 raise ValueError(f"its manifest says step {manifest['step']}")
             if _digest(path / TENSORS) != manifest["blake2b"]:
                 raise ValueError(f"{TENSORS} does not match its checksum")
-            return step_of(path), load_file(path / TENSORS)
+            with in_utf8(path / TENSORS) as named:
+                return step_of(path), load_file(named)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as damage:
             logger.warning("Checkpoint %s is damaged (%s): the one before is tried.", path.name, damage)
     if found:

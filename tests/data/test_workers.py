@@ -176,6 +176,17 @@ def test_a_dead_worker_is_one_sentence() -> None:
     assert not workers[1].is_alive()
 
 
+def test_a_worker_that_leaves_is_one_sentence() -> None:
+    """As a dataset that calls sys.exit makes it."""
+
+    def leaving(task: int) -> tuple[torch.Tensor, int]:
+        return (torch.zeros(1), task) if task < 3 else sys.exit(3)
+
+    with pytest.raises(ByolError, match=r"died \(exit 3\).*--workers") as caught:
+        list(made(leaving, range(9), workers=1, room=4))
+    assert caught.value.exit_code == 70
+
+
 def test_a_worker_that_stands_still_is_one_sentence() -> None:
     results, workers = started(squares, 2, patience=0.5)
     os.kill(workers[0].pid, signal.SIGSTOP)

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ import torch
 from byol.errors import CheckpointError, TrainingError
 from byol.train import checkpoint
 from byol.train.config import TrainConfig
+from byol.train.signals import StopSignals
 
 
 def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -300,6 +304,42 @@ print(checkpoint.latest(folder, "plan")[0], sorted(path.name for path in folder.
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.split("\n")[-2] == "1 ['step-00000001']", done.stderr
+
+
+def saves_on_and_on(folder, told):
+    """Checkpoints without pause; tells each when it is written. A first SIGTERM ends it after the next."""
+    torch.set_num_threads(1)
+    begun = checkpoint.latest(folder, "plan")
+    with StopSignals() as stop:
+        for step in range(1 if begun is None else begun[0] + 1, 10**6):
+            checkpoint.save(folder, step, {"a": torch.full((50_000,), float(step))}, "plan")
+            told.send(step)
+            stop.check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_signal_at_any_moment_while_saving_costs_no_checkpoint_that_was_complete(tmp_path, number):
+    """A hundred times: after SIGKILL the newest is as good, after SIGTERM it is finished."""
+    fork, chance, newest = multiprocessing.get_context("fork"), random.Random(0), 0
+    for _ in range(100 if number == signal.SIGKILL else 20):
+        hears, told = fork.Pipe(duplex=False)
+        process = fork.Process(target=saves_on_and_on, args=(tmp_path, told))
+        process.start()
+        told.close()
+        newest = hears.recv()
+        time.sleep(chance.uniform(0, 0.03))
+        os.kill(process.pid, number)
+        process.join()
+        with suppress(EOFError):
+            while True:
+                newest = hears.recv()
+        step, tensors = checkpoint.latest(tmp_path, "plan")
+        assert step >= newest
+        assert number == signal.SIGKILL or step == newest
+        assert (tensors["a"] == step).all()
+        checkpoint.sweep(tmp_path)
+        assert len(list(tmp_path.iterdir())) <= 3  # one more where a kill came before the oldest was retired
 
 
 @pytest.mark.slow

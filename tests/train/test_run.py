@@ -30,6 +30,12 @@ def state_of(folder: Path) -> dict[str, bytes]:
     }
 
 
+def losses_of(folder: Path) -> list[tuple[float, ...]]:
+    """What was logged of each step: it, its loss, rate and tau."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [tuple(line[name] for name in ("step", "loss", "lr", "tau")) for line in lines if "loss" in line]
+
+
 @pytest.mark.parametrize(
     ("route", "workers"),
     [("resident", 0), ("photos", 0), ("photos", 2)],
@@ -50,6 +56,7 @@ def test_a_stopped_and_resumed_run_gives_the_same_bytes_as_an_uninterrupted_one(
     resumed = byol.pretrain(seeded(), images, replace(config, out=str(tmp_path / "b")))
     assert resumed.plan.total_steps == whole.plan.total_steps > 5
     assert state_of(tmp_path / "a") == state_of(tmp_path / "b")
+    assert losses_of(tmp_path / "a") == losses_of(tmp_path / "b")
 
 
 class Repeats(Tiny):
@@ -314,6 +321,17 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_touched(tmp_
     assert not (tmp_path / "encoder.safetensors").exists()
 
 
+def test_whatever_a_rate_that_is_far_too_high_does_only_finite_states_are_saved(tmp_path, arrays):
+    optim = OptimConfig(name="sgd", base_lr=1e8)
+    config = small_config(tmp_path, save_every_steps=1, keep_checkpoints=20, optim=optim)
+    with pytest.raises(byol.TrainingError, match="checkpoint") as failure:
+        byol.pretrain("convnet", arrays, replace(config, model=ModelConfig(width=2)))
+    assert failure.value.exit_code == 4
+    for path in tmp_path.glob("checkpoints/step-*/state.safetensors"):
+        assert all(value.isfinite().all() for value in load_file(path).values()), path
+    assert not (tmp_path / "encoder.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("number", "code"),
     [
@@ -406,6 +424,28 @@ def test_unreadable_images_are_replaced_counted_listed_and_too_many_stop_the_run
     assert [entry["name"] for entry in listed] == ["07.png"]
     with pytest.raises(byol.DataError, match="1 of 20 images cannot be read"):
         byol.pretrain(seeded(), folder, small_config(tmp_path / "b", data=replace(data, max_bad=0.01)))
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_files_that_go_or_change_after_they_were_found_are_listed_or_read_as_they_are(
+    tmp_path, photos, in_memory
+):
+    folder = shutil.copytree(photos, tmp_path / "pictures")
+    images = byol.open_images(folder)
+    one, two, three, four = sorted(folder.glob("dark/*.png"))[:4]
+    one.unlink()
+    two.unlink()
+    two.mkdir()
+    three.write_bytes(three.read_bytes()[:100])
+    four.unlink()
+    four.write_bytes((folder / "light" / "0.png").read_bytes())  # another picture: it is read
+    data = DataConfig(in_memory=in_memory, max_bad=0.1)
+    byol.pretrain(seeded(), images, small_config(tmp_path / "a", data=data))
+    listed = map(json.loads, (tmp_path / "a" / "bad_files.jsonl").read_text().splitlines())
+    found = {line["name"]: line["reason"] for line in listed}
+    assert found.keys() == {str(path.relative_to(folder)) for path in (one, two, three)}
+    assert "No such file" in found[str(one.relative_to(folder))]
+    assert "not a regular file" in found[str(two.relative_to(folder))]
 
 
 def test_unreadable_images_of_the_hold_out_set_are_counted_and_listed_too(tmp_path, photos, capsys):

@@ -3,14 +3,18 @@
 import ast
 import json
 import multiprocessing
+import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
 import pytest
+from processes import run_byol, started, words
 from small_runs import StopsItself, Tiny, seeded, small_config
 
 import byol
+from byol.cli import main
 from byol.encoders.encoder import digest
 from byol.train.config import ModelConfig
 from byol.train.run_folder import RunFolder
@@ -53,6 +57,28 @@ def test_a_forked_process_that_ends_leaves_the_folder_to_its_run(tmp_path):
         worker.join()
         with pytest.raises(byol.CheckpointError, match="in use"), RunFolder(tmp_path).held():
             pass
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_of_two_processes_that_train_in_one_folder_the_second_is_refused_and_does_no_harm(photos, tmp_path):
+    """Real ones, with workers. The first is killed then, and the same command continues it at once."""
+    flags = {"epochs": 40, "data__in_memory": False, "workers": 1, "save_every_steps": 1}
+    run_byol(1, words(photos, tmp_path / "whole", **flags), tmp_path / "log")
+    run = words(photos, tmp_path / "a", **flags)
+    with started(1, tmp_path / "first", main, run) as first:
+        while not list((tmp_path / "a").glob("checkpoints/step-*")):
+            assert first.processes[0].is_alive(), first.said()
+            time.sleep(0.01)
+        os.kill(first.processes[0].pid, signal.SIGSTOP)  # so that it is not over before the second has begun
+        said = run_byol(1, run, tmp_path / "second", expected=2)
+        assert f"in use by process {first.processes[0].pid}" in said
+        first.processes[0].kill()
+        first.processes[0].join()
+        said = run_byol(1, run, tmp_path / "third")
+    assert "continued at step" in said
+    whole, killed = (tmp_path / name / "encoder.safetensors" for name in ("whole", "a"))
+    assert whole.read_bytes() == killed.read_bytes()
 
 
 def stopped(folder: Path, images: Path, **changes: object) -> dict:
@@ -132,13 +158,16 @@ def test_a_checkpoint_of_another_run_is_not_taken_up(tmp_path, arrays):
 
 
 def test_a_run_that_was_moved_and_is_told_other_things_is_continued(tmp_path, arrays):
-    """What may differ takes effect: how often is logged and saved, how many checkpoints stay."""
+    """What may differ takes effect: how often is logged and saved, how many checkpoints stay.
+    The folder's new name is not UTF-8.
+    """
     stopped(tmp_path / "a", arrays)
-    (tmp_path / "a").rename(tmp_path / "b")
+    folder = (tmp_path / "a").rename(tmp_path / os.fsdecode(b"b\xff"))
     changes = {"log_every_steps": 1, "save_every_steps": 2, "keep_checkpoints": 3}
-    run = byol.pretrain(Tiny(), arrays, small_config(tmp_path / "b", **changes))
-    lines = [json.loads(line) for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
+    run = byol.pretrain(Tiny(), arrays, small_config(folder, **changes))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [2, *range(4, 15)]
     assert sorted(path.name for path in run.folder.glob("checkpoints/*")) == [
         "step-00000010", "step-00000012", "step-00000014",
     ]  # fmt: skip
+    assert byol.load_encoder(folder, net=Tiny()).checksum() == run.encoder.checksum()

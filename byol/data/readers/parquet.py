@@ -21,7 +21,7 @@ from byol.data.decode import BadImage
 from byol.data.labels import Labels, found_labels
 from byol.data.readers.folder import checksum, read_file
 from byol.data.readers.reader import SAMPLE, Reader, Rows, evenly_spaced
-from byol.disk import parse_json
+from byol.disk import in_utf8, parse_json
 from byol.errors import DataError, printable
 
 IMAGE_NAMES = ("image", "img")
@@ -202,7 +202,8 @@ class ParquetReader(Reader):
 
         if self._open is None or self._open[:2] != (path, os.getpid()):
             self.release()
-            self._open = path, os.getpid(), ParquetFile(path)
+            with in_utf8(path) as named:
+                self._open = path, os.getpid(), ParquetFile(named)
         opened, parts, size = self._open[2], [], 0
         try:
             for batch in opened.iter_batches(rows, row_groups=groups, columns=[column], use_threads=False):
@@ -252,7 +253,7 @@ def footer(path: Path) -> File:
         raise DataError("Reading parquet needs pyarrow. Run: pip install 'byol[parquet]'") from failure
     name, groups = printable(str(path)), []
     try:
-        with ParquetFile(path) as file:
+        with in_utf8(path) as named, ParquetFile(named) as file:
             metadata, schema = file.metadata, file.schema_arrow
         written = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
         told = written.get("info", {}).get("features", {})
