@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from byol.train.run import Run as Run, pretrain as pretrain
     from byol.train.setup import Loop as Loop, prepare_loop as prepare_loop
     from byol.train.step import StepResult as StepResult, steps as steps
+    from byol.train.trainer import BYOLTrainer as BYOLTrainer, MockDataset as MockDataset
     from byol.world import World as World
 
 _HOMES = {
@@ -87,6 +88,7 @@ _HOMES = {
     "byol.train.run": ("Run", "pretrain"),
     "byol.train.setup": ("Loop", "prepare_loop"),
     "byol.train.step": ("StepResult", "steps"),
+    "byol.train.trainer": ("BYOLTrainer", "MockDataset"),
     "byol.exports.export": ("Exported", "export"),
     "byol.encoders.encoder": ("Encoder",),
     "byol.encoders.official": ("official_state",),
@@ -98,6 +100,10 @@ __all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "SEM":  # the fourth name of byol-pytorch; not an AttributeError, whose words `from` drops
+        raise ImportError(
+            "byol has no SEM: simplicial embeddings are not BYOL; docs/guides/other-libraries.md"
+        )
     if name not in _HOME_OF:
         raise AttributeError(f"module 'byol' has no attribute {name!r}")
     value = getattr(import_module(_HOME_OF[name]), name)

@@ -1,4 +1,4 @@
-"""Encoders out of checkpoints of the official code, byol-pytorch, lightly and solo-learn."""
+"""Encoders out of checkpoints of the official code and of other libraries."""
 
 import logging
 import re

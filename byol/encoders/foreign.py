@@ -1,9 +1,10 @@
-"""Encoders in torch checkpoints of byol-pytorch, lightly and solo-learn, found by their tensors' names."""
+"""Encoders in torch checkpoints of other libraries, found by their tensors' names."""
 
 import os
 import re
+from argparse import Namespace
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,19 @@ LAYOUTS = (
     ("byol-pytorch", "learner.online_encoder.net.", ""),  # its Lightning example
     ("byol", "online.encoder.net.", ""),
     ("lightly", "student_backbone.", ""),
+    ("mmselfsup or mmpretrain", "backbone.", "target_net."),
     ("lightly or solo-learn", "backbone.", ""),
+    ("mmselfsup", "online_net.0.", "target_net."),
+    ("VISSL", "classy_state_dict.base_model.model.trunk._feature_blocks.", ""),
+    ("DINO, its teacher (its student: --prefix student.backbone)", "teacher.backbone.", ""),
+    ("DINO, its student", "student.backbone.", ""),  # the teacher was left out
+    ("MoCo", "encoder_q.", ""),
+    ("MoCo v3", "base_encoder.", ""),
+    ("bolts", "online_network.encoder.", ""),
     ("an older solo-learn", "encoder.", "momentum_encoder."),
+    ("bolts", "encoder.", "projection."),  # its SimCLR
 )
+NESTED = 6  # dicts in one another, at most
 BLOCK = "layer1.0.conv1.weight"  # a tensor that every ResNet has
 # torchvision's ResNet as lightly's examples keep it: nn.Sequential(*children without fc)
 CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
@@ -84,7 +95,8 @@ def read_foreign(path: Path, prefix: str | None = None) -> ForeignEncoder:
     """The online encoder in a torch checkpoint; `prefix` says where, if it is in none of the known places."""
     state = tensors_in(load(path), path)
     # Without the names that DDP and torch.compile put in front.
-    names = {re.sub(r"^module\.|(?<![^.])_orig_mod\.", "", name): name for name in state}
+    wrappers = r"^(teacher\.|student\.)?module\.|(?<![^.])_orig_mod\."
+    names = {re.sub(wrappers, r"\1", name): name for name in state}
     library = "what you named"
     if prefix is None:
         library, prefix = "a plain network", ""
@@ -142,7 +154,8 @@ def load(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             mapped = file.read(4) == ZIP
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with torch.serialization.safe_globals([Namespace]):  # which DINO saves its settings in; it only holds
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as failure:  # damaged files end in nearly every exception there is
         if refused := re.search(r"GLOBAL ([\w.]+)", str(failure)):
             raise CheckpointError(
@@ -157,18 +170,33 @@ def load(path: Path) -> Any:
 
 
 def tensors_in(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """The tensors by name: in the part of a checkpoint where trainers put them, or the checkpoint itself."""
+    """The tensors by name: in the part of a checkpoint where trainers put them, or the checkpoint itself.
+
+    Those in dicts of dicts, as VISSL's and DINO's, have the names of all of them, joined by dots.
+    """
     for part in [loaded[key] for key in STATES if isinstance(loaded, dict) and key in loaded] + [loaded]:
         pairs = part.items() if isinstance(part, dict) else ()
         tensors = {name: t for name, t in pairs if isinstance(name, str) and isinstance(t, Tensor)}
         if tensors:
             return tensors
+    if tensors := dict(nested(loaded)):
+        return tensors
     keys = loaded if isinstance(loaded, dict) else [type(loaded).__name__]
     names = [key for key in keys if isinstance(key, str)]
     raise CheckpointError(
         f"{path} holds no tensors by name, only: {', '.join(names)[:200] or 'nothing'}. "
         "Expected a state dict, or one under 'state_dict'."
     )
+
+
+def nested(part: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in dicts of dicts, whose names are joined by dots."""
+    if isinstance(part, Tensor):
+        yield name, part
+    elif isinstance(part, dict) and depth < NESTED:
+        for key, value in part.items():
+            if isinstance(key, str):
+                yield from nested(value, f"{name}.{key}" if name else key, depth + 1)
 
 
 def seen_in(names: Iterable[str]) -> str:

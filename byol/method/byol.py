@@ -15,7 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from byol.errors import ConfigError
-from byol.method.heads import mlp
+from byol.method.byol_pytorch import (
+    NetWrapper,
+    TargetUpdater,
+    refuse_simplicial_embeddings,
+    tell_of_torchvision,
+)
+from byol.method.heads import mlp, simsiam_mlp
 from byol.method.hidden import HiddenLayer
 from byol.method.loss import regression_loss
 from byol.method.probe import probe
@@ -50,8 +56,10 @@ class BYOL(nn.Module):
     loss. `forward(view1, view2)` takes views of your own, of any shape; tuples hold the network's positional
     arguments, dicts its keyword arguments.
 
-    `augment_fn`, `augment_fn2` replace the built-in views by functions of a batch. `example`, a small batch
-    of inputs, stands in for `image_size` when the inputs are not images. `target_net` starts the target from
+    `augment_fn`, `augment_fn2` replace the built-in views by functions of a batch; the first alone makes both
+    views, the second alone view 2. `example`, a small batch of inputs, stands in for `image_size` when the
+    inputs are not images. `use_momentum=False` is SimSiam: the online network itself is the target, behind a
+    stop-gradient, and the projector is SimSiam's. `target_net` starts the target from
     another network of the same architecture, as the official code does, instead of a copy. `joint_batchnorm`
     lets both views share their BatchNorm statistics, which the paper does not. `sync_batchnorm` shares them
     over the processes of a distributed run, as the paper does; None does so in a process group, on GPUs
@@ -69,7 +77,12 @@ class BYOL(nn.Module):
         augment_fn: Callable[[Tensor], Tensor] | None = None,
         augment_fn2: Callable[[Tensor], Tensor] | None = None,
         moving_average_decay: float = 0.99,
+        use_momentum: bool = True,
         sync_batchnorm: bool | None = None,
+        use_simplicial_embeddings: bool = False,
+        sem_num_simplices: int | None = None,
+        sem_simplex_dim: int | None = None,
+        sem_temperature: float | None = None,
         *,
         channels: int | None = None,
         views: ViewConfig | None = None,
@@ -78,19 +91,25 @@ class BYOL(nn.Module):
         joint_batchnorm: bool = False,
     ) -> None:
         super().__init__()
+        sizes_of_sem = sem_num_simplices, sem_simplex_dim, sem_temperature
+        refuse_simplicial_embeddings(use_simplicial_embeddings, *sizes_of_sem)
         _check_tau(moving_average_decay, "moving_average_decay")
         if min(projection_size, projection_hidden_size) < 1:
             raise ConfigError(f"{projection_size=} and {projection_hidden_size=}; both start at 1.")
         if image_size is None and example is None:
             raise ConfigError("Give image_size, or example=: a small batch of inputs that are not images.")
-        if augment_fn is None and augment_fn2 is not None:
-            raise ConfigError("augment_fn2 came without augment_fn. Give both, or augment_fn for both views.")
+        if augment_fn is None and augment_fn2 is not None and image_size is None:
+            raise ConfigError("augment_fn2 came alone, and view 1 needs an image_size. Give augment_fn too.")
+        if target_net is not None and not use_momentum:
+            raise ConfigError("Without momentum the online network is the target. Leave target_net out.")
         _check_network(net)
         size = None if image_size is None else height_and_width(image_size)
         found = probe(net, hidden_layer, example, image_size=size, channels=channels)
         self.views = None if size is None else Views(size, views, found.channels)
         self.augment_fn, self.augment_fn2 = augment_fn, augment_fn if augment_fn2 is None else augment_fn2
+        tell_of_torchvision(augment_fn, augment_fn2)
         self.moving_average_decay, self.joint_batchnorm = moving_average_decay, joint_batchnorm
+        self.use_momentum = use_momentum
         # Of the last training pass, for who wants to measure: representation and prediction of view 1, the
         # target's projection of view 2.
         self.outputs: tuple[Tensor, Tensor, Tensor] | None = None
@@ -106,26 +125,30 @@ class BYOL(nn.Module):
             logger.info("Frozen: %s.", ", ".join(self.frozen))
         device = next(p.device for p in net.parameters() if p.requires_grad)
 
-        def head(features: int) -> nn.Module:
-            return mlp(features, projection_hidden_size, projection_size).to(device)
+        def head(features: int, kind: Callable[[int, int, int], nn.Module] = mlp) -> nn.Module:
+            return kind(features, projection_hidden_size, projection_size).to(device)
 
-        self.online = Network(found.encoder, head(found.features))
+        self.online = Network(found.encoder, head(found.features, mlp if use_momentum else simsiam_mlp))
         self.predictor = head(projection_size)
-        if target_net is None:
-            self.target = copy.deepcopy(self.online)
-        else:
+        if target_net is not None:
             _check_same_architecture(net, target_net)
             self.target = Network(copy.deepcopy(found.encoder, {id(net): target_net}), head(found.features))
-        self.target.train()
+        elif use_momentum:
+            self.target = copy.deepcopy(self.online)
+        if use_momentum:
+            self.target.train()
         if not net.training:
             logger.warning("%s is in eval mode; call learner.train() before training it.", type(net).__name__)
         if several_processes() if sync_batchnorm is None else sync_batchnorm:
-            for name in ("online", "predictor", "target"):
+            for name in ("online", "predictor", "target")[: 3 if use_momentum else 2]:
                 if _on_gpus(device):
                     setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(getattr(self, name)))
                 else:
                     share_statistics(getattr(self, name))
-        self.target.requires_grad_(False)
+        if use_momentum:
+            self.target.requires_grad_(False)
+        else:  # the same network, and no part of its own: its parameters and its names are there once
+            object.__setattr__(self, "target", self.online)
 
     @property
     def net(self) -> nn.Module:
@@ -148,6 +171,8 @@ class BYOL(nn.Module):
         With return_representation (loss, representation): view 1's, (B, D) without gradient, for a classifier
         that learns beside. With return_embedding (projection, representation) of unaugmented images.
         """
+        if isinstance(view2, bool):  # byol-pytorch's second argument
+            view2, return_embedding = None, view2
         if return_embedding:
             representation = self.online.encoder(self.prepare(view1))
             if not return_projection:
@@ -169,8 +194,11 @@ class BYOL(nn.Module):
         self._check_counts(len(representation1), len(representation2))
         online1, online2 = self._both(self.online.projector, representation1, representation2)
         prediction1, prediction2 = self._both(self.predictor, online1, online2)
-        with torch.no_grad():  # the target teaches, it is not taught
-            projection1, projection2 = self._both(self.target, view1, view2)
+        if self.use_momentum:
+            with torch.no_grad():  # the target teaches, it is not taught
+                projection1, projection2 = self._both(self.target, view1, view2)
+        else:
+            projection1, projection2 = online1.detach(), online2.detach()
         loss = (regression_loss(prediction1, projection2) + regression_loss(prediction2, projection1)).mean()
         self.outputs = representation1.detach(), prediction1.detach(), projection2
         if sound is not None:
@@ -191,7 +219,8 @@ class BYOL(nn.Module):
             return self.augment_fn(images), self.augment_fn2(images)
         if self.views is None:
             raise ConfigError("Without image_size a learner draws no views: give it two views.")
-        return self.views(images)
+        view1, view2 = self.views(images)
+        return view1, view2 if self.augment_fn2 is None else self.augment_fn2(images)
 
     @torch.no_grad()
     def update_target(self, tau: float) -> None:
@@ -200,6 +229,8 @@ class BYOL(nn.Module):
         Parameters only: the target's BatchNorm buffers are its own (official byol_experiment.py).
         """
         _check_tau(tau, "tau")
+        if not self.use_momentum:
+            return  # the target is the online network
         targets, onlines = (  # a complex number moves as its two parts do; integers stay
             [
                 torch.view_as_real(p) if p.is_complex() else p
@@ -213,6 +244,40 @@ class BYOL(nn.Module):
     def update_moving_average(self) -> None:
         """`update_target` with the constant `moving_average_decay`, for code written for byol-pytorch."""
         self.update_target(self.moving_average_decay)
+
+    def reset_moving_average(self) -> None:
+        """Start the target anew as a copy of the online network, BatchNorm's statistics too."""
+        self.target.load_state_dict(self.online.state_dict())
+
+    # The parts by their names in byol-pytorch.
+
+    @property
+    def online_encoder(self) -> NetWrapper:
+        """The online network, which called gives (projection, representation) as in byol-pytorch."""
+        return NetWrapper(self.online.encoder, self.online.projector)
+
+    @property
+    def target_encoder(self) -> NetWrapper:
+        """The target network, likewise; there from the start."""
+        return NetWrapper(self.target.encoder, self.target.projector)
+
+    @property
+    def online_predictor(self) -> nn.Module:
+        """The predictor."""
+        return self.predictor
+
+    @property
+    def target_ema_updater(self) -> TargetUpdater:
+        """Its `beta` is `moving_average_decay`, which may be set at any step."""
+        return TargetUpdater(self)
+
+    def augment1(self, images: Tensor) -> Tensor:
+        """View 1 of a batch of images, as `draw_views` makes it."""
+        return self.draw_views(images)[0]
+
+    def augment2(self, images: Tensor) -> Tensor:
+        """View 2."""
+        return self.draw_views(images)[1]
 
     @torch.no_grad()
     def embed(self, images: Any) -> Tensor:

@@ -14,6 +14,16 @@ def mlp(in_features: int, hidden: int, out_features: int) -> nn.Sequential:
     return nn.Sequential(first, nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), last)
 
 
+def simsiam_mlp(in_features: int, hidden: int, out_features: int) -> nn.Sequential:
+    """SimSiam's projector (Chen & He 2020, §3): three Linear without bias and a BatchNorm behind each."""
+    layers: list[nn.Module] = []
+    for wide, gives in ((in_features, hidden), (hidden, hidden), (hidden, out_features)):
+        linear = nn.Linear(wide, gives, bias=False)
+        init_truncated(linear.weight)
+        layers += [linear, nn.BatchNorm1d(gives, affine=len(layers) < 6), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers[:-1])
+
+
 def init_truncated(weight: Tensor) -> None:
     """Haiku's default weights: normal of 1/sqrt(fan_in), cut at twice that and not rescaled."""
     std = 1 / sqrt(weight[0].numel())

@@ -99,10 +99,10 @@ def run(net: Callable[..., Any], view: Any) -> Any:
 def layer_name(net: nn.Module, hidden_layer: str | int) -> str:
     """The name of a hidden layer that is chosen by name or by a child's index (negative counts from the end).
 
-    That is a dotted name, "input of NAME", "output" for the network's own output, or "forward_head" for what
-    this method of timm's networks gives without their classifier.
+    That is a dotted name, "input of NAME", "output" for the network's own output, for which -1 stands as
+    well, or "forward_head" for what this method of timm's networks gives without their classifier.
     """
-    name = str(hidden_layer)
+    name = OUTPUT if str(hidden_layer) == "-1" else str(hidden_layer)
     bare = name.removeprefix(INPUT)
     children = [child for child, _ in net.named_children()]
     names = [layer for layer, _ in net.named_modules(remove_duplicate=False) if layer]

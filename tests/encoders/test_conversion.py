@@ -1,5 +1,6 @@
 """Other programs' checkpoints as encoders: their features, and a sentence for everything else."""
 
+import argparse
 import copy
 import os
 import pickle
@@ -213,7 +214,93 @@ def solo_learn(net: nn.Module, name: str = "backbone") -> dict[str, object]:
     return {"state_dict": state, "epoch": 1, "callbacks": {}}
 
 
+def mmpretrain(net: nn.Module, teacher: str = "target_net.module.") -> dict[str, object]:
+    """As mmengine saves it: the target is an averaged model of backbone and neck."""
+    state = {
+        **prefixed(net, "backbone."), **heads("neck.fc0", "neck.fc1", "head.predictor.fc0"),
+        f"{teacher.partition('.')[0]}.steps": torch.tensor(0), **prefixed(another(), f"{teacher}0."),
+    }  # fmt: skip
+    return {"meta": {"epoch": 2, "mmengine_version": "0.10.7"}, "state_dict": state, "optimizer": {}}
+
+
+def vissl(net: nn.Module) -> dict[str, object]:
+    model = {"trunk": prefixed(net, "_feature_blocks."), "heads": heads("0.clf")}
+    base = {"model": model, "meta": {"num_parameters": 1}}
+    return {"phase_idx": 3, "classy_state_dict": {"base_model": base, "losses": {}}}
+
+
+def dino(teacher: nn.Module, student: nn.Module, wrapper: str = "module.") -> dict[str, object]:
+    """With DINO's settings, which it saves as an argparse.Namespace."""
+    return {
+        "student": {**prefixed(student, "module.backbone."), **heads("module.head.mlp")},
+        "teacher": {**prefixed(teacher, f"{wrapper}backbone."), **heads(f"{wrapper}head.mlp")},
+        "optimizer": {"state": {0: {"exp_avg": torch.rand(3)}}, "param_groups": []},
+        "epoch": 7, "args": argparse.Namespace(arch="resnet50"), "dino_loss": {"center": torch.rand(1, 4)},
+    }  # fmt: skip
+
+
+def moco(net: nn.Module, names: tuple[str, str] = ("encoder_q", "encoder_k")) -> dict[str, object]:
+    online, momentum = names
+    state = {
+        **prefixed(net, f"module.{online}."), **prefixed(another(), f"module.{momentum}."),
+        "module.queue": torch.rand(4, 16), "module.queue_ptr": torch.tensor([0]),
+    }  # fmt: skip
+    return {"epoch": 200, "arch": "resnet50", "state_dict": state, "optimizer": {}}
+
+
+def with_mlp(net: nn.Module) -> nn.Module:
+    """Whose fc is a projector, as MoCo v2's."""
+    net = copy.deepcopy(net)
+    net.fc = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), net.fc)
+    return net
+
+
+def bolts(net: nn.Module) -> dict[str, object]:
+    arms = [("online_network", net), ("target_network", another())]
+    state = {name: t for arm, one in arms for name, t in prefixed(one, f"{arm}.encoder.").items()}
+    state |= heads("online_network.projector.model", "online_network.predictor.model")
+    return {"pytorch-lightning_version": "1.7.0", "state_dict": state, "hparams_name": "kwargs"}
+
+
 LAYOUTS = {
+    "mmpretrain": (lambda net: mmpretrain(headless(net)), "mmselfsup or mmpretrain", "backbone."),
+    "mmselfsup": (lambda net: mmpretrain(headless(net), "target_net."), "mmselfsup", "backbone."),
+    "OpenSelfSup": (
+        lambda net: {
+            "state_dict": {**prefixed(net, "online_net.0."), **prefixed(another(), "target_net.0.")}
+        },
+        "mmselfsup",
+        "online_net.0.",
+    ),
+    "VISSL": (
+        lambda net: vissl(headless(net)),
+        "VISSL",
+        "classy_state_dict.base_model.model.trunk._feature_blocks.",
+    ),
+    "DINO": (lambda net: dino(headless(net), another()), "DINO, its teacher", "teacher.backbone."),
+    "DINO, no wrapper": (
+        lambda net: dino(headless(net), another(), ""),
+        "student: --prefix student.backbone",
+        "teacher.backbone.",
+    ),
+    "DINO, student alone": (
+        lambda net: {"student": prefixed(headless(net), "module.backbone."), "epoch": 1},
+        "DINO, its student",
+        "student.backbone.",
+    ),
+    "MoCo": (moco, "MoCo", "encoder_q."),
+    "MoCo v2": (lambda net: moco(with_mlp(net)), "MoCo", "encoder_q."),
+    "MoCo v3": (
+        lambda net: moco(with_mlp(net), ("base_encoder", "momentum_encoder")),
+        "MoCo v3",
+        "base_encoder.",
+    ),
+    "bolts": (bolts, "bolts", "online_network.encoder."),
+    "bolts, SimCLR": (
+        lambda net: {"state_dict": {**prefixed(net, "encoder."), **heads("projection.model")}},
+        "bolts",
+        "encoder.",
+    ),
     "byol-pytorch, learner": (byol_pytorch, "byol-pytorch", "online_encoder.net."),
     "byol-pytorch, online encoder alone": (
         lambda net: {"state_dict": prefixed(net, "online_encoder.net.")},
@@ -268,13 +355,57 @@ def test_encoder_in_another_librarys_checkpoint_gives_that_networks_features(
     assert torch.equal(load_encoder(tmp_path)(images), found.encoder(images))
 
 
+def tensors_by_name(contents: object) -> int:
+    """How many there are in dicts of dicts; an optimizer's have numbers for names."""
+    if isinstance(contents, torch.Tensor):
+        return 1
+    pairs = contents.items() if isinstance(contents, dict) else ()
+    return sum(tensors_by_name(value) for key, value in pairs if isinstance(key, str))
+
+
+def test_student_and_teacher_of_dino_are_told_apart(tmp_path, resnet, images):
+    student = drawn(another())
+    torch.save(dino(headless(resnet), headless(student)), tmp_path / "checkpoint.pth")
+    for prefix, net in ((None, resnet), ("teacher.backbone", resnet), ("student.backbone", student)):
+        told = Preprocessing(image_size=64)
+        found = convert(tmp_path / "checkpoint.pth", prefix=prefix, preprocessing=told)
+        torch.testing.assert_close(found.encoder(images), features_of(net, images), rtol=1e-4, atol=1e-4)
+    assert found.left_out == {"teacher": 74, "student.head": 2, "dino_loss": 1}
+
+
+def test_a_vision_transformer_of_dino_is_named(tmp_path):
+    net = timm.create_model("test_vit", num_classes=0)
+    torch.save(dino(net, timm.create_model("test_vit", num_classes=0)), tmp_path / "a.pth")
+    told = Preprocessing(image_size=160)
+    found = convert(tmp_path / "a.pth", encoder="timm:test_vit", preprocessing=told).encoder
+    x = torch.rand(2, 3, 160, 160)
+    torch.testing.assert_close(found(x), net.eval()(found.prepare(x, normalised=True)))
+
+
+def test_dicts_that_hold_themselves_come_to_an_end(tmp_path):
+    contents: dict[str, object] = {"epoch": 1}
+    contents["again"] = contents
+    torch.save(contents, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="holds no tensors by name, only: epoch, again"):
+        convert(tmp_path / "a.pt")
+
+
+def test_what_is_in_no_known_place_is_listed(tmp_path, resnet):
+    torch.save(
+        {"state_dict": {**prefixed(resnet, "mine.a."), **prefixed(resnet, "mine.b.")}}, tmp_path / "a.pt"
+    )
+    with pytest.raises(CheckpointError, match=r"ResNets under 'mine\.a\.' and 'mine\.b\.'.*--prefix"):
+        convert(tmp_path / "a.pt")
+
+
 def test_every_tensor_of_a_foreign_checkpoint_is_accounted_for(tmp_path, resnet):
     for number, (make, *_) in enumerate(LAYOUTS.values()):
         contents = make(resnet)
         torch.save(contents, tmp_path / f"{number}.pt")
         found = convert(tmp_path / f"{number}.pt")
-        assert found.matched + sum(found.left_out.values()) == len(contents.get("state_dict", contents))
-    assert convert(tmp_path / "0.pt").left_out == {
+        assert found.matched + sum(found.left_out.values()) == tensors_by_name(contents)
+    torch.save(byol_pytorch(resnet), tmp_path / "one.pt")
+    assert convert(tmp_path / "one.pt").left_out == {
         "net": 74, "online_encoder.projector": 2, "online_predictor": 2, "target_encoder": 74, "fc": 2
     }  # fmt: skip
 
@@ -503,7 +634,7 @@ def test_file_of_another_kind_is_told_from_a_checkpoint(tmp_path, content, says)
     [
         ({"state_dict": {"epoch": 3}}, "holds no tensors by name, only: state_dict"),
         ([torch.zeros(3)], "only: list"),
-        ({"weights": {"a": torch.zeros(3)}}, "only: weights"),
+        ({"weights": [torch.zeros(3)]}, "only: weights"),
         ({"a": torch.zeros(3)}, "is not a ResNet that byol can recognise"),
     ],
 )

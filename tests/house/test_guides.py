@@ -46,6 +46,18 @@ SHORTER = {  # what a page says, and what is run in its place, so that all of th
     "image_size=224": "image_size=32",
     "image_size=96": "image_size=32, epochs=1, batch_size=32, workers=0",
     "base_lrs=(0.005, 0.01, 0.02, 0.05, 0.1), epochs=(30.0, 50.0)": "base_lrs=(0.02, 0.05), epochs=(1.0,)",
+    "models.resnet50(pretrained=True)": "models.resnet18()",
+    "imagenet/train --preset imagenet-100": "photos/ --preset imagenet-100 --encoder resnet18 "
+    "--image-size 16 --model.projection-hidden-size 64 --optim.warmup-epochs 0",
+    "--preset cifar10-1000": "--preset cifar10-1000 --image-size 16 --model.projection-hidden-size 64 "
+    "--optim.warmup-epochs 0",
+    " --batch-size 256 --model": " --model",
+    " --batch-size 2048 --optim.accumulation 16": " --optim.accumulation 5",
+    "image_size=256": "image_size=32",
+    "(20, 3, 256, 256)": "(4, 3, 32, 32)",
+    "range(100)": "range(2)",
+    "MockDataset(256, 10000)": "MockDataset(32, 40)",
+    "num_train_steps=100_000": "num_train_steps=2",
     "byol.BYOL(net, 224,": "byol.BYOL(net, 32, projection_size=32, projection_hidden_size=64,",
 }
 NOT_RUN = {  # the beginning of a command: why it is not run
@@ -170,6 +182,11 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {  # what a page's Python takes
         "loader": [torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8)],
     },
     "docs/guides/first-run.md": lambda: {"net": Blocks(), "build_it_again": Blocks},
+    "docs/guides/other-libraries.md": lambda: {
+        "net": Blocks(),
+        "image_size": 32,
+        "pairs": [(torch.randn(8, 3, 32, 32), torch.randn(8, 3, 32, 32))],
+    },
 }
 
 

@@ -460,9 +460,9 @@ def test_augment_fn2_replaces_the_second_view_even_by_an_empty_module():
         assert (view2 == 0).all()
 
 
-def test_augment_fn2_alone_is_refused():
-    with pytest.raises(ConfigError, match="augment_fn"):
-        small_learner(augment_fn2=lambda images: images)
+def test_augment_fn2_alone_is_refused_where_view_1_could_not_be_drawn():
+    with pytest.raises(ConfigError, match=r"augment_fn2.*image_size"):
+        small_learner(augment_fn2=lambda images: images, image_size=None, example=noise())
 
 
 def test_learner_with_views_of_its_own_feeds_evaluation_images_as_they_are():
