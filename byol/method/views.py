@@ -73,10 +73,10 @@ class ViewConfig:
     """Pixels from this value on are inverted."""
     color: Literal["official", "torchvision"] = "official"
     """What the four colour operations mean: as in the official code, or as in torchvision."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Channel means that are subtracted; other than three channels use their average."""
-    std: tuple[float, float, float] = IMAGENET_STD
-    """Channel standard deviations that are divided by; other than three channels use their average."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Mean of each channel, which is subtracted. Of three, other than three channels use the average."""
+    std: tuple[float, ...] = IMAGENET_STD
+    """Standard deviation of each channel, which is divided by; likewise."""
 
     def __post_init__(self) -> None:
         tiny, huge = sys.float_info.min, sys.float_info.max
@@ -88,8 +88,8 @@ class ViewConfig:
             ("blur solarize", 2, 0, 1, "two numbers from 0 to 1"),
             ("crop_area", 2, tiny, 1, "two numbers above 0 and up to 1, the smaller one first"),
             ("crop_ratio blur_sigma", 2, tiny, huge, "two positive numbers, the smaller one first"),
-            ("mean", 3, -huge, huge, "three finite numbers"),
-            ("std", 3, tiny, huge, "three positive numbers"),
+            ("mean", 0, -huge, huge, "a finite number for each channel"),
+            ("std", 0, tiny, huge, "a positive number for each channel"),
         ):
             for name in names.split():
                 value = getattr(self, name)
@@ -97,7 +97,7 @@ class ViewConfig:
                 right = all(isinstance(number, int | float) and low <= number <= high for number in numbers)
                 if (
                     not right
-                    or len(numbers) != count
+                    or len(numbers) != (count or max(1, len(numbers)))
                     or (low == tiny and count == 2 and numbers != sorted(numbers))
                 ):
                     raise ConfigError(f"views.{name} is {value}; expected {expected}.")
@@ -226,7 +226,16 @@ def height_and_width(image_size: int | Size) -> Size:
 
 
 def normalisation(config: ViewConfig, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel; for other than three channels the average of the three."""
-    if channels == 3:
-        return tuple(config.mean), tuple(config.std)
-    return (sum(config.mean) / 3,) * channels, (sum(config.std) / 3,) * channels
+    """Mean and standard deviation of each channel; of three, other than three channels get the average.
+
+    Raises ConfigError for any other count of numbers than of channels.
+    """
+    found = []
+    for name, values in (("mean", config.mean), ("std", config.std)):
+        if len(values) not in (3, channels):
+            raise ConfigError(
+                f"views.{name} has {len(values)} numbers, and the images have {channels} channels. Give a "
+                "number for each channel, or three, whose average is taken."
+            )
+        found.append(tuple(values) if len(values) == channels else (sum(values) / 3,) * channels)
+    return found[0], found[1]

@@ -68,10 +68,8 @@ def source_views(plan: Plan, views: ViewConfig) -> ViewConfig:
     """The views with the source's normalisation."""
     if not plan.init:
         return views
-    mean, std = (plan.init["info"][name] for name in ("mean", "std"))
-    if plan.channels == 3:
-        return replace(views, mean=tuple(mean), std=tuple(std))
-    return replace(views, mean=(mean[0],) * 3, std=(std[0],) * 3)  # whose average is taken
+    info = plan.init["info"]
+    return replace(views, mean=tuple(info["mean"]), std=tuple(info["std"]))
 
 
 def source_preprocessing(plan: Plan) -> dict[str, Any]:

@@ -279,6 +279,24 @@ def test_images_of_other_than_three_channels_get_what_makes_sense_for_them(chann
         assert changed(views(20, channels, **option)(images)[1], images).all()
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 13])
+def test_every_channel_has_a_mean_and_a_standard_deviation_of_its_own(channels):
+    mean, std = (tuple(np.linspace(*ends, channels).tolist()) for ends in ((0.1, 0.7), (0.2, 0.9)))
+    images = noise(4, size=8, channels=channels)
+    drawn = views(8, channels=channels, mean=mean, std=std)
+    expected = (images - torch.tensor(mean).view(1, -1, 1, 1)) / torch.tensor(std).view(1, -1, 1, 1)
+    for found in (*drawn(images), drawn.prepare(images)):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_another_number_of_means_than_of_channels_is_refused():
+    for name in ("mean", "std"):
+        with pytest.raises(ConfigError, match=rf"views\.{name} has 2 numbers.*13 channels"):
+            Views(8, ViewConfig(**{name: (0.5, 0.5)}), 13)
+        with pytest.raises(ConfigError, match=rf"views\.{name} is \(\)"):
+            ViewConfig(**{name: ()})
+
+
 def test_normalisation_of_other_than_three_channels_is_the_average_of_the_three():
     assert normalisation(ViewConfig(), 3) == (IMAGENET_MEAN, IMAGENET_STD)
     mean, std = normalisation(ViewConfig(), 5)
@@ -373,7 +391,7 @@ WRONG_NUMBERS += [
 WRONG_NUMBERS += [
     {"blur": (1.0,)},
     {"blur": 1.0},
-    {"mean": (0.5,)},
+    {"mean": ()},
     {"crop_ratio": (0.5, float("inf"))},
     {"flip": "often"},
 ]
