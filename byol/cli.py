@@ -27,6 +27,7 @@ COMMANDS = (
     "embed",
     "convert",
     "search",
+    "explore",
     "export",
 )
 OVERVIEW = f"""byol {__version__}: learn an encoder from unlabelled images (Bootstrap Your Own Latent)
@@ -44,6 +45,7 @@ usage: byol COMMAND ...
   embed       features of every image:      byol embed runs/a --data photos/ --out features.npz
   convert     other programs' checkpoints:  byol convert pretrain_res50x1.pkl --out encoders/res50x1
   search      find images by likeness:      byol search features.npz --query photo.jpg --run runs/a
+  explore     walk through images:          byol explore features.npz --data photos/ --out map
   export      the encoder for other tools:  byol export runs/a --out encoder.onnx
 
 `byol COMMAND --help` lists a command's flags.

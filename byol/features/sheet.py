@@ -1,7 +1,7 @@
 """A picture sheet: groups of images in a grid, with a few words under each."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,18 +89,28 @@ def pictures(images: Images, features: Features, rows: set[int]) -> dict[int, Im
 
     Raises DataError when none of the rows is found.
     """
-    places: dict[int, int] = {row: row for row in rows if len(images) == len(features.x)}
-    if features.names:
-        wanted = {features.names[row] for row in rows}
-        place_of = {name: index for index in range(len(images)) if (name := images.name(index)) in wanted}
-        places = {row: place_of[features.names[row]] for row in rows if features.names[row] in place_of}
     found = {}
-    for row, index in places.items():
+    for row, index in places(images, features, rows).items():
         with suppress(BadImage):
             found[row] = tile(images[index])
     if not found:
-        raise DataError(
-            f"None of the {len(rows)} images to show is in {images.description}. Give the images that the "
-            "features are of, as they were given to `byol embed`."
-        )
+        raise none_there(images, len(rows))
     return found
+
+
+def places(images: Images, features: Features, rows: Iterable[int]) -> dict[int, int]:
+    """Where the images of some rows are among the images, of those that are there."""
+    if not features.names:
+        return {row: row for row in rows if len(images) == len(features.x)}
+    names = {row: features.names[row] for row in rows}
+    wanted = {*names.values()}
+    place_of = {name: index for index in range(len(images)) if (name := images.name(index)) in wanted}
+    return {row: place_of[name] for row, name in names.items() if name in place_of}
+
+
+def none_there(images: Images, count: int) -> DataError:
+    """The failure to find any of so many images."""
+    return DataError(
+        f"None of the {count:,} images to show is in {images.description}. Give the images that the "
+        "features are of, as they were given to `byol embed`."
+    )

@@ -1,8 +1,6 @@
 """The report: one HTML file that tells what became of a run, or of several beside one another."""
 
-import hashlib
 import shlex
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,8 @@ from byol import __version__
 from byol.disk import write_text
 from byol.evaluation.tables import in_words
 from byol.report import plots
-from byol.report.figures import DARK, LIGHT, STATIC, digits, style
+from byol.report.document import document, static
+from byol.report.figures import digits, style
 from byol.report.markup import Html, coded, element, joined, table
 from byol.report.record import Record
 from byol.settings import flat, to_plain
@@ -47,21 +46,7 @@ def page(records: Sequence[Record], pictures: Sequence[Html] = ()) -> str:
     parts += [settings_section(records[0]) if alone else differing(records)]
     said = f"Written by byol {__version__}. This file needs no network and sends nothing."
     parts += [element("footer", element("p", said))]
-    rules, script = ((STATIC / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    # Whatever the names of files and classes say, nothing but the script below runs, and nothing is loaded.
-    allowed = b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"
-    light, dark = (";".join(f"--{name}:{value}" for name, value in one.items()) for one in (LIGHT, DARK))
-    colours = f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
-    head = joined(
-        Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
-        Html(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
-        Html('<meta name="color-scheme" content="light dark">'),
-        element("title", f"{title} - byol"),
-        element("style", Html(colours + style() + rules)),
-    )
-    body = joined(element("main", *parts), element("script", Html(script)))
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+    return document(f"{title} - byol", *parts, style=style() + static("page.css"), script=static("page.js"))
 
 
 def section(title: str, *parts: Any) -> Html:

@@ -102,7 +102,8 @@ def test_the_method_knows_torch_and_nothing_else():
 
 def test_nothing_executes_pickles_or_calls_home():
     for path in TREES:
-        roots = {name.split(".")[0] for name in imports(path)}
+        names = {*imports(path)} - {"http.server"}  # which is called; that only this machine can, is tested
+        roots = {name.split(".")[0] for name in names}
         assert not roots & {"dill", "urllib", "requests", "http", "socket"}, path
         assert path.name == "pickles.py" or "pickle" not in roots, path
         for function, keywords, _, written in calls(path):

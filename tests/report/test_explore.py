@@ -1,0 +1,416 @@
+"""The explorer in a real browser: what it shows, selects and remembers, by mouse and by keyboard alone."""
+
+import base64
+import csv
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from http.client import HTTPConnection
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, browser
+from PIL import Image
+from reading import CLASSES, Page
+
+import byol
+from byol.cli import main
+from byol.features.neighbours import near_duplicates
+
+COUNT, TITLES = 240, ("<b>before", "<b>after")
+page_needed = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="session")
+def explored(tmp_path_factory):
+    """Maps of 240 images with names and classes that are markup: the folder, and both features."""
+    root, generator = tmp_path_factory.mktemp("explored"), np.random.default_rng(0)
+    kinds = np.arange(COUNT) % 3
+    names = [f"<img src=x onerror=alert({row})> {row:03}.png" for row in range(COUNT)]
+    (root / "photos").mkdir()
+    for row, name in enumerate(names):
+        colour = ((row % 8) * 32 + 16, (row // 8) * 8 + 4, kinds[row] * 100)
+        Image.new("RGB", (40, 24), colour).save(root / "photos" / name)
+    centres, found = generator.normal(size=(3, 12)), []
+    for title, spread in zip(TITLES, (2.0, 0.4), strict=True):
+        x = (centres[kinds] + spread * generator.normal(size=(COUNT, 12))).astype(np.float32)
+        x[10] = x[7] * 3  # copies of one another, in three groups
+        x[20], x[21], x[30] = x[11] * 1.0001, x[11], x[31]
+        found.append(byol.Features(x, kinds, names, CLASSES))
+        found[-1].save(root / f"{title}.npz")
+    with (root / "table.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["path", "<i>prediction</i>"])
+        table.writerows((name, "<u>a</u>" if row % 2 else "b") for row, name in enumerate(names))
+    flags = [
+        "--data",
+        str(root / "photos"),
+        "--table",
+        str(root / "table.csv"),
+        "--device",
+        "cpu",
+        "--k",
+        "5",
+    ]
+    flags += ["--clusters", "3", "--map", "pca"]
+    for out, titles in (("one", TITLES[1:]), ("two", TITLES)):
+        files = [str(root / f"{title}.npz") for title in titles]
+        assert main(["explore", *files, "--out", str(root / out), *flags]) == 0
+    return root, *found
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    with browser("--disable-3d-apis") as one:
+        yield one
+
+
+@pytest.fixture
+def page(explored, chromium):
+    """The page of one map, opened from disk; it may end with nothing said and nothing but its files read."""
+    chromium.said.clear()
+    chromium.requests.clear()
+    chromium.ask("Page.navigate", url="about:blank")
+    chromium.open(address(explored))
+    yield chromium
+    assert chromium.said == []
+    folder = explored[0].as_uri()
+    assert [url for url in chromium.requests if not url.startswith(("about:", "blob:", folder))] == []
+
+
+def address(explored, out="one", words=""):
+    return (explored[0] / out / "index.html").as_uri() + words
+
+
+def data(folder, name):
+    """What a script of data holds."""
+    text = (folder / "data" / f"{name}.js").read_text("ascii")
+    return json.loads(text.removeprefix(f'explorer("{name}",').rstrip()[:-1])
+
+
+def spots(page, explored, out="one", place=0):
+    """Where every row is drawn in the window, of a map that shows everything."""
+    coded = base64.b64decode(data(explored[0] / out, f"map{place}"))
+    points = np.frombuffer(coded, "<u2").reshape(-1, 2) / 65535
+    box = page.js(
+        f"(() => {{ const b = document.querySelectorAll('.map')[{place}].getBoundingClientRect();"
+        " return [b.left, b.top, b.width, b.height] })()"
+    )
+    scale = 0.92 * min(box[2:])
+    return (points - 0.5) * scale + np.array(box[:2]) + np.array(box[2:]) / 2
+
+
+def opened(page):
+    """The row whose image is open."""
+    return page.js("new URLSearchParams(location.hash.slice(1)).get('row')")
+
+
+def rows_in(page, panel):
+    return page.js(
+        f"[...document.querySelectorAll('#panel-{panel} [data-row]')].map((one) => +one.dataset.row)"
+    )
+
+
+def type_into(page, words):
+    page.js("document.getElementById('search').focus()")
+    page.js(f"document.getElementById('search').value = {json.dumps(words)}")
+    page.js("document.getElementById('search').dispatchEvent(new Event('input'))")
+
+
+@page_needed
+def test_the_page_opens_from_disk_and_asks_for_nothing_but_its_own_files(page, explored):
+    policy = page.js("document.querySelector('meta[http-equiv]').content")
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe-eval" not in policy
+    assert "http" not in policy
+    assert page.js("document.getElementById('count').textContent") == f"{COUNT} images shown"
+    assert any("/data/map0.js" in url for url in page.requests)  # so the list of requests tells something
+
+
+@page_needed
+def test_names_of_strangers_stay_text(page, explored):
+    for words in ("#row=5", "#tab=list", "#tab=copies", "#picked=1.2&tab=picked", "#q=<img&tab=list"):
+        page.open(address(explored, "two", f"?{abs(hash(words))}{words}"))
+        assert page.js("document.querySelectorAll('img, b, u, i, iframe').length") == 0
+        assert page.js("document.querySelectorAll('script').length") == 2  # the page's own and its data
+    page.open(address(explored, "two", "?#row=5"))
+    text = page.js("document.body.innerText")
+    assert "<img src=x onerror=alert(5)> 005.png" in text
+    assert "<b>before" in text
+    assert CLASSES[0] in text
+    assert "<i>prediction</i>" in text
+
+
+@page_needed
+def test_what_is_under_the_pointer_is_told_and_a_click_opens_it_with_its_neighbours(page, explored):
+    page.js("document.getElementById('thumbs').click()")
+    x, y = spots(page, explored)[40]
+    page.mouse("mouseMoved", x, y)
+    page.until("!document.getElementById('tip').hidden")
+    told = page.js("document.getElementById('tip').textContent")
+    row = int(re.search(r"(\d\d\d)\.png", told)[1])
+    found = spots(page, explored)
+    assert np.hypot(*(found[row] - found[40])) <= 3  # where points are drawn upon one another
+    page.click(x, y)
+    page.until("document.querySelectorAll('#panel-image [data-row]').length === 5")
+    page.until("location.hash.includes('row=')")
+    assert opened(page) == str(row)
+    x = unit(explored[2].x)
+    cosines = x @ x[row]
+    cosines[row] = -2
+    near = rows_in(page, "image")
+    assert cosines[near] == pytest.approx(np.sort(cosines)[::-1][:5], abs=1e-5)
+    label = page.js("document.querySelector('#panel-image .thumb[role=img]').getAttribute('aria-label')")
+    assert label == f"{explored[2].names[row]}, {CLASSES[row % 3]}"
+
+
+@page_needed
+def test_search_and_filter_choose_what_is_shown(page, explored):
+    page.js("document.getElementById('tab-list').click()")
+    type_into(page, "ALERT(1")
+    wanted = [row for row, name in enumerate(explored[2].names) if "alert(1" in name]
+    page.until(f"document.getElementById('count').textContent.startsWith('{len(wanted)} of {COUNT}')")
+    page.until(f"[...document.querySelectorAll('#panel-list [data-row]')].length === {min(40, len(wanted))}")
+    assert rows_in(page, "list") == wanted[:40]
+    hidden = page.js(
+        "document.querySelector('#legend input').parentElement.querySelector('.name').textContent"
+    )
+    page.js("document.querySelector('#legend input').click()")
+    kept = [row for row in wanted if CLASSES[row % 3] != hidden]
+    page.until(f"document.getElementById('count').textContent.startsWith('{len(kept)} of {COUNT}')")
+    page.until(
+        f"document.querySelector('#panel-list .buttons').textContent.includes('Select all {len(kept)}')"
+    )
+    assert rows_in(page, "list") == kept[:40]
+
+
+@page_needed
+def test_everything_can_be_done_by_keyboard(page, explored):
+    page.js("document.querySelector('.map').focus()")
+    said = "document.getElementById('said').textContent"
+    page.key("ArrowRight")
+    first = page.until(f"{said}.includes('.png') && {said}")
+    page.key("ArrowRight")
+    page.until(f"{said} !== {json.dumps(first)}")
+    page.key("Enter")
+    page.until(f"{said}.startsWith('opened')")
+    page.until("location.hash.includes('row=')")
+    row = int(opened(page))
+    page.key("n")
+    page.until(f"{said}.startsWith('neighbour 1 of 5')")
+    x = unit(explored[2].x)
+    cosines = x @ x[row]
+    cosines[row] = -2
+    told = page.js(said)
+    assert float(re.search(r"similarity ([\d.]+)", told)[1]) == pytest.approx(cosines.max(), abs=1e-3)
+    page.key("s")
+    page.until("document.getElementById('count').textContent.includes('1 selected')")
+    before = page.js("location.hash")
+    page.key("+")
+    page.until(f"location.hash !== {json.dumps(before)} && location.hash.includes('view=')")
+    page.key("0")
+    page.until("!location.hash.includes('view=')")
+    page.key("ArrowLeft", shift=True)
+    page.until("location.hash.includes('view=')")
+    page.key("Escape")
+    page.until("!location.hash.includes('row=')")
+    page.js("document.getElementById('tab-image').focus()")
+    page.key("ArrowRight")
+    page.until("document.activeElement.id === 'tab-list'")
+    page.until("document.querySelectorAll('#panel-list [data-row]').length === 40")
+    page.js("document.querySelector('#panel-list [data-row]').focus()")
+    page.key("ArrowDown")
+    page.key("Enter")
+    page.until("location.hash.includes('row=1')")
+
+
+@page_needed
+def test_the_view_lives_in_the_address(page, explored):
+    words = "#row=7&colour=cluster&q=png&filter=0-1&tab=list&page=2&thumbs=no&picked=3.9&view=0.4,0.6,3"
+    page.open(address(explored, "one", "?again" + words))
+    everything = """(() => { const at = (id) => document.getElementById(id); return [
+      at('search').value, at('count').textContent, at('colour').selectedOptions[0].textContent,
+      at('thumbs').checked, document.querySelector('[role=tab][aria-selected=true]').id,
+      [...document.querySelectorAll('#panel-list [data-row]')].map((one) => one.dataset.row).join()] })()"""
+    shown = page.js(everything)
+    assert shown[:5] == ["png", "160 of 240 images shown, 2 selected", "cluster", False, "tab-list"]
+    assert shown[5].split(",")[0] == str([row for row in range(COUNT) if row % 3 != 1][40])
+    page.js("document.getElementById('zoom-in').click()")
+    page.until("location.hash.includes('view=0.4%2C0.6%2C4.5')")
+    here = page.js("location.href")
+    page.ask("Page.navigate", url="about:blank")
+    page.open(here)
+    assert page.js(everything) == shown
+    assert page.js("location.hash") == here[here.index("#") :]
+    page.open(
+        address(explored, "one", "?bad#row=99999&colour=%3Cb%3E&tab=x&view=a&filter=9-1&similar=zzz&page=-1")
+    )
+    assert page.js("document.getElementById('count').textContent") == f"{COUNT} images shown"
+
+
+@page_needed
+def test_a_lasso_selects_what_is_in_it_and_the_list_can_be_taken(page, explored, tmp_path):
+    found = spots(page, explored)
+    low, high = np.quantile(found, 0.3, axis=0), found.max(axis=0) + 5
+    (left, top), (right, bottom) = low.round() + 0.5, high.round() + 0.5
+    page.drag((left, top), (right, top), (right, bottom), (left, bottom), shift=True)
+    inside = np.flatnonzero(((found > (left, top)) & (found < (right, bottom))).all(axis=1))
+    assert 20 < len(inside) < COUNT - 20
+    page.until(f"document.getElementById('count').textContent.includes('{len(inside)} selected')")
+    page.js("document.getElementById('tab-picked').click()")
+    page.until("document.querySelector('#panel-picked button.main') !== null")
+    page.ask("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    page.js("document.querySelector('#panel-picked button.main').click()")
+    end = time.monotonic() + 60
+    while not (tmp_path / "selection.txt").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    listed = (tmp_path / "selection.txt").read_text(encoding="utf-8").splitlines()
+    assert listed == [explored[2].names[row] for row in inside]
+
+
+@page_needed
+def test_near_duplicates_are_grouped_by_the_similarity_that_is_chosen(page, explored):
+    page.js("document.getElementById('tab-copies').click()")
+    page.until("document.getElementById('similar') !== null")
+    for similarity in (0.9999, 0.95, 0.9):
+        slider = "document.getElementById('similar')"
+        page.js(f"{slider}.value = {similarity}; {slider}.dispatchEvent(new Event('input'))")
+        groups = near_duplicates(explored[2], float(page.js(f"{slider}.value")))
+        words = f"{len(groups):,} group{'s' * (len(groups) > 1)} of {sum(map(len, groups)):,} images in all."
+        page.until(f"document.getElementById('groups').textContent === {json.dumps(words)}")
+        assert rows_in(page, "copies")[: min(8, len(groups[0]))] == groups[0][:8].tolist()
+    assert page.js("document.querySelector('svg.histogram').getAttribute('aria-label')")
+    page.js(
+        "[...document.querySelectorAll('#panel-copies button')]"
+        ".find((one) => one.textContent.startsWith('Select all but')).click()"
+    )
+    extra = sum(len(rows) - 1 for rows in groups)
+    page.until(f"document.getElementById('count').textContent.includes('{extra} selected')")
+
+
+@page_needed
+def test_two_files_are_two_maps_of_the_same_images(page, explored):
+    page.open(address(explored, "two", "#thumbs=no"))
+    assert page.js("document.querySelectorAll('.map').length") == 2
+    x, y = spots(page, explored, "two", 1)[55]
+    page.click(x, y)
+    page.until("document.querySelectorAll('#panel-image [data-row]').length === 10")
+    page.until("location.hash.includes('row=')")
+    row = int(opened(page))
+    near = rows_in(page, "image")
+    for place, features in enumerate(explored[1:]):
+        x = unit(features.x)
+        cosines = x @ x[row]
+        cosines[row] = -2
+        those = near[5 * place : 5 * place + 5]
+        assert cosines[those] == pytest.approx(np.sort(cosines)[::-1][:5], abs=1e-5)
+
+
+@page_needed
+def test_webgl_draws_what_the_pixels_of_a_canvas_draw(explored, chromium, tmp_path):
+    chromium.open(address(explored, "one", "?draw=2d#thumbs=no"))
+    assert chromium.js("document.querySelector('.map').dataset.draw") == "2d"
+    chromium.picture(tmp_path / "2d.png")
+    with browser("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader") as other:
+        other.open(address(explored, "one", "?draw=webgl#thumbs=no"))
+        if other.js("document.querySelector('.map').dataset.draw") != "webgl":
+            pytest.skip("this Chromium has no WebGL, not even in software")
+        time.sleep(0.5)
+        other.picture(tmp_path / "webgl.png")
+    plain, drawn = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")).astype(int)
+                    for name in ("2d", "webgl"))  # fmt: skip
+    coloured = [np.ptp(one[150:700, 20:800], axis=2) > 40 for one in (plain, drawn)]
+    assert coloured[0].sum() > 2000
+    assert (coloured[0] & coloured[1]).sum() > 0.6 * (coloured[0] | coloured[1]).sum()
+
+
+def test_thumbnails_lie_where_the_page_looks_for_them(explored):
+    folder = explored[0] / "one"
+    told = json.loads(Page((folder / "index.html").read_text(encoding="utf-8")).texts("script")[0])
+    slots = np.frombuffer(base64.b64decode(data(folder, "slots")), "<i4")
+    assert sorted(slots.tolist()) == list(range(COUNT))
+    points = np.frombuffer(base64.b64decode(data(folder, "map0")), "<u2").reshape(-1, 2)
+    first = points[np.argsort(slots)[: told["overview"]]] // 2048
+    assert len({*map(tuple, first.tolist())}) == told["overview"] > 50  # the first are spread over the map
+    side, across = told["side"], told["sheet"]
+    assert side == 40  # what the images have
+    sheets = [np.asarray(Image.open(path).convert("RGB")).astype(int)
+              for path in sorted((folder / "sheets").iterdir())]  # fmt: skip
+    for row in range(COUNT):
+        sheet, place = divmod(int(slots[row]), across * across)
+        top, left = place // across * side, place % across * side
+        middle = sheets[sheet][top + side // 2, left + side // 2]
+        wanted = ((row % 8) * 32 + 16, (row // 8) * 8 + 4, row % 3 * 100)
+        assert np.abs(middle - wanted).max() <= 4, row
+
+
+@pytest.mark.slow
+def test_it_is_served_to_this_machine_alone(explored, tmp_path):
+    command = [sys.executable, "-m", "byol", "explore", str(explored[0] / f"{TITLES[1]}.npz"), "--out",
+               str(tmp_path / "m"), "--map", "pca", "--clusters", "0", "--serve"]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            said = next(line for line in process.stdout if line.startswith("serving"))
+            port = int(re.search(r"127\.0\.0\.1:(\d+)", said)[1])
+            for host, status in (
+                (f"127.0.0.1:{port}", 200),
+                (f"localhost:{port}", 200),
+                ("evil.example:80", 403),
+            ):
+                connection = HTTPConnection("127.0.0.1", port)
+                connection.request("GET", "/index.html", headers={"Host": host})
+                assert connection.getresponse().status == status
+            with pytest.raises(ConnectionError), socket.create_connection(("127.0.0.2", port), timeout=5):
+                pass  # the whole of 127.0.0.0/8 is this machine; a server for everybody would answer
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["F", "F", "F"], "3 files"),
+        (["F", "--k", "0"], "k"),
+        (["F", "--out", "HERE"], "not a map"),
+        (["F", "--table", "HERE/table.txt"], "--table"),
+        (["F", "--table", "HERE/bad.csv"], "names, titled"),
+        (["F", "G"], "same images"),
+        (["F", "--port", "99999"], "--port"),
+    ],
+)
+def test_what_cannot_be_is_a_sentence(words, part, explored, tmp_path, capsys):
+    few = byol.Features(explored[2].x[:50])
+    few.save(tmp_path / "few.npz")
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    places = {
+        "F": str(explored[0] / f"{TITLES[1]}.npz"),
+        "G": str(tmp_path / "few.npz"),
+        "HERE": str(tmp_path),
+    }
+    given = [places.get(word, word.replace("HERE", str(tmp_path))) for word in words]
+    out = [] if "--out" in words else ["--out", str(tmp_path / "m")]
+    assert main(["explore", *given, *out, "--map", "pca", "--clusters", "0"]) in (2, 3)
+    said = capsys.readouterr().err
+    assert part in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_map_replaces_a_map_and_nothing_else(explored, tmp_path):
+    features, out = str(explored[0] / f"{TITLES[1]}.npz"), tmp_path / "m"
+    flags = ["explore", features, "--out", str(out), "--map", "pca", "--clusters", "0"]
+    assert main(flags) == 0
+    assert main(flags) == 0
+    (out / "mine.txt").write_text("mine", encoding="utf-8")
+    assert main(flags) == 2
+    assert (out / "mine.txt").read_text(encoding="utf-8") == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
