@@ -11,9 +11,9 @@ from byol.errors import DataError
 from byol.features.neighbours import check_at_least_one
 from byol.features.sheet import Cell, check_sheet, write_sheet
 from byol.method.views import ViewConfig
-from byol.report.pictures import view_pairs
+from byol.report.pictures import views_of_each
 from byol.settings import parse
-from byol.train.config import TrainConfig
+from byol.train.config import ExtraConfig, TrainConfig
 from byol.train.recipe import Kind, in_words
 from byol.train.setup import Setup
 
@@ -29,6 +29,7 @@ class ShowViews:
     image_size: int | None = None
     """Side of the views in pixels."""
     views: ViewConfig = field(default_factory=ViewConfig)
+    extra: ExtraConfig = field(default_factory=ExtraConfig)
     count: int = 15
     """How many images."""
     seed: int = 0
@@ -36,23 +37,26 @@ class ShowViews:
 
 
 def views(arguments: Sequence[str]) -> int:
-    """Draw some images beside their two views, as `byol train` with the same flags would learn from them."""
-    description = "Draw images beside the two views that `byol train` would make of them."
+    """Draw some images beside their views, as `byol train` with the same flags would learn from them."""
+    description = "Draw images beside the views that `byol train` would make of them."
     command = parse(ShowViews, arguments, prog="byol views", description=description)
     check_at_least_one("count", command.count)
     check_sheet(Path(command.out))
-    names = ("kind", "image_size", "views", "seed")
+    names = ("kind", "image_size", "views", "extra", "seed")
     config = TrainConfig(out=command.out, **{name: getattr(command, name) for name in names})
     setup = Setup.of(None, command.images, config)
     plan = setup.new_plan()
     cells: list[Cell] = []
     rows = np.linspace(0, len(setup.images) - 1, command.count).astype(int).tolist()
-    for row, pair in view_pairs(setup.images, rows, plan):
+    width = 3
+    for row, every in views_of_each(setup.images, rows, plan):
         cells += [Cell(setup.images[row], (setup.images.name(row),), framed=True)]
-        cells += [Cell(view, (f"view {number}",)) for number, view in enumerate(pair, 1)]
+        cells += [Cell(view, (name,)) for name, view in every]
+        width = 1 + len(every)
     if not cells:
         raise DataError(f"None of {command.count} images in {setup.images.description} can be read.")
-    write_sheet([cells[first : first + 9] for first in range(0, len(cells), 9)], Path(command.out))
+    width *= max(1, 9 // width)  # of a row, which holds whole images
+    write_sheet([cells[first : first + width] for first in range(0, len(cells), width)], Path(command.out))
     print(f"views      {in_words(plan.kind, plan.views)}; {plan.image_size[0]}x{plan.image_size[1]} pixels")
     print(f"written    {command.out}")
     return 0

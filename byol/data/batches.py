@@ -6,7 +6,7 @@ picture once, cut and resize its crops, and send uint8. Small images: one tensor
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +26,7 @@ from byol.data.workers import going_on, made, never
 from byol.errors import DataError
 from byol.method.crops import crop_draws, crop_resize, to_device
 from byol.method.draws import Stream, seed_of, uniforms
+from byol.method.extra import ExtraViews
 from byol.method.views import Views
 
 NONE_READABLE = "None of the {} images can be read. Run on other files, or see bad_files.jsonl."
@@ -39,6 +40,7 @@ class Batch(NamedTuple):
     view1: Any  # (B, ...)
     view2: Any  # (B, ...)
     indices: Tensor  # int64 (B,) on the host: which images
+    extra: Mapping[str, Sequence[Any]] = {}  # views of them beside the two, by their kind
 
 
 class Cropped(NamedTuple):
@@ -46,6 +48,7 @@ class Cropped(NamedTuple):
 
     crops: Tensor  # uint8, or float in [0, 1], (B, V, C, h, w) on the device
     indices: Tensor  # int64 (B,) on the host: which images
+    extra: tuple[Tensor, ...] = ()  # for extra views, kind by kind, each of a V and size of its own
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,15 @@ class BatchPlan:
     views: Views
     crops: int = 2  # V, of each image
     windows: Windows | None = None  # of images that are read faster the closer they lie
+    extra_views: tuple[ExtraViews, ...] = ()
     rank: int = 0  # of the processes that share every micro-batch; each makes its own part
     ranks: int = 1
+
+    @property
+    def parts(self) -> list[tuple[Views, int, Stream]]:
+        """What is cropped of each image: views, how many of them, and the stream of their draws."""
+        further = [(kind.views, kind.count, kind.crops) for kind in self.extra_views]
+        return [(self.views, self.crops, Stream.CROPS), *further]
 
     @property
     def micro_batch_size(self) -> int:
@@ -92,12 +102,15 @@ class Batches(Iterator[Batch]):
     def __next__(self) -> Batch:
         self.poll()
         began = time.perf_counter()
-        crops, indices = next(self.cropped)
+        crops, indices, extra = next(self.cropped)
         self.waited += time.perf_counter() - began
         step, micro = divmod(self._count, self.plan.accumulation)
         self._count += 1
         first = micro * self.plan.micro_batch_size + self.plan.first
-        return Batch(*self.plan.views.finish(crops, seed=self.plan.seed, step=step, first_row=first), indices)
+        draws = {"seed": self.plan.seed, "step": step, "first_row": first}
+        further = zip(self.plan.extra_views, extra, strict=True)
+        made = {kind.name: kind.finish(crops, **draws) for kind, crops in further}
+        return Batch(*self.plan.views.finish(crops, **draws), indices, made)
 
     def close(self) -> None:
         """End the processes behind the crops, if there are any."""
@@ -134,16 +147,19 @@ def members(
 def resident_batches(images: Tensor, plan: BatchPlan, start: int = 0) -> Generator[Cropped]:
     """Micro-batches from step `start` on, cropped on the device from all images, uint8 (N, C, H, W)."""
     height, width = images.shape[2:]
-    views, share = plan.views, plan.share
-    view = torch.arange(share * plan.crops) % plan.crops
+    share = plan.share
     for position in range(start * plan.batch_size, 2**62, plan.micro_batch_size):
         epochs, indices = members(position + plan.first, share, plan.seed, plan.images)
-        epochs, rows = (numbers.repeat_interleave(plan.crops) for numbers in (epochs, indices))
-        heights, widths = torch.full_like(rows, height), torch.full_like(rows, width)
-        boxes = views.config.crops(crop_draws(plan.seed, epochs, rows, view), heights, widths)
-        chosen = images[to_device(rows, images.device)]
-        crops = crop_resize(chosen, boxes, views.size, views.config.antialias)
-        yield Cropped(crops.div_(255).clamp_(0, 1).view(share, plan.crops, *crops.shape[1:]), indices)
+        parts = []
+        for views, count, stream in plan.parts:
+            when, rows = (numbers.repeat_interleave(count) for numbers in (epochs, indices))
+            view = torch.arange(share * count) % count
+            heights, widths = torch.full_like(rows, height), torch.full_like(rows, width)
+            boxes = views.config.crops(crop_draws(plan.seed, when, rows, view, stream), heights, widths)
+            chosen = images[to_device(rows, images.device)]
+            crops = crop_resize(chosen, boxes, views.size, views.config.antialias)
+            parts.append(crops.div_(255).clamp_(0, 1).view(share, count, *crops.shape[1:]))
+        yield Cropped(parts[0], indices, tuple(parts[1:]))
 
 
 class SeveralSizes(DataError):
@@ -225,16 +241,21 @@ def streamed_batches(
     `poll` is called between images and while a worker is waited for; it may raise, to stop.
     """
     micro, share = plan.micro_batch_size, plan.share
-    shape = plan.crops, plan.views.channels, *plan.views.size
+    parts = plan.parts
+    shapes = [(count, views.channels, *views.size) for views, count, _ in parts]
+    lengths = [prod(shape) for shape in shapes]  # bytes of an image's crops
 
     def cropped(place: tuple[int, int]) -> tuple[Tensor, tuple[list[int], list[tuple[int, str]]]]:
         """What a worker does: crops of images by their place in the stream of epochs, and the bad ones."""
         epochs, chosen = members(*place, plan.seed, plan.images, plan.windows)
         images.reader.expect(images.rows[chosen.numpy()])
-        crops = torch.empty((len(chosen), *shape), dtype=torch.uint8)
-        drawn = [crop_draws(plan.seed, epochs, chosen, view) for view in range(plan.crops)]
+        crops = torch.empty((len(chosen), sum(lengths)), dtype=torch.uint8)
+        drawn = [
+            torch.stack([crop_draws(plan.seed, epochs, chosen, view, stream) for view in range(count)], dim=1)
+            for _, count, stream in parts
+        ]
         bad: list[tuple[int, str]] = []
-        for row, (index, draws) in enumerate(zip(chosen.tolist(), torch.stack(drawn, dim=1), strict=True)):
+        for row, (index, *draws) in enumerate(zip(chosen.tolist(), *drawn, strict=True)):
             poll()
             going_on()
             for candidate in chain((index,), substitutes(index, plan.images)):
@@ -245,16 +266,17 @@ def streamed_batches(
                     bad.append((candidate, str(failure)))
             else:
                 return crops[:0], ([], bad)
-            crops[row] = cut(picture, plan.views, draws)
+            made = (cut(picture, views, some) for (views, _, _), some in zip(parts, draws, strict=True))
+            torch.cat([crop.flatten() for crop in made], out=crops[row])
         return crops, (chosen.tolist(), bad)
 
     starts = range(steps.start * plan.batch_size, steps.stop * plan.batch_size, micro)
     firsts = range(0, share, CHUNK)
     places = ((start + plan.first + first, min(CHUNK, share - first)) for start in starts for first in firsts)
-    arriving = made(cropped, places, workers=workers, room=CHUNK * prod(shape), ahead=4, poll=poll)
+    arriving = made(cropped, places, workers=workers, room=CHUNK * sum(lengths), ahead=4, poll=poll)
     with images.reader.gathered(images.rows, poll), closing(arriving) as chunks:
         for _ in starts:
-            crops = torch.empty((share, *shape), dtype=torch.uint8, device=device)
+            crops = torch.empty((share, sum(lengths)), dtype=torch.uint8, device=device)
             indices: list[int] = []
             for first in firsts:
                 pixels, (chosen, bad) = next(chunks)
@@ -264,4 +286,6 @@ def streamed_batches(
                     raise DataError(NONE_READABLE.format(plan.images))
                 crops[first : first + len(pixels)].copy_(to_device(pixels, device), non_blocking=True)
                 indices += chosen
-            yield Cropped(crops, torch.tensor(indices))
+            split = zip(crops.split(lengths, dim=1), shapes, strict=True)
+            whole, *extra = (part.view(share, *shape) for part, shape in split)
+            yield Cropped(whole, torch.tensor(indices), tuple(extra))

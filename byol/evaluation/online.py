@@ -4,6 +4,7 @@ It learns from the representation of view 1 behind a stop-gradient, with the opt
 of everything else, and teaches the encoder nothing. It is a gauge that costs next to nothing.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,10 +87,12 @@ class ProbedLearner(nn.Module):
         super().__init__()
         self.learner, self.probe = learner, probe
 
-    def forward(self, view1: Any, view2: Any, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, view1: Any, view2: Any, indices: Tensor, extra: Mapping[str, Sequence[Any]] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The learner's loss, and what to differentiate: with the probe's, whose gradients are its own."""
         if self.probe is None:
-            loss: Tensor = self.learner(view1, view2)
+            loss: Tensor = self.learner(view1, view2, extra=extra)
             return loss, loss
-        loss, representation = self.learner(view1, view2, return_representation=True)
+        loss, representation = self.learner(view1, view2, extra=extra, return_representation=True)
         return loss, loss + self.probe.loss(representation, indices)

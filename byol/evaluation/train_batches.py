@@ -105,7 +105,7 @@ class TrainImages:
             found = batches.streamed_batches(
                 source, plan, device=device, workers=workers, steps=every, report=report
             )
-        for crops, indices in found:
+        for crops, indices, _ in found:
             yield crops[:, 0], self.labels[to_device(indices, device)]
 
 

@@ -7,7 +7,7 @@ trained; after each optimizer step the target's parameters move a little towards
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,11 +21,12 @@ from byol.method.byol_pytorch import (
     refuse_simplicial_embeddings,
     tell_of_torchvision,
 )
+from byol.method.extra import TARGET
 from byol.method.heads import mlp, simsiam_mlp
 from byol.method.hidden import HiddenLayer
-from byol.method.loss import regression_loss
+from byol.method.loss import average, regression_loss
 from byol.method.probe import probe
-from byol.method.shared_norm import several_processes, share_statistics
+from byol.method.shared_norm import several_processes, share_statistics, statistics_kept
 from byol.method.views import ViewConfig, Views, height_and_width
 
 logger = logging.getLogger("byol")
@@ -63,8 +64,9 @@ class BYOL(nn.Module):
     another network of the same architecture, as the official code does, instead of a copy. `joint_batchnorm`
     lets both views share their BatchNorm statistics, which the paper does not. `sync_batchnorm` shares them
     over the processes of a distributed run, as the paper does; None does so in a process group, on GPUs
-    (NCCL) even if the network is moved there only afterwards. Raises ConfigError for a layer or network that
-    cannot serve.
+    (NCCL) even if the network is moved there only afterwards. `extra` names kinds of views beside the two:
+    each gets a predictor of its own (MULAN, arXiv 2602.05845; not the paper's), and `forward` takes them.
+    Raises ConfigError for a layer or network that cannot serve.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class BYOL(nn.Module):
         example: Any = None,
         target_net: nn.Module | None = None,
         joint_batchnorm: bool = False,
+        extra: Sequence[str] = (),
     ) -> None:
         super().__init__()
         sizes_of_sem = sem_num_simplices, sem_simplex_dim, sem_temperature
@@ -130,6 +133,7 @@ class BYOL(nn.Module):
 
         self.online = Network(found.encoder, head(found.features, mlp if use_momentum else simsiam_mlp))
         self.predictor = head(projection_size)
+        self.extra_predictors = nn.ModuleDict({name: head(projection_size) for name in extra})
         if target_net is not None:
             _check_same_architecture(net, target_net)
             self.target = Network(copy.deepcopy(found.encoder, {id(net): target_net}), head(found.features))
@@ -140,7 +144,8 @@ class BYOL(nn.Module):
         if not net.training:
             logger.warning("%s is in eval mode; call learner.train() before training it.", type(net).__name__)
         if several_processes() if sync_batchnorm is None else sync_batchnorm:
-            for name in ("online", "predictor", "target")[: 3 if use_momentum else 2]:
+            parts = ("online", "predictor", "extra_predictors", "target")
+            for name in parts if use_momentum else parts[:3]:
                 if _on_gpus(device):
                     setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(getattr(self, name)))
                 else:
@@ -160,6 +165,7 @@ class BYOL(nn.Module):
         view1: Any,
         view2: Any = None,
         *,
+        extra: Mapping[str, Sequence[Any]] | None = None,
         return_embedding: bool = False,
         return_projection: bool = True,
         return_representation: bool = False,
@@ -167,6 +173,11 @@ class BYOL(nn.Module):
         """The loss, a float32 scalar: mean over the batch of both directions, 0 to 8.
 
         It is NaN, without gradient, when a pixel is not finite; statistics and weights are unharmed.
+
+        `extra` holds further views of the same images, by their kind. The target sees none of them but those
+        of the kind "target": then what is predicted is the mean of its projections of all other views. The
+        loss is the mean over the kinds, each of them from 0 to 8: of both directions, and twice the mean over
+        the views of a kind and the projections. BatchNorm's running statistics are of views 1 and 2 alone.
 
         With return_representation (loss, representation): view 1's, (B, D) without gradient, for a classifier
         that learns beside. With return_embedding (projection, representation) of unaugmented images.
@@ -183,13 +194,17 @@ class BYOL(nn.Module):
             view1, view2 = self.draw_views(view1)
         elif self.views is not None and not self.views.drawn:
             self._fed_views = True
+        extra = self._check_extra(extra or {})
         sound = None
-        if isinstance(view1, Tensor) and isinstance(view2, Tensor):  # before BatchNorm sees them
-            self._check_counts(len(view1), len(view2))
-            if self.training and view1.is_floating_point() and view2.is_floating_point():
+        every = [view1, view2, *(view for views in extra.values() for view in views)]
+        if all(isinstance(view, Tensor) for view in every):  # before BatchNorm sees them
+            self._check_counts(*map(len, every))
+            if self.training and all(view.is_floating_point() for view in every):
                 # One NaN would stay in BatchNorm's statistics for good. The device is not waited for.
-                sound = torch.isfinite(view1.sum(dtype=torch.float32) + view2.sum(dtype=torch.float32))
-                view1, view2 = torch.where(sound, view1, 0), torch.where(sound, view2, 0)
+                sound = torch.isfinite(sum(view.sum(dtype=torch.float32) for view in every))
+                every = [torch.where(sound, view, 0) for view in every]
+        view1, view2, *rest = every
+        extra = {name: [rest.pop(0) for _ in views] for name, views in extra.items()}
         representation1, representation2 = self._both(self.online.encoder, view1, view2)
         self._check_counts(len(representation1), len(representation2))
         online1, online2 = self._both(self.online.projector, representation1, representation2)
@@ -199,7 +214,19 @@ class BYOL(nn.Module):
                 projection1, projection2 = self._both(self.target, view1, view2)
         else:
             projection1, projection2 = online1.detach(), online2.detach()
-        loss = (regression_loss(prediction1, projection2) + regression_loss(prediction2, projection1)).mean()
+        with torch.no_grad(), statistics_kept(self.target):
+            more = [self.target(view) for view in extra.get(TARGET, ())]
+        of_1, of_2, whole = projection1, projection2, [projection1, projection2]
+        if more:
+            of_1, of_2, whole = average([of_1, *more]), average([of_2, *more]), [average([*whole, *more])]
+        loss = (regression_loss(prediction1, of_2) + regression_loss(prediction2, of_1)).mean()
+        for name, predictor in self.extra_predictors.items():
+            with statistics_kept(self.online):
+                predictions = [predictor(self.online(view)) for view in extra[name]]
+            pairs = [regression_loss(ours, theirs) for ours in predictions for theirs in whole]
+            loss = loss + 2 * torch.stack(pairs).mean()
+        if self.extra_predictors:
+            loss = loss / (1 + len(self.extra_predictors))
         self.outputs = representation1.detach(), prediction1.detach(), projection2
         if sound is not None:
             loss = torch.where(sound, loss, torch.nan)
@@ -297,7 +324,8 @@ class BYOL(nn.Module):
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Compile the networks in place, by torch.compile's options; the views differ with every step."""
-        for part in (self.online.encoder, self.online.projector, self.predictor, self.target):
+        predictors = self.predictor, *self.extra_predictors.values()
+        for part in (self.online.encoder, self.online.projector, *predictors, self.target):
             part.compile(*args, **options)
 
     def extra_repr(self) -> str:
@@ -305,9 +333,19 @@ class BYOL(nn.Module):
 
     def _check_counts(self, *counts: int) -> None:
         if len(set(counts)) > 1:
-            raise ConfigError(f"The views hold {counts[0]} and {counts[1]} samples; expected as many.")
+            held = " and ".join(map(str, counts))
+            raise ConfigError(f"The views hold {held} samples; expected as many.")
         if self.training and counts[0] < 2:
             raise ConfigError(f"A batch of {counts[0]} cannot be trained on: BatchNorm needs two samples.")
+
+    def _check_extra(self, extra: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
+        came, expected = {name for name, views in extra.items() if len(views)}, {*self.extra_predictors}
+        if came - {TARGET} != expected:
+            kinds = (
+                f"Extra views came of the kinds {sorted(came)}, predictors are there for {sorted(expected)}"
+            )
+            raise ConfigError(f"{kinds}. Give those that BYOL(extra=...) names.")
+        return extra
 
     def _both(self, network: Callable[[Any], Tensor], view1: Any, view2: Any) -> tuple[Tensor, Tensor]:
         """One pass per view, with its own BatchNorm statistics as in the official code; or one joint pass."""

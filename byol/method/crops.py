@@ -37,9 +37,11 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
     return (x.contiguous().pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
 
 
-def crop_draws(seed: int, epochs: Tensor, indices: Tensor, view: int | Tensor) -> Tensor:
+def crop_draws(
+    seed: int, epochs: Tensor, indices: Tensor, view: int | Tensor, stream: Stream = Stream.CROPS
+) -> Tensor:
     """The numbers that `crop_boxes` makes the crops of: float64 (N, 5) in [0, 1)."""
-    return uniforms((seed, Stream.CROPS, epochs, indices, view), 5)
+    return uniforms((seed, stream, epochs, indices, view), 5)
 
 
 def crop_boxes(drawn: Tensor, heights: Tensor, widths: Tensor, area: Pair, ratio: Pair, flip: float) -> Crops:

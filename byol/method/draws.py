@@ -40,6 +40,13 @@ class Stream(IntEnum):
     STRETCHES = 15  # the order of the stretches of shards in an epoch
     WINDOWS = 16  # the order of the images of several stretches
     PACKED = 17  # the order of images in shards
+    LOCAL_CROPS = 18  # of further views, by their kind
+    LOCAL_VIEWS = 19
+    CUTOUT_CROPS = 20
+    CUTOUT_VIEWS = 21
+    CUTOUT_HOLES = 22
+    TARGET_CROPS = 23
+    TARGET_VIEWS = 24
 
 
 def uniforms(key: Sequence[int | Tensor], count: int) -> Tensor:

@@ -1,5 +1,7 @@
 """The regression loss (paper Eq. 2; official helpers.py: regression_loss)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,11 @@ def regression_loss(prediction: Tensor, projection: Tensor) -> Tensor:
         raise ConfigError(f"The prediction has shape {shapes}; expected the same.")
     with torch.autocast(prediction.device.type, enabled=False):
         return (normalize(prediction.float()) - normalize(projection.float())).square().sum(dim=-1)
+
+
+def average(projections: Sequence[Tensor]) -> Tensor:
+    """The mean of the normalised projections, each (B, D): what all of them say in common."""
+    return torch.stack([normalize(projection.float()) for projection in projections]).mean(dim=0)
 
 
 def normalize(x: Tensor) -> Tensor:

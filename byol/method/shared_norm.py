@@ -4,6 +4,8 @@ On GPUs torch has it, `nn.SyncBatchNorm`. On CPUs that refuses, and this stands 
 over all processes' images in one batch, forward, backward and running statistics.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ class SharedBatchNorm(_BatchNorm):
             return super().forward(input)
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         count, mean, var = shared_statistics(input)
-        if self.running_mean is not None and self.running_var is not None:
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
             share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
@@ -118,6 +120,21 @@ def share_statistics(module: nn.Module) -> None:
                 f"{name} is a {type(part).__name__}, a BatchNorm of its own kind, whose statistics several "
                 "processes cannot share. Give an encoder with plain BatchNorm, or use one process."
             )
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Training passes in which BatchNorm's running statistics stay as they are."""
+    tracking = [
+        part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats
+    ]
+    for part in tracking:
+        part.track_running_stats = not part.training  # in eval mode they are what it normalises by
+    try:
+        yield
+    finally:
+        for part in tracking:
+            part.track_running_stats = True
 
 
 def separate(module: nn.Module) -> None:

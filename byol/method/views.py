@@ -154,10 +154,20 @@ class Views:
         """
         if crops.ndim != 5 or crops.shape[1] != 2:
             raise ConfigError(f"finish got crops of shape {tuple(crops.shape)}; expected (B, 2, C, h, w).")
+        view1, view2 = self.finish_all(crops, seed=seed, step=step, first_row=first_row)
+        return view1, view2
+
+    @torch.no_grad()
+    def finish_all(
+        self, crops: Tensor, *, seed: int, step: int, first_row: int = 0, stream: Stream = Stream.VIEWS
+    ) -> tuple[Tensor, ...]:
+        """As `finish`, for V crops of each image (B, V, C, h, w): in turn drawn as view 1 and as view 2."""
         self.drawn = True
         rows = torch.arange(first_row, first_row + len(crops))
-        drawn = [uniforms((seed, Stream.VIEWS, step, rows, view), 15) for view in (0, 1)]
-        return self._view(crops[:, 0], drawn[0], 0), self._view(crops[:, 1], drawn[1], 1)
+        return tuple(
+            self._view(one, uniforms((seed, stream, step, rows, view), 15), view % 2)
+            for view, one in enumerate(crops.unbind(1))
+        )
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images as evaluation feeds them to the encoder, normalised."""

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from byol.data.batches import cut
+from byol.data.batches import BatchPlan, cut
 from byol.data.decode import BadImage
 from byol.data.images import Images, open_images
 from byol.data.readers.reader import evenly_spaced
@@ -120,19 +120,27 @@ def images_of(record: Record, given: str | None = None) -> Images | str:
     return images
 
 
-def view_pairs(images: Images, rows: Sequence[int], plan: Plan) -> list[tuple[int, list[Image.Image]]]:
-    """Two views of each image that can be read, as the run draws them."""
-    drawn, found = Views(plan.image_size, plan.views, plan.channels), []
+def views_of_each(
+    images: Images, rows: Sequence[int], plan: Plan
+) -> list[tuple[int, list[tuple[str, Image.Image]]]]:
+    """The views of each image that can be read, by their names, as the run draws them."""
+    views, found = Views(plan.image_size, plan.views, plan.channels), []
+    what = BatchPlan(plan.seed, len(images), 1, 1, views, extra_views=plan.extra_views(views))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (views.mean, views.std))
     for row in rows:
         with suppress(BadImage):
-            draws = crop_draws(
-                plan.seed, torch.zeros(2, dtype=torch.int64), torch.full((2,), row), torch.arange(2)
-            )
-            pair = drawn.finish(cut(images.picture(row), drawn, draws)[None], seed=plan.seed, step=row)
-            mean, std = (torch.tensor(values)[:, None, None] for values in (drawn.mean, drawn.std))
-            found.append(
-                (row, [shown((view[0] * std + mean).mul(255).round().clamp(0, 255).byte()) for view in pair])
-            )
+            picture, crops = images.picture(row), []
+            for drawn, count, stream in what.parts:
+                same = torch.zeros(count, dtype=torch.int64)
+                draws = crop_draws(plan.seed, same, same + row, torch.arange(count), stream)
+                crops.append(cut(picture, drawn, draws)[None])
+            pair = views.finish(crops[0], seed=plan.seed, step=row)
+            every = {f"view {number}": view for number, view in enumerate(pair, 1)}
+            for kind, cropped in zip(what.extra_views, crops[1:], strict=True):
+                made = kind.finish(cropped, seed=plan.seed, step=row)
+                every |= {f"{kind.name} {number}": view for number, view in enumerate(made, 1)}
+            pixels = {name: (view[0] * std + mean).mul(255).round() for name, view in every.items()}
+            found.append((row, [(name, shown(x.clamp(0, 255).byte())) for name, x in pixels.items()]))
     return found
 
 
@@ -156,10 +164,10 @@ def address(image: Image.Image, side: int) -> str:
 
 
 def view_section(images: Images, plan: Plan) -> Html:
-    """Some images beside two views of each."""
+    """Some images beside the views of each."""
     found = []
-    for row, pair in view_pairs(images, evenly_spaced(len(images), VIEWED), plan):
-        every = [("original", images[row]), *(("view 1", pair[0]), ("view 2", pair[1]))]
+    for row, views in views_of_each(images, evenly_spaced(len(images), VIEWED), plan):
+        every = [("original", images[row]), *views]
         parts = (picture(image, f"{kind} of {images.name(row)}", SIDE) for kind, image in every)
         found.append(
             element(
@@ -169,7 +177,7 @@ def view_section(images: Images, plan: Plan) -> Html:
                 class_="views",
             )
         )
-    words = "Each image and two of its views. What both have in common is what is learned."
+    words = "Each image and its views of one step. What both have in common is what is learned."
     return section("What the network saw", element("p", words), element("div", *found, class_="gallery"))
 
 

@@ -156,6 +156,20 @@ class OptimConfig(Checked, group="optim."):
 
 
 @dataclass(frozen=True)
+class ExtraConfig(Checked, group="extra."):
+    """Views beside the two: improvements of later papers, none of them the paper's."""
+
+    local: Annotated[int, "at least 0", partial(le, 0)] = 0
+    """Local views of each image, crops of 8 to 25 % of its area at 3/7 of the views' side. The online network
+    alone sees them, with a predictor of their own (MULAN, arXiv 2602.05845)."""
+    cutout: Annotated[int, "at least 0", partial(le, 0)] = 0
+    """Cutout views of each image, a rectangle of 20 to 40 % of their area blanked; for the rest as local."""
+    targets: Annotated[int, "at least 0", partial(le, 0)] = 0
+    """More views that the target alone sees: the mean of its projections of all views but the predicting one
+    is then what is predicted (as in FastSiam, Pototzky et al. 2022)."""
+
+
+@dataclass(frozen=True)
 class DataConfig(Checked, group="data."):
     """How the images are read."""
 
@@ -243,6 +257,7 @@ class TrainConfig(Checked):
     """When all images get the same representation: stop (saved, exit code 5), or say so and go on."""
     model: ModelConfig = field(default_factory=ModelConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
+    extra: ExtraConfig = field(default_factory=ExtraConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     knn: KnnConfig = field(default_factory=KnnConfig)

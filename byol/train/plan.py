@@ -9,8 +9,9 @@ from typing import Any
 
 from byol.errors import ConfigError, DataError
 from byol.machine import usable_cores
+from byol.method.extra import CUTOUT, LOCAL, ExtraViews, extra_views, local_size
 from byol.method.schedules import learning_rate, tau
-from byol.method.views import ViewConfig
+from byol.method.views import ViewConfig, Views
 from byol.train.config import Checked, OptimizerName, TrainConfig, seconds_of
 from byol.train.recipe import SMALL_SIDE, Kind, in_words, kind_of, views_of
 from byol.world import Precision, World
@@ -93,6 +94,9 @@ class Plan(Checked):
     beta2: float = 0.95  # of adamw
     clip: float = 0.0  # the largest norm of the gradient; 0 for any
     tau_power: float = 1.0  # by which tau is scaled to the batch
+    local_views: int = 0  # of each image, beside the two
+    cutout_views: int = 0
+    target_views: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.views, dict):  # as JSON has it
@@ -116,6 +120,22 @@ class Plan(Checked):
         usual: float = tau(step, base_tau=self.base_tau, total_steps=self.total_steps) ** self.tau_power
         return usual
 
+    def extra_views(self, views: Views) -> tuple[ExtraViews, ...]:
+        """Of each image, beside the two that `views` draws."""
+        return extra_views(views, self.local_views, self.cutout_views, self.target_views)
+
+    @property
+    def predicted(self) -> dict[str, int]:
+        """How many extra views there are of the kinds that have a predictor of their own."""
+        every = {LOCAL: self.local_views, CUTOUT: self.cutout_views}
+        return {name: count for name, count in every.items() if count}
+
+    @property
+    def passes(self) -> float:
+        """Forward passes of one view that a step is worth, a backward pass being two."""
+        small = math.prod(local_size(self.image_size)) / math.prod(self.image_size)
+        return PASSES + 3 * (self.cutout_views + small * self.local_views) + self.target_views
+
     def longer(self, config: TrainConfig) -> "Plan":
         """The plan of a finished run that goes on for the config's epochs."""
         assert config.epochs is not None
@@ -131,6 +151,12 @@ class Plan(Checked):
         if self.tau_power != 1:
             meant = f"tau {self.base_tau:g} of {self.batch_size / self.tau_power:g} images"
             found.append(f"{meant} to the power of {self.tau_power:g} (EMA scaling rule, arXiv 2307.13813)")
+        if own := self.predicted:
+            views = " and ".join(counted(count, f"{name} view") for name, count in own.items())
+            found.append(f"{views} with a predictor for each kind (MULAN, arXiv 2602.05845)")
+        if self.target_views:
+            more = counted(self.target_views, "more view")
+            found.append(f"targets averaged over {more} (FastSiam, Pototzky et al. 2022)")
         return found
 
     def lines(self) -> list[str]:
@@ -264,6 +290,7 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
         save_every_steps=config.save_every_steps or max(1, total // SAVES),
         look_every_steps=math.ceil(total / config.knn.times),
         beta2=optim.beta2, clip=optim.clip or 0.0, tau_power=batch_size / (optim.tau_batch or batch_size),
+        local_views=config.extra.local, cutout_views=config.extra.cutout, target_views=config.extra.targets,
     )  # fmt: skip
 
 
@@ -329,7 +356,7 @@ def fitted(
     if steps >= 1:
         speed = measure(plan)
         scored = min(BANK, plan.images) + plan.hold_out_images
-        look = scored * speed.step / size / PASSES * (plan.eval_size[0] / side) ** 2
+        look = scored * speed.step / size / plan.passes * (plan.eval_size[0] / side) ** 2
         times = min(times, max(1, int(LOOKS * budget / look)))
         read = (scored + plan.images * plan.in_memory) * speed.image / max(1, plan.workers)
         spent = min(speed.spent + read, budget / 2)  # half of a tiny budget is trained all the same

@@ -28,8 +28,9 @@ from byol.encoders.encoder import Encoder, EncoderInfo, check_savable
 from byol.errors import ConfigError, DataError, complaint
 from byol.evaluation.online import OnlineProbe, ProbedLearner
 from byol.machine import usable_cores
-from byol.method.byol import BYOL
+from byol.method.byol import BYOL, evaluating
 from byol.method.draws import Stream, seed_of, uniforms
+from byol.method.extra import local_size
 from byol.method.hidden import OUTPUT
 from byol.models.build import build_encoder
 from byol.train.config import TrainConfig, seconds_of
@@ -137,13 +138,14 @@ class Setup:
         learner = BYOL(
             net, plan.image_size, layer, *sizes, channels=plan.channels,
             views=source_views(plan, plan.views), target_net=target, joint_batchnorm=model.joint_batchnorm,
+            extra=[*plan.predicted],
         )  # fmt: skip
         return learner.to(self.world.device).to(memory_format=torch.channels_last)
 
     def encoder(self, learner: BYOL, plan: Plan) -> Encoder:
         """The online encoder as it will be saved; it shares the learner's weights.
 
-        Raises ConfigError for a network that cannot be saved, or cannot take images of the plan's eval_size.
+        Raises ConfigError for a network that cannot be saved, or cannot take images of all the plan's sizes.
         """
         network, views = learner.online.encoder, learner.views
         assert views is not None
@@ -155,14 +157,19 @@ class Setup:
             **source_preprocessing(plan),
         )  # fmt: skip
         encoder = Encoder(network, info)
-        if plan.eval_size != plan.image_size:
-            images = torch.zeros((2, plan.channels, *plan.eval_size), dtype=torch.uint8)
+        sizes = {"--eval-size": plan.eval_size}
+        sizes |= {"--extra.local": local_size(plan.image_size)} if plan.local_views else {}
+        for flag, size in sizes.items():
+            if size == plan.image_size:
+                continue
+            images = torch.zeros((2, plan.channels, *size), device=self.world.device)
             try:
-                encoder(images.to(self.world.device))
+                with evaluating(network), torch.no_grad():
+                    network(images)
             except (RuntimeError, ValueError, AssertionError) as failure:
-                sizes = f"images of {plan.image_size[0]} pixels and none of {plan.eval_size[0]}"
-                reason = f"{plan.encoder} takes {sizes} ({complaint(failure)})"
-                raise ConfigError(f"{reason}. Leave --eval-size out.") from failure
+                taken = f"images of {plan.image_size[0]} pixels and none of {size[0]}"
+                reason = f"{plan.encoder} takes {taken} ({complaint(failure)})"
+                raise ConfigError(f"{reason}. Leave {flag} out.") from failure
         return encoder
 
     def batches(
@@ -179,7 +186,8 @@ class Setup:
         images, device, world = self.images.subset(rows), self.world.device, self.world
         what = BatchPlan(
             plan.seed, len(images), plan.batch_size, plan.accumulation, learner.views,
-            windows=None if plan.in_memory else images.windows(), rank=world.rank, ranks=world.size,
+            windows=None if plan.in_memory else images.windows(),
+            extra_views=plan.extra_views(learner.views), rank=world.rank, ranks=world.size,
         )  # fmt: skip
 
         def report(index: int, reason: str) -> None:

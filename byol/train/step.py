@@ -40,11 +40,12 @@ def steps(
 ) -> Iterator[StepResult]:
     """Train from step `start` to the plan's end, yielding after each optimizer step and one target update.
 
-    `batches` gives (view1, view2, indices) for each micro-batch, whatever the views are. `forward` calls the
-    learner: a ProbedLearner of it, by default without a probe. DistributedDataParallel around that trains
-    with other processes, each of which brings its part of every micro-batch. Everything random in a step
-    follows from (seed, step), so a resumed run repeats it. Raises TrainingError when the loss, or on a CPU
-    the gradient, is not finite. A step that fails leaves no trace.
+    `batches` gives (view1, view2, indices) for each micro-batch, whatever the views are, and extra views
+    where the learner predicts from them. `forward` calls the learner: a ProbedLearner of it, by default
+    without a probe. DistributedDataParallel around that trains with other processes, each of which brings its
+    part of every micro-batch. Everything random in a step follows from (seed, step), so a resumed run repeats
+    it. Raises TrainingError when the loss, or on a CPU the gradient, is not finite. A step that fails leaves
+    no trace.
     """
     forward = ProbedLearner(learner) if forward is None else forward
     ddp = forward if isinstance(forward, DistributedDataParallel) else None
@@ -134,10 +135,12 @@ def build_optimizer(learner: BYOL, plan: Plan, probe: OnlineProbe | None = None)
     `steps` sets the rate: each group's is the schedule's times its `lr_factor`.
     """
     groups: list[dict[str, Any]] = []
-    for part, factor in ((learner.online, 1.0), (learner.predictor, plan.predictor_lr), (probe, 1.0)):
-        if part is not None:
-            part_groups = parameter_groups(part, weight_decay=plan.weight_decay)
-            groups += [{**group, "lr_factor": factor} for group in part_groups]
+    predictors = [
+        (part, plan.predictor_lr) for part in (learner.predictor, *learner.extra_predictors.values())
+    ]
+    for part, factor in ((learner.online, 1.0), *predictors, *([(probe, 1.0)] if probe else [])):
+        part_groups = parameter_groups(part, weight_decay=plan.weight_decay)
+        groups += [{**group, "lr_factor": factor} for group in part_groups]
     if plan.optimizer == "lars":
         return LARS(groups, lr=plan.lr, momentum=plan.momentum)
     if plan.optimizer == "sgd":

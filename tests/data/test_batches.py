@@ -29,6 +29,7 @@ from byol.data.images import open_images
 from byol.data.workers import made
 from byol.errors import DataError
 from byol.method.crops import crop_boxes, crop_draws
+from byol.method.extra import extra_views
 from byol.method.views import ViewConfig, Views
 
 
@@ -228,12 +229,13 @@ def test_accumulation_gives_the_images_of_one_large_batch(accumulation: int, fil
 def test_views_are_those_of_seed_step_and_row_however_a_batch_is_cut(start: int) -> None:
     """As `Views.finish` draws them for one large batch; every row and step has draws of its own."""
     resident, whole = load_resident(open_images(PHOTOS), Reports()), plan_for()
-    crops, indices = next(resident_batches(resident, whole, start))
+    crops, indices, _ = next(resident_batches(resident, whole, start))
     expected = Views(16).finish(crops, seed=whole.seed, step=start)
     for accumulation in (1, 2, 5):
         plan = plan_for(accumulation=accumulation)
         parts = list(islice(Batches(resident_batches(resident, plan, start), plan, start), 2 * accumulation))
-        for ours, theirs in zip(zip(*parts[:accumulation], strict=True), (*expected, indices), strict=True):
+        each = zip(*(part[:3] for part in parts[:accumulation]), strict=True)
+        for ours, theirs in zip(each, (*expected, indices), strict=True):
             torch.testing.assert_close(torch.cat(ours), theirs, rtol=1e-5, atol=1e-5)
 
     one, same_image = plan_for(1), torch.zeros(10, dtype=torch.int64)
@@ -260,7 +262,7 @@ def test_processes_share_a_run_whose_number_may_change_and_no_image_is_lost_or_c
     for count, ranks in enumerate(numbers):
         steps = range(3 * count, 3 * count + 3)
         parts = zip(*(batches(rank, ranks, steps) for rank in range(ranks)), strict=True)
-        shared += [Batch(*map(torch.cat, zip(*part, strict=True))) for part in parts]
+        shared += [Batch(*map(torch.cat, zip(*(one[:3] for one in part), strict=True))) for part in parts]
     alone = batches(0, 1, range(3 * len(numbers)))
     for ours, theirs in zip(shared, alone, strict=True):
         assert torch.equal(ours.indices, theirs.indices)
@@ -307,3 +309,40 @@ def test_slow_images_are_waited_for_as_long_as_one_follows_another(monkeypatch) 
     monkeypatch.setitem(made.__kwdefaults__, "patience", 2.0)
     (batch,) = streamed(open_images(Slow()), plan_for(images=10), range(1), workers=1)
     assert sorted(batch.indices.tolist()) == list(range(10))
+
+
+EXTRA = extra_views(Views(16), local=2, cutout=1, targets=1)
+SIZES = {"local": [(8, 8)] * 2, "cutout": [(16, 16)], "target": [(16, 16)]}
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_extra_views_depend_on_neither_processes_nor_micro_batches_and_leave_the_two_views_as_they_are(
+    in_memory: bool, files: Path
+) -> None:
+    images, resident = open_images(files), load_resident(open_images(PHOTOS), Reports())
+
+    def batches(plan: BatchPlan, count: int) -> list[Batch]:
+        crops = resident_batches(resident, plan) if in_memory else streamed(images, plan, range(2))
+        return list(islice(Batches(crops, plan), count))
+
+    alone, plain = (batches(plan_for(extra_views=extra), 2) for extra in (EXTRA, ()))
+    for ours, theirs in zip(alone, plain, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours[:3], theirs[:3], strict=True))
+        assert {name: [tuple(v.shape[2:]) for v in views] for name, views in ours.extra.items()} == SIZES
+        every = [*ours.extra["local"], *ours.extra["cutout"], *ours.extra["target"], *ours[:2]]
+        assert len({float(view.sum()) for view in every}) == len(every)  # no two are drawn alike
+    shared = [batches(plan_for(accumulation=5, rank=rank, ranks=2, extra_views=EXTRA), 10) for rank in (0, 1)]
+    parts = [part for both in zip(*shared, strict=True) for part in both]  # in the order of the whole batch
+    for step, whole in enumerate(alone):
+        own = parts[10 * step : 10 * step + 10]
+        for name, views in whole.extra.items():
+            for number, view in enumerate(views):
+                joined = torch.cat([part.extra[name][number] for part in own])
+                torch.testing.assert_close(joined, view, rtol=1e-5, atol=1e-5)
+
+
+def test_extra_views_of_streamed_images_do_not_depend_on_the_workers(files: Path) -> None:
+    images, plan = open_images(files), plan_for(extra_views=EXTRA)
+    one, two = (list(streamed(images, plan, range(2), workers=workers)) for workers in (0, 2))
+    for ours, theirs in zip(one, two, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours.extra, theirs.extra, strict=True))

@@ -92,6 +92,9 @@ CHANGES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "optim.warmup_epochs": (0.5, {}, "weights"),
     "optim.base_tau": (0.5, {}, "weights"),
     "optim.accumulation": (2, {}, "weights"),
+    "extra.local": (1, {}, "heads"),
+    "extra.cutout": (1, {}, "heads"),
+    "extra.targets": (1, {}, "weights"),
     "data.channels": (1, {"images": "photos"}, "weights"),
     "data.in_memory": (False, {}, "weights"),  # crops of streamed images are rounded to uint8
     "data.max_bad": (0.0, {"images": "one bad"}, "failure"),

@@ -92,6 +92,14 @@ def test_streamed_images_and_sgd_are_the_run_of_one_too(photos: Path, tmp_path: 
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
+def test_extra_views_are_the_run_of_one_too(arrays: Path, tmp_path: Path):
+    extra = {"extra__local": 1, "extra__cutout": 1, "extra__targets": 1, "optim__accumulation": 2}
+    for count, name in ((1, "one"), (2, "two")):
+        run_byol(count, words(arrays, tmp_path / name, **extra), tmp_path / "log")
+    assert "learner.extra_predictors.local.0.weight" in state(tmp_path / "two")
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
 @pytest.mark.parametrize("after", [1, 2])
 def test_a_signal_to_one_process_saves_and_any_number_of_processes_continues(
     arrays: Path, tmp_path: Path, runs: Path, after: int

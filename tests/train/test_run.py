@@ -15,7 +15,7 @@ from small_runs import StopsItself, Tiny, seeded, small_config, stopping
 from torch import nn
 
 import byol
-from byol.train.config import DataConfig, KnnConfig, ModelConfig, OptimConfig
+from byol.train.config import DataConfig, ExtraConfig, KnnConfig, ModelConfig, OptimConfig
 from byol.train.plan import plan_run
 from byol.train.run_folder import RunFolder
 from byol.train.setup import Setup, split
@@ -57,6 +57,21 @@ def test_a_stopped_and_resumed_run_gives_the_same_bytes_as_an_uninterrupted_one(
     assert resumed.plan.total_steps == whole.plan.total_steps > 5
     assert state_of(tmp_path / "a") == state_of(tmp_path / "b")
     assert losses_of(tmp_path / "a") == losses_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize("route", ["resident", "photos"])
+def test_a_run_with_extra_views_resumes_bit_for_bit(tmp_path, photos, arrays, route):
+    """Its other predictors and what the optimizer remembers of them are in the checkpoint."""
+    images, extra = photos if route == "photos" else arrays, ExtraConfig(local=2, cutout=1, targets=1)
+    config = small_config(tmp_path / "a", extra=extra, optim=OptimConfig(name="adamw", accumulation=2))
+    byol.pretrain(seeded(), images, config)
+    # Five passes with gradients of two micro-batches a step: in step 4, which is given up.
+    with pytest.raises(byol.Stopped, match="saved at step 3"):
+        byol.pretrain(seeded(StopsItself, 33), images, replace(config, out=str(tmp_path / "b")))
+    saved = load_file(tmp_path / "b" / "checkpoints" / "step-00000003" / "state.safetensors")
+    assert "learner.extra_predictors.cutout.0.weight" in saved
+    byol.pretrain(seeded(), images, replace(config, out=str(tmp_path / "b")))
+    assert state_of(tmp_path / "a") == state_of(tmp_path / "b")
 
 
 class Repeats(Tiny):

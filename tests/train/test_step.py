@@ -15,7 +15,7 @@ import byol
 from byol import Plan
 from byol.data.batches import Batch
 from byol.evaluation.online import ProbedLearner
-from byol.train.config import OptimConfig, TrainConfig
+from byol.train.config import ExtraConfig, OptimConfig, TrainConfig
 from byol.train.plan import ImageFacts, plan_run
 from byol.train.step import build_optimizer, steps
 from byol.world import World
@@ -107,7 +107,7 @@ def reference(learner: byol.BYOL, plan: Plan, optimizer: torch.optim.Optimizer) 
         lr = base * (step / plan.warmup_steps if warm else (1 + math.cos(math.pi * passed)) / 2)
         for group, factor in zip(optimizer.param_groups, factors, strict=True):
             group["lr"] = lr * factor
-        view1, view2, _ = next(batches)
+        view1, view2, *_ = next(batches)
         loss = learner(view1, view2)
         optimizer.zero_grad()
         loss.backward()
@@ -193,6 +193,33 @@ def test_twice_the_batch_moves_the_target_as_far_as_two_steps():
     (said,) = [line for line in plan.lines() if line.startswith("switches ")]
     assert "not the paper's" in said
     assert "tau 0.6 of 4 images to the power of 2" in said
+    assert not [line for line in usual.lines() if line.startswith("switches ")]
+
+
+def test_a_run_with_extra_views_trains_their_predictors_at_the_predictors_rate_and_says_what_they_are():
+    extra = ExtraConfig(local=2, cutout=1, targets=3)
+    config = TrainConfig("unused", batch_size=8, epochs=4, device="cpu", precision="fp32", extra=extra)
+    facts = ImageFacts(8, (16, 16), 3, False)
+    plan, usual = (
+        plan_run(one, facts, World.join("cpu")) for one in (config, replace(config, extra=ExtraConfig()))
+    )
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    learner = byol.BYOL(net, 16, "output", 8, 16, extra=[*plan.predicted])
+    groups = {id(p): g["lr_factor"] for g in build_optimizer(learner, plan).param_groups for p in g["params"]}
+    rates = {groups[id(p)] for p in learner.extra_predictors.parameters()}
+    assert rates == {groups[id(p)] for p in learner.predictor.parameters()} == {10.0}
+    (said,) = [line for line in plan.lines() if line.startswith("switches ")]
+    for words in (
+        "not the paper's",
+        "2 local views and 1 cutout view",
+        "arXiv 2602.05845",
+        "3 more views",
+        "FastSiam",
+    ):
+        assert words in said
+    # Local views have 8 pixels a side; what the online network sees counts thrice, for the gradient.
+    assert plan.passes == pytest.approx(8 + 3 * (1 + 2 * 8**2 / plan.image_size[0] ** 2) + 3)
+    assert usual.passes == 8
     assert not [line for line in usual.lines() if line.startswith("switches ")]
 
 
@@ -284,7 +311,7 @@ def test_weights_that_are_spoiled_already_are_not_called_sound():
         next(running)
         with torch.no_grad():
             learner.net[0].weight[0, 0] = torch.nan if spoiled else 1.0
-        bad = (Batch(view * torch.nan, view, rows) for view, _, rows in batches_of(8))
+        bad = (Batch(view * torch.nan, view, rows) for view, _, rows, *_ in batches_of(8))
         again = running if spoiled else steps(learner, bad, build_optimizer(learner, plan), plan)
         with pytest.raises(byol.TrainingError, match=says):
             next(again)
@@ -306,7 +333,7 @@ def test_views_of_any_kind_are_trained_on():
     learner = byol.BYOL(
         Sum(), hidden_layer="output", projection_size=4, projection_hidden_size=7, example=example
     )
-    views = (({"left": a, "right": a}, {"left": b, "right": b}, rows) for a, b, rows in batches_of(8))
+    views = (({"left": a, "right": a}, {"left": b, "right": b}, rows) for a, b, rows, *_ in batches_of(8))
     results = trained(learner, plan_of(), views)
     assert [result.step for result in results] == [1, 2, 3, 4]
     assert all(result.loss.isfinite() for result in results)
