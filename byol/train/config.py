@@ -20,6 +20,7 @@ from byol.train.recipe import Kind
 from byol.world import Precision
 
 OptimizerName = Literal["lars", "sgd", "adamw"]
+LoggerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 KINDS = {int: "a whole number", float: "a finite number", bool: "True or False", NoneType: "nothing"}
 # A limit is what is expected, and whether a value is that.
 Count = Annotated[int, "at least 1", partial(le, 1)]
@@ -67,11 +68,15 @@ def unfit(value: Any, kind: Any) -> str:
     if origin is Annotated:
         plain, expected, within = parts
         return unfit(value, plain) or ("" if within(value) else expected)
+    if origin is tuple:
+        several = parts[-1:] == (...,)
+        kinds = [parts[0]] * (len(value) if isinstance(value, tuple) else 1) if several else [*parts]
+        if isinstance(value, tuple) and len(value) == len(kinds) and not any(map(unfit, value, kinds)):
+            return ""
+        one = " or ".join(dict.fromkeys(unfit(None, part) for part in kinds))
+        return f"a tuple, each of it {one}" if several else f"{len(kinds)} values, each {one}"
     if origin is Literal:
         fits = value in parts
-    elif origin is tuple:
-        kinds = [parts[0]] * len(value) if parts[-1:] == (...,) else list(parts)
-        fits = isinstance(value, tuple) and [type(part) for part in value] == kinds
     elif kind is float:
         fits = type(value) is int or (type(value) is float and math.isfinite(value))
     else:
@@ -253,6 +258,8 @@ class TrainConfig(Checked):
     """Checkpoints kept, at least 2."""
     log_every_steps: Count = 50
     """Steps between lines in metrics.jsonl. For each the loop waits until the device has done the step."""
+    log: tuple[LoggerName, ...] = ()
+    """Programs that get the metrics too: tensorboard (files in the run's folder), wandb, mlflow, trackio."""
     on_collapse: Literal["stop", "warn"] = "stop"
     """When all images get the same representation: stop (saved, exit code 5), or say so and go on."""
     model: ModelConfig = field(default_factory=ModelConfig)

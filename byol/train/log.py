@@ -17,6 +17,7 @@ from byol.data.decode import BadImage
 from byol.data.images import Images
 from byol.disk import append_text, parse_json, write_text
 from byol.errors import DataError, DiskError, printable
+from byol.train.loggers import Loggers
 from byol.train.outcome import FEW, accuracy
 from byol.train.plan import Plan
 from byol.train.step import StepResult
@@ -31,8 +32,15 @@ class RunLog:
     """Writes metrics by steps and shows progress by time: a bar on a terminal, lines elsewhere."""
 
     def __init__(
-        self, path: Path, plan: Plan, start: int, batches: Batches, clock: Callable[[], float] = monotonic
+        self,
+        path: Path,
+        plan: Plan,
+        start: int,
+        batches: Batches,
+        clock: Callable[[], float] = monotonic,
+        loggers: Loggers | None = None,
     ) -> None:
+        self.loggers = loggers
         self.path, self.plan, self.start, self.batches, self.clock = path, plan, start, batches, clock
         self._logged = self._moment(start)  # of the metrics before
         self._warned = False
@@ -48,6 +56,8 @@ class RunLog:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+        if self.loggers is not None:
+            self.loggers.start(self.lines)
         steps = TextColumn("{task.completed:,.0f}/{task.total:,.0f}")
         words = TextColumn("{task.percentage:3.0f}% {task.description}")
         columns = steps, BarColumn(bar_width=None), words, TimeRemainingColumn()
@@ -59,7 +69,9 @@ class RunLog:
         self._task = self._bar.add_task("reading images", total=self.plan.total_steps, completed=self.start)
         return self
 
-    def __exit__(self, *failure: object) -> None:
+    def __exit__(self, kind: object, *failure: object) -> None:
+        if self.loggers is not None:
+            self.loggers.close(failed=kind is not None)
         if self._terminal:
             with suppress(OSError):  # it may have been closed
                 self._bar.stop()
@@ -107,6 +119,8 @@ class RunLog:
             if not self._warned:
                 logger.warning("Metrics are lost, training goes on: %s", failure)
             self._warned = True
+        if self.loggers is not None:
+            self.loggers.write(values)
         if "representation_retrieval" in values:
             self.say(f"{self._place(values['step'])}  {seen(values)}")
 

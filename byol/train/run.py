@@ -22,6 +22,7 @@ from byol.train import checkpoint
 from byol.train.checkpoint import Saver
 from byol.train.config import TrainConfig
 from byol.train.log import BadImages, RunLog, duration
+from byol.train.loggers import Loggers
 from byol.train.monitor import Monitor, step_signs
 from byol.train.outcome import Verdict, trouble, verdict_of
 from byol.train.plan import Plan
@@ -102,7 +103,7 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
             images.release()  # what was read until now is not needed as it was read
         batches = setup.batches(rows, plan, learner, start, bad, probe)
         fed = together(world, batches, bad=bad)
-        log = RunLog(folder.metrics, plan, start, batches)
+        log = RunLog(folder.metrics, plan, start, batches, loggers=Loggers(config.log, folder, plan))
         finished = start == plan.total_steps and is_sound(folder.encoder)
         began = time.perf_counter()
 

@@ -29,7 +29,7 @@ FORMAT = 3  # of plan.json
 # What may differ when a run is continued: where it runs and what it tells, not what it computes.
 FREE_TO_CHANGE = (
     "out", "workers", "device", "save_every_steps", "keep_checkpoints", "log_every_steps", "data.max_bad",
-    "on_collapse",
+    "on_collapse", "log",
 )  # fmt: skip
 
 
@@ -48,6 +48,8 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.bad_files = self.path / "bad_files.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+        self.loggers = self.path / "loggers.json"
         self.lock = self.path / ".lock"
 
     @contextmanager

@@ -35,6 +35,7 @@ from byol.method.hidden import OUTPUT
 from byol.models.build import build_encoder
 from byol.train.config import TrainConfig, seconds_of
 from byol.train.log import BadImages, say
+from byol.train.loggers import check_installed
 from byol.train.plan import ImageFacts, Plan, Speed, plan_run
 from byol.train.run_folder import RunFolder
 from byol.train.source import (
@@ -72,6 +73,8 @@ class Setup:
         """Check what was given against one another and open the images, the same ones on all processes."""
         world = World.join(config.device, alone=True) if world is None else world
         started, data = time.monotonic(), config.data
+        if world.rank == 0:  # which alone tells
+            check_installed(config.log)
         if isinstance(encoder, nn.Module):
             unused = [f"model.{name}" for name in config.model.encoder_options()]
             unused += ["model.target_init"] if config.model.target_init == "independent" else []
@@ -312,6 +315,8 @@ def prepare_loop(encoder: str | nn.Module | None, images: Any, config: TrainConf
     """
     if config.probe.online:
         raise ConfigError("probe.online is on, but only pretrain trains the probe. Leave it out here.")
+    if config.log:
+        raise ConfigError("log is set, but only pretrain tells metrics. Leave it out here.")
     setup = Setup.of(encoder, images, config)
     plan = setup.new_plan()
     learner = setup.learner(plan)

@@ -126,7 +126,7 @@ def test_files_are_read_within_bounds_and_text_is_utf_8():
                 assert "encoding" in keywords, written
 
 
-HEAVY = ("torchvision", "timm", "sklearn", "skimage", "matplotlib", "tyro", "rich", "pyarrow")
+HEAVY = ("torchvision", "timm", "sklearn", "skimage", "matplotlib", "tyro", "rich", "pyarrow", "tensorboard")
 FORMATS = ("PIL", "yaml", "safetensors")
 
 

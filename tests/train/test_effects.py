@@ -51,6 +51,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "save_every_steps": (5, {}, "checkpoints"),
     "keep_checkpoints": (3, {}, "checkpoints"),
     "log_every_steps": (2, {}, "metrics"),
+    "log": (("tensorboard",), {}, "files"),
     "on_collapse": ("warn", {"images": "black"}, "failure"),
     "model.stem": ("imagenet", RESNET, "weights"),
     "model.padding": ("same", RESNET, "weights"),
@@ -173,6 +174,7 @@ def observed(folder: Path, photos: Path, common: dict[str, Any], change: dict[st
         ),
         "metrics": [{k: v for k, v in line.items() if k not in TIMES} for line in lines],
         "checkpoints": [path.name for path in checkpoints],
+        "files": sorted(path.name for path in folder.iterdir()),
         "processes": len(pids),
     }
 

@@ -30,7 +30,7 @@ def runs(arrays: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of one process and one of two: accumulated gradients, LARS, the online probe."""
     folder = tmp_path_factory.mktemp("runs")
     for count, name in ((1, "one"), (2, "two")):
-        run_byol(count, words(arrays, folder / name, **PROBED), folder / f"{name}.log")
+        run_byol(count, words(arrays, folder / name, **PROBED, log="tensorboard"), folder / f"{name}.log")
     return folder
 
 
@@ -82,6 +82,7 @@ def test_rank_0_alone_talks_looks_and_saves(runs: Path):
     manifest = max((runs / "two" / "checkpoints").glob("step-*")) / "manifest.json"
     assert json.loads(manifest.read_text())["processes"] == 2
     assert json.loads((runs / "two" / "env.json").read_text())["processes"] == 2
+    assert len(list((runs / "two" / "tensorboard").iterdir())) == 1
 
 
 def test_streamed_images_and_sgd_are_the_run_of_one_too(photos: Path, tmp_path: Path):
