@@ -6,9 +6,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from importlib import import_module
-from io import TextIOWrapper
+from io import StringIO, TextIOWrapper
 from types import FrameType
 from typing import NoReturn, TextIO
 
@@ -48,7 +48,7 @@ usage: byol COMMAND ...
   explore     walk through images:          byol explore features.npz --data photos/ --out map
   export      the encoder for other tools:  byol export runs/a --out encoder.onnx
 
-`byol COMMAND --help` lists a command's flags.
+`byol COMMAND --help` lists a command's flags; `byol --completion` makes bash complete them.
 Exit codes: 0 done, 1 `check` has found something, 2 usage or settings, 3 images, 4 diverged, 5 collapsed,
 70 no memory, no disk space or a bug, 75 stopped by a signal and saved, 130 Ctrl-C and saved.
 """
@@ -87,6 +87,9 @@ def done(words: list[str]) -> int:
         return 0
     if words[0] in ("-V", "--version"):
         print(f"byol {__version__}")
+        return 0
+    if words[0] == "--completion":
+        print(completion(), end="")
         return 0
     try:
         return command_named(words[0])(words[1:])
@@ -130,6 +133,28 @@ def say(line: str) -> None:
 def hush(stream: TextIO) -> None:
     """Lead a stream whose reader has gone to nowhere, so that Python's own exit does not stumble over it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def completion() -> str:
+    """A script by which bash completes commands and their flags."""
+    parts = []
+    for name in COMMANDS:
+        with redirect_stdout(StringIO()) as said, suppress(SystemExit):
+            command_named(name)(["--tyro-print-completion", "bash"])
+        parts.append(said.getvalue().partition("# Register completion")[0])  # which would be for one command
+    return (
+        "".join(parts)
+        + f"""
+_byol() {{
+  if [[ $COMP_CWORD -eq 1 ]]; then
+    COMPREPLY=($(compgen -W "{" ".join(COMMANDS)}" -- "${{COMP_WORDS[1]}}"))
+  elif declare -F "_tyro_byol_${{COMP_WORDS[1]}}" >/dev/null; then
+    "_tyro_byol_${{COMP_WORDS[1]}}"
+  fi
+}}
+complete -o default -F _byol byol
+"""
+    )
 
 
 def command_named(name: str) -> Callable[[Sequence[str]], int]:

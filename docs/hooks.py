@@ -47,7 +47,7 @@ def commands() -> str:
     for command in COMMANDS:
         said = io.StringIO()
         with redirect_stdout(said), suppress(SystemExit):
-            main([command, "--help"])
+            main([command, "--help-all" if command == "train" else "--help"])
         text = re.sub(r"\x1b\[[0-9;]*m", "", said.getvalue())
         parts += ["", f"## byol {command}", "", "```text", text.rstrip(), "```"]
     return "\n".join(parts)

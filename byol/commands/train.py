@@ -18,6 +18,40 @@ from byol.train.run import Run, pretrain
 from byol.train.run_folder import RunFolder
 from byol.world import is_first
 
+HELP = """usage: byol train IMAGES --out FOLDER [FLAGS]
+
+Learn an encoder from unlabelled images. What is left out is derived from the
+images and the hardware, and printed. A run that was stopped is continued.
+
+IMAGES               folder, list, .csv, .parquet, .tar, .zip, .npy or .npz
+--out FOLDER         checkpoints, metrics, the encoder, its report
+--preset NAME|YAML   a recipe, such as imagenet-300 or cifar10-cpu, or a run's
+                     config.yaml; flags given beside it win
+
+what to train
+  --encoder NAME     resnet18 ... resnet200, convnet, timm:NAME,
+                     torchvision:NAME, package.module:function
+  --init WEIGHTS     start from a run, a file of weights, timm:NAME, ...
+  --kind KIND        photos, gray, textures, aerial, paper: which views to draw
+  --image-size INT   side of the views in pixels
+
+how long
+  --epochs FLOAT     passes over the images
+  --budget TIME      or a time: 90s, 20m, 8h
+  --batch-size INT   images per step, over all processes
+  --optim.base-lr FLOAT   peak learning rate per 256 images
+
+where
+  --device NAME      cpu, cuda, cuda:N or mps
+  --workers INT      processes that decode photographs
+  --seed INT         number from which all randomness follows
+  --log NAME ...     metrics also to tensorboard, wandb, mlflow, trackio
+
+Rarer flags come in groups: --model. (network and heads), --views. (crops,
+colour, blur), --optim. (optimizer, schedule, tau), --data. (reading), --knn.
+and --probe. (scores while training). All of them: byol train --help-all
+"""
+
 
 @dataclass(frozen=True)
 class Train:
@@ -30,6 +64,10 @@ class Train:
 
 def train(arguments: Sequence[str]) -> int:
     """Train an encoder and say where it is and how good it is."""
+    if {"-h", "--help"} & {*arguments}:
+        print(HELP, end="")
+        return 0
+    arguments = ["--help" if word == "--help-all" else word for word in arguments]
     description = (
         "Learn an encoder from unlabelled images. Only IMAGES and --out are needed; what is left out is "
         "derived from the images and the hardware, and printed. A run that was stopped is continued. "

@@ -1,6 +1,7 @@
 """The command line: what people type and what they see, in real processes."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -46,10 +47,53 @@ FLAGS = {
 }
 
 
+def whole_help(command: str) -> str:
+    return "--help-all" if command == "train" else "--help"
+
+
+def test_the_help_of_train_fits_a_screen_and_every_flag_in_it_is_one(capsys):
+    assert main(["train", "--help"]) == 0
+    short = capsys.readouterr().out
+    assert len(short.splitlines()) <= 40
+    assert max(map(len, short.splitlines())) <= 80
+    with pytest.raises(SystemExit):
+        main(["train", "--help-all"])
+    flags = set(re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out))
+    assert len(flags) > 60
+    groups = {flag.partition(".")[0] + "." for flag in flags if "." in flag}
+    assert groups <= set(re.findall(r"--\w+\.", short))  # where all the others are found
+    named = set(re.findall(r"--[a-z][\w.-]*", short)) - groups - {"--help-all"}
+    assert len(named) > 10
+    assert named <= flags
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_commands_and_flags(tmp_path, capsys):
+    assert main(["--completion"]) == 0
+    script = capsys.readouterr().out
+    script += """
+complete -p byol >/dev/null || exit 1
+try() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _byol byol; echo "${COMPREPLY[*]}"; }
+try byol tr
+try byol train photos/ --optim.base
+try byol train photos/ --device cpu --kind te
+try byol embed runs/a --norm
+try byol nothing --x
+"""
+    (tmp_path / "script.sh").write_text(script, encoding="utf-8")
+    done = subprocess.run(
+        ["bash", str(tmp_path / "script.sh")], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "train", "--optim.base-lr --optim.base-tau", "textures", "--normalize", "",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("command", "flags"), FLAGS.items())
 def test_the_help_of_a_command_lists_its_flags(command, flags, capsys):
     with pytest.raises(SystemExit) as ended:
-        main([command, "--help"])
+        main([command, whole_help(command)])
     assert ended.value.code == 0
     out = capsys.readouterr().out
     assert not [flag for flag in flags.split() if flag not in out]
@@ -63,7 +107,7 @@ def test_the_help_names_positional_words_and_shows_no_none(command, positional, 
     for columns in (80, 120):
         monkeypatch.setenv("COLUMNS", str(columns))
         with pytest.raises(SystemExit):
-            main([command, "--help"])
+            main([command, whole_help(command)])
         text = capsys.readouterr().out
         assert f" {positional}" in text.splitlines()[0]
         assert "None" not in text
@@ -258,7 +302,7 @@ def test_what_a_flag_cannot_read_is_told_without_the_readings_that_were_tried(wo
 def test_an_unknown_flag_is_named_with_a_near_one(labelled, tmp_path):
     done = byol("train", str(labelled), "--out", str(tmp_path / "a"), "--batchsize", "8")
     assert done.returncode == 2
-    assert "batchsize" in done.stderr + done.stdout
+    assert "--batch-size" in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
 
 
@@ -298,7 +342,7 @@ def test_a_signal_to_all_processes_saves_says_so_and_the_same_command_continues(
 
 def test_the_help_describes_its_groups(capsys):
     with pytest.raises(SystemExit):
-        main(["train", "--help"])
+        main(["train", "--help-all"])
     said = " ".join(capsys.readouterr().out.translate({ord(letter): " " for letter in "│|"}).split())
     assert "The optimizer, its schedule and the target's." in said
 

@@ -77,7 +77,7 @@ def pieces(page: str) -> list[tuple[str, str]]:
     for piece in re.finditer(r"^```(\w*)\n(.*?)^```$|`([^`]+)`", text, re.DOTALL | re.MULTILINE):
         language, block, words = piece.groups()
         if words is None:
-            assert language in ("", "python", "yaml", "text"), f"{page}: what is {language}?"
+            assert language in ("", "python", "yaml", "text", "bash"), f"{page}: what is {language}?"
             if language == "":
                 found += [("command", line) for line in block.splitlines()]
             else:
