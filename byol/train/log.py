@@ -1,4 +1,5 @@
-"""What a run says while it runs: metrics.jsonl is the truth, the console shows it, bad_files.jsonl lists."""
+"""What a run says while it runs: metrics.jsonl is the truth, the console shows it, train.log keeps what was
+said, bad_files.jsonl lists."""
 
 import json
 import logging
@@ -9,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from time import monotonic
+from time import monotonic, strftime
 from typing import Any
 
 from byol.data.batches import Batches
@@ -39,8 +40,9 @@ class RunLog:
         batches: Batches,
         clock: Callable[[], float] = monotonic,
         loggers: Loggers | None = None,
+        transcript: Path | None = None,
     ) -> None:
-        self.loggers = loggers
+        self.loggers, self.transcript = loggers, transcript
         self.path, self.plan, self.start, self.batches, self.clock = path, plan, start, batches, clock
         self._logged = self._moment(start)  # of the metrics before
         self._warned = False
@@ -56,6 +58,7 @@ class RunLog:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+        logger.addFilter(self._keep_warning)
         if self.loggers is not None:
             self.loggers.start(self.lines)
         steps = TextColumn("{task.completed:,.0f}/{task.total:,.0f}")
@@ -69,9 +72,12 @@ class RunLog:
         self._task = self._bar.add_task("reading images", total=self.plan.total_steps, completed=self.start)
         return self
 
-    def __exit__(self, kind: object, *failure: object) -> None:
+    def __exit__(self, kind: object, failure: object, traceback: object) -> None:
         if self.loggers is not None:
             self.loggers.close(failed=kind is not None)
+        logger.removeFilter(self._keep_warning)
+        if failure is not None:
+            self.keep(f"ended      {failure}" if str(failure) else f"ended      {type(failure).__name__}")
         if self._terminal:
             with suppress(OSError):  # it may have been closed
                 self._bar.stop()
@@ -80,6 +86,7 @@ class RunLog:
         """Pass step results on and show how far they are."""
         pause = BAR_SECONDS if self._terminal else FILE_SECONDS
         due, estimated = self.clock() + FIRST_SECONDS, False
+        kept = -math.inf  # when train.log was told last
         shown: Moment | None = None  # since the first step, which took the reading of the images too
         for result in results:
             step, last = result.step, result.step == self.plan.total_steps
@@ -96,8 +103,12 @@ class RunLog:
                         self.say(f"time       about {left} more, by the first steps")
                     estimated, shown = True, None
                 self._bar.update(self._task, description=text)
+                line = f"{self._place(step)}  {text}" + (f"  left {left}" if left else "")
                 if not self._terminal:
-                    self.say(f"{self._place(step)}  {text}" + (f"  left {left}" if left else ""))
+                    self.say(line)
+                elif self.clock() >= kept + FILE_SECONDS or last:
+                    kept = self.clock()
+                    self.keep(line)
             shown = shown or self._moment(step)
             yield result
 
@@ -126,11 +137,25 @@ class RunLog:
 
     def say(self, line: str) -> None:
         """A line for people that is not a metric; above the bar, if there is one."""
+        self.keep(line)
         if not self._terminal:
             say(line)
             return
         with suppress(OSError):
             self._bar.console.print(line, markup=False, highlight=False)
+
+    def keep(self, text: str) -> None:
+        """Add lines to train.log, each with the time; one that cannot be written is left out."""
+        if self.transcript is None:
+            return
+        now = strftime("%Y-%m-%d %H:%M:%S")
+        with suppress(OSError):  # people see it all the same, and metrics warn of a full disk
+            lines = (f"{now}  {printable(line)}\n" for line in text.splitlines())
+            append_text(self.transcript, "".join(lines))
+
+    def _keep_warning(self, record: logging.LogRecord) -> bool:
+        self.keep(f"warning    {record.getMessage()}")
+        return True
 
     def _moment(self, step: int) -> Moment:
         return self.clock(), step, self.batches.waited

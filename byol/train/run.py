@@ -103,7 +103,8 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
             images.release()  # what was read until now is not needed as it was read
         batches = setup.batches(rows, plan, learner, start, bad, probe)
         fed = together(world, batches, bad=bad)
-        log = RunLog(folder.metrics, plan, start, batches, loggers=Loggers(config.log, folder, plan))
+        loggers = Loggers(config.log, folder, plan)
+        log = RunLog(folder.metrics, plan, start, batches, loggers=loggers, transcript=folder.transcript)
         finished = start == plan.total_steps and is_sound(folder.encoder)
         began = time.perf_counter()
 

@@ -44,6 +44,7 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.environment = self.path / "env.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.transcript = self.path / "train.log"
         self.verdict = self.path / "verdict.json"
         self.report = self.path / "report.html"
         self.bad_files = self.path / "bad_files.jsonl"

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_runs import small_config
+from small_runs import seeded, small_config, stopping
 
 import byol
 from byol.data.batches import Batches, BatchPlan
+from byol.errors import Stopped
 from byol.method.views import Views
 from byol.train.log import BadImages, RunLog
 from byol.train.plan import ImageFacts, plan_run
@@ -49,7 +50,7 @@ def told(path: Path, steps: int, start: int, seconds: Iterable[float], log_every
             batches.waited += passed / 4
             yield StepResult(step, torch.tensor(1.25), 0.1, 0.99, None)
 
-    with RunLog(path / "metrics.jsonl", plan, start, batches, clock) as log:
+    with RunLog(path / "metrics.jsonl", plan, start, batches, clock, transcript=path / "train.log") as log:
         for result in log.following(results()):
             if result.step % log_every == 0:
                 log.write(log.metrics(result))
@@ -130,3 +131,47 @@ def test_unreadable_images_are_summed_up_by_reason_without_escapes(tmp_path):
         bad(name, reason)
     summary = "3 x N bytes are left; 1 x \\x1b; 1 x x; and other reasons"
     assert f"6 unreadable images ({summary})" in str(bad)
+
+
+STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
+
+
+def test_train_log_keeps_what_was_said_over_all_parts_of_a_run(tmp_path, capsys, caplog):
+    folder = tmp_path / "a\x1b[31m"
+    images = np.random.default_rng(0).integers(0, 255, (80, 20, 20, 3), dtype=np.uint8)
+    with pytest.raises(Stopped):
+        byol.pretrain(stopping(seeded(), 12), images, small_config(folder))
+    (folder / "tensorboard").write_text("in the way of a logger, which warns")
+    byol.pretrain(seeded(), images, small_config(folder, log=("tensorboard",)))
+    lines = (folder / "train.log").read_text(encoding="utf-8").splitlines()
+    assert all(re.match(STAMP, line) for line in lines)
+    kept = [re.sub(STAMP, "", line, count=1) for line in lines]
+    said = capsys.readouterr().err.splitlines()
+    printed = [line.replace("\x1b", "\\x1b") for line in said]
+    assert [line for line in kept if not line.startswith(("ended", "warning"))] == printed
+    assert sum(line.startswith("ended      Stopped by SIGTERM and saved at step") for line in kept) == 1
+    assert [line for line in kept if line.startswith("warning    The logger tensorboard")] != []
+    assert "\x1b" not in "".join(lines)
+    assert sum(line.startswith("finished") for line in kept) == 1
+
+
+def test_on_a_terminal_train_log_holds_a_line_in_ten_seconds(tmp_path, monkeypatch):
+    parent, child = pty.openpty()
+    reader = threading.Thread(target=lambda: [None for _ in iter(lambda: drained(parent), b"")])
+    reader.start()
+    with open(child, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        told(tmp_path, 1200, 0, [1 / 32] * 1200)
+    reader.join()
+    os.close(parent)
+    kept = (tmp_path / "train.log").read_text(encoding="utf-8").splitlines()
+    steps = [re.search(r"step ([\d,]+)/", line)[1] for line in kept if "loss" in line]
+    assert 4 <= len(steps) <= 6
+    assert steps[-1] == "1,200"
+
+
+def drained(parent: int) -> bytes:
+    try:
+        return os.read(parent, 4096)
+    except OSError:  # the terminal is gone
+        return b""
