@@ -48,8 +48,9 @@ where
   --log NAME ...     metrics also to tensorboard, wandb, mlflow, trackio
 
 Rarer flags come in groups: --model. (network and heads), --views. (crops,
-colour, blur), --optim. (optimizer, schedule, tau), --data. (reading), --knn.
-and --probe. (scores while training). All of them: byol train --help-all
+colour, blur), --extra. (further views), --optim. (optimizer, schedule, tau),
+--data. (reading), --knn. and --probe. (scores while training). All of them:
+byol train --help-all
 """
 
 
