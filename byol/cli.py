@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
@@ -15,6 +16,7 @@ from typing import NoReturn, TextIO
 from byol import __version__
 from byol.errors import ByolError, ConfigError, did_you_mean, printable
 
+REPORT = 300.0  # seconds that a report takes at most
 COMMANDS = (
     "demo",
     "check",
@@ -94,8 +96,11 @@ def done(words: list[str]) -> int:
     try:
         return command_named(words[0])(words[1:])
     except ByolError as failure:
-        if not failure.shared or os.environ.get("RANK", "0") == "0":
+        first = os.environ.get("RANK", "0") == "0"
+        if not failure.shared or first:
             say(f"byol {words[0]}: {failure}")
+        elif failure.exit_code not in (75, 130):  # a signal ends all of them anyway
+            leave_it_to_the_first()
         return failure.exit_code
     except KeyboardInterrupt:
         say("byol: interrupted")
@@ -112,6 +117,14 @@ def done(words: list[str]) -> int:
             say(line)
         say("byol: this is a bug. Please report it with the lines above.")
         return 70
+
+
+def leave_it_to_the_first() -> None:
+    """Wait for the end of rank 0, which has the word: torchrun ends all processes of a machine as soon as
+    one of them has ended, and rank 0 may be writing a report."""
+    if os.environ.get("GROUP_RANK") == "0" and "TORCHELASTIC_RUN_ID" in os.environ:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(REPORT)
 
 
 def leave(number: int, frame: FrameType | None) -> NoReturn:

@@ -105,6 +105,7 @@ def parse(
     # tyro does not wrap a description, and joins its lines unless they begin with a space
     description = textwrap.fill(description, shutil.get_terminal_size().columns, subsequent_indent=" ")
     booleans = tyro.conf.FlagCreatePairsOff if switches else tyro.conf.FlagConversionOff
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, which all get the same flags
     try:
         with _rules():
             return tyro.cli(
@@ -112,10 +113,17 @@ def parse(
                 args=list(arguments),
                 prog=prog,
                 description=description,
+                console_outputs=first,
                 config=(booleans, tyro.conf.PositionalMetavarFromFieldName),
             )
+    except SystemExit as left:
+        if first or not left.code:
+            raise
+        failure = ConfigError("The flags cannot be read.")
     except _Refused as refused:
-        raise refused.args[0] from None
+        failure = refused.args[0]
+    failure.shared = True
+    raise failure from None
 
 
 class _Refused(Exception):

@@ -2,9 +2,12 @@
 
 import logging
 import os
+import platform
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -19,7 +22,9 @@ DRIVER = Path("/proc/driver/nvidia/version")  # where there is an NVIDIA card
 logger = logging.getLogger("byol")
 Precision = Literal["bf16", "fp32"]
 T = TypeVar("T")
-MINUTES = 10  # that a process waits for the others within a step
+MINUTES = 10  # that a process waits for the others within the first step; rank 0 at later meetings
+STILL = 60.0  # seconds that it waits within a later step, unless steps are slow
+NOTICE = 2.0  # seconds in which all that wait for a process notice that it does not come
 LOST = ("gloo", "NCCL", "onnection closed", "onnection reset")  # in what torch says of a process that ended
 
 
@@ -34,6 +39,8 @@ class World:
     size: int
     device: torch.device
     meetings: Any = None  # the group that several processes agree in, beside that of gradients and statistics
+    store: Any = None  # what each leaves there the others can read without waiting
+    met: Counter[str] = field(default_factory=Counter, compare=False)  # meetings so far, as "count"
 
     @classmethod
     def join(cls, device: str | None = None, *, alone: bool = False, hours: float = 168) -> "World":
@@ -72,6 +79,8 @@ class World:
             # torchrun's store outlives a restart, with the addresses of the processes that have ended.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             store = distributed.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+            store.set(f"where {rank}", f"pid {os.getpid()} on {platform.node()}")
+            store.set(f"met {rank}", "0")
             distributed.init_process_group(
                 "cpu:gloo,cuda:nccl" if gpus else "gloo",
                 store=store, rank=rank, world_size=size, timeout=timedelta(minutes=MINUTES),
@@ -81,7 +90,7 @@ class World:
             raise ConfigError(
                 f"WORLD_SIZE is {size}, but the processes do not meet: {failure}. Start them by torchrun."
             ) from failure
-        return cls(rank, size, chosen, meetings)
+        return cls(rank, size, chosen, meetings, store)
 
     def __enter__(self) -> "World":
         return self
@@ -105,7 +114,9 @@ class World:
                 raise failure
             return [*news]
         said: list[Any] = [None] * self.size
+        self.met["count"] += 1
         try:
+            self.store.set(f"met {self.rank}", str(self.met["count"]))
             some = torch.tensor([failure is not None or len(news) > 0], dtype=torch.int32)
             distributed.all_reduce(some, distributed.ReduceOp.MAX, group=self.meetings)
             if not some:
@@ -177,9 +188,32 @@ class World:
         finally:
             logger.setLevel(level)
 
+    def expect(self, seconds: float) -> None:
+        """Notice one that stands still sooner from now on, when a micro-batch has taken so many seconds.
+
+        Rank 0 waits less at meetings too; the others do not, as it may be scoring or saving.
+        """
+        set_timeout = (
+            getattr(distributed, "set_timeout", None) or distributed.distributed_c10d._set_pg_timeout
+        )
+        set_timeout(timedelta(seconds=max(STILL, 10 * seconds)))
+        if self.rank == 0:
+            set_timeout(timedelta(seconds=max(60 * MINUTES, 10 * seconds)), self.meetings)
+
     def _lost(self) -> ProcessLost:
+        """Names those that have not come as far as this process, or not noticed what all that wait notice."""
+        names = list[str]()
+        with suppress(RuntimeError):  # without torchrun the store ends with rank 0
+            self.store.set(f"noticed {self.rank}", "")
+            time.sleep(NOTICE)
+            others = [rank for rank in range(self.size) if rank != self.rank]
+            met = {rank: int(self.store.get(f"met {rank}")) for rank in others}
+            behind = [rank for rank in others if met[rank] < self.met["count"]]
+            silent = [rank for rank in others if not self.store.check([f"noticed {rank}"])]
+            names = [f"{rank} ({self.store.get(f'where {rank}').decode()})" for rank in behind or silent]
+        which = f"Process {' and process '.join(names)}" if names else "Another"
         return ProcessLost(
-            f"Another of the {self.size} processes has ended or stands still; what it said is the reason."
+            f"{which} of the {self.size} processes has ended or stands still; what it said is the reason."
         )
 
     def default_precision(self) -> Precision:

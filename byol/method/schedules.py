@@ -6,7 +6,7 @@ from byol.errors import ConfigError
 
 
 def learning_rate(
-    step: int, *, base_lr: float, batch_size: int, total_steps: int, warmup_steps: int
+    step: int, *, base_lr: float, batch_size: float, total_steps: int, warmup_steps: int
 ) -> float:
     """Linear warm-up from 0 to base_lr x batch_size / 256, then a cosine to 0 at `total_steps` (paper §3.3).
 

@@ -107,6 +107,9 @@ class ModelConfig(Checked, group="model."):
     """Start the target as a copy of the online network, or from a draw of its own as the official code."""
     joint_batchnorm: bool = False
     """Let both views share one pass and its BatchNorm statistics (not the paper's way)."""
+    recompute: bool = False
+    """Activation checkpointing, for networks that else do not fit: of a ResNet's or ViT's blocks only inputs
+    are kept, and the rest is computed again for the gradient. The same numbers in a third more time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -139,6 +142,9 @@ class OptimConfig(Checked, group="optim."):
     """lars (the paper's), sgd or adamw. By default adamw on a CPU, lars elsewhere."""
     base_lr: Positive | None = None
     """Learning rate per 256 images; the peak rate is base_lr x batch_size / 256."""
+    lr_scaling: Literal["linear", "sqrt"] = "linear"
+    """How the peak rate follows from the batch: linear as in the paper, or sqrt, as is usual for AdamW:
+    base_lr x sqrt(batch_size / 256)."""
     predictor_lr: Positive | None = None
     """The predictor's learning rate over the rest's. By default 1 as in the paper; on a CPU 10."""
     weight_decay: NotNegative | None = None

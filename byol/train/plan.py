@@ -97,6 +97,8 @@ class Plan(Checked):
     local_views: int = 0  # of each image, beside the two
     cutout_views: int = 0
     target_views: int = 0
+    lr_scaling: str = "linear"
+    recompute: bool = False  # the encoder's activations, for their gradient
 
     def __post_init__(self) -> None:
         if isinstance(self.views, dict):  # as JSON has it
@@ -114,7 +116,8 @@ class Plan(Checked):
 
     def lr_at(self, step: int) -> float:
         lengths = {"total_steps": self.total_steps, "warmup_steps": self.warmup_steps}
-        return learning_rate(step, base_lr=self.base_lr, batch_size=self.batch_size, **lengths)
+        batch_size = scaled_batch(self.batch_size, self.lr_scaling)
+        return learning_rate(step, base_lr=self.base_lr, batch_size=batch_size, **lengths)
 
     def tau_at(self, step: int) -> float:
         usual: float = tau(step, base_tau=self.base_tau, total_steps=self.total_steps) ** self.tau_power
@@ -157,6 +160,10 @@ class Plan(Checked):
         if self.target_views:
             more = counted(self.target_views, "more view")
             found.append(f"targets averaged over {more} (FastSiam, Pototzky et al. 2022)")
+        if self.lr_scaling != "linear":
+            found.append(f"lr {self.base_lr:g} of 256 images times the root of {self.batch_size}/256")
+        if self.recompute:
+            found.append("activations computed again for the gradient, to the same numbers")
         return found
 
     def lines(self) -> list[str]:
@@ -272,6 +279,7 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
         min(16, max(1, usable_cores() // world.neighbours())) if config.workers is None else config.workers
     )
     base_lr = optim.base_lr or usual_lr
+    lr = base_lr * scaled_batch(batch_size, optim.lr_scaling) / 256
     return Plan(
         encoder=encoder, encoder_options=options, channels=facts.channels,
         image_size=(side, side), eval_size=(eval_side or side,) * 2,
@@ -282,7 +290,7 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
         in_memory=in_memory, memory_side=memory_side * in_memory,
         batch_size=batch_size, accumulation=optim.accumulation,
         epochs=epochs, total_steps=total, warmup_steps=warmup_steps,
-        optimizer=optimizer, base_lr=base_lr, lr=base_lr * batch_size / 256,
+        optimizer=optimizer, base_lr=base_lr, lr=lr,
         predictor_lr=optim.predictor_lr or (10.0 if cpu else 1.0),
         weight_decay=weight_decay, momentum=optim.momentum, base_tau=base_tau, seed=config.seed,
         precision=config.precision or world.default_precision(), device=str(world.device),
@@ -291,7 +299,13 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
         look_every_steps=math.ceil(total / config.knn.times),
         beta2=optim.beta2, clip=optim.clip or 0.0, tau_power=batch_size / (optim.tau_batch or batch_size),
         local_views=config.extra.local, cutout_views=config.extra.cutout, target_views=config.extra.targets,
+        lr_scaling=optim.lr_scaling, recompute=config.model.recompute,
     )  # fmt: skip
+
+
+def scaled_batch(batch_size: int, scaling: str) -> float:
+    """The batch size that the rate is scaled by: its root, as long as that of 256 stays 256."""
+    return batch_size if scaling == "linear" else math.sqrt(256 * batch_size)
 
 
 def view_side(eval_side: int) -> int:

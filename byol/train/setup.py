@@ -1,6 +1,7 @@
 """What a run is made of before its first step: `pretrain` and `prepare_loop` both begin here."""
 
 import copy
+import itertools
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
@@ -32,6 +33,7 @@ from byol.method.byol import BYOL, evaluating
 from byol.method.draws import Stream, seed_of, uniforms
 from byol.method.extra import local_size
 from byol.method.hidden import OUTPUT
+from byol.method.recompute import recompute
 from byol.models.build import build_encoder
 from byol.train.config import TrainConfig, seconds_of
 from byol.train.log import BadImages, say
@@ -143,6 +145,8 @@ class Setup:
             views=source_views(plan, plan.views), target_net=target, joint_batchnorm=model.joint_batchnorm,
             extra=[*plan.predicted],
         )  # fmt: skip
+        if plan.recompute:
+            recompute(learner.online.encoder)
         return learner.to(self.world.device).to(memory_format=torch.channels_last)
 
     def encoder(self, learner: BYOL, plan: Plan) -> Encoder:
@@ -228,7 +232,7 @@ class Setup:
         rows = split(len(self.images), draft)[0][: 4 * draft.batch_size]
         ends: list[float] = []
         with closing(self.batches(rows, draft, learner)) as batches:
-            fed = together(self.world, batches)
+            fed = together(self.world, batches, patient=True)
             for _ in steps(learner, fed, build_optimizer(learner, draft), draft, 0, forward):
                 if self.world.device.type == "cuda":
                     torch.cuda.synchronize()
@@ -262,16 +266,18 @@ def together(
     batches: Iterator[Batch],
     found: list[tuple[str, str]] | None = None,
     bad: Callable[[str, str], None] | None = None,
+    patient: bool = False,
 ) -> Iterator[Batch]:
     """Batches, each once every process has its part: what one fails with, or a signal to it, ends all.
 
-    `found` is filled with the unreadable images of this process; rank 0 tells `bad` of them.
+    `found` is filled with the unreadable images of this process; rank 0 tells `bad` of them. Unless `patient`
+    one that stands still is noticed soon, once it is known how long a batch takes.
     """
     if world.size == 1:
         yield from batches
         return
     found = [] if found is None else found
-    while True:
+    for count in itertools.count():
         with world.telling():
             batch = next(batches)
         news = world.meet(news=found)
@@ -281,7 +287,10 @@ def together(
                 for name, reason in news:
                     if bad is not None:
                         bad(name, reason)
+        began = time.monotonic()
         yield batch
+        if count == 1 and not patient:  # the first made everything ready
+            world.expect(time.monotonic() - began)
 
 
 def check_same(images: Images, theirs: str, rank: int) -> None:

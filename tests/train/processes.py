@@ -55,6 +55,23 @@ def small(channels: int, image_size: object) -> nn.Module:
     return Small(channels)
 
 
+class Block(nn.Module):
+    """A residual block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(6, 6, 3, 1, 1, bias=False), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.relu(self.bn(self.conv(x)))
+
+
+def blocks(channels: int, image_size: object) -> nn.Module:
+    """A network of two blocks that can be computed again for their gradient."""
+    stem = nn.Conv2d(channels, 6, 3, 2)
+    return nn.Sequential(stem, nn.Sequential(Block(), Block()), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+
+
 def words(images: Path, out: Path, **changes: object) -> list[str]:
     """The words of a small run: `optim__name` is --optim.name."""
     changed = {name.replace("__", ".").replace("_", "-"): value for name, value in changes.items()}

@@ -62,6 +62,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "model.projection_hidden_size": (12, {}, "heads"),
     "model.target_init": ("independent", {}, "weights"),
     "model.joint_batchnorm": (True, {}, "weights"),
+    "model.recompute": (True, {}, "failure"),  # a convnet has no blocks; elsewhere the numbers are the same
     "views.crop_area": ((0.5, 1.0), {}, "weights"),
     "views.crop_ratio": ((1.0, 1.0), {}, "weights"),
     "views.antialias": (False, {}, "weights"),
@@ -84,6 +85,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "views.std": ((1.0, 1.0, 1.0), {}, "weights"),
     "optim.name": ("adamw", {}, "weights"),
     "optim.base_lr": (0.5, {}, "weights"),
+    "optim.lr_scaling": ("sqrt", {}, "weights"),
     "optim.predictor_lr": (2.0, {}, "weights"),
     "optim.weight_decay": (0.1, {}, "weights"),
     "optim.momentum": (0.5, {}, "weights"),

@@ -422,3 +422,19 @@ def test_photographs_for_small_views_are_kept_shrunk_where_it_pays(facts, settin
     plan = plan_run(TrainConfig(out="a", **settings), facts, CPU)
     assert (plan.in_memory, plan.memory_side) == kept
     assert plan.memory_side == (4 * plan.image_size[0] if kept[1] else 0)
+
+
+@pytest.mark.parametrize("batch_size", [64, 4096])
+def test_the_rate_grows_with_the_root_of_the_batch_when_requested_and_the_plan_says_so(batch_size):
+    usual, root = (
+        plan_run(preset("imagenet-300", "--batch-size", str(batch_size), *flags), IMAGENET, CPU)
+        for flags in ([], ["--optim.lr-scaling", "sqrt"])
+    )
+    factor = batch_size / 256
+    assert usual.lr == pytest.approx(0.3 * factor)
+    assert root.lr == pytest.approx(0.3 * factor**0.5)
+    for plan in (usual, root):
+        assert plan.lr_at(plan.warmup_steps) == pytest.approx(plan.lr)
+    (said,) = [line for line in root.lines() if line.startswith("switches ")]
+    assert f"lr 0.3 of 256 images times the root of {batch_size}/256" in said
+    assert not usual.departures()

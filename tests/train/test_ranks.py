@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from processes import Small, run_byol, started, words
@@ -72,6 +74,22 @@ def test_two_processes_are_the_run_of_one(runs: Path):
     counted = [[line.get("online_train_top1") for line in lines(runs / run)] for run in ("one", "two")]
     assert counted[0] == counted[1]
     assert len({*counted[0]}) > 2
+
+
+def test_recomputed_activations_change_nothing_for_several_processes(arrays: Path, tmp_path: Path):
+    """With accumulated gradients: losses, weights and statistics are those without, and those of one."""
+    for name, count, on in (("kept", 2, False), ("again", 2, True), ("one", 1, True)):
+        flags = words(
+            arrays, tmp_path / name, encoder="processes:blocks", model__recompute=on, epochs=6, **PROBED
+        )
+        said = run_byol(count, flags, tmp_path / f"{name}.log")
+        assert ("activations computed again" in said) == on
+    assert_same_run(tmp_path / "kept", tmp_path / "again")
+    assert_same_run(tmp_path / "kept", tmp_path / "one")
+    tracked = [name for name in state(tmp_path / "kept") if name.endswith("num_batches_tracked")]
+    assert tracked
+    for name in tracked:
+        assert torch.equal(state(tmp_path / "kept")[name], state(tmp_path / "again")[name])
 
 
 def test_rank_0_alone_talks_looks_and_saves(runs: Path):
@@ -159,9 +177,23 @@ def test_what_happens_to_one_process_ends_the_others_in_time(photos: Path, tmp_p
     with started(2, tmp_path / "log", main, run, FAULT=f"{fault} 14") as running:
         codes, said = running.codes(), running.said()
     assert codes == [70, 70 if fault == "failure" else -9], said
-    assert said.count("Another of the 2 processes has ended") == 1
+    assert len(re.findall(r"Process 1 \(pid \d+ on .+\) of the 2 processes has ended", said)) == 1
     if fault == "failure":
-        assert said.index("fallen off the bus") < said.index("Another of the 2 processes has ended")
+        assert said.index("fallen off the bus") < said.index("Process 1 (pid")
+    assert max((tmp_path / "a" / "checkpoints").glob("step-*")).name == "step-00000006"
+
+
+def test_a_process_that_stands_still_in_a_step_is_noticed_in_a_minute_and_named(arrays: Path, tmp_path: Path):
+    """It is stopped in its seventh step, by SIGSTOP; the other one waits in the same step."""
+    run = words(arrays, tmp_path / "a", save_every_steps=2)
+    with started(2, tmp_path / "log", main, run, FAULT="SIGSTOP 14") as running:
+        running.processes[0].join(400)
+        code, said = running.processes[0].exitcode, running.said()
+        assert running.processes[1].is_alive()
+        named = f"Process 1 (pid {running.processes[1].pid} on "
+    assert code == 70, said
+    assert said.count(named) == 1
+    assert "stands still" in said.partition(named)[2]
     assert max((tmp_path / "a" / "checkpoints").glob("step-*")).name == "step-00000006"
 
 
@@ -171,8 +203,8 @@ def waits(sleep: float) -> int:
             time.sleep(sleep)
         try:
             world.wait()
-        except ProcessLost:
-            os._exit(9)
+        except ProcessLost as lost:
+            os._exit(9 if "Process 1 (pid" in str(lost) else 8)
     return 0
 
 
@@ -211,19 +243,44 @@ def test_unreadable_images_of_every_process_are_listed_once(photos: Path, tmp_pa
     assert said.count("cannot be read") == 1
 
 
+def torchrun(run: list[str], *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *flags]
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(
+        [*command, "-m", "byol", *run],
+        capture_output=True, text=True, timeout=800, env=environment, start_new_session=True,
+    )  # fmt: skip
+
+
 def test_torchrun_starts_again_after_a_kill_and_the_run_is_the_undisturbed_one(
     arrays: Path, tmp_path: Path, runs: Path
 ):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     run = words(arrays, tmp_path / "cut", save_every_steps=3, **PROBED)
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "FAULT": "SIGKILL 46", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*torchrun, "--max-restarts=1", "-m", "byol", *run],
-        capture_output=True, text=True, timeout=800, env=environment, start_new_session=True,
-    )  # fmt: skip
+    done = torchrun(run, "--max-restarts=1", FAULT="SIGKILL 46")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("continued at step 9") == 1
     assert done.stdout.count("next  ") == 1
     assert losses(tmp_path / "cut") == losses(runs / "two")
     assert encoder_bytes(tmp_path / "cut") == encoder_bytes(runs / "two")
+
+
+@pytest.mark.parametrize("flags", [["--epochs", "-1"], ["--epochz", "1"]], ids=["a value", "a name"])
+def test_wrong_flags_are_told_once_under_torchrun(arrays: Path, tmp_path: Path, flags: list[str]):
+    """Each process finds them; the last to come must be heard, and not ended by the first one's end."""
+    done = torchrun(["train", str(arrays), "--out", str(tmp_path / "a"), *flags])
+    assert done.returncode != 0
+    assert done.stderr.count("epochs is -1" if "-1" in flags else "Unrecognized options:") == 1, done.stderr
+    assert "exitcode  : 2" in " ".join(done.stderr.split()).replace("exitcode : 2", "exitcode  : 2")
+
+
+def test_a_collapse_under_torchrun_is_told_and_reported_whole(tmp_path: Path):
+    """Rank 0 writes the report when all have stopped: the end of the others must not cut it short."""
+    images = tmp_path / "black.npy"
+    np.save(images, np.zeros((64, 20, 20, 3), dtype=np.uint8))
+    run = words(images, tmp_path / "a", on_collapse="stop")
+    done = torchrun(run)
+    assert done.stderr.count("The encoder has collapsed") == 1, done.stderr
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert "collapsed" in page
+    assert page.rstrip().endswith("</html>")
