@@ -266,8 +266,8 @@ def streamed_batches(
                     bad.append((candidate, str(failure)))
             else:
                 return crops[:0], ([], bad)
-            made = (cut(picture, views, some) for (views, _, _), some in zip(parts, draws, strict=True))
-            torch.cat([crop.flatten() for crop in made], out=crops[row])
+            cuts = (cut(picture, views, some) for (views, _, _), some in zip(parts, draws, strict=True))
+            crops[row] = torch.cat([crop.flatten() for crop in cuts])
         return crops, (chosen.tolist(), bad)
 
     starts = range(steps.start * plan.batch_size, steps.stop * plan.batch_size, micro)

@@ -360,6 +360,19 @@ def test_files_with_the_checksum_of_before_are_read_and_checked(tmp_path, kind, 
         Features.load(path, mapped=mapped)
 
 
+def test_a_parquet_of_another_program_is_checked_by_the_checksums_of_its_pages(tmp_path):
+    x, path = features(50).x, tmp_path / "features.parquet"
+    values = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), x.shape[1])
+    how = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    pq.write_table(pa.table({"x": values}), path, **how)
+    assert np.array_equal(Features.load(path).x, x)
+    sound = path.read_bytes()
+    place = sound.index(x[20].tobytes()[:8])
+    path.write_bytes(sound[:place] + bytes([sound[place] ^ 16]) + sound[place + 1 :])
+    with pytest.raises(DataError, match=r"features\.parquet does not hold features"):
+        Features.load(path)
+
+
 @pytest.mark.parametrize("kind", [".npy", ".safetensors"])
 def test_a_file_of_another_program_needs_no_checksum(tmp_path, kind):
     path, x = tmp_path / f"features{kind}", features(50).x

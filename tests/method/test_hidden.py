@@ -67,7 +67,7 @@ def before_its_head(net: nn.Module, head: str) -> torch.Tensor:
         ("pool", "pool"),
         (0, "conv"),
         (-2, "flat"),
-        (-1, "fc"),
+        (-1, "output"),  # as in byol-pytorch
         (5, "fc"),
         ("output", "output"),
         ("input of -1", "input of fc"),
