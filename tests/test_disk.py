@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -138,41 +139,36 @@ def test_libraries_that_read_utf_8_only_are_given_such_a_name(tmp_path):
         pass
 
 
-def test_file_reaches_the_disk_before_its_name_and_the_name_before_the_return(tmp_path, monkeypatch):
-    done = []
-    fsync, rename = os.fsync, os.replace
+@pytest.fixture
+def done(monkeypatch) -> list[str]:
+    """What reaches the disk from now on, and when something gets its name."""
+    found: list[str] = []
+    fsync = os.fsync
 
     def recorded_fsync(handle: int) -> None:
-        done.append(f"fsync {Path(os.readlink(f'/proc/self/fd/{handle}')).name}")
+        found.append(f"fsync {Path(os.readlink(f'/proc/self/fd/{handle}')).name}")
         fsync(handle)
 
-    def recorded_rename(source, target) -> None:
-        done.append("rename")
-        rename(source, target)
+    def recorded(rename: Callable[..., None]) -> Callable[..., None]:
+        def renamed(source: object, target: object) -> None:
+            found.append("rename")
+            rename(source, target)
+
+        return renamed
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
-    monkeypatch.setattr(os, "replace", recorded_rename)
+    monkeypatch.setattr(os, "replace", recorded(os.replace))  # of files
+    monkeypatch.setattr(os, "rename", recorded(os.rename))  # of folders
+    return found
+
+
+def test_file_reaches_the_disk_before_its_name_and_the_name_before_the_return(tmp_path, done):
     write_text(tmp_path / "a.txt", "some")
     assert done == [f"fsync .tmp-{os.getpid()}-a.txt", "rename", f"fsync {tmp_path.name}"]
 
 
-def test_a_folder_s_files_reach_the_disk_before_its_name_and_the_name_before_the_return(
-    tmp_path, monkeypatch
-):
+def test_a_folder_s_files_reach_the_disk_before_its_name_and_the_name_before_the_return(tmp_path, done):
     """As checkpoints are written."""
-    done = []
-    fsync, rename = os.fsync, os.rename
-
-    def recorded_fsync(handle: int) -> None:
-        done.append(f"fsync {Path(os.readlink(f'/proc/self/fd/{handle}')).name}")
-        fsync(handle)
-
-    def recorded_rename(source, target) -> None:
-        done.append("rename")
-        rename(source, target)
-
-    monkeypatch.setattr(os, "fsync", recorded_fsync)
-    monkeypatch.setattr(os, "rename", recorded_rename)
     with filling(tmp_path / "a") as folder:
         (folder / "1").write_text("one")
         (folder / "2").write_text("two")

@@ -109,8 +109,8 @@ class Batches(Iterator[Batch]):
         first = micro * self.plan.micro_batch_size + self.plan.first
         draws = {"seed": self.plan.seed, "step": step, "first_row": first}
         further = zip(self.plan.extra_views, extra, strict=True)
-        made = {kind.name: kind.finish(crops, **draws) for kind, crops in further}
-        return Batch(*self.plan.views.finish(crops, **draws), indices, made)
+        finished = {kind.name: kind.finish(some, **draws) for kind, some in further}
+        return Batch(*self.plan.views.finish(crops, **draws), indices, finished)
 
     def close(self) -> None:
         """End the processes behind the crops, if there are any."""

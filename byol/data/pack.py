@@ -99,7 +99,10 @@ def pack(
     with hold_folder(out):
         missing = [number for number, path in enumerate(paths) if not os.path.exists(path)]
         done, left_out = total - sum(len(order[n * each : (n + 1) * each]) for n in missing), []
-        poll = lambda: progress(done, total)  # noqa: E731
+
+        def poll() -> None:
+            progress(done, total)
+
         arriving = made(work, missing, workers=min(workers, len(missing)), room=1, poll=poll)
         with images.reader.gathered(images.rows, poll), closing(arriving) as written:
             for _, (number, bad) in written:

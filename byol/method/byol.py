@@ -214,20 +214,12 @@ class BYOL(nn.Module):
                 projection1, projection2 = self._both(self.target, view1, view2)
         else:
             projection1, projection2 = online1.detach(), online2.detach()
-        with torch.no_grad(), statistics_kept(self.target):
-            more = [self.target(view) for view in extra.get(TARGET, ())]
-        of_1, of_2, whole = projection1, projection2, [projection1, projection2]
-        if more:
-            of_1, of_2, whole = average([of_1, *more]), average([of_2, *more]), [average([*whole, *more])]
-        loss = (regression_loss(prediction1, of_2) + regression_loss(prediction2, of_1)).mean()
-        for name, predictor in self.extra_predictors.items():
-            with statistics_kept(self.online):
-                predictions = [predictor(self.online(view)) for view in extra[name]]
-            pairs = [regression_loss(ours, theirs) for ours in predictions for theirs in whole]
-            loss = loss + 2 * torch.stack(pairs).mean()
-        if self.extra_predictors:
-            loss = loss / (1 + len(self.extra_predictors))
         self.outputs = representation1.detach(), prediction1.detach(), projection2
+        if not extra:
+            both = regression_loss(prediction1, projection2) + regression_loss(prediction2, projection1)
+            loss = both.mean()
+        else:
+            loss = self._loss_with((prediction1, prediction2), (projection1, projection2), extra)
         if sound is not None:
             loss = torch.where(sound, loss, torch.nan)
         return (loss, representation1.detach()) if return_representation else loss
@@ -338,13 +330,30 @@ class BYOL(nn.Module):
         if self.training and counts[0] < 2:
             raise ConfigError(f"A batch of {counts[0]} cannot be trained on: BatchNorm needs two samples.")
 
+    def _loss_with(
+        self, predictions: Sequence[Tensor], projections: Sequence[Tensor], extra: Mapping[str, Sequence[Any]]
+    ) -> Tensor:
+        """The loss, of both directions and of the extra views by their kinds, as `forward` tells."""
+        of_1, of_2, every = *projections, [*projections]
+        if TARGET in extra:
+            with torch.no_grad(), statistics_kept(self.target):
+                more = [self.target(view) for view in extra[TARGET]]
+            of_1, of_2, every = average([of_1, *more]), average([of_2, *more]), [average([*every, *more])]
+        loss = (regression_loss(predictions[0], of_2) + regression_loss(predictions[1], of_1)).mean()
+        for name, predictor in self.extra_predictors.items():
+            with statistics_kept(self.online):
+                own = [predictor(self.online(view)) for view in extra[name]]
+            pairs = [regression_loss(ours, theirs) for ours in own for theirs in every]
+            loss = loss + 2 * torch.stack(pairs).mean()
+        return loss / (1 + len(self.extra_predictors))
+
     def _check_extra(self, extra: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
-        came, expected = {name for name, views in extra.items() if len(views)}, {*self.extra_predictors}
-        if came - {TARGET} != expected:
-            kinds = (
-                f"Extra views came of the kinds {sorted(came)}, predictors are there for {sorted(expected)}"
-            )
-            raise ConfigError(f"{kinds}. Give those that BYOL(extra=...) names.")
+        """The kinds of which there are views. Raises ConfigError unless those are this learner's."""
+        extra = {name: views for name, views in extra.items() if len(views)}
+        expected = {*self.extra_predictors}
+        if extra.keys() - {TARGET} != expected:
+            kinds = f"Extra views came of the kinds {sorted(extra)}, predictors are there for"
+            raise ConfigError(f"{kinds} {sorted(expected)}. Give those that BYOL(extra=...) names.")
         return extra
 
     def _both(self, network: Callable[[Any], Tensor], view1: Any, view2: Any) -> tuple[Tensor, Tensor]:
