@@ -1,5 +1,6 @@
 """Which files of a folder are images, in which order and of which class; against torchvision."""
 
+import errno
 import os
 import pickle
 import socket
@@ -147,6 +148,17 @@ def test_an_absurdly_large_file_is_not_read(tmp_path: Path) -> None:
         file.truncate(2**40)  # sparse: it takes no room
     with pytest.raises(BadImage, match="bytes are more than the limit"):
         read_file(tmp_path / "large.png")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="no other system has a file that fails so")
+def test_a_disk_that_fails_while_it_is_read_is_a_bad_image(tmp_path: Path) -> None:
+    """By the memory of this process, whose first page nobody may read: a real EIO, of a regular file."""
+    (tmp_path / "a.png").symlink_to("/proc/self/mem")
+    (tmp_path / "b.png").write_bytes(encoded(photo()))
+    images = open_images(tmp_path)
+    with pytest.raises(BadImage, match=os.strerror(errno.EIO)):
+        images.array(0)
+    assert images.array(1).ndim == 3
 
 
 def test_permissions_are_obeyed() -> None:
