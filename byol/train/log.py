@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic, strftime
@@ -19,7 +19,7 @@ from byol.data.images import Images
 from byol.disk import append_text, parse_json, write_text
 from byol.errors import DataError, DiskError, printable
 from byol.train.loggers import Loggers
-from byol.train.outcome import FEW, accuracy
+from byol.train.outcome import FEW, accuracy, is_look, state_so_far
 from byol.train.plan import Plan
 from byol.train.step import StepResult
 
@@ -48,6 +48,7 @@ class RunLog:
         self._warned = False
         # The others are done again; of a run without a checkpoint all are.
         self.lines = whole_lines(path, lambda values: bool(start) and sound(values, start))
+        self._known = known_by(self.lines)
 
     @property
     def begin(self) -> dict[str, Any]:
@@ -56,20 +57,17 @@ class RunLog:
 
     def __enter__(self) -> "RunLog":
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from byol.train.bar import progress_bar
 
         logger.addFilter(self._keep_warning)
         if self.loggers is not None:
             self.loggers.start(self.lines)
-        steps = TextColumn("{task.completed:,.0f}/{task.total:,.0f}")
-        words = TextColumn("{task.percentage:3.0f}% {task.description}")
-        columns = steps, BarColumn(bar_width=None), words, TimeRemainingColumn()
-        console, self._terminal = Console(stderr=True), sys.stderr.isatty()
-        self._bar = Progress(
-            *columns, console=console, transient=True, expand=True, disable=not self._terminal
-        )
+        self._terminal = sys.stderr.isatty()  # a notebook is none: it gets lines
+        self._bar = progress_bar(Console(stderr=True), shown=self._terminal)
         self._bar.start()
-        self._task = self._bar.add_task("reading images", total=self.plan.total_steps, completed=self.start)
+        total, parts = self.plan.total_steps, {"state": "reading images"}
+        self._task = self._bar.add_task("", total=total, completed=self.start, parts=parts)
         return self
 
     def __exit__(self, kind: object, failure: object, traceback: object) -> None:
@@ -87,28 +85,36 @@ class RunLog:
         pause = BAR_SECONDS if self._terminal else FILE_SECONDS
         due, estimated = self.clock() + FIRST_SECONDS, False
         kept = -math.inf  # when train.log was told last
-        shown: Moment | None = None  # since the first step, which took the reading of the images too
+        # Since the first step, which took the reading of the images too; and since the last words.
+        begin: Moment | None = None
+        shown: Moment | None = None
         for result in results:
             step, last = result.step, result.step == self.plan.total_steps
             self._bar.update(self._task, completed=step)
             if self.clock() >= due or last:
                 due = self.clock() + pause
-                text, left = f"loss {float(result.loss):.3f}", ""  # waits for the device
-                if shown is not None:
+                parts = {"epoch": f"epoch {self.plan.epoch(step):.1f}"}
+                parts["loss"] = f"loss {float(result.loss):.3f}"  # waits for the device
+                left = {}
+                if begin is not None and shown is not None:
                     rates = self._rates(shown, step)
-                    left = duration(rates["seconds_left"])
-                    waits = f"  waiting {rates['data_wait']:.0%}" if rates["data_wait"] >= 0.05 else ""
-                    text += f"  {rates['images_per_second']:,.0f} images/s{waits}"
+                    parts["rate"] = f"{rates['images_per_second']:,.0f} images/s"
+                    if rates["data_wait"] >= 0.05:
+                        parts["waiting"] = f"waiting {rates['data_wait']:.0%}"
+                    more = duration(self._rates(begin, step)["seconds_left"])
+                    left = {"left": f"left {more}"}
                     if not estimated and not last:
-                        self.say(f"time       about {left} more, by the first steps")
+                        self.say(f"time       about {more} more, by the first steps")
                     estimated, shown = True, None
-                self._bar.update(self._task, description=text)
-                line = f"{self._place(step)}  {text}" + (f"  left {left}" if left else "")
+                parts |= self._known | left
+                self._bar.update(self._task, parts=parts)
+                line = "  ".join([f"step {step:,}/{self.plan.total_steps:,}", *parts.values()])
                 if not self._terminal:
                     self.say(line)
                 elif self.clock() >= kept + FILE_SECONDS or last:
                     kept = self.clock()
                     self.keep(line)
+            begin = begin or self._moment(step)
             shown = shown or self._moment(step)
             yield result
 
@@ -132,6 +138,7 @@ class RunLog:
             self._warned = True
         if self.loggers is not None:
             self.loggers.write(values)
+        self._known = known_by(self.lines)
         if "representation_retrieval" in values:
             self.say(f"{self._place(values['step'])}  {seen(values)}")
 
@@ -170,6 +177,19 @@ class RunLog:
 
     def _place(self, step: int) -> str:
         return f"step {step:,}/{self.plan.total_steps:,}  epoch {self.plan.epoch(step):.1f}"
+
+
+def known_by(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The last score and the verdict so far, in a word or two each, as far as there are any."""
+    look = next((line for line in reversed(lines) if is_look(line)), None)
+    if look is None:
+        return {}
+    if look.get("knn_images", 0) >= FEW:
+        words = f"kNN {100 * look['knn_top1']:.1f} %"
+    else:
+        words = f"partners {100 * look['representation_retrieval']:.0f} %"
+    state, ill = state_so_far(lines)
+    return {"score": words} | ({"trouble" if ill else "verdict": state} if state else {})
 
 
 def seen(look: dict[str, Any]) -> str:

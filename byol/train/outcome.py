@@ -130,6 +130,15 @@ def trouble(lines: Sequence[Line]) -> Verdict | None:
     return None
 
 
+def state_so_far(lines: Sequence[Line]) -> tuple[str, bool]:
+    """What a run that goes on is up to, in a word, and whether that is trouble; "" where it is too early."""
+    if (found := trouble(lines)) is not None:
+        return found.state, True
+    begin, end = (next((line for line in part if is_look(line)), None) for part in (lines, reversed(lines)))
+    learning = begin is not None and end is not None and (risen(end) or by_labels(begin, end)[1])
+    return ("learning" if learning else ""), False
+
+
 def looks_of(lines: Sequence[Line]) -> list[Line]:
     return [line for line in lines if is_look(line)]
 

@@ -9,7 +9,7 @@ import struct
 import sys
 import termios
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from byol.data.batches import Batches, BatchPlan
 from byol.errors import Stopped
 from byol.method.views import Views
 from byol.train.log import BadImages, RunLog
+from byol.train.outcome import PARTS, SIGNS
 from byol.train.plan import ImageFacts, plan_run
 from byol.train.step import StepResult
 from byol.world import World
@@ -36,8 +37,18 @@ class Clock:
         return self.now
 
 
-def told(path: Path, steps: int, start: int, seconds: Iterable[float], log_every: int = 10**9) -> list[dict]:
-    """Follow a run of batches of 8 images whose steps take so many seconds; returns its lines of metrics."""
+def told(
+    path: Path,
+    steps: int,
+    start: int,
+    seconds: Iterable[float],
+    log_every: int = 10**9,
+    looks: Sequence[dict] = (),
+) -> list[dict]:
+    """Follow a run of batches of 8 images whose steps take so many seconds; returns its lines of metrics.
+
+    The first look is at step 0, the others at the steps 100, 200 and so on.
+    """
     clock = Clock()
     facts = ImageFacts(8 * steps, (16, 16), 3, False)
     plan = plan_run(small_config(path, epochs=1), facts, World.join("cpu"))
@@ -51,6 +62,8 @@ def told(path: Path, steps: int, start: int, seconds: Iterable[float], log_every
             yield StepResult(step, torch.tensor(1.25), 0.1, 0.99, None)
 
     with RunLog(path / "metrics.jsonl", plan, start, batches, clock, transcript=path / "train.log") as log:
+        for number, look in enumerate(looks):
+            log.write({"step": 100 * number, "epoch": 0.0, **look})
         for result in log.following(results()):
             if result.step % log_every == 0:
                 log.write(log.metrics(result))
@@ -92,36 +105,89 @@ def test_a_file_of_a_fast_run_holds_a_line_in_ten_seconds_and_one_for_the_last_s
     )
 
 
-@pytest.mark.parametrize("columns", [80, 120])
-def test_the_bar_is_a_bar_that_moves_every_step_and_tells_the_loss(columns, tmp_path, monkeypatch):
-    parent, child = pty.openpty()
-    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    monkeypatch.setenv("COLUMNS", str(columns))  # rich asks the process's own terminal first
-    monkeypatch.setenv("TERM", "xterm")
-    seen = bytearray()
+class Terminal:
+    """Of so many columns; what was written to it is kept, as frames without escapes."""
 
-    def read() -> None:
-        try:
-            while part := os.read(parent, 4096):
-                seen.extend(part)
-        except OSError:  # the terminal is gone
-            return
+    def __init__(self, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.parent, self.child = pty.openpty()
+        fcntl.ioctl(self.child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        monkeypatch.setenv("COLUMNS", str(columns))  # rich asks the process's own terminal first
+        monkeypatch.setenv("TERM", "xterm")
+        self.seen, self.monkeypatch = bytearray(), monkeypatch
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    with open(child, "w") as terminal:
-        monkeypatch.setattr(sys, "stderr", terminal)
-        told(tmp_path, 123_456, 0, [1 / 1500] * 40_000)
-    reader.join()
-    os.close(parent)
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
-    frames = [line for line in re.split(r"[\r\n]+", text) if "/123,456" in line]
+    def __enter__(self) -> "Terminal":
+        self.reader = threading.Thread(target=self.read)
+        self.reader.start()
+        self.file = open(self.child, "w")
+        self.monkeypatch.setattr(sys, "stderr", self.file)
+        return self
+
+    def read(self) -> None:
+        while part := drained(self.parent):
+            self.seen.extend(part)
+
+    def __exit__(self, *failure: object) -> None:
+        self.file.close()
+        self.reader.join()
+        os.close(self.parent)
+
+    def frames(self) -> list[str]:
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.seen.decode())
+        return [line.rstrip() for line in re.split(r"[\r\n]+", text) if "/123,456" in line]
+
+
+SOUND = {f"{part}_{sign}": 1.0 for part in PARTS for sign in SIGNS} | {"views": 512}
+BETTER = SOUND | {
+    "knn_top1": 0.8125,
+    "knn_low": 0.7,
+    "knn_high": 0.9,
+    "knn_images": 400,
+    "over_untrained_views_low": 0.2,
+}
+COLLAPSED = BETTER | {"representation_std": 0.001, "over_untrained_views_low": -0.2}
+
+
+@pytest.mark.parametrize(
+    ("columns", "told_there", "left_out"),
+    [
+        (40, "left 57s", "loss"),
+        (80, "loss 1.250  waiting 25%  kNN 81.2 %  left 57s", "images/s"),
+        (100, "loss 1.250  12,000 images/s  waiting 25%  kNN 81.2 %  left 57s", "learning"),
+        (
+            140,
+            "32%  epoch 0.3  loss 1.250  12,000 images/s  waiting 25%  kNN 81.2 %  learning  left 57s",
+            "†",
+        ),
+    ],
+)
+def test_the_bar_is_one_line_that_tells_most_of_what_matters_most(
+    columns, told_there, left_out, tmp_path, monkeypatch
+):
+    with Terminal(columns, monkeypatch) as terminal:
+        told(tmp_path, 123_456, 0, [1 / 1500] * 40_000, looks=(SOUND, BETTER))
+    frames = terminal.frames()
     assert any("reading images" in frame for frame in frames)
     last = frames[-1]
     assert last.startswith("40,000/123,456")
-    assert len(last.rstrip()) <= columns
-    assert "loss 1.250  12,000 images/s  waiting 25%" in last
-    assert len(re.search("[━╸╺]+", last).group()) >= (8 if columns == 80 else 40)
+    assert all(len(frame) <= columns for frame in frames)
+    assert last.endswith(told_there)
+    assert left_out not in last
+    assert len(re.search("[━╸╺]+", last).group()) >= 9
+    assert len({frame.split("/")[0] for frame in frames}) > 2  # it moves between what is said
+
+
+def test_trouble_stays_in_the_bar_longer_than_anything_else(tmp_path, monkeypatch):
+    with Terminal(50, monkeypatch) as terminal:
+        told(tmp_path, 123_456, 0, [1 / 1500] * 40_000, looks=(SOUND, COLLAPSED))
+    assert terminal.frames()[-1].endswith(" collapsed  left 57s")
+
+
+def test_a_file_and_a_notebook_are_told_the_score_and_the_verdict_too(tmp_path, capsys):
+    told(tmp_path, 100_000, 0, [0.01] * 500, looks=(SOUND, BETTER))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        r"step .*  epoch .*  loss 1.250  800 images/s  waiting 25%  kNN 81.2 %  learning  left .*", line
+    )
 
 
 def test_unreadable_images_are_summed_up_by_reason_without_escapes(tmp_path):
