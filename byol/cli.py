@@ -14,7 +14,7 @@ from types import FrameType
 from typing import NoReturn, TextIO
 
 from byol import __version__
-from byol.errors import ByolError, ConfigError, did_you_mean, printable
+from byol.errors import ByolError, ConfigError, did_you_mean, printable, show
 
 REPORT = 300.0  # seconds that a report takes at most
 COMMANDS = (
@@ -136,9 +136,9 @@ def leave(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def say(line: str) -> None:
-    """A line on stderr, as any terminal can show it; when nobody listens any more, the exit code must do."""
+    """A line on stderr; when nobody listens any more, the exit code must do."""
     try:
-        print(printable(line), file=sys.stderr, flush=True)
+        show(line, file=sys.stderr)
     except OSError:
         hush(sys.stderr)
 

@@ -212,17 +212,19 @@ def check_writable(folder: Path, advice: str = "Choose another place.", name: st
 
     With `name`, also when `replacing` could not make a file of that name.
     """
-    place = folder
+    place, names = folder, [f".tmp-{os.getpid()}-{name}" if name else "."]
     while not os.path.exists(place):  # unlike Path.exists, it is False where one may not look
+        names.append(place.name)
         place = place.parent
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
-        if name:
+        for one in names:
             with suppress(FileNotFoundError):
-                os.lstat(place / f".tmp-{os.getpid()}-{name}")
+                os.lstat(place / one)
     except OSError as failure:
-        raise ConfigError(f"Nothing can be written to {folder}: {failure.strerror}. {advice}") from failure
+        said = f"Nothing can be written to {folder / name}: {failure.strerror}. {advice}"
+        raise ConfigError(said) from failure
 
 
 def left_behind(path: Path) -> bool:

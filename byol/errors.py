@@ -7,8 +7,10 @@ wrong while running, and `Stopped` when a run was asked to stop and has saved it
 """
 
 import errno
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TextIO
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 
@@ -99,3 +101,8 @@ def printable(text: str) -> str:
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
     )
+
+
+def show(*lines: str, file: TextIO | None = None) -> None:
+    """Print lines for people, on stdout by default, as `printable` has them: they hold names of files."""
+    print("\n".join(map(printable, lines)), file=sys.stdout if file is None else file, flush=True)

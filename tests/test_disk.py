@@ -16,8 +16,18 @@ import safetensors.numpy
 from full_disk import largest_file
 from PIL import Image
 
-from byol.disk import append_text, filling, hold, in_utf8, is_held, left_behind, replacing, write_text
-from byol.errors import DiskError
+from byol.disk import (
+    append_text,
+    check_writable,
+    filling,
+    hold,
+    in_utf8,
+    is_held,
+    left_behind,
+    replacing,
+    write_text,
+)
+from byol.errors import ConfigError, DiskError
 
 
 def names(folder: Path) -> list[str]:
@@ -314,6 +324,14 @@ def test_what_a_dead_process_left_is_told_from_what_a_living_one_writes():
     finally:
         living.kill()
         living.communicate()
+
+
+def test_folders_that_are_not_there_yet_are_looked_at_too(tmp_path):
+    check_writable(tmp_path / "new" / "folder")
+    for name in ("x" * 256, "new/" + "x" * 256, "x" * 256 + "/new"):
+        with pytest.raises(ConfigError, match=r"x/?(new)?: File name too long"):
+            check_writable(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_lock_is_of_one_process_and_ends_with_it_whatever_that_has_forked(tmp_path):

@@ -16,7 +16,7 @@ import tyro
 from byol.data.images import Images, open_images
 from byol.data.inspect import FAULTS, NOTES, Inspection, inspect
 from byol.disk import check_writable, replacing, write_text
-from byol.errors import ConfigError, printable
+from byol.errors import ConfigError, printable, show
 from byol.machine import usable_cores
 from byol.settings import parse
 from byol.train.log import duration
@@ -66,7 +66,7 @@ def check(arguments: Sequence[str]) -> int:
             images, tiny=command.tiny, ratio=command.ratio, progress=Progress(stop, "Nothing was written."),
             workers=usable_cores() if workers is None else workers,
         )  # fmt: skip
-    print(as_table(found, images))
+    show(*as_table(found, images).splitlines())
     if out is not None:
         write_text(out, json.dumps(as_json(found, images), indent=1))
         with (
@@ -79,7 +79,7 @@ def check(arguments: Sequence[str]) -> int:
                 rows.writerows(
                     (printable(images.name(row)), kind, printable(what)) for row, what in those.items()
                 )
-        print(f"written    {out}, {listed}")
+        show(f"written    {out}, {listed}")
     return 0 if found.sound else FOUND
 
 
@@ -141,5 +141,5 @@ class Progress:
         if now - self.said >= SECONDS and done:
             rate = done / (now - self.started)
             left = duration((total - done) / rate) if done < total else "a moment"
-            print(f"{done:,}/{total:,} images  {rate:,.0f} images/s  left {left}", file=sys.stderr)
+            show(f"{done:,}/{total:,} images  {rate:,.0f} images/s  left {left}", file=sys.stderr)
             self.said = now

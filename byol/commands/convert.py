@@ -13,7 +13,7 @@ import tyro
 from byol.disk import check_writable, writing
 from byol.encoders.convert import Conversion, Preprocessing, convert as converted
 from byol.encoders.encoder import FILE, save_encoder
-from byol.errors import ConfigError
+from byol.errors import ConfigError, show
 from byol.models.resnet import Padding
 from byol.settings import parse
 
@@ -57,13 +57,13 @@ def convert(arguments: Sequence[str]) -> int:
     try:
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
-        print(f"written    {save_encoder(found.encoder, out)}")
+        show(f"written    {save_encoder(found.encoder, out)}")
     except BaseException:
         for folder in made:
             with suppress(OSError):  # what holds something stays
                 folder.rmdir()
         raise
-    print(f"next       byol embed {shlex.quote(command.out)} --data photos/ --out features.npz")
+    show(f"next       byol embed {shlex.quote(command.out)} --data photos/ --out features.npz")
     return 0
 
 
@@ -74,11 +74,11 @@ def report(found: Conversion) -> None:
     left = ", ".join(f"{name} ({count})" for name, count in found.left_out.items())
     size = "{} x {}".format(*info.image_size)
     mean, std = (" ".join(f"{number:.4g}" for number in numbers) for numbers in (info.mean, info.std))
-    print(f"read       {found.source}")
-    print(f"matched    {found.matched} tensors: {info.architecture}{options}, {info.features} features")
-    print(f"left out   {left or 'nothing'}")
+    show(f"read       {found.source}")
+    show(f"matched    {found.matched} tensors: {info.architecture}{options}, {info.features} features")
+    show(f"left out   {left or 'nothing'}")
     for assumption in found.assumed:
-        print(f"assumed    {assumption}; the file does not say")
+        show(f"assumed    {assumption}; the file does not say")
     how = f"{info.interpolation} resize ({'' if info.antialias else 'not '}antialiased)"
-    print(f"images     central square of {info.crop_ratio} x the shorter side, {how} to {size},")
-    print(f"           mean {mean}, std {std}")
+    show(f"images     central square of {info.crop_ratio} x the shorter side, {how} to {size},")
+    show(f"           mean {mean}, std {std}")

@@ -9,6 +9,7 @@ from byol.data.demo_images import photograph_tiles
 from byol.data.images import open_images
 from byol.encoders.encoder import Encoder
 from byol.encoders.load import untrained
+from byol.errors import show
 from byol.evaluation.protocols import evaluate, settled
 from byol.features.embed import Features, embed
 from byol.report.pictures import report_at_the_end
@@ -39,10 +40,10 @@ def demo(arguments: Sequence[str]) -> int:
     train, test = open_images(tiles.train), open_images(tiles.test)
     out = command.out or free_folder()
     config = parse(TrainConfig, ["--out", out, *preset_flags("demo")], prog="byol demo", description="")
-    print(
-        f"{len(train):,} tiles of {len(tiles.names)} photographs, without labels. Afterwards: which\n"
-        f"photograph does a tile come from? {len(test):,} test tiles, of squares that training never sees.\n",
-        flush=True,
+    show(
+        f"{len(train):,} tiles of {len(tiles.names)} photographs, without labels. Afterwards: which",
+        f"photograph does a tile come from? {len(test):,} test tiles, of squares that training never sees.",
+        "",
     )
     started = time.perf_counter()
     run = pretrain(None, train, replace(config, seed=command.seed))
@@ -58,18 +59,19 @@ def demo(arguments: Sequence[str]) -> int:
         return evaluate(train=bank, test=queries, protocols="knn", k=NEIGHBOURS)["knn"].value
 
     fresh = settled(untrained(run.encoder, seed=command.seed), open_images(tiles.train))
-    print(
-        f"\nkNN accuracy (k = {NEIGHBOURS}) on {len(test):,} test tiles of {len(tiles.names)} photographs "
-        f"(chance {1 / len(tiles.names):.2f})"
+    show(
+        "",
+        f"kNN accuracy (k = {NEIGHBOURS}) on {len(test):,} test tiles of {len(tiles.names)} photographs "
+        f"(chance {1 / len(tiles.names):.2f})",
+        f"  raw pixels          {score(None):.2f}",
+        f"  untrained encoder   {score(fresh):.2f}",
+        f"  trained encoder     {score(run.encoder):.2f}   after {duration(seconds)} of training",
+        "",
+        f"The encoder is {RunFolder(out).encoder}.",
     )
-    print(f"  raw pixels          {score(None):.2f}")
-    print(f"  untrained encoder   {score(fresh):.2f}")
-    print(f"  trained encoder     {score(run.encoder):.2f}   after {duration(seconds)} of training")
-    print(f"\nThe encoder is {RunFolder(out).encoder}.")
     if (written := report_at_the_end(run.folder, train, run.encoder)) is not None:
-        print(f"The report is {written}: open it in a browser.")
-    print("Next, with images of your own:")
-    print("  byol train IMAGES --out runs/mine")
+        show(f"The report is {written}: open it in a browser.")
+    show("Next, with images of your own:", "  byol train IMAGES --out runs/mine")
     return 0
 
 

@@ -12,7 +12,7 @@ import tyro
 
 from byol.disk import check_writable
 from byol.encoders.load import load_encoder
-from byol.errors import ConfigError, DataError
+from byol.errors import ConfigError, DataError, show
 from byol.features.embed import Store, embed as features_of, shards, store_beside
 from byol.features.features import Features
 from byol.features.formats import check_format
@@ -70,11 +70,11 @@ def embed(arguments: Sequence[str]) -> int:
                 encoder, images, workers=workers, normalize=normalize, store=store, progress=progress
             )
             features.save(out)
-    print(f"written    {out}: {features.x.shape[0]:,} images x {features.x.shape[1]:,} features")
+    show(f"written    {out}: {features.x.shape[0]:,} images x {features.x.shape[1]:,} features")
     words = ["byol", "search", str(out), "--query", "PICTURE", "--run", command.run]
     words += ["--encoder", command.encoder] if command.encoder is not None else []
     words += ["--weights", command.weights] if command.weights is not None else []
-    print(f"next       {shlex.join(words)}")
+    show(f"next       {shlex.join(words)}")
     return 0
 
 
@@ -107,9 +107,9 @@ class Progress:
         if self.before is None:
             self.before, self.started, self.said = done, now, now
             if done and not self.silent:
-                print(f"continued  {done:,} of {total:,} images were done already", file=sys.stderr)
+                show(f"continued  {done:,} of {total:,} images were done already", file=sys.stderr)
         elif now - self.said >= SECONDS and not self.silent:
             rate = (done - self.before) / (now - self.started)
             left = duration((total - done) / rate) if rate else "?"
-            print(f"{done:,}/{total:,} images  {rate:,.0f} images/s  left {left}", file=sys.stderr)
+            show(f"{done:,}/{total:,} images  {rate:,.0f} images/s  left {left}", file=sys.stderr)
             self.said = now

@@ -15,7 +15,7 @@ from byol.data.images import Images
 from byol.disk import check_writable, writing
 from byol.encoders.encoder import Encoder
 from byol.encoders.load import OwnNetwork, folder_of, load_encoder
-from byol.errors import ConfigError, did_you_mean
+from byol.errors import ConfigError, did_you_mean, show
 from byol.evaluation.data_sets import DataSet, read_data_sets
 from byol.evaluation.protocols import (
     BASELINES,
@@ -89,7 +89,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     check(command)
     tasks = tasks_of(command)
     for words in dict.fromkeys(task.divided for _, task in tasks if task.divided):
-        print(f"split      {words}", file=sys.stderr)
+        show(f"split      {words}", file=sys.stderr)
     scores, written = dict[str, Scores](), dict[Path, None]()
     main, majorities, errors = command.run or "features", Scores(), list[str]()
     while tasks:
@@ -107,20 +107,19 @@ def evaluate(arguments: Sequence[str]) -> int:
                 write_scores({name: score}, folder / SCORES)
                 written[folder / SCORES] = None
         if tasks:
-            print(f"done       {score.encoder_name} {score.data_set}".rstrip(), file=sys.stderr)
+            show(f"done       {score.encoder_name} {score.data_set}".rstrip(), file=sys.stderr)
     scores |= {MAJORITY: majorities} if majorities else {}
-    print(scores[main] if len(scores) == 1 else comparison(scores))
-    for line in [*([""] if errors else []), *errors, "", *verdict(scores)]:
-        print(line)
+    table = repr(scores[main]) if len(scores) == 1 else comparison(scores)
+    show(*table.splitlines(), *([""] if errors else []), *errors, "", *verdict(scores))
     for path in written or ["nothing; --out FOLDER keeps the scores"]:
-        print(f"written    {path}")
+        show(f"written    {path}")
     if command.save_classifier is not None:
-        print(
+        show(
             f"written    {command.save_classifier} ({os.path.getsize(command.save_classifier) / 1e6:,.1f} MB)"
         )
         next_words = ["byol", "predict", command.save_classifier, "--data", "IMAGES", "--out", "labels.csv"]
         next_words += ["--encoder", command.encoder] if command.encoder is not None else []
-        print(f"next       {shlex.join(next_words)}")
+        show(f"next       {shlex.join(next_words)}")
     return 0
 
 

@@ -20,7 +20,7 @@ from byol.data.decode import BadImage
 from byol.data.images import Images, open_images
 from byol.data.readers.table import DELIMITERS, PATHS
 from byol.disk import check_writable, filling
-from byol.errors import ConfigError, DataError, printable
+from byol.errors import ConfigError, DataError, printable, show
 from byol.features import project
 from byol.features.features import Features
 from byol.features.neighbours import Neighbours, check_at_least_one, search
@@ -90,16 +90,16 @@ def explore(arguments: Sequence[str]) -> int:
             write_explorer(folder, title, maps, names, known, picture, part("thumbnails"))
     for one in maps:
         kept = f"keeps {one.kept:.0%} of the {min(KEPT, one.near.rows.shape[1])} nearest neighbours"
-        print(f"map        {printable(one.title)}: {one.method}, {kept}")
+        show(f"map        {one.title}: {one.method}, {kept}")
     if images is not None and (missing := len(last) - len(place_of)):
-        print(f"note       {missing:,} of {len(last):,} images are not among {command.data}")
+        show(f"note       {missing:,} of {len(last):,} images are not among {command.data}")
     if command.map == "auto" and not project.tsne_is_here() and len(last) > project.LEAST:
-        print("note       a map by t-SNE keeps more of them. Run: pip install 'byol[map]'")
-    print(f"written    {command.out}/: {len(last):,} images")
+        show("note       a map by t-SNE keeps more of them. Run: pip install 'byol[map]'")
+    show(f"written    {command.out}/: {len(last):,} images")
     if command.serve:
         serve(out, command.port)
     else:
-        print(f"next       open {command.out}/index.html in a browser")
+        show(f"next       open {command.out}/index.html in a browser")
     return 0
 
 
@@ -115,7 +115,7 @@ def check(command: Explore, out: Path) -> None:
         raise ConfigError(f"--port is {command.port}; expected 0 to 65535.")
     if command.map == "tsne" and not project.tsne_is_here():
         raise ConfigError("--map tsne needs openTSNE. Run: pip install 'byol[map]', or give --map pca.")
-    if out.exists() and not (out.is_dir() and (is_map(out) or not any(out.iterdir()))):
+    if os.path.exists(out) and not (out.is_dir() and (is_map(out) or not any(out.iterdir()))):
         raise ConfigError(f"--out is {command.out}, which is there and is not a map. Give another folder.")
     check_writable(out.parent, "Choose another folder with --out.", out.name)
 
@@ -268,8 +268,5 @@ def serve(folder: Path, port: int) -> None:
         said = f"--port {port} cannot be used ({failure.strerror}). Take another one, or leave it out."
         raise ConfigError(said) from failure
     with server, suppress(KeyboardInterrupt):
-        print(
-            f"serving    http://127.0.0.1:{server.server_port}/ to this machine alone; Ctrl-C ends it",
-            flush=True,
-        )
+        show(f"serving    http://127.0.0.1:{server.server_port}/ to this machine alone; Ctrl-C ends it")
         server.serve_forever()

@@ -8,7 +8,7 @@ import tyro
 
 from byol.encoders.encoder import Encoder
 from byol.encoders.load import folder_of, load_encoder
-from byol.errors import ConfigError, printable
+from byol.errors import ConfigError, show
 from byol.evaluation.classifier import Classifier, holds_classifier, load_classifier
 from byol.exports.export import GRAPHS, Format, export as write_export
 from byol.exports.graphs import OUTPUT, PROBABILITIES
@@ -67,19 +67,19 @@ def export(arguments: Sequence[str]) -> int:
         model=command.model,
     )
     tool, sizes = done.check.tool, " and ".join(f"{height}x{width}" for height, width in done.check.sizes)
-    print(f"written    {done.path} ({done.format})")
+    show(f"written    {done.path} ({done.format})")
     batches = ", ".join(map(str, BATCHES))
-    print(f"checked    {tool} gives the same {done.check.what} for {batches} images of {sizes} pixels:")
-    print(f"           they differ by {done.check.difference:.2g} of the largest ({TOLERANCE:g} is allowed)")
+    show(f"checked    {tool} gives the same {done.check.what} for {batches} images of {sizes} pixels:")
+    show(f"           they differ by {done.check.difference:.2g} of the largest ({TOLERANCE:g} is allowed)")
     if done.format in GRAPHS:
         pixels = "in [0, 1]" if command.from_pixels else "normalised"
         size = "H, W" if len(done.check.sizes) > 1 else "{}, {}".format(*encoder.info.image_size)
-        print(f"takes      images float32 (B, {encoder.info.channels}, {size}) {pixels}")
+        show(f"takes      images float32 (B, {encoder.info.channels}, {size}) {pixels}")
         if isinstance(exported, Classifier):
-            names = ", ".join(map(printable, exported.classes[:SHOWN]))
+            names = ", ".join(exported.classes[:SHOWN])
             more = ", ..." if len(exported.classes) > SHOWN else ""
-            print(f"gives      probabilities float32 (B, {len(exported.classes)}): {names}{more}")
+            show(f"gives      probabilities float32 (B, {len(exported.classes)}): {names}{more}")
     model = (command.model or encoder.info.architecture or "").rpartition(":")[2]
     read = "torch.load" if done.path.suffix == ".pth" else "safetensors.torch.load_file"
-    print(f"load       {LOADS[tool].format(path=done.path, read=read, model=model, output=output)}")
+    show(f"load       {LOADS[tool].format(path=done.path, read=read, model=model, output=output)}")
     return 0

@@ -9,7 +9,7 @@ import tyro
 from byol.commands.check import SHOWN, Progress, check_workers
 from byol.data.images import open_images
 from byol.data.pack import pack as packed
-from byol.errors import printable
+from byol.errors import show
 from byol.machine import usable_cores
 from byol.settings import parse
 from byol.train.signals import StopSignals
@@ -48,10 +48,10 @@ def pack(arguments: Sequence[str]) -> int:
             workers=usable_cores() if workers is None else workers, progress=progress,
         )  # fmt: skip
     for row, reason in done.left_out[:SHOWN]:
-        print(f"left out   {printable(images.name(row))}: {printable(reason)}")
+        show(f"left out   {images.name(row)}: {reason}")
     if (missing := len(images) - done.images) > SHOWN:
-        print(f"left out   {missing:,} of {len(images):,} images in all, which cannot be read")
+        show(f"left out   {missing:,} of {len(images):,} images in all, which cannot be read")
     size = f"{done.bytes / 1e6:,.1f} MB"
-    print(f"written    {command.out}: {done.images:,} images in {done.shards:,} shards, {size}")
-    print(f"next       {shlex.join(['byol', 'train', command.out, '--out', 'runs/a'])}")
+    show(f"written    {command.out}: {done.images:,} images in {done.shards:,} shards, {size}")
+    show(f"next       {shlex.join(['byol', 'train', command.out, '--out', 'runs/a'])}")
     return 0

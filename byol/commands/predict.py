@@ -10,7 +10,7 @@ import tyro
 
 from byol.commands.embed import Progress
 from byol.disk import check_writable
-from byol.errors import ConfigError, printable
+from byol.errors import ConfigError, show
 from byol.evaluation.classifier import COLUMNS, load_classifier
 from byol.features.embed import store_beside
 from byol.settings import parse
@@ -56,12 +56,12 @@ def predict(arguments: Sequence[str]) -> int:
             found.save(out, every_class=command.all)
     counts = Counter(found.classes[one] for row in range(len(found)) for one in found.found(row))
     for name, count in counts.most_common(SHOWN):
-        print(f"{count:10,} {printable(name)}")
+        show(f"{count:10,} {name}")
     if len(counts) > SHOWN:
-        print(f"{'...':>10} and {len(counts) - SHOWN:,} other classes")
+        show(f"{'...':>10} and {len(counts) - SHOWN:,} other classes")
     if len(found) < len(images):
-        print(f"left out   {len(images) - len(found):,} of {len(images):,} images, which cannot be read")
-    print(f"written    {out}: {len(found):,} images, of {len(classifier.classes):,} classes known")
+        show(f"left out   {len(images) - len(found):,} of {len(images):,} images, which cannot be read")
+    show(f"written    {out}: {len(found):,} images, of {len(classifier.classes):,} classes known")
     return 0
 
 

@@ -1,5 +1,6 @@
 """`byol report`"""
 
+import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import tyro
 from byol.disk import check_writable
 from byol.encoders.encoder import Encoder
 from byol.encoders.load import load_encoder
-from byol.errors import ByolError, ConfigError
+from byol.errors import ByolError, ConfigError, show
 from byol.report.figures import Figure
 from byol.report.markup import Html
 from byol.report.page import write_report
@@ -47,22 +48,22 @@ def report(arguments: Sequence[str]) -> int:
     records = [read_record(run) for run in command.runs]
     own = len(records) == 1 and command.out is None
     out = records[0].folder.report if own else Path(command.out or records[0].folder.report.name)
-    if out.is_dir():
+    if os.path.isdir(out):
         raise ConfigError(
             f"--out is {out}, which is a folder. Give the name of a file, such as {out}/report.html."
         )
     check_writable(out.parent, "Choose another place with --out.", out.name)
     for record in records:
         said = str(record.verdict or record.state)
-        print(textwrap.fill(f"{record.name}: {said}", 110, subsequent_indent=" " * 11))
+        show(*textwrap.wrap(f"{record.name}: {said}", 110, subsequent_indent=" " * 11))
     sections, drawn = pictures(records[0], command) if len(records) == 1 else ([], [])
     write_report(records, out, sections)
-    print(f"written    {out}")
+    show(f"written    {out}")
     if command.figures is not None:
         folder = Path(command.figures)
         check_writable(folder, "Choose another folder with --figures.")
         files = write_figures(records, folder, drawn)
-        print(f"written    {len(files)} figures in {folder}/: {', '.join(path.name for path in files)}")
+        show(f"written    {len(files)} figures in {folder}/: {', '.join(path.name for path in files)}")
     return 0
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from byol.data.images import Images, open_images
 from byol.encoders.load import load_encoder
-from byol.errors import ConfigError, DataError, complaint, printable
+from byol.errors import ConfigError, DataError, complaint, printable, show
 from byol.features import neighbours, select
 from byol.features.embed import embed
 from byol.features.features import Features, Rows, Values
@@ -106,16 +106,16 @@ def search(arguments: Sequence[str]) -> int:
     results = found(command, features)
     counts = [len(group.rows) for group in results.groups]
     if results.wanted > min(counts, default=results.wanted):
-        print(f"note       there are no more than these {min(counts):,} images", file=sys.stderr)
+        show(f"note       there are no more than these {min(counts):,} images", file=sys.stderr)
     if images is not None and command.sheet is not None and any(counts):
         draw(results, features, images, Path(command.sheet))
-        print(f"written    {command.sheet}", file=sys.stderr)
+        show(f"written    {command.sheet}", file=sys.stderr)
     if command.json:
         print(as_json(results, features))
     elif counts:
-        print(as_table(results, features))
+        show(*as_table(results, features).splitlines())
     else:
-        print("nothing    no two images are that similar", file=sys.stderr)
+        show("nothing    no two images are that similar", file=sys.stderr)
     return 0
 
 
@@ -254,7 +254,7 @@ def draw(results: Results, features: Features, images: Images, path: Path) -> No
     chosen = [(group, rows[:MOST_PICTURES]) for group, rows in every[:fitting]]
     drawn = sum(len(rows) for _, rows in chosen)
     if drawn < counts[-1]:
-        print(f"shortened  {path} shows the first {drawn:,} of {counts[-1]:,} images", file=sys.stderr)
+        show(f"shortened  {path} shows the first {drawn:,} of {counts[-1]:,} images", file=sys.stderr)
     wanted = {row for _, rows in chosen for row in rows}
     found = pictures(images, features, wanted | {g.query for g, _ in chosen if isinstance(g.query, int)})
     lines = []

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from byol.errors import CollapseError, ConfigError
+from byol.errors import CollapseError, ConfigError, show
 from byol.models.build import is_own_code
 from byol.report.pictures import report_at_the_end
 from byol.settings import parse, preset_flags, preset_names
@@ -112,13 +112,13 @@ def conclude(run: Run) -> None:
     """What a person wants to know after a run."""
     info = run.encoder.info
     what = f"{run.plan.encoder}, {info.features}-dimensional features"
-    print(f"encoder    {RunFolder(run.folder).encoder} ({what})")
+    show(f"encoder    {RunFolder(run.folder).encoder} ({what})")
     if run.verdict is not None and run.verdict.knn:
-        print(f"hold-out   {run.verdict.knn}")
+        show(f"hold-out   {run.verdict.knn}")
     if (written := report_at_the_end(run.folder, run.images, run.encoder)) is not None:
-        print(f"report     {written}")
+        show(f"report     {written}")
     # A file alone never makes a program run code.
     named = [str(run.folder)]
     named += ["--encoder", str(info.architecture)] if is_own_code(info.architecture or "") else []
-    print(f"next       byol evaluate {shlex.join(named)} --train LABELLED_TRAIN --test LABELLED_TEST")
-    print(f"           byol embed {shlex.join(named)} --data IMAGES --out features.npz")
+    show(f"next       byol evaluate {shlex.join(named)} --train LABELLED_TRAIN --test LABELLED_TEST")
+    show(f"           byol embed {shlex.join(named)} --data IMAGES --out features.npz")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from byol.errors import DataError
+from byol.errors import DataError, show
 from byol.features.neighbours import check_at_least_one
 from byol.features.sheet import Cell, check_sheet, write_sheet
 from byol.method.views import ViewConfig
@@ -57,6 +57,6 @@ def views(arguments: Sequence[str]) -> int:
         raise DataError(f"None of {command.count} images in {setup.images.description} can be read.")
     width *= max(1, 9 // width)  # of a row, which holds whole images
     write_sheet([cells[first : first + width] for first in range(0, len(cells), width)], Path(command.out))
-    print(f"views      {in_words(plan.kind, plan.views)}; {plan.image_size[0]}x{plan.image_size[1]} pixels")
-    print(f"written    {command.out}")
+    show(f"views      {in_words(plan.kind, plan.views)}; {plan.image_size[0]}x{plan.image_size[1]} pixels")
+    show(f"written    {command.out}")
     return 0

@@ -33,7 +33,7 @@ def check_sheet(path: Path) -> None:
     """Raise ConfigError for a file that a sheet cannot be written to."""
     if path.suffix.lower() not in SUFFIXES or os.path.isdir(path):
         raise ConfigError(f"The sheet is {path}; expected a file's name that ends in {', '.join(SUFFIXES)}.")
-    check_writable(path.parent)
+    check_writable(path.parent, name=path.name)
 
 
 def write_sheet(groups: Sequence[Sequence[Cell]], path: Path) -> None:

@@ -17,7 +17,7 @@ from byol.data.batches import Batches
 from byol.data.decode import BadImage
 from byol.data.images import Images
 from byol.disk import append_text, parse_json, write_text
-from byol.errors import DataError, DiskError, printable
+from byol.errors import DataError, DiskError, printable, show
 from byol.train.loggers import Loggers
 from byol.train.outcome import FEW, accuracy, is_look, state_so_far
 from byol.train.plan import Plan
@@ -142,23 +142,22 @@ class RunLog:
         if "representation_retrieval" in values:
             self.say(f"{self._place(values['step'])}  {seen(values)}")
 
-    def say(self, line: str) -> None:
-        """A line for people that is not a metric; above the bar, if there is one."""
-        self.keep(line)
+    def say(self, *lines: str) -> None:
+        """Lines for people that are not metrics; above the bar, if there is one."""
+        self.keep(*lines)
         if not self._terminal:
-            say(line)
+            say(*lines)
             return
         with suppress(OSError):
-            self._bar.console.print(line, markup=False, highlight=False)
+            self._bar.console.print(*map(printable, lines), sep="\n", markup=False, highlight=False)
 
-    def keep(self, text: str) -> None:
-        """Add lines to train.log, each with the time; one that cannot be written is left out."""
+    def keep(self, *lines: str) -> None:
+        """Add lines to train.log, each with the time; those that cannot be written are left out."""
         if self.transcript is None:
             return
         now = strftime("%Y-%m-%d %H:%M:%S")
         with suppress(OSError):  # people see it all the same, and metrics warn of a full disk
-            lines = (f"{now}  {printable(line)}\n" for line in text.splitlines())
-            append_text(self.transcript, "".join(lines))
+            append_text(self.transcript, "".join(f"{now}  {printable(line)}\n" for line in lines))
 
     def _keep_warning(self, record: logging.LogRecord) -> bool:
         self.keep(f"warning    {record.getMessage()}")
@@ -202,10 +201,10 @@ def seen(look: dict[str, Any]) -> str:
     return accuracy(look) + "".join(others if look["knn_images"] >= FEW else [])
 
 
-def say(line: str) -> None:
-    """A line for people; a closed pipe or terminal ends the talking, not the training."""
+def say(*lines: str) -> None:
+    """Lines for people; a closed pipe or terminal ends the talking, not the training."""
     with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        show(*lines, file=sys.stderr)
 
 
 def duration(seconds: float) -> str:

@@ -110,7 +110,7 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
 
         with closing(batches), log:
             log.say(f"run        {folder.path}" + (f", continued at step {start:,}" if start else ""))
-            log.say("\n".join(plan.lines()))
+            log.say(*plan.lines())
             if world.size > 1:
                 share = plan.micro_batch_size // world.size
                 log.say(f"processes  {world.size}, each with {share} images of a micro-batch")
@@ -158,7 +158,7 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
                 verdict = verdict_of(log.lines, plan)
                 if verdict is not None and not finished:
                     write_text(folder.verdict, json.dumps(asdict(verdict), indent=1))
-                    log.say(textwrap.fill(f"verdict    {verdict}", 110, subsequent_indent=" " * 11))
+                    log.say(*textwrap.wrap(f"verdict    {verdict}", 110, subsequent_indent=" " * 11))
         with world.telling():
             if plan.hold_out_images and not own_scores(folder):
                 if not monitor.scores:  # of a run that was killed between its last checkpoint and here

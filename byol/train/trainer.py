@@ -84,7 +84,7 @@ class BYOLTrainer:
 
     def print(self, message: str) -> None:
         """Print on the first process."""
-        say(message)
+        say(*str(message).splitlines())
 
     def wait(self) -> None:
         """Nothing: a call returns when all processes are done."""

@@ -412,6 +412,52 @@ def test_a_full_disk_that_nobody_foresaw_is_not_called_a_bug(run, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train {images} --out {name} {tiny}",
+        "embed {run} --data nowhere --out {name}.npz",
+        "predict nowhere --data nowhere --out {name}.csv",
+        "evaluate {run} --train nowhere --test nowhere --out {name}",
+        "check nowhere --out {name}.json",
+        "pack {images} --out {name}",
+        "views nowhere --out {name}.png",
+        "report {run} --out {name}.html",
+        "export {run} --out {name}.onnx",
+        "convert nowhere --out {name}",
+        "search nowhere --outliers 1 --data nowhere --sheet {name}.png",
+        "explore nowhere --out {name}",
+    ],
+)
+def test_a_name_that_no_file_can_have_is_a_sentence_of_every_command(words, run, labelled, tmp_path, capsys):
+    name = tmp_path / ("x" * 256)
+    words = words.format(run=run, images=labelled, name=name, tiny=TINY)
+    assert main(words.split()) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "File name too long" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_name_of_ones_own_reaches_the_terminal_without_its_escapes_and_line_ends(
+    run, labelled, tmp_path, capfd
+):
+    odd = str(tmp_path / "a\x1b[31m\nb")
+    for words in (
+        ["train", str(labelled), *TINY.split(), "--out", odd],
+        ["report", odd],
+        ["embed", str(run), "--data", str(labelled), "--out", f"{odd}.npz"],
+        ["pack", str(labelled), "--workers", "0", "--out", f"{odd}-shards"],
+        ["views", str(labelled), "--count", "1", "--out", f"{odd}.png"],
+        ["explore", f"{odd}.npz", "--map", "pca", "--clusters", "0", "--out", f"{odd}-map"],
+    ):
+        assert main(words) == 0
+        said = "".join(capfd.readouterr())
+        assert "a\\x1b[31m\\nb" in said
+        assert all(line.isprintable() for line in said.split("\n"))
+
+
 @pytest.mark.slow
 def test_names_that_the_terminal_cannot_show_cost_nothing(labelled, tmp_path):
     """A terminal of Latin-1, in a locale without UTF-8: every command works on all names."""

@@ -126,6 +126,18 @@ def test_files_are_read_within_bounds_and_text_is_utf_8():
                 assert "encoding" in keywords, written
 
 
+def test_one_function_prints_what_people_read_and_escapes_every_name():
+    """The others print what holds none: the help, the version, what other programs read."""
+    own = {
+        "print(OVERVIEW, end='')", "print(f'byol {__version__}')", "print(completion(), end='')",
+        "print(HELP, end='')", "print(as_json(results, features))",
+    }  # fmt: skip
+    elsewhere = [path for path in TREES if path.name != "errors.py"]
+    assert own == {
+        w.partition(" ")[2] for path in elsewhere for name, _, _, w in calls(path) if name == "print"
+    }
+
+
 HEAVY = ("torchvision", "timm", "sklearn", "skimage", "matplotlib", "tyro", "rich", "pyarrow", "tensorboard")
 FORMATS = ("PIL", "yaml", "safetensors")
 
