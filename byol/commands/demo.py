@@ -10,7 +10,9 @@ from byol.data.images import open_images
 from byol.encoders.encoder import Encoder
 from byol.encoders.load import untrained
 from byol.errors import show
-from byol.evaluation.protocols import evaluate, settled
+from byol.evaluation.confusion import confusion, write_confusion
+from byol.evaluation.protocols import EvaluationConfig, judge, prepare, protocols_named, settled
+from byol.evaluation.score import write_scores
 from byol.features.embed import Features, embed
 from byol.report.pictures import report_at_the_end
 from byol.settings import parse, preset_flags
@@ -47,27 +49,34 @@ def demo(arguments: Sequence[str]) -> int:
     )
     started = time.perf_counter()
     run = pretrain(None, train, replace(config, seed=command.seed))
-    seconds = time.perf_counter() - started
+    seconds, folder = time.perf_counter() - started, RunFolder(out)
 
-    def score(encoder: Encoder | None) -> float:
+    def score(name: str, encoder: Encoder | None) -> float:
+        """Of an encoder or, with none, of the pixels; kept in the run's folder for its report."""
         bank, queries = (
-            Features(images.reshape(len(images), -1).astype("float32"), labels)
+            Features(images.reshape(len(images), -1).astype("float32"), labels, classes=tiles.names)
             if encoder is None
-            else replace(embed(encoder, open_images(images)), y=labels)
+            else replace(embed(encoder, open_images(images)), y=labels, classes=tiles.names)
             for images, labels in ((tiles.train, tiles.train_labels), (tiles.test, tiles.test_labels))
         )
-        return evaluate(train=bank, test=queries, protocols="knn", k=NEIGHBOURS)["knn"].value
+        settings = EvaluationConfig(k=(NEIGHBOURS,))
+        task = prepare(None, bank, queries, protocols_named("knn", settings), settings, name=name)
+        ((protocol, found),) = judge(task)
+        write_scores({protocol: found}, folder.scores)
+        if (mistakes := confusion(task, found)) is not None and encoder is run.encoder:
+            write_confusion(mistakes, folder.confusions)
+        return found.value
 
     fresh = settled(untrained(run.encoder, seed=command.seed), open_images(tiles.train))
     show(
         "",
         f"kNN accuracy (k = {NEIGHBOURS}) on {len(test):,} test tiles of {len(tiles.names)} photographs "
         f"(chance {1 / len(tiles.names):.2f})",
-        f"  raw pixels          {score(None):.2f}",
-        f"  untrained encoder   {score(fresh):.2f}",
-        f"  trained encoder     {score(run.encoder):.2f}   after {duration(seconds)} of training",
+        f"  raw pixels          {score('pixels', None):.2f}",
+        f"  untrained encoder   {score('untrained', fresh):.2f}",
+        f"  trained encoder     {score(out, run.encoder):.2f}   after {duration(seconds)} of training",
         "",
-        f"The encoder is {RunFolder(out).encoder}.",
+        f"The encoder is {folder.encoder}.",
     )
     if (written := report_at_the_end(run.folder, train, run.encoder)) is not None:
         show(f"The report is {written}: open it in a browser.")

@@ -16,6 +16,7 @@ from byol.disk import check_writable, writing
 from byol.encoders.encoder import Encoder
 from byol.encoders.load import OwnNetwork, folder_of, load_encoder
 from byol.errors import ConfigError, did_you_mean, show
+from byol.evaluation.confusion import CONFUSIONS, confusion, write_confusion
 from byol.evaluation.data_sets import DataSet, read_data_sets
 from byol.evaluation.protocols import (
     BASELINES,
@@ -28,7 +29,7 @@ from byol.evaluation.protocols import (
 )
 from byol.evaluation.score import SCORES, write_scores
 from byol.evaluation.tables import Scores, comparison
-from byol.evaluation.verdict import MAJORITY, confusion, majority, verdict
+from byol.evaluation.verdict import MAJORITY, majority, verdict
 from byol.features.features import Features
 from byol.models.build import LIBRARIES
 from byol.settings import parse
@@ -97,13 +98,16 @@ def evaluate(arguments: Sequence[str]) -> int:
         for name, score in judge(task):  # each is kept at once: the next may take hours, or fail
             title = f"{score.data_set} {name}".strip()
             scores.setdefault(score.encoder_name, Scores())[title] = score
+            errors_now = confusion(task, score)
             if score.encoder_name == main:
-                errors = confusion(task, score) if command.transfer is None else []
+                errors = errors_now.lines() if errors_now and command.transfer is None else []
                 if not command.no_baselines and (constant := majority(task, score)):
                     majorities[title] = constant
             if folder is not None:
                 with writing(folder):
                     folder.mkdir(parents=True, exist_ok=True)
+                if errors_now and score.encoder_name not in BASELINES:
+                    write_confusion(errors_now, folder / CONFUSIONS)
                 write_scores({name: score}, folder / SCORES)
                 written[folder / SCORES] = None
         if tasks:

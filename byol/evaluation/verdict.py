@@ -1,4 +1,4 @@
-"""Was it worth it? What the scores of an encoder and its baselines say in words, and where it errs."""
+"""Was it worth it? What the scores of an encoder and its baselines say in words."""
 
 import textwrap
 from collections.abc import Mapping
@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from byol.errors import printable
 from byol.evaluation.inputs import Predictions, labels_of
 from byol.evaluation.metrics import interval
 from byol.evaluation.protocols import Task
 from byol.evaluation.score import Score, score_of
-from byol.evaluation.tables import aligned
 from byol.models.build import LIBRARIES
 
 MAJORITY = "majority"
@@ -25,8 +23,7 @@ ADVICE = (
     "more steps (--epochs, --budget), gentler views (see `byol views`), more images to train on, or stock "
     "weights (torchvision:NAME, timm:NAME); more test images tell smaller differences"
 )
-MATRIX = 12  # classes up to which the whole confusion table is shown; of more the worst pairs
-PAIRS, WIDTH, PAGE = 10, 8, 110  # lines; letters of a column's name, and of a line
+PAGE = 110  # letters of a line
 
 
 def majority(task: Task, score: Score) -> Score | None:
@@ -76,35 +73,3 @@ def verdict(scores: Mapping[str, Mapping[str, Score]]) -> list[str]:
 def wrapped(title: str, words: str) -> list[str]:
     """A title and words as lines of a page."""
     return textwrap.wrap(words, PAGE, initial_indent=f"{title:<10}", subsequent_indent=" " * 10)
-
-
-def confusion(task: Task, score: Score) -> list[str]:
-    """Where the first seed's predictions are wrong: of a few classes a table, of many the worst pairs."""
-    y, labels, said = labels_of(task.train), score.predictions[0].labels, score.predictions[0].classes[:, 0]
-    if y.ndim != 1 or labels is None:
-        return []
-    known = task.test.classes or task.train.classes or range(1 + max(labels.max(), y.max()))
-    names = [printable(str(name)) for name in known]
-    tested, counts = np.unique(labels, return_counts=True)
-    predicted = np.union1d(tested, said[said >= 0])
-    if len(predicted) <= MATRIX:
-        rows = [[f"{score.protocol}, %", "images", *(names[one][:WIDTH] for one in predicted)]]
-        for one, count in zip(tested, counts, strict=True):
-            shares = (100 * np.mean(said[labels == one] == other) for other in predicted)
-            rows.append([names[one], f"{count:,}", *(f"{share:.0f}" if share else "-" for share in shares)])
-        lines = ["Of the images of each class (a row) the share taken for each (a column):", *aligned(rows)]
-    else:
-        lines = [f"Most often confused in {score.protocol}:"]
-        wrong = np.stack([labels, said])[:, labels != said]
-        pairs, times = np.unique(wrong, axis=1, return_counts=True)
-        for place in np.argsort(-times, kind="stable")[:PAIRS]:
-            one, other = pairs[:, place]
-            of = f"{times[place]:,} of {counts[tested == one][0]:,}"
-            lines.append(f"  {of} {names[one]} taken for {names[other]}")
-    if score.metric == "top1" and counts.max() > 1.5 * counts.min():
-        mean = np.mean([np.mean(said[labels == one] == one) for one in tested])
-        lines.append(f"{score.protocol}, mean per class: {100 * mean:.1f} %; the classes differ in size")
-    if missing := [names[one] for one in tested if one not in y]:
-        more = f" and {len(missing) - PAIRS:,} more" if len(missing) > PAIRS else ""
-        lines.append(f"Never right, since no train image has it: {', '.join(missing[:PAIRS])}{more}")
-    return lines

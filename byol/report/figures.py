@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil, floor, isfinite, log10
 from pathlib import Path
@@ -14,13 +14,15 @@ STATIC = Path(__file__).parent / "static"
 # Eight hues that differ for colour-blind people too, in this order; runs also differ by their dashes.
 LIGHT = {
     "page": "#f7f7f5", "card": "#ffffff", "ink": "#1b1b19", "soft": "#5b5a55", "line": "#e2e1dc",
-    "good": "#0a6b2d", "bad": "#b3261e", "warn": "#8a5300", "s0": "#2a6fc9", "s1": "#c2541d", "s2": "#0f7f5c",
-    "s3": "#8a4fc0", "s4": "#a8741a", "s5": "#c23b78", "s6": "#3f7d1f", "s7": "#56606b",
+    "good": "#0a6b2d", "bad": "#b3261e", "warn": "#8a5300", "heat": "#4a85d1",
+    "s0": "#2a6fc9", "s1": "#c2541d", "s2": "#0f7f5c", "s3": "#8a4fc0", "s4": "#a8741a", "s5": "#c23b78",
+    "s6": "#3f7d1f", "s7": "#56606b",
 }  # fmt: skip
 DARK = {
     "page": "#141413", "card": "#1e1e1c", "ink": "#f1f0ec", "soft": "#b4b2aa", "line": "#3a3935",
-    "good": "#6fd08c", "bad": "#ff8f85", "warn": "#f0b95a", "s0": "#6aa5f2", "s1": "#f08a57", "s2": "#3fc39a",
-    "s3": "#bd93ea", "s4": "#d9ab4e", "s5": "#ee85b2", "s6": "#8fc66a", "s7": "#a9b2bd",
+    "good": "#6fd08c", "bad": "#ff8f85", "warn": "#f0b95a", "heat": "#40669b",
+    "s0": "#6aa5f2", "s1": "#f08a57", "s2": "#3fc39a", "s3": "#bd93ea", "s4": "#d9ab4e", "s5": "#ee85b2",
+    "s6": "#8fc66a", "s7": "#a9b2bd",
 }  # fmt: skip
 DASHES = (None, "7 4", "2 3", "10 3 2 3")
 WIDTH, HEIGHT = 420, 236  # of a chart, pixels at its own size
@@ -42,11 +44,12 @@ class Figure:
     height: int = HEIGHT
     plot: str | None = None  # JSON: what the page's script shows under the pointer
 
-    def inline(self) -> Html:
+    def inline(self, style: str | None = None) -> Html:
         """As a part of a page."""
         box = f"0 0 {self.width} {self.height}"
         label = f"{self.title}. {self.words}"
-        return element("svg", self.drawing, viewBox=box, role="img", aria_label=label, data_plot=self.plot)
+        said = {"role": "img", "aria_label": label, "data_plot": self.plot}
+        return element("svg", self.drawing, viewBox=box, style=style, **said)
 
     def file(self) -> str:
         """As a file for papers and slides, which needs nothing else."""
@@ -66,6 +69,7 @@ class Curve:
     name: str
     points: Sequence[tuple[float, float]]
     band: Sequence[tuple[float, float, float]] = ()  # x, low, high
+    pale: bool = False  # behind the others, as something to compare them with
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,9 @@ def chart(
 
     The axis ends at so many `epochs` at least.
     """
-    curves = [Curve(one.name, thinned(one.points), one.band) for one in curves]
+    curves = [replace(one, points=thinned(one.points)) for one in curves]
     xs = [x for one in curves for x, _ in one.points]
-    if not xs:
+    if not any(one.points and not one.pale for one in curves):
         return None
     ys = [y for one in curves for _, y in one.points] + [value for _, value in levels]
     ys += [end for one in curves for _, *ends in one.band for end in ends]
@@ -131,10 +135,11 @@ def chart(
     for _, value in levels:
         parts.append(element("line", x1=LEFT, x2=right, y1=up(value), y2=up(value), class_="level"))
     told = []
-    for place, one in enumerate(curves):
+    for place, one in sorted(enumerate(curves), key=lambda pair: not pair[1].pale):  # which lie behind
         if not one.points:
             continue
         colour, dash = f"s{place % 8}", DASHES[place % len(DASHES)]
+        colour, dash = ("pale", None) if one.pale else (colour, dash)
         if one.band:
             around = [
                 *((x, high) for x, _, high in one.band),
@@ -145,8 +150,9 @@ def chart(
         path = " ".join(f"{across(x)},{up(y)}" for x, y in one.points)
         parts.append(element("polyline", points=path, class_=f"curve {colour}", stroke_dasharray=dash))
         (first, began), (last, ended) = one.points[0], one.points[-1]
-        dot = element("circle", cx=across(last), cy=up(ended), r=3.5, class_=f"dot {colour}")
-        parts.append(dot)
+        if not one.pale:
+            dot = element("circle", cx=across(last), cy=up(ended), r=3.5, class_=f"dot {colour}")
+            parts.append(dot)
         if rows:
             x, y = 8 + place % COLUMNS * WIDTH // COLUMNS, HEIGHT + 12 + place // COLUMNS * LEGEND
             sample = {"x1": x, "x2": x + 26, "y1": y - 4, "y2": y - 4}
@@ -203,6 +209,35 @@ def bar(name: str, title: str, shares: Sequence[tuple[str, float]]) -> Figure:
         told.append(f"{100 * share:.1f} % {word}")
         x += long
     return Figure(name, title, "; ".join(told), joined(*parts), WIDTH, 70 + 22 * len(shares))
+
+
+def matrix(name: str, title: str, names: Sequence[str], shares: Sequence[Sequence[float]]) -> Figure:
+    """Shares of rows, from 0 to 1, as squares of one colour: the more, the stronger, and with its percent."""
+    side, left, top = max(26, min(44, 640 // len(names))), 130, 112
+    wide, parts = side * len(names), [element("text", title, x=EDGE, y=18, class_="title")]
+    for place, word in enumerate(shortened(one, 18) for one in names):
+        middle = (place + 0.5) * side
+        parts.append(element("text", word, x=left - 7, y=top + middle, dy="0.35em", class_="tick end"))
+        x, y = left + middle, top - 8
+        turned = {"transform": f"rotate(-45 {x:g} {y:g})", "class_": "tick"}
+        parts.append(element("text", word, x=f"{x:g}", y=f"{y:g}", **turned))
+    for row, some in enumerate(shares):
+        for column, share in enumerate(some):
+            x, y = left + column * side, top + row * side
+            box = {"x": x, "y": y, "width": side - 2, "height": side - 2, "rx": 3}
+            # The root: a few percent of mistakes are to be seen too.
+            strength = f"{max(0.05, share**0.5):.2f}"
+            said = element("title", f"{names[row]} taken for {names[column]}: {100 * share:.1f} %")
+            parts.append(element("rect", said, **box, class_="heat", fill_opacity=strength))
+            if share >= 0.005:
+                at = {"x": f"{x + side / 2 - 1:g}", "y": f"{y + side / 2 - 1:g}", "dy": "0.36em"}
+                parts.append(element("text", f"{100 * share:.0f}", **at, class_="cell"))
+    told = (
+        f"{one} {100 * some[place]:.0f} %"
+        for place, (one, some) in enumerate(zip(names, shares, strict=True))
+    )
+    words = f"Right of each class: {', '.join(told)}."
+    return Figure(name, title, words, joined(*parts), left + wide + 80, top + wide + 6)
 
 
 def marks(low: float, high: float, count: int, *, outside: bool = True) -> list[float]:

@@ -54,5 +54,18 @@ def table(heads: list[Any], rows: list[list[Any]], caption: str) -> Html:
     return element("div", whole, class_="scroll", tabindex=0, role="region", aria_label=caption)
 
 
+def section(title: str, *parts: Any) -> Html:
+    return element("section", element("h2", title), *parts)
+
+
+def folded(title: str, *parts: Any) -> Html:
+    return element("details", element("summary", title), *parts)
+
+
+def scrolled(inner: Html, name: str) -> Html:
+    """What scrolls by itself where it is wider than the page, by keyboard too."""
+    return element("div", inner, class_="scrolled", tabindex=0, role="region", aria_label=name)
+
+
 def _escaped(text: Any) -> str:
     return escape(printable(str(text)))

@@ -11,7 +11,8 @@ from byol.evaluation.tables import in_words
 from byol.report import plots
 from byol.report.document import document, static
 from byol.report.figures import digits, style
-from byol.report.markup import Html, coded, element, joined, table
+from byol.report.markup import Html, coded, element, folded, joined, section, table
+from byol.report.mistakes import mistake_section
 from byol.report.record import Record
 from byol.settings import flat, to_plain
 from byol.train.log import duration
@@ -42,19 +43,12 @@ def page(records: Sequence[Record], pictures: Sequence[Html] = ()) -> str:
     parts: list[Html | None] = [element("header", brand, element("h1", title))]
     parts += [facts(records[0]) if alone else side_by_side(records)]
     parts += [verdict_section(record, alone) for record in records]
-    parts += [curve_section(records), score_section(records), *pictures, time_section(records)]
+    mistakes, _ = mistake_section(records[0]) if alone else (None, [])
+    parts += [curve_section(records), score_section(records), mistakes, *pictures, time_section(records)]
     parts += [settings_section(records[0]) if alone else differing(records)]
     said = f"Written by byol {__version__}. This file needs no network and sends nothing."
     parts += [element("footer", element("p", said))]
     return document(f"{title} - byol", *parts, style=style() + static("page.css"), script=static("page.js"))
-
-
-def section(title: str, *parts: Any) -> Html:
-    return element("section", element("h2", title), *parts)
-
-
-def folded(title: str, *parts: Any) -> Html:
-    return element("details", element("summary", title), *parts)
 
 
 def summary(record: Record) -> dict[str, str]:
@@ -116,9 +110,13 @@ def curve_section(records: Sequence[Record]) -> Html:
     drawn = plots.curves(records)
     if not drawn:
         return section("Curves", element("p", "Nothing has been measured yet."))
+    reference, said = plots.common_reference(records), None
+    if reference is not None:
+        words = f"The broad pale line is a run to compare with, of the preset {reference.preset}: "
+        said = element("p", f"{words}{reference.made}.", class_="soft")
     figures = (element("figure", one.inline(), element("figcaption", words)) for one, words in drawn)
     numbers = (folded(f"The numbers of {one.name}", look_table(one)) for one in records)
-    return section("Curves", element("div", *figures, class_="grid-of-figures"), *numbers)
+    return section("Curves", said, element("div", *figures, class_="grid-of-figures"), *numbers)
 
 
 def look_table(record: Record) -> Html:

@@ -27,8 +27,8 @@ from byol.method.crops import crop_draws
 from byol.method.health import settle
 from byol.method.views import Views
 from byol.report.figures import Figure, shortened
-from byol.report.markup import Html, element, joined, void
-from byol.report.page import section, write_report
+from byol.report.markup import Html, element, joined, scrolled, section, void
+from byol.report.page import write_report
 from byol.report.record import Record, read_record
 from byol.train.plan import Plan
 
@@ -83,7 +83,7 @@ def picture_sections(
         return sections, []
     drawn, words = drawn_map(seen)
     figure = element(
-        "figure", element("div", drawn.inline(), class_="wide-map"), element("figcaption", words)
+        "figure", scrolled(drawn.inline(style="min-width:640px"), drawn.title), element("figcaption", words)
     )
     return [*sections, neighbour_section(seen), section("Map", figure), odd_section(seen)], [drawn]
 

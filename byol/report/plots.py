@@ -12,7 +12,9 @@ from byol.evaluation.metrics import interval
 from byol.evaluation.tables import TITLES
 from byol.evaluation.verdict import BASELINES
 from byol.report.figures import Curve, Figure, Range, bar, chart, ranges
+from byol.report.mistakes import mistake_section
 from byol.report.record import Record
+from byol.report.reference import Reference, reference_of
 from byol.train.log import duration
 from byol.train.outcome import COLLAPSED
 
@@ -41,7 +43,7 @@ Group = tuple[str, list[Range]]  # scores of the same test images
 def curves(records: Sequence[Record]) -> list[tuple[Figure, str]]:
     """What was measured over the epochs, each figure with what it tells."""
     epochs = max((line["epoch"] for one in records for line in one.lines), default=0.0)
-    found = []
+    reference, found = common_reference(records), []
     for metric, name, title, unit, words in CURVES:
         scale, knn = 100 if unit == "%" else 1, metric == "knn_top1"
         lines = [one.scored if knn else [x for x in one.lines if metric in x] for one in records]
@@ -53,12 +55,21 @@ def curves(records: Sequence[Record]) -> list[tuple[Figure, str]]:
             )
             for one, some in zip(records, lines, strict=True)
         ]
+        if reference is not None:
+            behind = [(x["epoch"], scale * x[metric]) for x in reference.lines if metric in x]
+            every += [Curve(f"reference of {reference.preset}", behind, pale=True)] if behind else []
         levels = [("collapsed", COLLAPSED)] if metric.endswith("_std") else []
         if len(records) == 1 and lines[0] and RIVALS.get(metric) in lines[0][0]:
             levels = [("by raw pixels", scale * lines[0][0][RIVALS[metric]])]
         if (drawn := chart(name, title, every, unit=unit, epochs=epochs, levels=levels)) is not None:
             found.append((drawn, words))
     return found
+
+
+def common_reference(records: Sequence[Record]) -> Reference | None:
+    """The reference of the preset that all of the runs were made with."""
+    first, *others = (reference_of(one.plan) for one in records)
+    return first if all(one is first for one in others) else None
 
 
 def score_groups(records: Sequence[Record]) -> list[Group]:
@@ -116,6 +127,7 @@ def write_figures(records: Sequence[Record], folder: Path, more: Sequence[Figure
     """Each figure as an SVG file; missing folders are made. Returns the files."""
     drawn = [*(figure for figure, _ in curves(records)), *more]
     drawn += [score for score in [scores(records)] if score is not None]
+    drawn += mistake_section(records[0])[1] if len(records) == 1 else []
     for number, record in enumerate(records, 1):
         if (figure := time(record)) is not None:
             drawn.append(figure if len(records) == 1 else replace(figure, name=f"time-{number}"))

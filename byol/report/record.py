@@ -10,6 +10,7 @@ from typing import Any, Literal
 from byol.disk import parse_json, read_json, read_yaml
 from byol.encoders.encoder import DESCRIPTION
 from byol.errors import CheckpointError
+from byol.evaluation.confusion import Confusion, read_confusions
 from byol.evaluation.score import Score, read_scores
 from byol.settings import flat
 from byol.train.log import sound
@@ -31,6 +32,7 @@ class Record:
     fingerprint: str  # of the images
     lines: list[Line]
     scores: list[Score]
+    confusions: list[Confusion]
     state: Literal["finished", "running", "unfinished"]
     config: dict[str, Any]  # what was requested, by dotted names
     environment: dict[str, Any]
@@ -104,6 +106,7 @@ def read_record(path: str) -> Record:
         name=str(path), folder=folder, plan=plan, images=images, fingerprint=fingerprint,
         lines=metrics(folder.metrics, plan),
         scores=read_scores(folder.scores) if folder.scores.exists() else [],
+        confusions=read_confusions(folder.confusions),
         state="running" if running else "finished" if finished else "unfinished",
         config=config, environment=environment,
     )  # fmt: skip

@@ -17,6 +17,7 @@ from byol.data.images import Images
 from byol.disk import hold, is_held, read_json, write_text
 from byol.encoders import encoder
 from byol.errors import ByolError, CheckpointError, ConfigError, DiskError, TrainingError, complaint
+from byol.evaluation.confusion import CONFUSIONS
 from byol.evaluation.score import SCORES, read_scores
 from byol.models.build import is_own_code
 from byol.settings import differences, to_plain, to_yaml
@@ -41,6 +42,7 @@ class RunFolder:
         self.encoder = self.path / encoder.FILE
         self.plan = self.path / encoder.PLAN
         self.scores = self.path / SCORES
+        self.confusions = self.path / CONFUSIONS
         self.config = self.path / "config.yaml"
         self.environment = self.path / "env.json"
         self.metrics = self.path / "metrics.jsonl"

@@ -5,10 +5,11 @@ import pytest
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import confusion_matrix
 
+from byol.evaluation.confusion import confusion, read_confusions, write_confusion
 from byol.evaluation.inputs import Predictions
 from byol.evaluation.protocols import EvaluationConfig, prepare, protocols_named
 from byol.evaluation.score import Score, score_of
-from byol.evaluation.verdict import confusion, difference, majority, verdict
+from byol.evaluation.verdict import difference, majority, verdict
 from byol.features.features import Features
 
 NAMES = ("ant", "bee", "cat")
@@ -92,7 +93,7 @@ def test_the_confusion_table_is_that_of_scikit_learn():
     labels = np.repeat([0, 1, 2], [30, 40, 30])
     said = np.random.default_rng(0).integers(0, 3, 100)
     said[:25] = 0
-    _, head, *rows = confusion(task(LABELS, labels), score(said, labels))
+    _, head, *rows = confusion(task(LABELS, labels), score(said, labels)).lines()
     assert head.split() == ["linear,", "%", "images", *NAMES]
     expected = 100 * confusion_matrix(labels, said, normalize="true")
     for row, name, count, shares in zip(rows[:3], NAMES, (30, 40, 30), expected, strict=True):
@@ -104,27 +105,33 @@ def test_of_many_classes_the_pairs_that_are_confused_most_are_told():
     labels = np.repeat(np.arange(20), 10)
     said = labels.copy()
     said[40:47], said[100:103] = 9, 1
-    title, first, second = confusion(task(labels, labels, names), score(said, labels))
+    title, first, second, worst, lowest, next_one, *_ = confusion(
+        task(labels, labels, names), score(said, labels)
+    ).lines()
     assert "linear" in title
     assert first.split() == ["7", "of", "10", "class4", "taken", "for", "class9"]
     assert second.split() == ["3", "of", "10", "class10", "taken", "for", "class1"]
+    assert "Least often right" in worst
+    assert lowest.split() == ["30", "%", "of", "10", "class4"]
+    assert next_one.split() == ["70", "%", "of", "10", "class10"]
 
 
 def test_classes_that_were_never_learned_and_unequal_ones_are_told():
     labels = np.repeat([0, 1, 2], [60, 30, 10])
     said = np.zeros(100, dtype=np.int64)
-    lines = confusion(task(np.repeat([0, 1], 50), labels), score(said, labels))
+    lines = confusion(task(np.repeat([0, 1], 50), labels), score(said, labels)).lines()
     assert [line for line in lines if "mean per class" in line and "33.3 %" in line]
     assert "no train image" in lines[-1]
     assert ("ant" in lines[-1], "bee" in lines[-1], "cat" in lines[-1]) == (False, False, True)
-    alike = confusion(task(LABELS, LABELS), score(LABELS, LABELS))
+    alike = confusion(task(LABELS, LABELS), score(LABELS, LABELS)).lines()
     assert not [line for line in alike if "mean per class" in line or "no train image" in line]
 
 
 def test_of_many_classes_that_no_train_image_has_the_first_are_named_and_the_others_counted():
     names = tuple(f"class{number:02}" for number in range(20))
     labels = np.repeat(np.arange(20), 5)
-    *_, last = confusion(task(np.arange(60) % 7, labels, names), score(np.zeros(100, np.int64), labels))
+    never = score(np.zeros(100, np.int64), labels)
+    *_, last = confusion(task(np.arange(60) % 7, labels, names), never).lines()
     assert "no train image" in last
     assert [name in last for name in names] == [False] * 7 + [True] * 10 + [False] * 3
     assert "and 3 more" in last
@@ -137,3 +144,20 @@ def test_predictions_are_left_out_of_what_is_compared_and_kept(tmp_path):
     write_scores({"linear": ours}, tmp_path / "scores.jsonl")
     assert "predictions" not in (tmp_path / "scores.jsonl").read_text()
     assert read_scores(tmp_path / "scores.jsonl") == [ours]
+
+
+def test_a_confusion_is_kept_whole_and_known_by_its_score_though_lines_are_damaged(tmp_path):
+    labels = np.repeat([0, 2], [30, 40])
+    said = np.where(np.arange(70) % 5, labels, 1)
+    said[3] = -1  # no class at all, as where nothing votes
+    ours, other = score(said, labels), score(labels, labels)
+    found, path = confusion(task(LABELS, labels), ours), tmp_path / "confusions.jsonl"
+    write_confusion(found, path)
+    with path.open("a") as file:
+        file.write(path.read_text().replace("[0, 0, ", "[0, 7, ") + '{"names": 3}\n[]\nnull\n{"na')
+    assert read_confusions(path) == [found]
+    assert found.belongs_to(ours)
+    assert not found.belongs_to(other)
+    assert found.counts.tolist() == [30, 0, 40]
+    assert found.right.tolist() == [sum((said == one) & (labels == one)) for one in range(3)]
+    assert found.shares(range(3)).sum(axis=1) == pytest.approx([29 / 30, 0, 1])

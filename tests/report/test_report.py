@@ -167,6 +167,7 @@ def test_text_and_curves_stand_out_from_what_is_behind_them(colours):
                 if contrast(name, behind) < 4.5} == {}  # fmt: skip
     assert {name: contrast(name, "card") for name in colours
             if re.fullmatch(r"s\d", name) and contrast(name, "card") < 3} == {}  # fmt: skip
+    assert contrast("ink", "heat") >= 4.5  # the numbers of a confusion table
 
 
 def test_a_running_run_is_told_from_one_that_broke_off(run):
