@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from byol.disk import parse_json, read_json, read_yaml
+from byol.disk import parse_json, read_json
 from byol.encoders.encoder import DESCRIPTION
 from byol.errors import CheckpointError
 from byol.evaluation.confusion import Confusion, read_confusions
@@ -95,8 +95,6 @@ def read_record(path: str) -> Record:
         raise CheckpointError(
             f"{folder.plan} cannot be read ({failure}): edited, damaged, or of another version. Restore it."
         ) from failure
-    if folder.config.exists():
-        config = flat(read_yaml(folder.config, "run's config"))
     environment: dict[str, Any] = {}
     with suppress(OSError, ValueError):  # it tells where a run ran, no more
         environment = dict(read_json(folder.environment))

@@ -260,6 +260,14 @@ def test_what_is_not_a_run_is_a_sentence(what, tmp_path, capsys):
     assert not (path / "report.html").exists()
 
 
+def test_a_damaged_config_yaml_costs_a_report_nothing(runs, tmp_path):
+    """It is for people; the plan holds the same with a checksum."""
+    whole = reported(runs[0]).texts("td")
+    copy = shutil.copytree(runs[0], tmp_path / "run")
+    (copy / "config.yaml").write_bytes(b"\xb5")
+    assert len(reported(copy).texts("td")) == len(whole)
+
+
 def test_runs_and_files_that_cannot_be_are_sentences(runs, tmp_path, capsys):
     for words, part in (
         ([], "No run"),
