@@ -58,10 +58,11 @@ class World:
             )
         size = int(words)
         if alone and size > 1:
-            raise ConfigError(
-                f"WORLD_SIZE is {size}, but this works in one process for now. Start it without torchrun, as "
-                "plain `byol evaluate`."
+            failure = ConfigError(
+                f"WORLD_SIZE is {size}, but this works in one process. Start it without torchrun."
             )
+            failure.shared = True  # told once
+            raise failure
         chosen = pick_device(device)
         if chosen.type == "cpu":
             settle()

@@ -274,6 +274,13 @@ def test_wrong_flags_are_told_once_under_torchrun(arrays: Path, tmp_path: Path, 
     assert "exitcode  : 2" in " ".join(done.stderr.split()).replace("exitcode : 2", "exitcode  : 2")
 
 
+def test_what_one_process_alone_can_do_is_refused_once_under_torchrun(arrays: Path, tmp_path: Path):
+    images = ["--train", str(arrays), "--test", str(arrays)]
+    done = torchrun(["evaluate", str(tmp_path), *images])
+    assert done.stderr.count("WORLD_SIZE is 2") == 1, done.stderr
+    assert "Start it without torchrun" in done.stderr
+
+
 def test_a_collapse_under_torchrun_is_told_and_reported_whole(tmp_path: Path):
     """Rank 0 writes the report when all have stopped: the end of the others must not cut it short."""
     images = tmp_path / "black.npy"
