@@ -19,7 +19,7 @@ import numpy as np
 from byol.data.decode import BadImage
 from byol.data.labels import Labels, found_labels
 from byol.data.readers.archive_index import Index, Member, content, identity_of, index_of
-from byol.data.readers.folder import MAX_BYTES, checksum, regular_file
+from byol.data.readers.folder import HASHED, MAX_BYTES, checksum, regular_file, size_of
 from byol.data.readers.reader import Reader, Rows
 from byol.disk import read_json
 from byol.errors import DataError, printable
@@ -110,7 +110,8 @@ class ArchiveReader(Reader):
         return found_labels(values, len(self), self.packed.get("classes") if numbers else words)
 
     def digest(self, everything: bool) -> bytes:
-        digest = blake2b(checksum(self.paths) if everything else b"")
+        few = sum(map(size_of, self.paths)) <= HASHED
+        digest = blake2b(checksum(self.paths) if everything or few else b"")
         for path, index in zip(self.paths, self.indexes, strict=True):
             with regular_file(path) as file:
                 digest.update(f"{path.name} {identity_of(file) | {'written': 0}}".encode("utf-8", "replace"))

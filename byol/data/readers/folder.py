@@ -27,7 +27,8 @@ SUFFIXES = {  # and the formats they promise; .mpo is a JPEG with a second frame
     **{".heic": "HEIF", ".heif": "HEIF", ".hif": "HEIF", ".jxl": "JXL"},
 }
 GROUP = 64  # files that a thread reads before it takes others
-SIZES = 20_000  # files whose sizes tell whether a set has changed; of a few the contents are read too
+SIZES = 20_000  # files whose sizes tell whether a set has changed; of a few the contents are read too, ...
+HASHED = 2**28  # ... and of all while they are so many bytes at most
 MAX_BYTES = 2**30  # of one encoded picture; to read a larger file could exhaust the memory
 logger = logging.getLogger("byol")
 
@@ -62,9 +63,10 @@ class FileReader(Reader):
         return read_file(self.path(index))
 
     def digest(self, everything: bool) -> bytes:
-        indices = range(len(self)) if everything else evenly_spaced(len(self))
-        held = checksum([self.path(index) for index in indices])
         sizes = [size_of(self.path(index)) for index in evenly_spaced(len(self), SIZES)]
+        few = len(sizes) == len(self) and sum(sizes) <= HASHED
+        indices = range(len(self)) if everything or few else evenly_spaced(len(self))
+        held = checksum([self.path(index) for index in indices])
         return blake2b(self._names + self._ends.tobytes() + held + repr(sizes).encode()).digest()
 
     @cached_property
@@ -112,7 +114,7 @@ def checksum(paths: Sequence[str | bytes | Path]) -> bytes:
         return blake2b(b"".join(threads.map(part, range(0, len(paths), GROUP)))).digest()
 
 
-def size_of(path: bytes) -> int:
+def size_of(path: bytes | Path) -> int:
     """A file's length in bytes; -1 where it cannot be looked at."""
     try:
         return os.stat(path).st_size

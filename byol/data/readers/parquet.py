@@ -19,7 +19,7 @@ import numpy as np
 
 from byol.data.decode import BadImage
 from byol.data.labels import Labels, found_labels
-from byol.data.readers.folder import checksum, read_file
+from byol.data.readers.folder import HASHED, checksum, read_file, size_of
 from byol.data.readers.reader import SAMPLE, Reader, Rows, evenly_spaced
 from byol.disk import in_utf8, parse_json
 from byol.errors import DataError, printable
@@ -108,7 +108,8 @@ class ParquetReader(Reader):
         return bytes(value)
 
     def digest(self, everything: bool) -> bytes:
-        digest = blake2b(checksum([file.path for file in self.files]) if everything else b"")
+        paths = [file.path for file in self.files]
+        digest = blake2b(checksum(paths) if everything or sum(map(size_of, paths)) <= HASHED else b"")
         for file in self.files:
             size = file.path.stat().st_size
             digest.update(f"{file.path.name}:{size}".encode("utf-8", "surrogateescape"))

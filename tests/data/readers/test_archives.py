@@ -128,6 +128,17 @@ def test_zip_files_are_read_as_zipfile_reads_them(tmp_path: Path, method: int) -
     assert images.labels.tolist() == [0, 1, 0, 1, 0]
 
 
+def test_the_fingerprint_of_small_archives_follows_every_byte(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).bytes(2**20)
+    path = write_tar(tmp_path / "a.tar", {"a.png": PHOTOS[0], "b.png": noise})
+    data, written = path.read_bytes(), path.stat().st_mtime_ns
+    first = open_images(path).fingerprint()
+    place = len(data) // 4
+    path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    os.utime(path, ns=(written, written))  # as another copy's may be
+    assert open_images(path).fingerprint() != first
+
+
 def test_an_index_is_kept_and_made_anew_when_its_archive_changes(tmp_path: Path, caplog) -> None:
     path = shard(tmp_path / "a.tar", range(4))
     first = open_images(path).fingerprint()

@@ -17,6 +17,7 @@ from torchvision.datasets import ImageFolder
 
 from byol.data.decode import BadImage
 from byol.data.images import open_images
+from byol.data.readers import folder
 from byol.data.readers.folder import FileReader, listed, read_file, scan as scan_and_count
 from byol.errors import DataError
 
@@ -247,7 +248,22 @@ def test_the_identity_follows_names_and_contents(folder_of: FolderOf) -> None:
     scan(root).digest(everything=False)
 
 
-def test_the_identity_follows_the_length_of_every_file(folder_of: FolderOf) -> None:
+def test_the_identity_of_a_small_set_follows_every_byte(folder_of: FolderOf) -> None:
+    """Of a large one every byte of some files, and the length of more."""
+    root = folder_of(*(f"{number:03}.png" for number in range(100)))
+    seen = {scan(root).digest(everything=False)}
+    for name in ("001.png", "050.png", "098.png"):
+        data = bytearray((root / name).read_bytes())
+        data[-20] ^= 1
+        (root / name).write_bytes(data)
+        seen.add(scan(root).digest(everything=False))
+    assert len(seen) == 4
+
+
+def test_the_identity_follows_the_length_of_every_file(
+    folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "HASHED", 0)
     root = folder_of(*(f"{number:03}.png" for number in range(300)))
     seen = {scan(root).digest(everything=False)}
     for name in ("001.png", "150.png", "298.png"):

@@ -191,6 +191,18 @@ def test_the_fingerprint_follows_the_contents(tmp_path: Path) -> None:
     assert fingerprint([0, 2, 1]) != first
 
 
+def test_the_fingerprint_of_a_small_file_follows_every_byte(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).bytes(2**20)
+    path = write(tmp_path / "a.parquet", {"image": [row(0), {"bytes": noise, "path": None}]})
+    data = bytearray(path.read_bytes())
+    first, seen = open_images(path).fingerprint(), set[str]()
+    for place in range(len(data) // 2, len(data) // 2 + 12_000, 4_000):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        seen.add(open_images(path).fingerprint())
+    assert len(seen) == 3
+    assert first not in seen
+
+
 class Decoded(Dataset[Tensor]):
     def __init__(self, reader: ParquetReader) -> None:
         self.reader = reader
