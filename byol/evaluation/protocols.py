@@ -35,10 +35,12 @@ from byol.features.features import Features
 from byol.method.draws import check_seed
 from byol.method.health import settle
 from byol.method.hidden import HiddenLayer
+from byol.models.whitening import HalfWhitening
 from byol.world import pick_device
 
 TRAINING = ("base_lrs", "epochs", "weight_decays", "logit_cap", "logit_penalty")  # settings of SGD
 SETTLED = 256  # images whose statistics an untrained network gets
+WHITENED = 2048  # images whose features it half-whitens by, if the trained one does
 SIDE = 32  # pixels: larger images are shrunk before their pixels are features
 logger = logging.getLogger("byol")
 
@@ -393,13 +395,17 @@ def pixels(encoder: Encoder, *, seed: int = 0, net: str | None = None) -> Encode
 
 
 def settled(encoder: Encoder, images: Images) -> Encoder:
-    """An untrained encoder with BatchNorm statistics of some of the images, which training would give it."""
+    """An untrained encoder with statistics of some of the images, as training would give it."""
     encoder, rows = copy.deepcopy(encoder), evenly_spaced(len(images), SETTLED)
     with closing(prepared_batches(images.subset(rows), encoder, workers=0)) as batches:
         parts = [part.clone() for part, _ in batches]
     if parts:  # else none can be read, which is told when they are embedded
         x = encoder.prepare(torch.cat(parts).to(device_of(encoder)), normalised=True)
         settle(encoder.network, x)
+    if encoder.info.options.get("whiten"):
+        net: Any = encoder.net
+        some = images.subset(evenly_spaced(len(images), WHITENED))
+        net.whitening = HalfWhitening.of(torch.from_numpy(embed(encoder, some).x)).to(device_of(encoder))
     return encoder
 
 

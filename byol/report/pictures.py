@@ -26,6 +26,7 @@ from byol.features.neighbours import near_duplicates, outliers, search
 from byol.method.crops import crop_draws
 from byol.method.health import settle
 from byol.method.views import Views
+from byol.models.whitening import HalfWhitening
 from byol.report.figures import Figure, shortened
 from byol.report.markup import Html, element, joined, scrolled, section, void
 from byol.report.page import write_report
@@ -201,7 +202,10 @@ def looked_at(images: Images, encoder: Encoder, seed: int) -> Seen:
     with suppress(ConfigError):  # code of the user's own, which only the user can build
         fresh = untrained(encoder, seed=seed)
         settle(fresh.network, fresh.prepare(torch.cat(pixels)[:SETTLED].to(device), normalised=True))
-        before = torch.cat([fresh(part.to(device)).cpu() for part in pixels]).numpy()
+        found = torch.cat([fresh(part.to(device)).cpu() for part in pixels])
+        if encoder.info.options.get("whiten"):
+            found = HalfWhitening.of(found)(found)
+        before = found.numpy()
     some = images.subset(rows)
     images.release()
     names = [some.name(place) for place in range(len(rows))]

@@ -103,6 +103,9 @@ class ModelConfig(Checked, group="model."):
     """Outputs of projector and predictor. By default 256 as in the paper; on a CPU 128."""
     projection_hidden_size: Count | None = None
     """Hidden units of projector and predictor. By default 4096 as in the paper; on a CPU 1024."""
+    whiten: bool | None = None
+    """Half-whiten the features of the small `convnet` encoder once it is trained (not the paper's): of its
+    hidden layer by default, and of nothing else."""
     target_init: Literal["copy", "independent"] = "copy"
     """Start the target as a copy of the online network, or from a draw of its own as the official code."""
     joint_batchnorm: bool = False

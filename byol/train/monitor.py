@@ -5,17 +5,17 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from byol.data.images import Images
 from byol.data.workers import Poll, never
-from byol.encoders.encoder import Encoder
+from byol.encoders.encoder import Encoder, device_of
 from byol.errors import TrainingError
 from byol.evaluation.inputs import Predictions
 from byol.evaluation.knn import knn_predict
@@ -28,6 +28,7 @@ from byol.method.byol import BYOL, Network, evaluating
 from byol.method.draws import Stream, seed_of, uniforms
 from byol.method.health import health, retrieved, settle, std
 from byol.method.shared_norm import separate
+from byol.models.whitening import HalfWhitening
 from byol.train.config import KnnConfig
 from byol.train.plan import BANK, Plan
 from byol.world import autocast
@@ -60,7 +61,7 @@ class Monitor:
         self.scores: dict[str, Score] = {}  # the latest, when there are labels
         room = max(64, BYTES // (self.plan.channels * math.prod(self.plan.eval_size)))
         queries = sample(self.rows[1], room // 4, self.plan.seed)
-        count = min(BANK if len(queries) else UNLABELLED, room - len(queries))
+        count = min(BANK if len(queries) or self.plan.whiten else UNLABELLED, room - len(queries))
         bank = sample(self.rows[0], count, self.plan.seed)
         self.scored = bank, queries
         self.kept: list[Pictures] = []  # of the bank and of the queries, once they are read
@@ -100,7 +101,11 @@ class Monitor:
         if not all(len(labels) and labels.min() >= 0 for labels in (bank_labels, query_labels)):
             return metrics
         queries = self._embed(encoder, query_pixels)
-        right = self._vote(bank, queries)
+        alike = bank, queries
+        if plan.whiten:  # as the encoder will be, once it is trained
+            whitening = HalfWhitening.of(bank)
+            alike = whitening(bank), whitening(queries)
+        right = self._vote(*alike)
         seconds = time.perf_counter() - started
         score = self._score("knn", right, len(bank), seconds, self.votes)
         metrics |= {"knn_low": score.low, "knn_high": score.high, "knn_images": len(right)}
@@ -115,6 +120,18 @@ class Monitor:
             correct = self.probe.correct(Features(queries.numpy(), query_labels))
             self._score("online", correct, plan.images, 0.0, {"optimizer": plan.optimizer})
         return metrics | {f"{name}_top1": score.top1 for name, score in self.scores.items()}
+
+    def whitened(self) -> Encoder:
+        """A copy of the encoder, a convnet's, that half-whitens its features, as fitted to the bank's."""
+        self.kept = self.kept or [self._read(rows, never) for rows in self.scored]
+        encoder = copy.deepcopy(self.encoder)
+        net: Any = encoder.net
+        net.whitening = nn.Identity()  # of a run from other weights, theirs goes
+        pixels, device = self.kept[0][0], device_of(encoder)
+        rows = [encoder(part.to(device)).cpu() for part in pixels.split(500)]
+        net.whitening = HalfWhitening.of(torch.cat(rows)).to(device)
+        options = encoder.info.options | {"whiten": True}
+        return Encoder(encoder.network, replace(encoder.info, options=options))
 
     def _settled(self, images: Tensor) -> Network:
         """The untrained network as training passes see it."""

@@ -99,6 +99,7 @@ class Plan(Checked):
     target_views: int = 0
     lr_scaling: str = "linear"
     recompute: bool = False  # the encoder's activations, for their gradient
+    whiten: bool = False  # half-whiten the features once the encoder is trained
 
     def __post_init__(self) -> None:
         if isinstance(self.views, dict):  # as JSON has it
@@ -162,6 +163,8 @@ class Plan(Checked):
             found.append(f"targets averaged over {more} (FastSiam, Pototzky et al. 2022)")
         if self.lr_scaling != "linear":
             found.append(f"lr {self.base_lr:g} of 256 images times the root of {self.batch_size}/256")
+        if self.whiten:
+            found.append("features half-whitened behind training (after Jegou & Chum 2012)")
         if self.recompute:
             found.append("activations computed again for the gradient, to the same numbers")
         return found
@@ -300,7 +303,20 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
         beta2=optim.beta2, clip=optim.clip or 0.0, tau_power=batch_size / (optim.tau_batch or batch_size),
         local_views=config.extra.local, cutout_views=config.extra.cutout, target_views=config.extra.targets,
         lr_scaling=optim.lr_scaling, recompute=config.model.recompute,
+        whiten=whitens(encoder, config),
     )  # fmt: skip
+
+
+def whitens(encoder: str, config: TrainConfig) -> bool:
+    """Whether the trained encoder half-whitens its features. Raises ConfigError where it cannot."""
+    fits = encoder == "convnet" and config.hidden_layer is None
+    if config.model.whiten and not fits:
+        layer = "" if config.hidden_layer is None else f" read at {config.hidden_layer}"
+        raise ConfigError(
+            f"model.whiten is on, and {encoder}{layer} has no place for it, as the output of convnet has. "
+            "Leave it out."
+        )
+    return fits and config.model.whiten is not False
 
 
 def scaled_batch(batch_size: int, scaling: str) -> float:
@@ -374,7 +390,7 @@ def fitted(
         times = min(times, max(1, int(LOOKS * budget / look)))
         read = (scored + plan.images * plan.in_memory) * speed.image / max(1, plan.workers)
         spent = min(speed.spent + read, budget / 2)  # half of a tiny budget is trained all the same
-        steps = (USED * budget - spent - (times + 1) * look) / speed.step  # one at step 0
+        steps = (USED * budget - spent - (times + 1 + plan.whiten) * look) / speed.step  # one at step 0
     if steps < LEAST_STEPS:
         few = f"A budget of {config.budget} is only {max(0.0, steps):.1f} steps of {size} images here"
         raise ConfigError(f"{few}. Give more time, or a smaller --image-size, --batch-size or --encoder.")

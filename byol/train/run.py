@@ -1,5 +1,6 @@
 """A whole run, from images to an encoder file. Read `whole_run` from top to bottom: it tells it all."""
 
+import copy
 import json
 import textwrap
 import time
@@ -14,6 +15,7 @@ from byol.data.images import Images
 from byol.data.workers import never
 from byol.disk import write_text
 from byol.encoders.encoder import Encoder, is_sound, save_encoder
+from byol.encoders.load import load_encoder
 from byol.errors import ByolError, CollapseError, ProcessLost, Stopped, TrainingError
 from byol.evaluation.online import OnlineProbe, ProbedLearner
 from byol.evaluation.score import Score, read_scores, write_scores
@@ -94,7 +96,9 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
             with closing(batches):
                 for _ in steps(learner, together(world, batches, found), optimizer, plan, start, forward):
                     pass
-            return Run(folder.path, trained_encoder.eval(), plan, *world.first(lambda: (None, None)), images)
+            knn, verdict, whitened = world.first(lambda: (None, None, None))
+            trained_encoder = trained_encoder if whitened is None else whitened.to(world.device)
+            return Run(folder.path, trained_encoder.eval(), plan, knn, verdict, images)
         with world.telling():
             saver.check_room()
             bad = BadImages(folder.bad_files, images, config.data.max_bad)
@@ -151,7 +155,11 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
             with world.telling():
                 if finished:
                     log.say(f"finished   already, at step {start:,}; nothing is left to do{bad}")
+                    if plan.whiten:
+                        trained_encoder = load_encoder(folder.encoder).to(world.device)
                 else:
+                    if plan.whiten:
+                        trained_encoder = monitor.whitened()
                     save_encoder(trained_encoder, folder.path)
                     took = duration(time.perf_counter() - began)
                     log.say(f"finished   {plan.total_steps - start:,} steps in {took}{bad}")
@@ -164,8 +172,10 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
                 if not monitor.scores:  # of a run that was killed between its last checkpoint and here
                     monitor.look(plan.total_steps, log.begin)
                 write_scores(monitor.scores, folder.scores)
-        found_out = world.first(lambda: (own_scores(folder).get("knn"), verdict))
-        return Run(folder.path, trained_encoder.eval(), plan, *found_out, images)
+        whitened = copy.deepcopy(trained_encoder).cpu() if plan.whiten and world.size > 1 else None
+        knn = own_scores(folder).get("knn")
+        world.first(lambda: (knn, verdict, whitened))
+        return Run(folder.path, trained_encoder.eval(), plan, knn, verdict, images)
 
 
 def heed_collapse(log: RunLog, config: TrainConfig, warned: str = "") -> str:

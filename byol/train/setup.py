@@ -81,6 +81,7 @@ class Setup:
             unused = [f"model.{name}" for name in config.model.encoder_options()]
             unused += ["model.target_init"] if config.model.target_init == "independent" else []
             unused += ["encoder"] if config.encoder is not None else []
+            unused += ["model.whiten"] if config.model.whiten else []
             if unused:
                 raise ConfigError(
                     f"The encoder is a module of your own, so {' and '.join(unused)} cannot apply. Leave "
@@ -120,7 +121,7 @@ class Setup:
     def with_network(self, plan: Plan) -> Plan:
         """A plan with the network that was given, or that of the weights to start from."""
         if self.own is not None:
-            plan = replace(plan, encoder=type(self.own).__name__, encoder_options={})
+            plan = replace(plan, encoder=type(self.own).__name__, encoder_options={}, whiten=False)
         return plan if self.config.init is None else started_from(plan, self.config, self.source)
 
     def learner(self, plan: Plan) -> BYOL:

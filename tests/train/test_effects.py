@@ -62,6 +62,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "model.projection_hidden_size": (12, {}, "heads"),
     "model.target_init": ("independent", {}, "weights"),
     "model.joint_batchnorm": (True, {}, "weights"),
+    "model.whiten": (False, {}, "weights"),
     "model.recompute": (True, {}, "failure"),  # a convnet has no blocks; elsewhere the numbers are the same
     "views.crop_area": ((0.5, 1.0), {}, "weights"),
     "views.crop_ratio": ((1.0, 1.0), {}, "weights"),

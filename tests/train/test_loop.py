@@ -22,6 +22,8 @@ def test_a_loop_of_ones_own_trains_what_pretrain_trains(photos, tmp_path):
     assert len(losses) == run.plan.total_steps
     ours, theirs = loop.learner.online.encoder.state_dict(), run.encoder.network.state_dict()
     for name, value in theirs.items():
+        if name.startswith("net.whitening."):  # which comes after training
+            continue
         torch.testing.assert_close(ours[name], value, rtol=0, atol=0, msg=name)
 
 

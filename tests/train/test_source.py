@@ -104,7 +104,7 @@ def test_a_run_from_other_weights_says_so_and_adopts_their_normalisation(tmp_pat
     assert (run.encoder.info.mean, run.encoder.info.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert run.plan.encoder == "convnet"
     assert run.plan.image_size == run.plan.eval_size == (16, 16)  # the images have 20
-    assert run.plan.encoder_options == {"width": 4}
+    assert run.plan.encoder_options == {"width": 4, "whiten": True}
 
 
 def test_on_resume_the_weights_are_those_of_the_checkpoint(tmp_path, arrays):

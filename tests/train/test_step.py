@@ -193,7 +193,7 @@ def test_twice_the_batch_moves_the_target_as_far_as_two_steps():
     (said,) = [line for line in plan.lines() if line.startswith("switches ")]
     assert "not the paper's" in said
     assert "tau 0.6 of 4 images to the power of 2" in said
-    assert not [line for line in usual.lines() if line.startswith("switches ")]
+    assert not any("tau" in line for line in usual.lines() if line.startswith("switches "))
 
 
 def test_a_run_with_extra_views_trains_their_predictors_at_the_predictors_rate_and_says_what_they_are():
@@ -220,7 +220,7 @@ def test_a_run_with_extra_views_trains_their_predictors_at_the_predictors_rate_a
     # Local views have 8 pixels a side; what the online network sees counts thrice, for the gradient.
     assert plan.passes == pytest.approx(8 + 3 * (1 + 2 * 8**2 / plan.image_size[0] ** 2) + 3)
     assert usual.passes == 8
-    assert not [line for line in usual.lines() if line.startswith("switches ")]
+    assert not any("view" in line for line in usual.lines() if line.startswith("switches "))
 
 
 @pytest.mark.parametrize("momentum", [0.5, 0.95])

@@ -1,0 +1,45 @@
+"""A last layer behind training: the features' principal axes get a more equal say in how alike images are."""
+
+import torch
+from torch import Tensor, nn
+
+RIDGE = 1.0  # of the mean variance, added to every axis': large ones shrink, small ones are not blown up
+
+
+class HalfWhitening(nn.Module):
+    """Features (B, D), each of their principal axes divided by the root of its standard deviation.
+
+    Cosines of features that come as they are hang on a few axes of large variance, which say little about
+    what an image shows. Whitening (Jegou & Chum 2012, "Negative evidences and co-occurences in image
+    retrieval") divides by the whole standard deviation, which helps neighbours but lets noise weigh so much
+    that few labels no longer suffice; half of it keeps both (docs/decisions.md). Until it is fitted it
+    changes nothing.
+    """
+
+    mean: Tensor  # (D,)
+    matrix: Tensor  # (D, D), symmetric
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("matrix", torch.eye(features))
+
+    @classmethod
+    def of(cls, rows: Tensor) -> "HalfWhitening":
+        """That of some images' features (N, D), computed in float64; of fewer than 2 it changes nothing."""
+        rows = rows.detach().cpu().double()
+        layer = cls(rows.shape[1])
+        if len(rows) < 2:
+            return layer
+        variances, axes = torch.linalg.eigh(torch.cov(rows.T))
+        variances = variances.clamp_min(0)
+        mean_variance = variances.mean()
+        if mean_variance > 0:  # else all are equal, and there is nothing to weigh
+            # Relative to the mean, so that features keep about their size.
+            scale = (variances / mean_variance + RIDGE) ** -0.25
+            layer.mean.copy_(rows.mean(dim=0))
+            layer.matrix.copy_((axes * scale) @ axes.T)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.float() - self.mean) @ self.matrix

@@ -1,0 +1,108 @@
+"""The encoder that a run leaves behind half-whitens its features, everywhere by the same numbers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small_runs import Tiny, small_config
+
+import byol
+from byol.encoders.load import untrained
+from byol.errors import ConfigError
+from byol.evaluation.protocols import settled
+from byol.models.whitening import HalfWhitening
+from byol.train.config import KnnConfig, ModelConfig
+from byol.train.setup import split
+
+SMALL = ModelConfig(width=4, projection_size=8, projection_hidden_size=16)
+
+
+@pytest.fixture
+def convnet(tmp_path):
+    """The config of a small run with labels held out."""
+    more = {"knn": KnnConfig(hold_out_share=0.25, times=1, k=3), "epochs": 1.0}
+    return replace(small_config(tmp_path / "run"), encoder="convnet", model=SMALL, **more)
+
+
+@pytest.fixture
+def images(arrays):
+    return byol.open_images(arrays)
+
+
+def axes(rows) -> np.ndarray:
+    """The variances of features along their principal axes, the largest first."""
+    return np.linalg.svd(rows - rows.mean(0), compute_uv=False)
+
+
+def features(encoder, images) -> np.ndarray:
+    return byol.embed(encoder, images).x
+
+
+def test_features_of_a_run_are_those_of_its_network_and_the_layer_fitted_to_them(convnet, images):
+    run = byol.pretrain(None, images, convnet)
+    without = replace(convnet, out=f"{convnet.out}-plain", model=replace(SMALL, whiten=False))
+    plain = byol.pretrain(None, images, without)
+    raw, found = features(plain.encoder, images), features(run.encoder, images)
+    layer = run.encoder.net.whitening
+    np.testing.assert_allclose(found, layer(torch.from_numpy(raw)).numpy(), atol=1e-5)
+    before, after = axes(raw), axes(found)
+    assert after[0] / after[5] < 0.8 * before[0] / before[5]
+
+
+def test_encoder_file_and_the_run_give_the_same_features(convnet, images):
+    run = byol.pretrain(None, images, convnet)
+    loaded = byol.load_encoder(run.folder)
+    np.testing.assert_array_equal(features(run.encoder, images), features(loaded, images))
+    assert loaded.info.options["whiten"] is True
+
+
+def test_a_finished_run_that_is_called_again_has_the_encoder_of_its_file(convnet, images):
+    first = byol.pretrain(None, images, convnet)
+    again = byol.pretrain(None, images, convnet)
+    np.testing.assert_array_equal(features(first.encoder, images), features(again.encoder, images))
+
+
+def test_accuracy_of_the_last_look_is_that_of_the_finished_encoder(convnet, images):
+    run = byol.pretrain(None, images, convnet)
+    bank, queries = (images.subset(rows) for rows in split(64, run.plan))
+    score = byol.evaluate(run.encoder, train=bank, test=queries, protocols="knn", k=3)["knn"]
+    assert run.score is not None
+    assert (run.score.value, run.score.test_images) == (score.value, 16)
+
+
+def test_the_untrained_network_is_whitened_too_when_it_is_compared(convnet, images):
+    run = byol.pretrain(None, images, convnet)
+    fresh = settled(untrained(run.encoder, seed=0), images)
+    assert isinstance(fresh.net.whitening, HalfWhitening)
+    assert not torch.equal(fresh.net.whitening.matrix, torch.eye(64))
+
+
+def test_a_run_from_whitened_weights_starts_with_their_features_and_is_whitened_anew(
+    convnet, images, tmp_path
+):
+    source = byol.pretrain(None, images, convnet)
+    config = replace(
+        convnet,
+        encoder=None,
+        model=replace(SMALL, width=None),
+        out=str(tmp_path / "b"),
+        init=str(source.folder),
+    )
+    loop = byol.prepare_loop(None, images, config)
+    views = torch.rand(4, 3, 24, 24)
+    started = loop.learner.net.eval()(views)
+    torch.testing.assert_close(started, source.encoder.net(views))
+    run = byol.pretrain(None, images, config)
+    assert not torch.equal(run.encoder.net.whitening.matrix, source.encoder.net.whitening.matrix)
+
+
+def test_networks_of_the_users_own_and_other_layers_are_left_as_they_are(convnet, images, tmp_path):
+    own = byol.pretrain(Tiny(), images, small_config(tmp_path / "own"))
+    inner = byol.pretrain(None, images, replace(convnet, hidden_layer="layers", out=str(tmp_path / "inner")))
+    assert (own.plan.whiten, inner.plan.whiten) == (False, False)
+    asked = replace(small_config(tmp_path / "asked"), model=ModelConfig(whiten=True))
+    with pytest.raises(ConfigError, match=r"model\.whiten"):
+        byol.pretrain(Tiny(), images, asked)
+    with pytest.raises(ConfigError, match=r"model\.whiten.*resnet18"):
+        byol.pretrain(None, images, replace(asked, encoder="resnet18"))
