@@ -17,6 +17,7 @@ from byol.report.markup import Html
 from byol.report.page import write_report
 from byol.report.pictures import images_of, picture_sections
 from byol.report.plots import write_figures
+from byol.report.raster import check_installed
 from byol.report.record import Record, read_record
 from byol.settings import parse
 
@@ -32,7 +33,7 @@ class Report:
     encoder: str | None = None
     """package.module:function that builds the network, for a run that trained one of your own."""
     figures: str | None = None
-    """Folder that each figure is written to as SVG, for papers and slides."""
+    """Folder that each figure is written to as SVG and PNG, for papers and slides; needs matplotlib."""
 
 
 def report(arguments: Sequence[str]) -> int:
@@ -45,6 +46,9 @@ def report(arguments: Sequence[str]) -> int:
         raise ConfigError("No run was named; expected the folder of one, as `byol train --out` was given.")
     if len(set(command.runs)) < len(command.runs):
         raise ConfigError(f"{' '.join(command.runs)} names a run twice. Name each once.")
+    if command.figures is not None:
+        check_installed()
+        check_writable(Path(command.figures), "Choose another folder with --figures.")
     records = [read_record(run) for run in command.runs]
     own = len(records) == 1 and command.out is None
     out = records[0].folder.report if own else Path(command.out or records[0].folder.report.name)
@@ -61,7 +65,6 @@ def report(arguments: Sequence[str]) -> int:
     show(f"written    {out}")
     if command.figures is not None:
         folder = Path(command.figures)
-        check_writable(folder, "Choose another folder with --figures.")
         files = write_figures(records, folder, drawn)
         show(f"written    {len(files)} figures in {folder}/: {', '.join(path.name for path in files)}")
     return 0

@@ -13,6 +13,7 @@ from byol.evaluation.tables import TITLES
 from byol.evaluation.verdict import BASELINES
 from byol.report.figures import Curve, Figure, Range, bar, chart, ranges
 from byol.report.mistakes import mistake_section
+from byol.report.raster import write_png
 from byol.report.record import Record
 from byol.report.reference import Reference, reference_of
 from byol.train.log import duration
@@ -124,7 +125,7 @@ def time(record: Record) -> Figure | None:
 
 
 def write_figures(records: Sequence[Record], folder: Path, more: Sequence[Figure] = ()) -> list[Path]:
-    """Each figure as an SVG file; missing folders are made. Returns the files."""
+    """Each figure as SVG and as PNG; missing folders are made. Returns the files."""
     drawn = [*(figure for figure, _ in curves(records)), *more]
     drawn += [score for score in [scores(records)] if score is not None]
     drawn += mistake_section(records[0])[1] if len(records) == 1 else []
@@ -134,4 +135,5 @@ def write_figures(records: Sequence[Record], folder: Path, more: Sequence[Figure
     folder.mkdir(parents=True, exist_ok=True)
     for figure in drawn:
         write_text(folder / f"{figure.name}.svg", figure.file())
-    return [folder / f"{figure.name}.svg" for figure in drawn]
+        write_png(figure, folder / f"{figure.name}.png")
+    return [folder / f"{figure.name}.{kind}" for figure in drawn for kind in ("svg", "png")]

@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = ("parquet", "models", "search", "export", "demo", "test", "docs", "dev")
+EXTRAS = ("parquet", "models", "search", "export", "demo", "figures", "test", "docs", "dev")
 NEEDED = [
     *PROJECT["dependencies"],
     *(line for extra in EXTRAS for line in PROJECT["optional-dependencies"][extra]),

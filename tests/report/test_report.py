@@ -6,16 +6,23 @@ import math
 import re
 import shlex
 import shutil
+import sys
 import xml.etree.ElementTree as ET
 from base64 import b64encode
 from itertools import pairwise
 
+import numpy as np
 import pytest
+from browser import CHROMIUM, browser
 from hypothesis import given, strategies as st
+from PIL import Image
 from reading import Page
 
 from byol.cli import main
-from byol.report.figures import DARK, LIGHT, Curve, chart, labels, marks
+from byol.report.figures import DARK, LIGHT, Curve, Figure, Range, bar, chart, labels, marks, matrix, ranges
+from byol.report.markup import element, joined
+from byol.report.pictures import address
+from byol.report.raster import write_png
 from byol.train.run_folder import RunFolder
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -232,16 +239,89 @@ def test_a_run_without_labels_has_a_report_too(hostile, tmp_path):
 
 
 def test_every_figure_is_a_file_of_its_own(runs, tmp_path):
-    reported(runs[1], "--figures", tmp_path / "figures", "--out", tmp_path / "a.html")
-    files = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert {"knn.svg", "loss.svg", "scores.svg", "time.svg", "tau.svg"} <= {*files}
-    for path in (tmp_path / "figures").iterdir():
+    folder = tmp_path / "figures"
+    reported(runs[1], "--figures", folder, "--out", tmp_path / "a.html")
+    names = {path.stem for path in folder.iterdir()}
+    assert {"knn", "loss", "scores", "time", "tau", "map"} <= names
+    assert {path.name for path in folder.iterdir()} == {
+        f"{one}.{kind}" for one in names for kind in ("svg", "png")
+    }
+    for path in folder.glob("*.svg"):
         text = path.read_text(encoding="utf-8")
         root = ET.fromstring(text)
         assert root.tag == f"{SVG}svg"
-        assert float(root.get("width")) > 0
         assert root.find(f"{SVG}title").text
         assert "var(" not in text  # which only browsers know
+        with Image.open(path.with_suffix(".png")) as image:
+            assert image.size == pytest.approx(
+                (3 * float(root.get("width")), 3 * float(root.get("height"))), abs=1
+            )
+
+
+def every_figure():
+    """One of each kind, with all that they are drawn of."""
+    points = [(float(x), 3 + x % 7 / 2) for x in range(12)]
+    band = [(x, y - 0.5, y + 0.5) for x, y in points]
+    behind = Curve("reference", [(x, y / 2 + 1) for x, y in points], pale=True)
+    yield chart("a", "A title", [Curve("a run", points, band), Curve("other", points[::-2][::-1]), behind],
+                unit="%", levels=[("collapsed", 0.5)])  # fmt: skip
+    yield ranges(
+        "b", "Scores $x^2$", [("knn", [Range("ours", 0.7, 0.6, 0.8, ours=True), Range("b", 0.2, 0.1, 0.3)])]
+    )
+    yield bar("c", "Time", [("computing", 0.7), ("waiting", 0.3)])
+    yield matrix("d", "Confusion", ["ant", "bee", "cat"], [[0.9, 0.1, 0], [0, 1, 0], [0.3, 0.3, 0.4]])
+    pixels = np.zeros((20, 40, 3), np.uint8) + np.array([200, 40, 40], np.uint8)
+    thumb = element(
+        "image", href=address(Image.fromarray(pixels), 72), x="100.0", y="60.0", width=72, height=72
+    )
+    spots = element("circle", cx="300", cy="90", r=40, class_="dot s3"), thumb
+    frame = element("rect", x="100", y="60", width=72, height=72, class_="frame s1")
+    yield Figure("e", "A map", "of two", joined(*spots, frame))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+def test_a_figure_looks_as_png_as_a_browser_draws_its_svg(tmp_path):
+    """But for letters, which are as wide as their fonts make them: blurred, both are the same."""
+    with browser() as page:
+        page.size(800, 600)  # more than a telephone, which shows files small
+        for figure in every_figure():
+            (tmp_path / "a.svg").write_text(figure.file(), encoding="utf-8")
+            page.ask("Page.navigate", url=(tmp_path / "a.svg").as_uri())
+            page.until("document.readyState === 'complete'")
+            page.picture(tmp_path / "theirs.png")
+            write_png(figure, tmp_path / "ours.png")
+            theirs = (
+                Image.open(tmp_path / "theirs.png").convert("RGB").crop((0, 0, figure.width, figure.height))
+            )
+            ours, small = (
+                Image.open(tmp_path / "ours.png").convert("RGB"),
+                (figure.width // 6, figure.height // 6),
+            )
+            first, second = (
+                np.asarray(one.resize(small, Image.Resampling.BOX)).astype(int) for one in (theirs, ours)
+            )
+            apart = np.abs(first - second)
+            assert (255 - first).mean() > 4, figure.name  # the browser has drawn something
+            assert apart.mean() < 0.25 * (255 - first).mean(), figure.name
+            assert (apart.max(axis=2) > 60).mean() < 0.02, figure.name
+
+
+def test_without_matplotlib_figures_are_a_sentence_before_any_work(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    words = [
+        "report",
+        str(runs[1]),
+        "--figures",
+        str(tmp_path / "figures"),
+        "--out",
+        str(tmp_path / "a.html"),
+    ]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "pip install 'byol[figures]'" in said
+    assert [*tmp_path.iterdir()] == []
+    assert main([*words[:2], *words[4:]]) == 0  # which needs none
 
 
 @pytest.mark.parametrize("what", ["nothing there", "a folder", "a file", "a damaged plan"])
