@@ -29,6 +29,7 @@ from byol.encoders.encoder import Encoder, EncoderInfo, check_savable
 from byol.errors import ConfigError, DataError, complaint
 from byol.evaluation.online import OnlineProbe, ProbedLearner
 from byol.machine import usable_cores
+from byol.method.bf16 import wrong_in_bf16
 from byol.method.byol import BYOL, evaluating
 from byol.method.draws import Stream, seed_of, uniforms
 from byol.method.extra import local_size
@@ -116,7 +117,33 @@ class Setup:
         if config.init is not None:
             config = adopted(config, self.source.info, self.images)
         plan = self.with_network(plan_run(config, self.facts(), self.world, self.speed))
+        plan = self.with_right_gradients(plan)
         return self.world.first(lambda: plan)  # memory and arithmetic of processes may differ
+
+    def with_right_gradients(self, plan: Plan) -> Plan:
+        """A plan in fp32, of a network that a CPU does not train right in bf16.
+
+        Raises ConfigError for such a network when bf16 was requested.
+        """
+        if (plan.device, plan.precision) != ("cpu", "bf16"):
+            return plan
+        network = self.own or build_encoder(
+            plan.encoder, channels=plan.channels, image_size=plan.image_size, **plan.encoder_options
+        )
+        sizes = {plan.image_size, *([local_size(plan.image_size)] if plan.local_views else [])}
+        for size in sizes:
+            name = wrong_in_bf16(network, torch.zeros(2, plan.channels, *size))
+            if name is None:
+                continue
+            if self.config.precision is not None:
+                views = f"views of {size[0]}x{size[1]}"
+                raise ConfigError(
+                    f"precision is bf16, and {views} are smaller than the stride when they come to {name}, "
+                    "whose gradient a CPU then computes wrong in bf16. Give --precision fp32, or a larger "
+                    "--image-size."
+                )
+            return replace(plan, precision="fp32")
+        return plan
 
     def with_network(self, plan: Plan) -> Plan:
         """A plan with the network that was given, or that of the weights to start from."""
@@ -226,7 +253,7 @@ class Setup:
         assert self.config.budget is not None
         if self.world.rank == 0:
             say(f"measuring  steps of {draft.batch_size} images, to fit a budget of {self.config.budget}")
-        draft = self.with_network(draft)
+        draft = self.with_right_gradients(self.with_network(draft))
         allowed = min(10.0, seconds_of(self.config.budget) / 50)  # seconds
         learner = replace(self, own=copy.deepcopy(self.own)).learner(draft)
         forward = self.distributed(ProbedLearner(learner))
