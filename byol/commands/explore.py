@@ -27,6 +27,7 @@ from byol.features.neighbours import Neighbours, check_at_least_one, search
 from byol.features.select import clusters
 from byol.features.sheet import none_there, places
 from byol.machine import usable_cores
+from byol.report.embeddings_file import FILE, can_be_written, write_embeddings
 from byol.report.explorer import Column, Map, write_explorer
 from byol.settings import parse
 
@@ -88,6 +89,8 @@ def explore(arguments: Sequence[str]) -> int:
         with replaced(out) as folder:
             title = " and ".join(titles)
             write_explorer(folder, title, maps, names, known, picture, part("thumbnails"))
+            if can_be_written():
+                write_embeddings(folder / FILE, last, maps, names, known, root_of(command.data, names))
     for one in maps:
         kept = f"keeps {one.kept:.0%} of the {min(KEPT, one.near.rows.shape[1])} nearest neighbours"
         show(f"map        {one.title}: {one.method}, {kept}")
@@ -95,6 +98,8 @@ def explore(arguments: Sequence[str]) -> int:
         show(f"note       {missing:,} of {len(last):,} images are not among {command.data}")
     if command.map == "auto" and not project.tsne_is_here() and len(last) > project.LEAST:
         show("note       a map by t-SNE keeps more of them. Run: pip install 'byol[map]'")
+    if not can_be_written():
+        show(f"note       {FILE}, for other programs, needs pyarrow. Run: pip install 'byol[parquet]'")
     show(f"written    {command.out}/: {len(last):,} images")
     if command.serve:
         serve(out, command.port)
@@ -122,7 +127,7 @@ def check(command: Explore, out: Path) -> None:
 
 def is_map(folder: Path) -> bool:
     """Whether this command wrote a folder, and nobody put anything beside what it wrote."""
-    own = {"index.html", "data", "sheets", "embeddings.parquet"}
+    own = {"index.html", "data", "sheets", FILE}
     return (folder / "data" / "map0.js").is_file() and {path.name for path in folder.iterdir()} <= own
 
 
@@ -212,6 +217,12 @@ def table_columns(path: Path, names: Sequence[str]) -> list[Column]:
         Column.of_words(title.strip() or f"column {n + 1}", [row[n] for row in every])
         for n, title in enumerate(titles) if n != place
     ]  # fmt: skip
+
+
+def root_of(data: str | None, names: Sequence[str]) -> Path | None:
+    """The folder that the names of files begin at; None where they are no files of one."""
+    root = None if data is None else Path(os.path.abspath(data))
+    return root if root is not None and (root / names[0]).is_file() else None
 
 
 def picture_of(images: Images, place_of: dict[int, int], row: int) -> Image.Image | None:

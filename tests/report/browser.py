@@ -1,6 +1,7 @@
 """A real browser, Chromium without a window, driven through its own pipe: no library, and no port is open."""
 
 import json
+import lzma
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import time
 from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,6 +33,11 @@ for place, end in zip((3, 4), ends):
     os.dup2(end, place)
     os.close(end)
 os.execv(sys.argv[3], sys.argv[3:])"""
+
+
+@cache
+def checker() -> str:
+    return lzma.decompress((Path(__file__).parent / "axe" / "axe.min.js.xz").read_bytes()).decode()
 
 
 class Browser:
@@ -128,6 +135,16 @@ class Browser:
         for kind in ("keyDown", "keyUp"):
             self.ask("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code,
                      modifiers=8 * shift, **(text if kind == "keyDown" else {}))  # fmt: skip
+
+    def inaccessible(self) -> list[str]:
+        """What axe-core 4.14.1 (MPL-2.0, in axe/) finds serious or critical on the page as it is."""
+        self.js(f"{checker()};0")
+        found = self.js(
+            "axe.run(document).then((found) => found.violations"
+            ".filter((one) => ['serious', 'critical'].includes(one.impact))"
+            ".flatMap((one) => one.nodes.map((node) => `${one.id}: ${node.html} ${node.failureSummary}`)))"
+        )
+        return list(found)
 
     def picture(self, path: Path, whole: bool = False) -> None:
         found = self.ask("Page.captureScreenshot", captureBeyondViewport=whole)

@@ -10,8 +10,11 @@ import subprocess
 import sys
 import time
 from http.client import HTTPConnection
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from browser import CHROMIUM, browser
 from PIL import Image
@@ -19,7 +22,9 @@ from reading import CLASSES, Page
 
 import byol
 from byol.cli import main
-from byol.features.neighbours import near_duplicates
+from byol.features.neighbours import near_duplicates, search
+from byol.report import embeddings_file
+from byol.report.explorer import Column, Map
 
 COUNT, TITLES = 240, ("<b>before", "<b>after")
 page_needed = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
@@ -133,6 +138,17 @@ def test_the_page_opens_from_disk_and_asks_for_nothing_but_its_own_files(page, e
     assert "http" not in policy
     assert page.js("document.getElementById('count').textContent") == f"{COUNT} images shown"
     assert any("/data/map0.js" in url for url in page.requests)  # so the list of requests tells something
+
+
+@page_needed
+def test_axe_finds_nothing_serious_whatever_is_open(page, explored):
+    for number, (words, width) in enumerate(
+        (("#row=5", 1280), ("#tab=list", 390), ("#tab=copies", 1280), ("#picked=1.2&tab=picked&row=3", 390))
+    ):
+        page.dark(number % 2 == 1)
+        page.open(address(explored, "two", f"?axe{number}{words}"), width=width)
+        assert page.inaccessible() == []
+    page.dark(False)
 
 
 @page_needed
@@ -414,3 +430,54 @@ def test_a_map_replaces_a_map_and_nothing_else(explored, tmp_path):
     assert main(flags) == 2
     assert (out / "mine.txt").read_text(encoding="utf-8") == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_what_lies_beside_the_map_has_the_columns_that_other_programs_ask_for(explored):
+    """FiftyOne: files, and an array of rows and points. Spotlight: files, lists of one length, words as
+    categories. embedding-atlas: --x, --y, --vector, and --neighbors of ids and distances."""
+    root, _, last = explored
+    table = pq.read_table(root / "two" / "embeddings.parquet")
+    assert table.num_rows == COUNT
+    files = table["filepath"].to_pylist()
+    assert all(
+        Path(path).is_absolute() and Path(path).name == name
+        for path, name in zip(files, last.names, strict=True)
+    )
+    with Image.open(files[9]) as image:
+        assert image.size == (40, 24)
+    assert pa.types.is_fixed_size_list(table.schema.field("embedding").type)
+    assert table.schema.field("embedding").type.value_type == pa.float32()
+    assert np.array_equal(np.stack(table["embedding"].to_numpy()), last.x)
+    for axis in ("projection_x", "projection_y", "before_x", "before_y"):
+        assert pa.types.is_floating(table.schema.field(axis).type)
+        assert np.isfinite(table[axis].to_numpy()).all()
+        assert np.ptp(table[axis].to_numpy()) > 0
+    near = table["neighbors"].to_pylist()
+    cosines = unit(last.x.astype(np.float64)) @ unit(last.x.astype(np.float64)).T
+    np.fill_diagonal(cosines, -2)
+    for row, found in enumerate(near):
+        assert len(found["ids"]) == len(found["distances"]) == 5
+        assert row not in found["ids"]
+        assert found["distances"] == pytest.approx(1 - np.sort(cosines[row])[::-1][:5], abs=1e-5)
+        assert found["distances"] == pytest.approx(1 - cosines[row, found["ids"]], abs=1e-5)
+    assert table["label"].to_pylist() == [CLASSES[kind] for kind in last.y]
+    assert pa.types.is_floating(table.schema.field("outlier score").type)
+    assert {*table["<i>prediction</i>"].to_pylist()} == {"<u>a</u>", "b"}
+
+
+def test_columns_of_one_name_are_told_apart_and_rows_of_several_parts_stay_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(embeddings_file, "ROWS", 7)
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    near = search(byol.Features(x), rows=range(20), k=2)
+    columns = [Column("embedding", np.arange(20.0)), Column("name", np.arange(20) % 2, ("a", "b"))]
+    words = [f"\udcff{row}" for row in range(20)]
+    maps = [Map("a", x[:, :2], "PCA", 1.0, near)]
+    embeddings_file.write_embeddings(tmp_path / "a.parquet", byol.Features(x), maps, words, columns)
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert np.array_equal(np.stack(table["embedding"].to_numpy()), x)
+    assert table["embedding 2"].to_pylist() == list(range(20))
+    assert table["name 2"].to_pylist() == ["a", "b"] * 10
+    assert (
+        table["name"].to_pylist() == table["filepath"].to_pylist() == [f"\\udcff{row}" for row in range(20)]
+    )
+    assert table["projection_x"].to_numpy() == pytest.approx(x[:, 0])

@@ -58,7 +58,7 @@ def test_mistakes_are_those_of_the_classifier_that_was_scored(run, hostile, tmp_
     # Someone else's answer: of what the kept classifier says.
     assert main(["predict", str(kept), "--data", str(tmp_path / "test.csv"), "--out", str(told)]) == 0
     with told.open(encoding="utf-8", newline="") as file:
-        said = [row["label"] for row in csv.DictReader(file)]
+        said = [row["class"] for row in csv.DictReader(file)]
     whole = confusion_matrix([label for _, label in rows[30:]], said, labels=sorted(CLASSES))
     assert 0 < np.trace(whole) < whole.sum()  # so the table tells something
     assert [row[:3] for row in rows_of(page, "Every class")] == [

@@ -279,7 +279,40 @@ def every_figure():
     yield Figure("e", "A map", "of two", joined(*spots, frame))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+page_needed = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+
+
+@page_needed
+def test_axe_finds_nothing_serious_and_the_page_asks_for_nothing_and_says_nothing(
+    runs, run, hostile, tmp_path
+):
+    words = ["--train", str(hostile), "--test", "0.5", "--protocols", "knn", "--no-baselines"]
+    assert main(["evaluate", str(run), *words]) == 0  # so that there are mistakes
+    reported(run)
+    reported(*runs, "--out", tmp_path / "two.html")
+    (tmp_path / "bad.html").write_text(
+        "<img src='data:,'><p style='color:#aaa;background:#fff'>some words", encoding="utf-8"
+    )
+    with browser() as page:
+        page.ask("Page.navigate", url=(tmp_path / "bad.html").as_uri())
+        page.until("document.readyState === 'complete'")
+        assert {one.split(":")[0] for one in page.inaccessible()} >= {"image-alt", "color-contrast"}
+        page.said.clear()
+        page.requests.clear()
+        for path in (run / "report.html", tmp_path / "two.html"):
+            for width, dark in ((1280, False), (390, True)):
+                page.dark(dark)
+                page.size(width, 900)
+                page.ask("Page.navigate", url=path.as_uri())
+                page.until("document.readyState === 'complete' && document.querySelector('main') !== null")
+                page.js("document.querySelectorAll('details').forEach((one) => { one.open = true })")
+                assert page.inaccessible() == []
+                assert page.js("document.documentElement.scrollWidth <= innerWidth")
+        assert page.said == []
+        assert [url for url in page.requests if not url.startswith((tmp_path.as_uri(), "data:"))] == []
+
+
+@page_needed
 def test_a_figure_looks_as_png_as_a_browser_draws_its_svg(tmp_path):
     """But for letters, which are as wide as their fonts make them: blurred, both are the same."""
     with browser() as page:
