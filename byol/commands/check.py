@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -66,7 +66,7 @@ def check(arguments: Sequence[str]) -> int:
             images, tiny=command.tiny, ratio=command.ratio, progress=Progress(stop, "Nothing was written."),
             workers=usable_cores() if workers is None else workers,
         )  # fmt: skip
-    show(*as_table(found, images).splitlines())
+    show(*as_table(found, images))
     if out is not None:
         write_text(out, json.dumps(as_json(found, images), indent=1))
         with (
@@ -90,16 +90,16 @@ def check_workers(workers: int | None) -> int | None:
     return workers
 
 
-def as_table(found: Inspection, images: Images) -> str:
-    """What people read."""
-    lines = [f"images     {printable(images.description)}"]
+def as_table(found: Inspection, images: Images) -> list[str]:
+    """What people read, line by line."""
+    lines = [f"images     {images.description}"]
     lines += [f"formats    {counted(found.formats)}", f"modes      {counted(found.modes)}"]
     if found.sizes:
         sides = (f"{side}s {s[0]:,} to {s[2]:,}, median {s[1]:,}" for side, s in found.sizes.items())
         lines.append(f"sizes      {'; '.join(sides)} pixels")
     if found.classes:
         (few, least), *_, (many, most) = [*sorted(found.classes.items(), key=itemgetter(1)) * 2]
-        spans = f"{least:,} images ({printable(few)}) to {most:,} ({printable(many)})"
+        spans = f"{least:,} images ({few}) to {most:,} ({many})"
         lines.append(f"labels     {len(found.classes):,} classes of {spans}")
     if found.mixed:
         groups = "1 group has" if found.mixed == 1 else f"{found.mixed:,} groups have"
@@ -111,11 +111,10 @@ def as_table(found: Inspection, images: Images) -> str:
         groups = f" beside the first of their {found.groups[kind]:,} groups" if found.groups.get(kind) else ""
         lines.append(f"{words:<16} {len(those):9,}{groups}")
         for row in list(those)[:SHOWN]:
-            lines.append(f"{'':27}{printable(images.name(row))}: {printable(those[row])}")
+            lines.append(f"{'':27}{images.name(row)}: {those[row]}")
         if len(those) > SHOWN:
             lines.append(f"{'':27}and {len(those) - SHOWN:,} others; --out FILE.json lists all")
-    lines.append("nothing    was found" if found.sound else "found      something: the exit code is 1")
-    return "\n".join(lines)
+    return [*lines, "nothing    was found" if found.sound else "found      something: the exit code is 1"]
 
 
 def counted(counts: dict[str, int]) -> str:
@@ -129,17 +128,28 @@ def as_json(found: Inspection, images: Images) -> dict[str, Any]:
 
 
 class Progress:
-    """Says on stderr how far the work is, at most every ten seconds, and ends it when a signal has come."""
+    """Says on stderr how far the work is, at most every ten seconds, and ends it when a signal has come.
 
-    def __init__(self, stop: StopSignals, how: str) -> None:
-        self.stop, self.how, self.started = stop, how, time.monotonic()
-        self.said = self.started
+    `again` tells what a stop costs; `kept` how many images are done for good, where that is not all.
+    """
+
+    def __init__(
+        self, stop: StopSignals, again: str, kept: Callable[[], int] | None = None, silent: bool = False
+    ) -> None:
+        self.stop, self.again, self.kept, self.silent = stop, again, kept, silent
+        self.before: int | None = None  # images that were done at the start
 
     def __call__(self, done: int, total: int) -> None:
-        self.stop.check(f"with {done:,} of {total:,} images done. {self.how}")
+        if self.stop.by:
+            safe = done if self.kept is None else min(self.kept(), total)
+            self.stop.check(f"with {safe:,} of {total:,} images done. {self.again}")
         now = time.monotonic()
-        if now - self.said >= SECONDS and done:
-            rate = done / (now - self.started)
-            left = duration((total - done) / rate) if done < total else "a moment"
+        if self.before is None:
+            self.before, self.started, self.said = done, now, now
+            if done and not self.silent:
+                show(f"continued  {done:,} of {total:,} images were done already", file=sys.stderr)
+        elif now - self.said >= SECONDS and not self.silent:
+            rate = (done - self.before) / (now - self.started)
+            left = "a moment" if done == total else duration((total - done) / rate) if rate else "?"
             show(f"{done:,}/{total:,} images  {rate:,.0f} images/s  left {left}", file=sys.stderr)
             self.said = now

@@ -2,14 +2,13 @@
 
 import os
 import shlex
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
+from byol.commands.check import Progress
 from byol.disk import check_writable
 from byol.encoders.load import load_encoder
 from byol.errors import ConfigError, DataError, show
@@ -17,11 +16,8 @@ from byol.features.embed import Store, embed as features_of, shards, store_besid
 from byol.features.features import Features
 from byol.features.formats import check_format
 from byol.settings import parse
-from byol.train.log import duration
 from byol.train.signals import StopSignals
 from byol.world import World
-
-SECONDS = 10.0  # between lines of progress
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ def embed(arguments: Sequence[str]) -> int:
         encoder = load_encoder(command.run, net=command.encoder, weights=command.weights, device=device)
         images = encoder.open(command.data)
         with store_beside(out, encoder, images, normalize, world) as store:
-            progress = Progress(stop, store, world)
+            progress = progress_of(stop, store, world)
             if world.size > 1:
                 share = slice(world.rank, None, world.size)
                 for _ in shards(encoder, images, store, workers, normalize, progress, share):
@@ -92,24 +88,7 @@ def check_out(out: Path) -> None:
     check_writable(out.parent, name=out.name)
 
 
-class Progress:
-    """Says on stderr how far a job is, at most every ten seconds, and ends it when a signal has come."""
-
-    def __init__(self, stop: StopSignals, store: Store | None, world: World) -> None:
-        self.stop, self.store, self.silent = stop, store, world.rank > 0
-        self.before: int | None = None  # images that were done at the start
-
-    def __call__(self, done: int, total: int) -> None:
-        if self.stop.by:
-            kept = 0 if self.store is None else min(self.store.images(), total)
-            self.stop.check(f"with {kept:,} of {total:,} images done and kept. The same command goes on.")
-        now = time.monotonic()
-        if self.before is None:
-            self.before, self.started, self.said = done, now, now
-            if done and not self.silent:
-                show(f"continued  {done:,} of {total:,} images were done already", file=sys.stderr)
-        elif now - self.said >= SECONDS and not self.silent:
-            rate = (done - self.before) / (now - self.started)
-            left = duration((total - done) / rate) if rate else "?"
-            show(f"{done:,}/{total:,} images  {rate:,.0f} images/s  left {left}", file=sys.stderr)
-            self.said = now
+def progress_of(stop: StopSignals, store: Store | None, world: World) -> Progress:
+    """Progress of work whose parts are kept in a store; without one nothing is."""
+    again = "What is done is kept: the same command goes on."
+    return Progress(stop, again, lambda: 0 if store is None else store.images(), silent=world.rank > 0)

@@ -23,6 +23,7 @@ from byol.encoders.load import untrained
 from byol.errors import ByolError, ConfigError, complaint
 from byol.features.features import Rows, Values
 from byol.features.neighbours import near_duplicates, outliers, search
+from byol.features.project import share_kept
 from byol.method.crops import crop_draws
 from byol.method.health import settle
 from byol.method.views import Views
@@ -259,9 +260,7 @@ def drawn_map(seen: Seen) -> tuple[Figure, str]:
     plane = vectors[:, -2:].flip(1) * values[-2:].flip(0).clamp_min(0).sqrt()
     share = float(values[-2:].clamp_min(0).sum() / values.clamp_min(0).sum().clamp_min(1e-12))
     k = min(10, len(x) - 1)
-    near = torch.cdist(plane, plane).fill_diagonal_(torch.inf).topk(k, largest=False).indices.numpy()
-    whole = search(seen.x, rows=range(len(x)), k=k).rows
-    kept = np.mean([len({*a} & {*b}) / k for a, b in zip(near.tolist(), whole.tolist(), strict=True)])
+    kept = share_kept(plane.numpy(), search(seen.x, rows=(rows := np.arange(len(x))), k=k).rows, rows)
     low, high = plane.quantile(0.01, dim=0), plane.quantile(0.99, dim=0)
     inside = torch.tensor([WIDTH - 2 * THUMB, HEIGHT - 2 * THUMB])
     spots = (((plane - low) / (high - low).clamp_min(1e-9)).clamp(0, 1) * inside + THUMB).tolist()
