@@ -175,7 +175,7 @@ def ranges(name: str, title: str, groups: Sequence[tuple[str, Sequence[Range]]])
     parts, told = [element("text", title, x=EDGE, y=18, class_="title")], []
     for heading, rows in groups:
         parts.append(element("text", shortened(heading, 64), x=EDGE, y=y + 16, class_="tick"))
-        y += 24
+        y += 32
         for one in rows:
             kind, value = "s0" if one.ours else "s7", one.words()
             low, middle, high = (f"{EDGE + x * span:.1f}" for x in (one.low, one.value, one.high))
