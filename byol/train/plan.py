@@ -30,6 +30,7 @@ LEAST_BATCHES = (64, 32)  # images: batches shrink to the first, then views, the
 LEAST_SIDE = 24  # pixels, of views
 LEAST_STEPS = 10
 USED, LOOKS = 0.96, 0.2  # shares: what is planned for (saving and a slower machine take the rest), and looks
+MOST_WHITENED = 128  # the width of a convnet: 2,048 features
 PASSES = 8  # forward passes that a step is worth: of two views, online thrice with its gradient, and target
 
 
@@ -309,9 +310,12 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
 
 def whitens(encoder: str, config: TrainConfig) -> bool:
     """Whether the trained encoder half-whitens its features. Raises ConfigError where it cannot."""
-    fits = encoder == "convnet" and config.hidden_layer is None
+    width = config.model.encoder_options().get("width", 0)
+    wide = isinstance(width, int) and width > MOST_WHITENED  # for each look the axes take seconds
+    fits = encoder == "convnet" and config.hidden_layer is None and not wide
     if config.model.whiten and not fits:
         layer = "" if config.hidden_layer is None else f" read at {config.hidden_layer}"
+        layer += f" of width {width}" if wide else ""
         raise ConfigError(
             f"model.whiten is on, and {encoder}{layer} has no place for it, as the output of convnet has. "
             "Leave it out."

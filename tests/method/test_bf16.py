@@ -17,16 +17,17 @@ def halved(times: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def convolution(side: int, stride: int, padding: int) -> tuple[nn.Module, torch.Tensor]:
+def convolution(side: int, stride: int, padding: int, kernel: int = 5) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
-    return nn.Conv2d(16, 16, 5, stride, padding), torch.randn(8, 16, side, side)
+    return nn.Conv2d(16, 16, kernel, stride, padding), torch.randn(8, 16, side, side)
 
 
 @pytest.mark.parametrize(
-    ("side", "stride", "padding"), [(2, 2, 2), (4, 4, 2), (8, 4, 1), (1, 1, 2), (3, 2, 1)]
+    ("side", "stride", "padding", "kernel"),
+    [(2, 2, 2, 5), (4, 4, 2, 5), (8, 4, 1, 5), (1, 1, 2, 5), (3, 2, 1, 5), (1, 2, 0, 1)],
 )
-def test_what_is_not_named_has_the_gradient_of_fp32(side, stride, padding):
-    layer, x = convolution(side, stride, padding)
+def test_what_is_not_named_has_the_gradient_of_fp32(side, stride, padding, kernel):
+    layer, x = convolution(side, stride, padding, kernel)
     assert wrong_in_bf16(layer, x) is None
     (expected,) = torch.autograd.grad(layer(x).square().mean(), [layer.weight])
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,5 +1,6 @@
 """The encoder that a run leaves behind half-whitens its features, everywhere by the same numbers."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -94,7 +95,12 @@ def test_a_run_from_whitened_weights_starts_with_their_features_and_is_whitened_
     started = loop.learner.net.eval()(views)
     torch.testing.assert_close(started, source.encoder.net(views))
     run = byol.pretrain(None, images, config)
-    assert not torch.equal(run.encoder.net.whitening.matrix, source.encoder.net.whitening.matrix)
+    plain = copy.deepcopy(run.encoder)
+    plain.net.whitening = torch.nn.Identity()
+    # The run keeps its images rounded to 8 bits.
+    trained_on = images.subset(split(64, run.plan)[0])
+    expected = HalfWhitening.of(torch.from_numpy(features(plain, trained_on)))
+    torch.testing.assert_close(run.encoder.net.whitening.matrix, expected.matrix, rtol=0, atol=0.01)
 
 
 def test_networks_of_the_users_own_and_other_layers_are_left_as_they_are(convnet, images, tmp_path):
@@ -104,5 +110,8 @@ def test_networks_of_the_users_own_and_other_layers_are_left_as_they_are(convnet
     asked = replace(small_config(tmp_path / "asked"), model=ModelConfig(whiten=True))
     with pytest.raises(ConfigError, match=r"model\.whiten"):
         byol.pretrain(Tiny(), images, asked)
+    wide = replace(asked, encoder="convnet", model=ModelConfig(whiten=True, width=129))
+    with pytest.raises(ConfigError, match=r"model\.whiten.*width 129"):
+        byol.pretrain(None, images, wide)
     with pytest.raises(ConfigError, match=r"model\.whiten.*resnet18"):
         byol.pretrain(None, images, replace(asked, encoder="resnet18"))
