@@ -35,9 +35,9 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def index() -> str:
-    """The README; its links to other files than pages are names only."""
+    """The README; its links to other files than pages and pictures are names only."""
     text = Path("README.md").read_text(encoding="utf-8").replace("](docs/", "](")
-    return re.sub(r"\[([^]]*)\]\((?!http|[\w/-]+\.md)[^)]*\)", r"\1", text)
+    return re.sub(r"(?<!!)\[([^]]*)\]\((?!http|[\w/-]+\.md)[^)]*\)", r"\1", text)
 
 
 def commands() -> str:

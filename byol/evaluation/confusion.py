@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from byol.disk import append_text, parse_json
-from byol.errors import printable
 from byol.evaluation.inputs import labels_of
 from byol.evaluation.protocols import Task
 from byol.evaluation.score import Score
@@ -104,7 +103,7 @@ def confusion(task: Task, score: Score) -> Confusion | None:
         return None
     known = task.test.classes or task.train.classes or range(1 + max(labels.max(), y.max()))
     occurring = np.union1d(labels, said[said >= 0]).astype(np.int64)
-    names = [printable(str(known[one])) for one in occurring]
+    names = [str(known[one]) for one in occurring]
     (true, taken), times = np.unique(np.stack([labels, said]), axis=1, return_counts=True)
     places = np.searchsorted(occurring, true), np.where(taken < 0, -1, np.searchsorted(occurring, taken))
     nowhere = (name for one, name in zip(occurring, names, strict=True) if one in labels and one not in y)

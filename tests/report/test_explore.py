@@ -451,7 +451,10 @@ def test_what_lies_beside_the_map_has_the_columns_that_other_programs_ask_for(ex
     for axis in ("projection_x", "projection_y", "before_x", "before_y"):
         assert pa.types.is_floating(table.schema.field(axis).type)
         assert np.isfinite(table[axis].to_numpy()).all()
-        assert np.ptp(table[axis].to_numpy()) > 0
+    for place, kind in enumerate(("before", "projection")):  # as the page draws them
+        drawn = np.frombuffer(base64.b64decode(data(root / "two", f"map{place}")), "<u2").reshape(-1, 2)
+        for axis, values in zip("xy", drawn.T, strict=True):
+            assert np.corrcoef(values, table[f"{kind}_{axis}"].to_numpy())[0, 1] > 0.9999
     near = table["neighbors"].to_pylist()
     cosines = unit(last.x.astype(np.float64)) @ unit(last.x.astype(np.float64)).T
     np.fill_diagonal(cosines, -2)
