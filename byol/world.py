@@ -77,6 +77,11 @@ class World:
             torch.cuda.set_device(chosen)  # NCCL's calls go to the current one
         try:
             store, rank, size = next(rendezvous("env://"))
+        except (ValueError, RuntimeError) as failure:
+            raise ConfigError(
+                f"WORLD_SIZE is {size}, but the processes do not meet: {failure}. Start them by torchrun."
+            ) from failure
+        try:
             # torchrun's store outlives a restart, with the addresses of the processes that have ended.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             store = distributed.PrefixStore(attempt, store)  # type: ignore[attr-defined]
@@ -87,10 +92,8 @@ class World:
                 store=store, rank=rank, world_size=size, timeout=timedelta(minutes=MINUTES),
             )  # fmt: skip
             meetings = distributed.new_group(backend="gloo", timeout=timedelta(hours=hours))
-        except (ValueError, RuntimeError) as failure:
-            raise ConfigError(
-                f"WORLD_SIZE is {size}, but the processes do not meet: {failure}. Start them by torchrun."
-            ) from failure
+        except RuntimeError as failure:
+            raise ProcessLost(f"One of the {size} processes has ended while they met: {failure}") from failure
         return cls(rank, size, chosen, meetings, store)
 
     def __enter__(self) -> "World":
@@ -161,6 +164,18 @@ class World:
         if self.size > 1:
             distributed.broadcast_object_list(found, src=0, group=self.meetings)
         return cast(T, found[0])
+
+    def gather(self, item: T) -> list[T]:
+        """Every process's item, in their order, on rank 0, which waits for them; the others get none."""
+        if self.size == 1:
+            return [item]
+        self.meet()
+        items: list[Any] = [None] * self.size
+        try:
+            distributed.gather_object(item, items if self.rank == 0 else None, group=self.meetings)
+        except RuntimeError as lost:
+            raise self._lost() from lost
+        return items if self.rank == 0 else []
 
     @contextmanager
     def with_one_voice(self) -> Iterator[None]:

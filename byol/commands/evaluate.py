@@ -33,6 +33,7 @@ from byol.evaluation.verdict import MAJORITY, majority, verdict
 from byol.features.features import Features
 from byol.models.build import LIBRARIES
 from byol.settings import parse
+from byol.train.setup import check_same
 from byol.world import World
 
 logger = logging.getLogger("byol")
@@ -86,11 +87,25 @@ def evaluate(arguments: Sequence[str]) -> int:
     """Score an encoder, perhaps beside others, and add the scores to its folder."""
     description = "Say how good an encoder's features are, with labelled images."
     command = parse(Evaluate, arguments, prog="byol evaluate", description=description, switches=True)
-    World.join(command.device, alone=True)
-    check(command)
-    tasks = tasks_of(command)
-    for words in dict.fromkeys(task.divided for _, task in tasks if task.divided):
-        show(f"split      {words}", file=sys.stderr)
+    with World.join(command.device) as world, world.with_one_voice():
+        if world.size > 1:
+            command = replace(command, device=str(world.device))  # of several GPUs each takes its own
+        with world.agreeing():
+            check(command)
+            tasks = tasks_of(command, world)
+        with world.agreeing():  # that rank 0 is done, while the others wait
+            score_all(command, tasks, world)
+    return 0
+
+
+def score_all(command: Evaluate, tasks: list[tuple[Path | None, Task]], world: World) -> None:
+    """Do the tasks. The processes share the computing of features; rank 0 does all else, and tells."""
+    if world.rank == 0:
+        for words in dict.fromkeys(task.divided for _, task in tasks if task.divided):
+            show(f"split      {words}", file=sys.stderr)
+        if world.size > 1:
+            shared = f"{world.size} share the computing of features; process 0 alone runs the protocols"
+            show(f"processes  {shared}, and the others wait", file=sys.stderr)
     scores, written = dict[str, Scores](), dict[Path, None]()
     main, majorities, errors = command.run or "features", Scores(), list[str]()
     while tasks:
@@ -110,12 +125,17 @@ def evaluate(arguments: Sequence[str]) -> int:
                     write_confusion(errors_now, folder / CONFUSIONS)
                 write_scores({name: score}, folder / SCORES)
                 written[folder / SCORES] = None
-        if tasks:
+        if tasks and world.rank == 0:
             show(f"done       {score.encoder_name} {score.data_set}".rstrip(), file=sys.stderr)
-    scores |= {MAJORITY: majorities} if majorities else {}
-    table = repr(scores[main]) if len(scores) == 1 else comparison(scores)
+    if world.rank == 0:
+        tell(command, scores | ({MAJORITY: majorities} if majorities else {}), errors, [*written])
+
+
+def tell(command: Evaluate, scores: dict[str, Scores], errors: list[str], written: list[Path]) -> None:
+    """Print the scores, what they mean, where they are, and what to type next."""
+    table = repr(scores[command.run or "features"]) if len(scores) == 1 else comparison(scores)
     show(*table.splitlines(), *([""] if errors else []), *errors, "", *verdict(scores))
-    for path in written or ["nothing; --out FOLDER keeps the scores"]:
+    for path in [*map(str, written)] or ["nothing; --out FOLDER keeps the scores"]:
         show(f"written    {path}")
     if command.save_classifier is not None:
         show(
@@ -124,7 +144,6 @@ def evaluate(arguments: Sequence[str]) -> int:
         next_words = ["byol", "predict", command.save_classifier, "--data", "IMAGES", "--out", "labels.csv"]
         next_words += ["--encoder", command.encoder] if command.encoder is not None else []
         show(f"next       {shlex.join(next_words)}")
-    return 0
 
 
 def check(command: Evaluate) -> None:
@@ -157,7 +176,7 @@ def check(command: Evaluate) -> None:
             )
 
 
-def tasks_of(command: Evaluate) -> list[tuple[Path | None, Task]]:
+def tasks_of(command: Evaluate, world: World) -> list[tuple[Path | None, Task]]:
     """Every encoder on every data set, opened and checked, with the folder of its scores."""
     protocols = protocols_named(command.protocols, command.settings)
     sets = [DataSet("", command.train, command.test)]
@@ -211,7 +230,7 @@ def tasks_of(command: Evaluate) -> list[tuple[Path | None, Task]]:
                 continue  # a baseline has features of its own
             settings = replace(command.settings, metric=one.metric or command.settings.metric)
             keep = command.save_classifier if word == (command.run or "features") else None
-            more = {"name": word, "data_set": one.name, "cache": cache, "anew": anew, **given}
+            more = {"name": word, "data_set": one.name, "cache": cache, "anew": anew, "world": world, **given}
             more["save_classifier"] = keep
             train, test, scored = one.train, one.test, encoder
             if word in BASELINES and word != command.run:  # on the same images, opened and compared before
@@ -220,6 +239,9 @@ def tasks_of(command: Evaluate) -> list[tuple[Path | None, Task]]:
             if encoder is not None and word == "untrained" != command.run and isinstance(train, Images):
                 scored = settled(encoder, train)
             task = prepare(scored, train, test, chosen, settings, **more)
+            for side in (task.train, task.test):
+                if isinstance(side, Images) and world.size > 1:
+                    check_same(side, world.first(side.fingerprint), world.rank)
             tasks.append((folder, task))
     return tasks
 

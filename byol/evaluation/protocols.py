@@ -30,13 +30,13 @@ from byol.evaluation.score import Score, score_of
 from byol.evaluation.sgd import ClassifierConfig
 from byol.evaluation.subsets import Amount, few
 from byol.evaluation.tables import Scores
-from byol.features.embed import check_encoder, embed, prepared_batches
+from byol.features.embed import check_encoder, contribute, embed, prepared_batches
 from byol.features.features import Features
 from byol.method.draws import check_seed
 from byol.method.health import settle
 from byol.method.hidden import HiddenLayer
 from byol.models.whitening import HalfWhitening
-from byol.world import pick_device
+from byol.world import ALONE, World, pick_device
 
 TRAINING = ("base_lrs", "epochs", "weight_decays", "logit_cap", "logit_penalty")  # settings of SGD
 SETTLED = 256  # images whose statistics an untrained network gets
@@ -101,6 +101,7 @@ class Task:
     known: dict[str, Any]  # what all of its scores say: fields of `Score`
     anew: Callable[..., Encoder] | None  # makes the encoder of a `seed`, where it is random itself
     classifier_file: Path | None  # that its only classifier is kept in
+    world: World = ALONE  # whose processes share the computing of features; all else is done by rank 0
 
     @cached_property
     def train_features(self) -> Features:
@@ -115,7 +116,19 @@ class Task:
         if isinstance(split, Features):
             return split
         assert self.encoder is not None
-        return embed(self.encoder, split, store=self.cache, workers=self.workers)
+        return embed(self.encoder, split, store=self.cache, workers=self.workers, world=self.world)
+
+    def embed(self) -> None:
+        """Compute the features that its protocols work on, all processes together; rank 0 has them then."""
+        train = any(protocol.usual is None for protocol in self.protocols)
+        test = not all(protocol.tunes for protocol in self.protocols)
+        for wanted, name in ((train, "train"), (test, "test")):
+            split = getattr(self, name)
+            if wanted and self.world.rank == 0:
+                getattr(self, f"{name}_features")
+            elif wanted and isinstance(split, Images):
+                assert self.encoder is not None
+                contribute(self.encoder, split, workers=self.workers, store=self.cache, world=self.world)
 
     def tensors(self, copies: int) -> tuple[Tensor, Tensor, Tensor, Array]:
         """Train features (N, D), their labels, test features, and test labels for the score.
@@ -273,11 +286,12 @@ def prepare(
     anew: Callable[..., Encoder] | None = None,
     overlap: int | None = None,
     save_classifier: str | Path | None = None,
+    world: World = ALONE,
 ) -> Task:
     """Open and check everything that can be checked before any work; raises what `evaluate` raises.
 
     Features without an encoder are worked on by the device. `name` and `data_set` are for the scores, as is
-    `overlap` where it is known already.
+    `overlap` where it is known already. All processes of a `world` call it alike.
     """
     if encoder is not None:
         check_encoder(encoder)
@@ -315,7 +329,7 @@ def prepare(
         "data_set": data_set,
         "train": splits[0].description,
         "test": splits[1].description,
-        "overlap": inputs.overlap(*splits) if overlap is None else overlap,
+        "overlap": inputs.overlap(*splits) if overlap is None and world.rank == 0 else overlap or 0,
     }
     place = pick_device(device) if encoder is None else device_of(encoder)
     home, every = None if cache is None else Path(cache), tuple(range(seed, seed + seeds))
@@ -332,6 +346,7 @@ def prepare(
         known,
         anew,
         classifier_file,
+        world,
     )
 
 
@@ -358,10 +373,9 @@ def check_classifier_file(
 
 
 def judge(task: Task) -> Iterator[tuple[str, Score]]:
-    """The names and scores of a task, each protocol's as soon as it is finished."""
-    for protocol in task.protocols:
-        if protocol.usual is None:
-            _ = task.train_features, task.test_features  # computed now: their time does not count
+    """The names and scores of a task, each protocol's as soon as it is finished; on rank 0 alone."""
+    task.embed()  # all processes together, and now: its time does not count
+    for protocol in task.protocols if task.world.rank == 0 else ():
         seeds, started, runs = task.seeds if protocol.random else task.seeds[:1], time.perf_counter(), []
         for seed in seeds:
             now = task if task.anew is None else replace(task, encoder=task.anew(seed=seed))

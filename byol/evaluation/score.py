@@ -34,7 +34,7 @@ class Score:
     test_images: int
     classes: int
     seeds: tuple[int, ...]  # of what was random: the protocol, or the training it was part of
-    seconds: float  # of the protocol, all seeds; without those of computing the features for knn and linear
+    seconds: float  # of the protocol, all seeds; without those of computing features
     encoder_name: str = ""
     encoder_checksum: str = ""  # as in its file, or unknown; empty for scores from within training
     data_set: str = ""  # its name in a list of several

@@ -29,7 +29,7 @@ from byol.disk import check_writable, hold, left_behind, parse_json, replacing, 
 from byol.encoders.encoder import Encoder, device_of, digest
 from byol.errors import CheckpointError, ConfigError, DataError, printable
 from byol.features.features import Features as Features, Rows, Values, check_finite, unit
-from byol.world import World
+from byol.world import ALONE, World
 
 logger = logging.getLogger("byol")
 FORMAT = 2
@@ -88,6 +88,7 @@ def embed(
     strict: bool = False,
     store: Store | str | Path | None = None,
     progress: Progress = lambda done, total: None,
+    world: World = ALONE,
 ) -> Features:
     """The representation of every image, on the encoder's device, in the images' order.
 
@@ -95,19 +96,21 @@ def embed(
     are left out with a warning that names them; with `strict` they raise DataError, as they do when none
     can be read. `store` is a folder that features are kept in, and found in the next time as long as the
     encoder and every byte of the images stay the same. `progress` is told again and again how many images
-    of how many are done; it may raise, to stop.
+    of how many are done; it may raise, to stop. With a `world` rank 0 calls this, while the others
+    `contribute`.
     """
     check_encoder(encoder)
     if workers < 0:
         raise ConfigError(f"workers is {workers}; expected 0 or more.")
     source = encoder.open(images)
     if isinstance(store, str | Path):
-        store = cache_in(Path(store), encoder, source, normalize)
+        folder = Path(store)
+        store = world.first(lambda: cache_in(folder, encoder, source, normalize))
     rows: list[Rows] = []
     bad: Bad = []
 
     def parts() -> Generator[Values]:
-        with closing(shards(encoder, source, store, workers, normalize, progress)) as found:
+        with closing(shared(encoder, source, store, workers, normalize, progress, world)) as found:
             for readable, x, others in found:
                 rows.append(readable)
                 bad.extend(others)
@@ -171,6 +174,34 @@ def shards(
             if store is not None:
                 store.keep(first, *shard)
             yield shard
+
+
+def shared(
+    encoder: Encoder,
+    images: Images,
+    store: Store | None,
+    workers: int,
+    normalize: bool,
+    progress: Progress,
+    world: World,
+) -> Generator[Shard]:
+    """All shards of the images' features in order, on rank 0: each process computes every size-th of them."""
+    share = slice(world.rank, None, world.size)
+    with closing(shards(encoder, images, store, workers, normalize, progress, share)) as own:
+        for _ in range(0, len(images), SHARD * world.size):
+            with world.telling():
+                shard = next(own, None)
+            yield from filter(None, world.gather(shard))
+
+
+def contribute(
+    encoder: Encoder, images: Images, *, workers: int, store: str | Path | None, world: World
+) -> None:
+    """What the other processes of a world do while rank 0 calls `embed` with the same arguments."""
+    source = encoder.open(images)
+    # Made by rank 0, since naming it takes reading every byte.
+    made = None if store is None else world.first(lambda: cache_in(Path(store), encoder, source, False))
+    list(shared(encoder, source, made, workers, False, lambda done, total: None, world))
 
 
 def prepared_batches(

@@ -297,16 +297,6 @@ def test_evaluate_takes_test_images_of_one_class(run, labelled, tmp_path, capsys
     assert "given as test carry no labels" in capsys.readouterr().err
 
 
-def test_evaluate_in_several_processes_is_refused_before_each_does_all_the_work(
-    run, labelled, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled)]
-    assert main([*words, "--out", str(tmp_path / "o")]) == 2
-    assert "one process" in capsys.readouterr().err
-    assert not (tmp_path / "o").exists()
-
-
 def test_baselines_that_nobody_named_cost_no_training(run, labelled, tmp_path, capsys):
     words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--out", str(tmp_path)]
     assert main([*words, "--protocols", "knn", "linear-sgd", "--epochs", "1", "--base-lrs", "0.1"]) == 0

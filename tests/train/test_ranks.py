@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,8 +16,9 @@ import torch
 from processes import Small, run_byol, started, words
 from safetensors.torch import load_file
 from small_runs import small_config
-from torch import Tensor
+from torch import Tensor, distributed
 
+from byol import world as world_module
 from byol.cli import main
 from byol.errors import ProcessLost, TrainingError
 from byol.train.config import ModelConfig
@@ -214,6 +216,36 @@ def test_a_process_that_stands_still_is_noticed(tmp_path: Path):
         assert running.processes[0].exitcode == 9, running.said()
 
 
+def stands_still(where: str) -> int:
+    """Process 2 stops before a meeting or in a step behind it. The exit code tells whom the others name."""
+    world_module.STILL = 5.0
+    with World.join("cpu", hours=15 / 3600) as world:
+        world.wait()
+        world.expect(0)
+        if world.rank == 2 and where == "before a step":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        try:
+            with world.with_one_voice():
+                world.wait()
+                if world.rank == 2:
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                distributed.all_reduce(torch.ones(1))
+        except ProcessLost as lost:
+            named = re.findall(r"rocess (\d) \(pid", str(lost))
+            time.sleep(0 if world.rank else 10)  # the store ends with process 0; torchrun's does not
+            os._exit(9 if named == ["2"] else 8)
+    return 0
+
+
+@pytest.mark.parametrize("where", ["before a step", "in a step"])
+def test_of_three_processes_both_others_name_the_one_that_stands_still(tmp_path: Path, where: str):
+    """Before a step it is the one behind, in a step the one that is silent when the others tell they wait."""
+    with started(3, tmp_path / "log", stands_still, where) as running:
+        for process in running.processes[:2]:
+            process.join(200)
+        assert [process.exitcode for process in running.processes] == [9, 9, None], running.said()
+
+
 def test_what_fails_alike_is_told_once(arrays: Path, tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "someone's work").touch()
@@ -275,8 +307,8 @@ def test_wrong_flags_are_told_once_under_torchrun(arrays: Path, tmp_path: Path, 
 
 
 def test_what_one_process_alone_can_do_is_refused_once_under_torchrun(arrays: Path, tmp_path: Path):
-    images = ["--train", str(arrays), "--test", str(arrays)]
-    done = torchrun(["evaluate", str(tmp_path), *images])
+    images = ["--data", str(arrays), "--out", str(tmp_path / "labels.csv")]
+    done = torchrun(["predict", str(tmp_path / "classifier.safetensors"), *images])
     assert done.stderr.count("WORLD_SIZE is 2") == 1, done.stderr
     assert "Start it without torchrun" in done.stderr
 
