@@ -7,7 +7,7 @@ picture once, cut and resize its crops, and send uint8. Small images: one tensor
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -274,7 +274,8 @@ def streamed_batches(
     firsts = range(0, share, CHUNK)
     places = ((start + plan.first + first, min(CHUNK, share - first)) for start in starts for first in firsts)
     arriving = made(cropped, places, workers=workers, room=CHUNK * sum(lengths), ahead=4, poll=poll)
-    with images.reader.gathered(images.rows, poll), closing(arriving) as chunks:
+    in_any_order = images.reader.gathered(images.rows, poll) if plan.windows is None else nullcontext()
+    with in_any_order, closing(arriving) as chunks:
         for _ in starts:
             crops = torch.empty((share, sum(lengths)), dtype=torch.uint8, device=device)
             indices: list[int] = []

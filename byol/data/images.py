@@ -143,8 +143,7 @@ class Images:
 
     def windows(self) -> Windows | None:
         """What a shuffled order should keep together; None where every order is read equally fast."""
-        lengths = self.reader.sections(self.rows)
-        return None if lengths is None else Windows(lengths)
+        return self.reader.windows(self.rows)
 
     def gray_share(self) -> float:
         """The share of gray images in a sample: all three channels are the same, or nearly so."""

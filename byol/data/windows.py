@@ -19,12 +19,16 @@ TOGETHER = 16  # stretches that are shuffled with one another
 
 
 class Windows:
-    """The stretches of a set: `lengths` (S,) are those of its sections, the shards, in their order."""
+    """The stretches of a set: `lengths` (S,) are those of its sections, the shards, in their order.
 
-    def __init__(self, lengths: Any) -> None:
+    Stretches are of at most `stretch` images; so many are shuffled `together`.
+    """
+
+    def __init__(self, lengths: Any, stretch: int = STRETCH, together: int = TOGETHER) -> None:
+        self.together = together
         lengths = np.asarray(lengths, dtype=np.int64)
         lengths = lengths[lengths > 0]
-        counts = -(-lengths // STRETCH)  # of stretches, as even as can be
+        counts = -(-lengths // stretch)  # of stretches, as even as can be
         within = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
         firsts = np.repeat(lengths.cumsum() - lengths, counts)
         starts = firsts + within * np.repeat(lengths, counts) // np.repeat(counts, counts)
@@ -50,14 +54,16 @@ def _drawn(windows: Windows, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed_of(seed, Stream.STRETCHES, epoch))
     drawn = torch.randperm(len(lengths), generator=generator)
     ends = lengths[drawn].cumsum(0)
-    last = torch.arange(TOGETHER - 1, len(ends) + TOGETHER - 1, TOGETHER).clamp_(max=len(ends) - 1)
+    each = windows.together
+    last = torch.arange(each - 1, len(ends) + each - 1, each).clamp_(max=len(ends) - 1)
     return drawn, ends[last]
 
 
 @lru_cache(maxsize=2)
 def _window(windows: Windows, seed: int, epoch: int, window: int) -> Tensor:
     """The images of one window, shuffled."""
-    chosen = _drawn(windows, seed, epoch)[0][window * TOGETHER : (window + 1) * TOGETHER].tolist()
+    each = windows.together
+    chosen = _drawn(windows, seed, epoch)[0][window * each : (window + 1) * each].tolist()
     rows = torch.cat([torch.arange(*windows.starts[one : one + 2].tolist()) for one in chosen])
     generator = torch.Generator().manual_seed(seed_of(seed, Stream.WINDOWS, epoch, window))
     return rows[torch.randperm(len(rows), generator=generator)]

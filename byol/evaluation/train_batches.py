@@ -95,7 +95,10 @@ class TrainImages:
         As the seed says, every image comes once an epoch, cropped, perhaps mirrored, no more (paper §C.1).
         """
         views = Views(size, ViewConfig(crop_area=crop_area), self.images.channels)
-        plan = batches.BatchPlan(seed, len(self), batch_size, accumulation=1, views=views, crops=1)
+        windows = self.images.windows() if self.pixels is None else None
+        plan = batches.BatchPlan(
+            seed, len(self), batch_size, accumulation=1, views=views, crops=1, windows=windows
+        )
         device = self.labels.device
         if self.pixels is not None:
             found: Iterator[batches.Cropped] = islice(batches.resident_batches(self.pixels, plan), steps)

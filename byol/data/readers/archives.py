@@ -20,7 +20,8 @@ from byol.data.decode import BadImage
 from byol.data.labels import Labels, found_labels
 from byol.data.readers.archive_index import Index, Member, content, identity_of, index_of
 from byol.data.readers.folder import HASHED, MAX_BYTES, checksum, regular_file, size_of
-from byol.data.readers.reader import Reader, Rows
+from byol.data.readers.reader import Reader, Rows, lengths_of
+from byol.data.windows import Windows
 from byol.disk import read_json
 from byol.errors import DataError, printable
 
@@ -86,10 +87,9 @@ class ArchiveReader(Reader):
                 except (OSError, BadImage):
                     return  # reading it will say why
 
-    def sections(self, rows: Rows) -> Rows:
-        of = np.searchsorted(self.starts, rows, side="right")
-        changes = np.flatnonzero(np.diff(of)) + 1
-        return np.diff(np.concatenate([[0], changes, [len(rows)]]))
+    def windows(self, rows: Rows) -> Windows | None:
+        lengths = lengths_of(np.searchsorted(self.starts, rows, side="right"))
+        return None if lengths is None else Windows(lengths)
 
     @cached_property
     def all_labels(self) -> Labels | None:

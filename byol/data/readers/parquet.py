@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from errno import ENOSPC
@@ -20,7 +21,8 @@ import numpy as np
 from byol.data.decode import BadImage
 from byol.data.labels import Labels, found_labels
 from byol.data.readers.folder import HASHED, checksum, read_file, size_of
-from byol.data.readers.reader import SAMPLE, Reader, Rows, evenly_spaced
+from byol.data.readers.reader import SAMPLE, Reader, Rows, evenly_spaced, lengths_of
+from byol.data.windows import STRETCH, TOGETHER, Windows
 from byol.disk import in_utf8, parse_json
 from byol.errors import DataError, printable
 
@@ -30,6 +32,8 @@ SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", 
 BLOCK = 4096  # bytes, of a file's sampled blocks
 SAMPLED_GROUPS = 8
 GROWTH = 2**27  # bytes that a row group may have beyond its file: pictures are packed and hardly shrink
+HELD = 2**29  # bytes of row groups that are kept at a time where images come in an order that suits them
+FEW = 4  # row groups: an order of fewer at a time is hardly shuffled
 TOLD_BYTES = 2**30  # of pictures that are laid out, from which on people are told what they wait for
 logger = logging.getLogger("byol")
 
@@ -58,8 +62,9 @@ class File(NamedTuple):
 class ParquetReader(Reader):
     """Rows of one or more parquet files. To read one of them, its whole row group is read.
 
-    In a shuffled order that is thousands of pictures read for one: `gathered` makes those that are used
-    ready.
+    In any shuffled order that is thousands of pictures read for one. In the order of `windows` a few row
+    groups are read at a time and kept until all of their pictures were requested; where they are too large
+    for that, `gathered` makes the pictures ready.
     """
 
     def __init__(self, paths: list[Path], where: str = "") -> None:
@@ -68,7 +73,12 @@ class ParquetReader(Reader):
         self.starts = [0, *accumulate(group.rows for group in self.groups)]  # first rows, and the total
         self._laid_out: tuple[Any, Rows, Rows] | None = None  # a file, and where each row begins and ends
         self._open: tuple[Path, int, Any] | None = None  # one file and who opened it: handles run out
-        self._held: tuple[int, Any] = (-1, None)  # the images of one row group, or why they cannot be read
+        # The images of row groups, or why they cannot be read; the last one that was used is the last.
+        self._held: OrderedDict[int, Any] = OrderedDict()
+        self._most_held = 1
+        largest, mean = max([1, *(group.size for group in self.groups)]), len(self) / max(1, len(self.groups))
+        # Row groups that are shuffled with one another: as many images as of shards, where they can be held.
+        self.together = min(HELD // largest, max(TOGETHER, int(STRETCH * TOGETHER / max(1, mean))))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ParquetReader, ([file.path for file in self.files], self.where)
@@ -87,16 +97,17 @@ class ParquetReader(Reader):
                 return os.pread(file.fileno(), int(ends[index] - starts[index]), int(starts[index]))
         place = bisect_right(self.starts, index) - 1
         group = self.groups[place]
-        if place != self._held[0]:
-            self._held = -1, None  # before the next one is read
+        if place not in self._held:
+            self._make_room(group.size)  # before it is read
             try:
-                self._held = place, self._read(group.path, [group.number], group.column, group.most, 16)
+                self._held[place] = self._read(group.path, [group.number], group.column, group.most, 16)
             except BadImage as failure:
-                self._held = place, str(failure)
-        if isinstance(self._held[1], str):
-            raise BadImage(self._held[1])
+                self._held[place] = str(failure)
+        self._held.move_to_end(place)
+        if isinstance(self._held[place], str):
+            raise BadImage(self._held[place])
         try:
-            value = self._held[1][index - self.starts[place]].as_py()
+            value = self._held[place][index - self.starts[place]].as_py()
         except UnicodeDecodeError as failure:
             raise BadImage("its path is not UTF-8") from failure
         if isinstance(value, dict):
@@ -130,13 +141,37 @@ class ParquetReader(Reader):
         return found
 
     def release(self) -> None:
-        """Let go of the row group and the open file."""
+        """Let go of the row groups and the open file."""
+        self._most_held = 1
+        self._held.clear()
+        self._close()
+
+    def _make_room(self, size: int) -> None:
+        """Let go of the row groups that were used longest ago, before one of so many bytes is read."""
+        while self._held:
+            held = sum(getattr(group, "nbytes", 0) for group in self._held.values())
+            if len(self._held) < self._most_held and held + size <= HELD:
+                return
+            self._held.popitem(last=False)
+
+    def _close(self) -> None:
         import pyarrow as pa
 
         if self._open is not None and self._open[1] == os.getpid():  # another process's handle is not ours
             self._open[2].close()  # now, not when the last reference goes
-        self._open, self._held = None, (-1, None)
+        self._open = None
         pa.default_memory_pool().release_unused()
+
+    def windows(self, rows: Rows) -> Windows | None:
+        """Row groups are kept together; None where they are too large to have several at a time."""
+        lengths = lengths_of(np.searchsorted(self.starts, rows, side="right"))
+        if lengths is None or (self.together < FEW and len(lengths) > 1):
+            return None
+        return Windows(lengths, stretch=int(lengths.max(initial=1)), together=max(1, self.together))
+
+    def expect(self, rows: Rows) -> None:
+        """Keep as many row groups from now on as a window has."""
+        self._most_held = max(1, self.together)
 
     @contextmanager
     def gathered(self, rows: Rows, poll: Callable[[], object]) -> Iterator[None]:
@@ -202,7 +237,7 @@ class ParquetReader(Reader):
         from pyarrow.parquet import ParquetFile
 
         if self._open is None or self._open[:2] != (path, os.getpid()):
-            self.release()
+            self._close()
             with in_utf8(path) as named:
                 self._open = path, os.getpid(), ParquetFile(named)
         opened, parts, size = self._open[2], [], 0

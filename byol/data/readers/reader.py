@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from byol.data.labels import Labels
+from byol.data.windows import Windows
 
 SAMPLE = 64
 Rows = np.ndarray[Any, np.dtype[np.int64]]
@@ -50,15 +51,18 @@ class Reader(Protocol):
         """Begin to read what will be requested next, where that helps."""
         return
 
-    def sections(self, rows: Rows) -> Rows | None:
-        """How many of the rows, one after another, are read the faster the closer they lie, as of a shard.
+    def windows(self, rows: Rows) -> Windows | None:
+        """What a shuffled order of the rows should keep together, as those of a shard.
 
         None where they are read equally fast in any order.
         """
         return None
 
     def gathered(self, rows: Rows, poll: Callable[[], object]) -> AbstractContextManager[None]:
-        """For a while, have images that are slow to read in a shuffled order ready to be read in any."""
+        """For a while, have images that are slow to read in a shuffled order ready to be read in any.
+
+        Not needed in the order of `windows`.
+        """
         return nullcontext()
 
 
@@ -66,3 +70,14 @@ def evenly_spaced(count: int, most: int = SAMPLE) -> list[int]:
     """At most `most` indices below `count`, evenly spaced, the first and the last among them."""
     places: list[int] = np.linspace(0, count - 1, min(count, most)).astype(int).tolist()
     return places
+
+
+def lengths_of(sections: Rows) -> Rows | None:
+    """How many rows stand one after another in the same section, of the sections (N,) they are in.
+
+    None where they do not come in the order of their sections.
+    """
+    changes = np.diff(sections)
+    if (changes < 0).any():
+        return None
+    return np.diff(np.concatenate([[0], np.flatnonzero(changes) + 1, [len(sections)]]))
