@@ -3,19 +3,87 @@
 import dataclasses
 import functools
 import json
+import math
 import os
 import re
 import shutil
 import textwrap
 from collections.abc import Sequence
+from functools import partial
+from operator import le, lt
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from byol.disk import parse_json, read_yaml
 from byol.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 PRESETS = Path(__file__).parent / "presets"
+KINDS = {int: "a whole number", float: "a finite number", bool: "True or False", NoneType: "nothing"}
+KINDS |= {dict: "values by their names"}
+# A limit is what is expected, and whether a value is that.
+Count = Annotated[int, "at least 1", partial(le, 1)]
+Positive = Annotated[float, "a positive number", partial(lt, 0)]
+NotNegative = Annotated[float, "at least 0", partial(le, 0)]
+Share = Annotated[float, "a number from 0 to 1", lambda value: 0 <= value <= 1]
+ShareBelow1 = Annotated[float, "a number from 0 to less than 1", lambda value: 0 <= value < 1]
+Side = Annotated[int, "at least 8", partial(le, 8)]  # pixels
+TwoOrMore = Annotated[int, "at least 2", partial(le, 2)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """Values of their fields' types and within their limits: for others the constructor raises ConfigError.
+
+    Paths become strings, and numpy's numbers Python's. `group` goes before the names in messages.
+    """
+
+    group: ClassVar[str]
+
+    def __init_subclass__(cls, group: str = "") -> None:
+        cls.group = group
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self), include_extras=True)
+        for name in (one.name for one in dataclasses.fields(self)):
+            value, hint = getattr(self, name), hints[name]
+            if isinstance(value, os.PathLike):
+                value = os.fspath(value)
+            if isinstance(value, np.generic):
+                value = value.item()
+            if isinstance(value, list) and get_origin(hint) is tuple:  # as JSON has it
+                value = tuple(value)
+            if expected := unfit(value, hint):
+                raise ConfigError(f"{self.group}{name} is {value!r:.200}; expected {expected}.")
+            object.__setattr__(self, name, value)
+
+
+def unfit(value: Any, kind: Any) -> str:
+    """What a value would have to be to be of a kind, in words; "" when it is."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (UnionType, Union):
+        words = [unfit(value, part) for part in parts]
+        return " or ".join(words) if all(words) else ""
+    if origin is Annotated:
+        plain, expected, within = parts
+        return unfit(value, plain) or ("" if within(value) else expected)
+    if origin is tuple:
+        several = parts[-1:] == (...,)
+        kinds = [parts[0]] * (len(value) if isinstance(value, tuple) else 1) if several else [*parts]
+        if isinstance(value, tuple) and len(value) == len(kinds) and not any(map(unfit, value, kinds)):
+            return ""
+        one = " or ".join(dict.fromkeys(unfit(None, part) for part in kinds))
+        return f"a tuple, each of it {one}" if several else f"{len(kinds)} values, each {one}"
+    if origin is Literal:
+        fits = value in parts
+    elif kind is float:
+        fits = type(value) is int or (type(value) is float and math.isfinite(value))
+    else:
+        fits = type(value) is int if kind is int else isinstance(value, origin or kind)
+    return "" if fits else KINDS.get(origin or kind) or " or ".join(map(str, parts)) or kind.__name__
 
 
 def to_plain(config: Any) -> dict[str, Any]:

@@ -124,13 +124,12 @@ def read_confusions(path: Path) -> list[Confusion]:
     """Those in a file, oldest first; a line that is none is passed over, as where a kill has cut it."""
     found = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
-        with suppress(ValueError, KeyError, TypeError):
+        with suppress(ValueError, KeyError, TypeError, OverflowError):
             values = parse_json(line)
-            names, cells = (
-                tuple(map(str, values["names"])),
-                tuple(tuple(map(int, c)) for c in values["cells"]),
-            )
-            if cells and all(0 <= a < len(names) and -1 <= b < len(names) and n > 0 for a, b, n in cells):
+            names, most = tuple(map(str, values["names"])), 2**53  # more are no counts
+            cells = tuple(tuple(map(int, cell)) for cell in values["cells"])
+            count = len(names)
+            if cells and all(0 <= a < count and -1 <= b < count and 0 < n < most for a, b, n in cells):
                 nowhere = tuple(map(str, values["nowhere"]))
                 found.append(Confusion(**{**values, "names": names, "cells": cells, "nowhere": nowhere}))
     return found

@@ -12,29 +12,30 @@ from byol.disk import append_text, parse_json
 from byol.errors import CheckpointError
 from byol.evaluation.inputs import Predictions
 from byol.evaluation.metrics import METRICS, TOP, interval, measure
+from byol.settings import Checked, Count, NotNegative, Share
 
 SCORES = "scores.jsonl"  # beside an encoder
 OLD_NAMES = {"spread": "std", "encoder": "encoder_name", "blake2b": "encoder_checksum"}  # in older files
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(Checked):
     """How an encoder did in one protocol."""
 
     protocol: str
     metric: str  # what `value` is: top1, mean_per_class or map11
-    value: float  # a fraction; the mean over the seeds
-    low: float  # 95 % interval of value: bootstrap over the test images
-    high: float
-    std: float | None  # standard deviation of value over the seeds; None for one, or where nothing is random
-    top1: float | None  # share of test images classified right; None where they are multi-label
-    top5: float | None  # whose class is among the first five; None too with five classes or fewer
+    value: Share  # a fraction; the mean over the seeds
+    low: Share  # 95 % interval of value: bootstrap over the test images
+    high: Share
+    std: NotNegative | None  # of value over the seeds; None for one, or where nothing is random
+    top1: Share | None  # share of test images classified right; None where they are multi-label
+    top5: Share | None  # whose class is among the first five; None too with five classes or fewer
     settings: dict[str, Any]  # requested and chosen; a list where the seeds chose differently
     train_images: int
-    test_images: int
+    test_images: Count
     classes: int
     seeds: tuple[int, ...]  # of what was random: the protocol, or the training it was part of
-    seconds: float  # of the protocol, all seeds; without those of computing features
+    seconds: NotNegative  # of the protocol, all seeds; without those of computing features
     encoder_name: str = ""
     encoder_checksum: str = ""  # as in its file, or unknown; empty for scores from within training
     data_set: str = ""  # its name in a list of several

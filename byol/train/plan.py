@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from byol.encoders.encoder import EncoderInfo
 from byol.errors import ConfigError, DataError
 from byol.machine import usable_cores
 from byol.method.extra import CUTOUT, LOCAL, ExtraViews, extra_views, local_size
 from byol.method.schedules import learning_rate, tau
 from byol.method.views import ViewConfig, Views
-from byol.train.config import Checked, OptimizerName, TrainConfig, seconds_of
+from byol.settings import Checked, Count
+from byol.train.config import OptimizerName, TrainConfig, seconds_of
 from byol.train.recipe import SMALL_SIDE, Kind, in_words, kind_of, views_of
 from byol.world import Precision, World
 
@@ -62,19 +64,19 @@ class Plan(Checked):
     encoder_options: dict[str, Any]
     image_size: tuple[int, int]  # height, width of the views, pixels
     eval_size: tuple[int, int]  # of images when they are scored and embedded
-    channels: int
+    channels: Count
     kind: Kind  # of the images
     views: ViewConfig
     projection_size: int
     projection_hidden_size: int
-    images: int  # trained on
+    images: Count  # trained on
     hold_out_images: int  # scored by kNN, not trained on
     in_memory: bool
     memory_side: int  # pixels: the shorter side of images is at most this in memory; 0 for images as they are
-    batch_size: int
-    accumulation: int
+    batch_size: Count
+    accumulation: Count
     epochs: float
-    total_steps: int
+    total_steps: Count
     warmup_steps: int
     optimizer: OptimizerName
     base_lr: float
@@ -87,9 +89,9 @@ class Plan(Checked):
     device: str
     workers: int
     seed: int
-    log_every_steps: int
-    save_every_steps: int
-    look_every_steps: int  # between scores
+    log_every_steps: Count
+    save_every_steps: Count
+    look_every_steps: Count  # between scores
     init: dict[str, Any] = field(default_factory=dict)  # the encoder it was started from, if there is one
     extended_at: int = 0  # the step at which it had finished, and was made longer
     beta2: float = 0.95  # of adamw
@@ -107,6 +109,11 @@ class Plan(Checked):
             views: dict[str, Any] = self.views
             views = {name: tuple(v) if isinstance(v, list) else v for name, v in views.items()}
             object.__setattr__(self, "views", ViewConfig(**views))
+        if self.init:
+            info: Any = {n: tuple(v) if isinstance(v, list) else v for n, v in self.init["info"].items()}
+            EncoderInfo(**info)  # raises for what cannot be
+            if not all(isinstance(self.init[name], str) for name in ("weights", "checksum")):
+                raise ConfigError("init names no weights or no checksum.")
         super().__post_init__()
 
     @property

@@ -56,6 +56,22 @@ def test_a_line_that_is_not_a_score_is_told_by_its_number(tmp_path, line):
         read_scores(path)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"value": "x"}, {"low": None}, {"high": float("nan")}, {"value": 10**400}, {"settings": []},
+        {"encoder_name": {}}, {"test_images": 0}, {"std": -1}, {"seeds": ["a"]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_score_of_values_that_none_can_have_is_not_one(tmp_path, changed):
+    path = tmp_path / "scores.jsonl"
+    path.write_text(json.dumps(asdict(score("knn", 100, k=20)) | changed))
+    with pytest.raises(CheckpointError, match=rf"Line 1 .* is not a score .*{next(iter(changed))}") as told:
+        read_scores(path)
+    assert len(str(told.value)) < 500 + len(str(path))
+
+
 def test_lines_that_were_written_before_names_changed_are_still_read(tmp_path):
     expected = score("linear", 150, 160, l2=0.1)
     old = asdict(expected) | {"encoder_checksum": "ab"}

@@ -153,8 +153,11 @@ def test_a_confusion_is_kept_whole_and_known_by_its_score_though_lines_are_damag
     ours, other = score(said, labels), score(labels, labels)
     found, path = confusion(task(LABELS, labels), ours), tmp_path / "confusions.jsonl"
     write_confusion(found, path)
+    whole = path.read_text()
     with path.open("a") as file:
-        file.write(path.read_text().replace("[0, 0, ", "[0, 7, ") + '{"names": 3}\n[]\nnull\n{"na')
+        for other_cells in ("[0, 7, ", f"[0, 0, {2**60}", "[Infinity, 0, 1], [0, 0, "):
+            file.write(whole.replace("[0, 0, ", other_cells))
+        file.write('{"names": 3}\n[]\nnull\n{"na')
     assert read_confusions(path) == [found]
     assert found.belongs_to(ours)
     assert not found.belongs_to(other)

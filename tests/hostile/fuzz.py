@@ -192,6 +192,26 @@ def go_on(path: Path) -> None:
     train(next(parent for parent in path.parents if (parent / "run").exists()))
 
 
+def of_a_report(name: str) -> Callable[[Path], Path]:
+    """A file of a run that has ended and was evaluated. Its images are gone: they take a report longest."""
+
+    def make(folder: Path) -> Path:
+        run = make_run(folder)
+        train(folder)
+        how = ["--test", "0.5", "--protocols", "knn", "--no-baselines", "--no-cache"]
+        run_command("evaluate", str(run), "--train", str(folder / "images"), *how)
+        shutil.rmtree(folder / "images")
+        assert (run / name).exists()
+        return run / name
+
+    return make
+
+
+def report(path: Path) -> None:
+    """As of a run that somebody else has made."""
+    run_command("report", str(path.parent), "--out", str(path.parent.parent / "report.html"))
+
+
 def make_encoder(folder: Path) -> Path:
     run = make_run(folder)
     train(folder)
@@ -324,6 +344,11 @@ KINDS = {
     "a plan with a right checksum": Kind(of_a_run("plan.json"), go_on, text=True, seal=seal_plan),
     "a run's metrics": Kind(of_a_run("metrics.jsonl"), go_on, text=True),
     "a run's unreadable images": Kind(make_bad_files, go_on, text=True),
+    "a reported plan": Kind(of_a_report("plan.json"), report, text=True, seal=seal_plan),
+    "reported metrics": Kind(of_a_report("metrics.jsonl"), report, text=True),
+    "reported scores": Kind(of_a_report("scores.jsonl"), report, text=True),
+    "reported mistakes": Kind(of_a_report("confusions.jsonl"), report, text=True),
+    "reported hardware": Kind(of_a_report("env.json"), report, text=True),
     "a preset": Kind(make_preset, read_preset, text=True),
     "a list of data sets": Kind(make_data_sets, read_data_sets, text=True),
     "scores": Kind(make_scores, read_scores, text=True),

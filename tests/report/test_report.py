@@ -373,6 +373,24 @@ def test_what_is_not_a_run_is_a_sentence(what, tmp_path, capsys):
     assert not (path / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"images": 0}, {"look_every_steps": 0}, {"accumulation": 0}, {"total_steps": 0},
+        {"init": {"info": {}}}, {"init": {"info": [], "weights": "a", "checksum": 1}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_plan_of_numbers_that_no_run_has_is_a_sentence(run, changed, capsys):
+    path = RunFolder(run).plan
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**stored, "plan": stored["plan"] | changed}), encoding="utf-8")
+    assert main(["report", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "plan.json cannot be read" in said
+
+
 def test_a_damaged_config_yaml_costs_a_report_nothing(runs, tmp_path):
     """It is for people; the plan holds the same with a checksum."""
     whole = reported(runs[0]).texts("td")
