@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from byol.data.decode import BadImage as BadImage
     from byol.data.images import Images as Images, open_images as open_images
+    from byol.data.samples import Samples as Samples
     from byol.encoders.encoder import Encoder as Encoder
     from byol.encoders.load import load_encoder as load_encoder
     from byol.encoders.official import official_state as official_state
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "byol.data.decode": ("BadImage",),
     "byol.data.images": ("Images", "open_images"),
+    "byol.data.samples": ("Samples",),
     "byol.errors": (
         "ByolError",
         "CheckpointError",

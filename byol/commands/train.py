@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from byol.data.images import Images
 from byol.errors import CollapseError, ConfigError, show
 from byol.models.build import is_own_code
 from byol.report.pictures import report_at_the_end
@@ -115,6 +116,7 @@ def conclude(run: Run) -> None:
     show(f"encoder    {RunFolder(run.folder).encoder} ({what})")
     if run.verdict is not None and run.verdict.knn:
         show(f"hold-out   {run.verdict.knn}")
+    assert isinstance(run.images, Images)  # no command brings views of its own
     if (written := report_at_the_end(run.folder, run.images, run.encoder)) is not None:
         show(f"report     {written}")
     # A file alone never makes a program run code.

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from byol.data.images import Images
 from byol.errors import DataError, show
 from byol.features.neighbours import check_at_least_one
 from byol.features.sheet import Cell, check_sheet, write_sheet
@@ -45,16 +46,17 @@ def views(arguments: Sequence[str]) -> int:
     names = ("kind", "image_size", "views", "extra", "seed")
     config = TrainConfig(out=command.out, **{name: getattr(command, name) for name in names})
     setup = Setup.of(None, command.images, config)
-    plan = setup.new_plan()
+    plan, images = setup.new_plan(), setup.images
+    assert isinstance(images, Images)  # no command brings views of its own
     cells: list[Cell] = []
-    rows = np.linspace(0, len(setup.images) - 1, command.count).astype(int).tolist()
+    rows = np.linspace(0, len(images) - 1, command.count).astype(int).tolist()
     width = 3
-    for row, every in views_of_each(setup.images, rows, plan):
-        cells += [Cell(setup.images[row], (setup.images.name(row),), framed=True)]
+    for row, every in views_of_each(images, rows, plan):
+        cells += [Cell(images[row], (images.name(row),), framed=True)]
         cells += [Cell(view, (name,)) for name, view in every]
         width = 1 + len(every)
     if not cells:
-        raise DataError(f"None of {command.count} images in {setup.images.description} can be read.")
+        raise DataError(f"None of {command.count} images in {images.description} can be read.")
     width *= max(1, 9 // width)  # of a row, which holds whole images
     write_sheet([cells[first : first + width] for first in range(0, len(cells), width)], Path(command.out))
     show(f"views      {in_words(plan.kind, plan.views)}; {plan.image_size[0]}x{plan.image_size[1]} pixels")

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from byol.data.images import Images, open_images
 from byol.disk import in_utf8, parse_json, replacing, write_text
-from byol.errors import CheckpointError, ConfigError, complaint, damaged
+from byol.errors import CheckpointError, ConfigError, DataError, complaint, damaged
 from byol.method.byol import evaluating
 from byol.method.crops import Interpolation
 from byol.method.hidden import INPUT, OUTPUT, HiddenLayer, Pooling, layer_name
@@ -42,8 +42,8 @@ class EncoderInfo:
 
     architecture: str | None  # name for `build_encoder`; None for a module of the user's own
     options: dict[str, Any]  # of `build_encoder`
-    image_size: tuple[int, int]  # height, width in pixels of what the network is fed
-    channels: int
+    image_size: tuple[int, int]  # height, width in pixels of what the network is fed; (0, 0) of no image
+    channels: int  # 0 of a network that takes other samples than images, which are fed to it as they are
     mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
     std: tuple[float, ...]
     features: int  # D of the representation
@@ -60,7 +60,8 @@ class EncoderInfo:
         levels = self.levels or (0, 1)
         numbers = (*self.mean, *self.std, self.crop_ratio, *levels)
         finite = all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
-        counts = (*self.image_size, self.channels, self.features, self.skip + 1, self.calls + 1)
+        fed = (*self.image_size, self.channels) if self.takes_images else ()
+        counts = (*fed, self.features, self.skip + 1, self.calls + 1)
         whole = all(type(count) is int and count > 0 for count in counts)
         right = {
             "architecture": isinstance(self.architecture, str | None),
@@ -68,7 +69,7 @@ class EncoderInfo:
             "image_size": whole and len(self.image_size) == 2 and math.prod(self.image_size) <= PIXELS,
             "features": whole and self.features <= PIXELS,
             "mean": finite and len(self.mean) == self.channels,
-            "std": finite and len(self.std) == self.channels and min(self.std) > 0,
+            "std": finite and len(self.std) == self.channels and min(self.std, default=1) > 0,
             "hidden_layer": isinstance(self.hidden_layer, str | None),
             "pooling": self.pooling in get_args(Pooling),
             "crop_ratio": finite and 0 < self.crop_ratio <= 1,
@@ -91,6 +92,11 @@ class EncoderInfo:
         return cls(architecture, options, hidden_layer=None if layer in ("", OUTPUT) else layer, **read)
 
     @property
+    def takes_images(self) -> bool:
+        """Whether it is fed images, which are prepared for it; other samples are not."""
+        return (self.image_size, self.channels) != ((0, 0), 0)
+
+    @property
     def from_a_library(self) -> bool:
         """Whether its name is enough to build the network: one of this package, of torchvision or of timm."""
         return self.architecture is not None and not is_own_code(self.architecture)
@@ -109,6 +115,7 @@ class EncoderInfo:
 class Encoder(nn.Module):
     """An encoder ready to use: images (B, C, H, W) uint8, or float in [0, 1], of any size give (B, D).
 
+    One that was trained with views of the user's own takes a batch of what its network takes, as it is.
     Always in eval mode and without gradients. `net` is the network itself.
     """
 
@@ -134,27 +141,37 @@ class Encoder(nn.Module):
 
     def open(self, images: Any) -> Images:
         """Anything `open_images` takes, read as those that the encoder was trained on. Raises DataError."""
+        if not self.info.takes_images:
+            raise DataError(
+                "The encoder was trained with views of its user's own, on samples that only Python reads: "
+                "byol.embed(encoder, data), byol.evaluate(encoder, train=data, ...)."
+            )
         if isinstance(images, Images):
             return open_images(images.with_levels(self.info.levels), channels=self.info.channels)
         black, white = self.info.levels or (None, None)
         return open_images(images, channels=self.info.channels, black=black, white=white)
 
-    def prepare(self, images: Tensor, *, normalised: bool = False) -> Tensor:
-        """Images as the network is fed them, by default not normalised: float32 (B, C, h, w) in [0, 1]."""
+    def prepare(self, images: Any, *, normalised: bool = False) -> Any:
+        """Images as the network is fed them, by default not normalised: float32 (B, C, h, w) in [0, 1].
+
+        Other samples stay as they are.
+        """
         info = self.info
+        if not info.takes_images:
+            return images
         self._check(images)
         x = prepare(images, info.image_size, info.crop_ratio, info.antialias, info.interpolation)
         return normalise_(x, info.mean, info.std) if normalised else x
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Any) -> Tensor:
         """The representation (B, D) of images."""
         with evaluating(self.network):
             representation: Tensor = self.network(self.prepare(images, normalised=True))
-        if representation.shape != (len(images), self.info.features):
+        if representation.shape[1:] != (self.info.features,):
             raise CheckpointError(
-                f"The encoder gives features {tuple(representation.shape)} for {len(images)} images, and its "
-                f"description says {self.info.features} for each: they do not belong together."
+                f"The encoder gives features {tuple(representation.shape)}, and its description says "
+                f"{self.info.features} for each image: they do not belong together."
             )
         return representation.float()
 
@@ -271,9 +288,9 @@ def filled(
 
 
 def ready(net: nn.Module, layer: str, info: EncoderInfo, device: torch.device) -> Encoder:
-    """An encoder on a device, in the memory format that is fast there, in eval mode."""
-    network = HiddenLayer(net, layer, info.pooling, info.skip, info.calls)
-    return Encoder(network, info).to(device).to(memory_format=torch.channels_last).eval()
+    """An encoder on a device, in the memory format that is fast there for images, in eval mode."""
+    encoder = Encoder(HiddenLayer(net, layer, info.pooling, info.skip, info.calls), info).to(device).eval()
+    return encoder.to(memory_format=torch.channels_last) if info.takes_images else encoder
 
 
 def plain_name(net: nn.Module, name: str) -> str:

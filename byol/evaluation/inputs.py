@@ -21,6 +21,7 @@ from byol.data.readers.reader import evenly_spaced
 from byol.encoders.encoder import Encoder
 from byol.errors import ConfigError, DataError
 from byol.evaluation.subsets import train_test_split
+from byol.features.embed import embed
 from byol.features.features import Features
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def opened(given: Any, role: str, encoder: Encoder | None, classes: Sequence[str
             f"Without an encoder {role} must be features with labels ({', '.join(FEATURES)}); got "
             f"{path or type(given).__name__}. Name the encoder, or give what `byol embed` wrote."
         )
+    if not encoder.info.takes_images:
+        return embed(encoder, given)
     images = encoder.open(given)
     if images.classes is None and classes and path is not None and os.path.isdir(path):
         [first, last] = (images.name(index).split("/")[:-1][:1] for index in (0, len(images) - 1))

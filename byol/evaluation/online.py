@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from byol.data.images import Images
+from byol.data.samples import Samples
 from byol.errors import DataError
 from byol.evaluation.sgd import new_classifier
 from byol.evaluation.train_batches import UNREADABLE, cross_entropy
@@ -27,7 +28,7 @@ class OnlineProbe(nn.Module):
     Its first weights follow from the seed. Raises DataError for images without labels.
     """
 
-    def __init__(self, learner: BYOL, images: Images, seed: int) -> None:
+    def __init__(self, learner: BYOL, images: Images | Samples, seed: int) -> None:
         super().__init__()
         if images.labels is None or images.classes is None:
             raise DataError(

@@ -71,6 +71,11 @@ def export(
     classifier = copy.deepcopy(encoder).cpu() if isinstance(encoder, Classifier) else None
     encoder = encoder.encoder if isinstance(encoder, Classifier) else encoder
     check_encoder(encoder)
+    if not encoder.info.takes_images:
+        own = "The encoder takes samples of your own, not images, and no other tool knows how those are made"
+        raise ConfigError(
+            f"{own}. Export its network with torch itself: torch.onnx.export(encoder.net, ...)."
+        )
     path = Path(path)
     format = checked_format(path, format)
     if classifier is not None and format not in GRAPHS:

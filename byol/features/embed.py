@@ -24,6 +24,7 @@ import torch
 
 from byol.data.decode import BadImage
 from byol.data.images import Images
+from byol.data.samples import Samples, on_device, sample_batches
 from byol.data.workers import Made, going_on, made, never
 from byol.disk import check_writable, hold, left_behind, parse_json, replacing, writing
 from byol.encoders.encoder import Encoder, device_of, digest
@@ -92,7 +93,8 @@ def embed(
 ) -> Features:
     """The representation of every image, on the encoder's device, in the images' order.
 
-    `images` is anything `open_images` takes. `normalize` scales every row to length 1. Unreadable images
+    `images` is anything `open_images` takes; for an encoder that was trained with views of the user's own,
+    anything `Samples` takes, which is not stored. `normalize` scales every row to length 1. Unreadable images
     are left out with a warning that names them; with `strict` they raise DataError, as they do when none
     can be read. `store` is a folder that features are kept in, and found in the next time as long as the
     encoder and every byte of the images stay the same. `progress` is told again and again how many images
@@ -102,6 +104,9 @@ def embed(
     check_encoder(encoder)
     if workers < 0:
         raise ConfigError(f"workers is {workers}; expected 0 or more.")
+    if not encoder.info.takes_images:
+        samples = images if isinstance(images, Samples) else Samples(images)
+        return embed_samples(encoder, samples, workers, normalize, progress)
     source = encoder.open(images)
     if isinstance(store, str | Path):
         folder = Path(store)
@@ -130,6 +135,23 @@ def embed(
     labels = source.label_matrix if source.labels is None else source.labels
     names = [source.name(row) for row in chosen.tolist()]
     return Features(x, None if labels is None else labels[chosen], names, source.classes, encoder.checksum())
+
+
+def embed_samples(
+    encoder: Encoder, samples: Samples, workers: int, normalize: bool, progress: Progress
+) -> Features:
+    """What the network itself gives for every sample."""
+    device, x, done = device_of(encoder), list[Values](), 0
+    for batch in sample_batches(samples, workers):
+        progress(done, len(samples))
+        representation = encoder(on_device(batch, device))
+        x.append((unit(representation) if normalize else representation).cpu().numpy())
+        done += len(representation)
+    progress(done, len(samples))
+    check_finite(found := np.concatenate(x))
+    labels = samples.label_matrix if samples.labels is None else samples.labels
+    names = [samples.name(row) for row in range(len(samples))]
+    return Features(found, labels, names, samples.classes, encoder.checksum())
 
 
 def shards(

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from byol.method.byol import evaluating
+from byol.method.hidden import run
 
 CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 @torch.no_grad()
-def wrong_in_bf16(network: nn.Module, images: Tensor) -> str | None:
+def wrong_in_bf16(network: nn.Module, images: Any) -> str | None:
     """The name of a layer whose gradient of its weights would be wrong, or None.
 
     The parts of a kernel that only ever see padding get whatever lies in memory as their gradient, where a
@@ -32,7 +33,7 @@ def wrong_in_bf16(network: nn.Module, images: Tensor) -> str | None:
     hooks = [layer.register_forward_pre_hook(look(name)) for name, layer in layers]
     try:
         with evaluating(network):
-            network(images)
+            run(network, images)
     finally:
         for hook in hooks:
             hook.remove()

@@ -47,6 +47,7 @@ class Stream(IntEnum):
     CUTOUT_HOLES = 22
     TARGET_CROPS = 23
     TARGET_VIEWS = 24
+    OWN_VIEWS = 25  # of a function of the user's own
 
 
 def uniforms(key: Sequence[int | Tensor], count: int) -> Tensor:

@@ -16,6 +16,8 @@ from typing import Any
 from byol.data.batches import Batches
 from byol.data.decode import BadImage
 from byol.data.images import Images
+from byol.data.pairs import PairBatches
+from byol.data.samples import Samples
 from byol.disk import append_text, parse_json, write_text
 from byol.errors import DataError, DiskError, printable, show
 from byol.train.loggers import Loggers
@@ -37,7 +39,7 @@ class RunLog:
         path: Path,
         plan: Plan,
         start: int,
-        batches: Batches,
+        batches: Batches | PairBatches,
         clock: Callable[[], float] = monotonic,
         loggers: Loggers | None = None,
         transcript: Path | None = None,
@@ -250,12 +252,12 @@ class BadImages:
     Those that an earlier part of the run listed are tried again: a disk may have been away for a moment.
     """
 
-    def __init__(self, path: Path, images: Images, share: float) -> None:
+    def __init__(self, path: Path, images: Images | Samples, share: float) -> None:
         self.path, self.images, self.share = path, len(images), share
         self.reasons: dict[str, str] = {}  # by the images' names
         listed = {entry["name"] for entry in whole_lines(path, lambda one: isinstance(one["name"], str))}
         for row in range(len(images)) if listed else ():
-            if (name := images.name(row)) in listed:
+            if isinstance(images, Images) and (name := images.name(row)) in listed:
                 try:
                     images.array(row)
                 except BadImage as failure:

@@ -3,10 +3,10 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from byol.data.images import Images
+from byol.data.pairs import TwoViews, set_random_states, viewed
+from byol.data.samples import Samples, collated, leaves, on_device
 from byol.data.workers import Poll, never
 from byol.encoders.encoder import Encoder, device_of
 from byol.errors import TrainingError
@@ -38,7 +40,9 @@ UNLABELLED = 1_024  # are enough for that where no kNN votes
 VIEWED = 512  # of them are looked for among the others' views
 BYTES = 512 * 2**20  # of prepared images kept for scoring
 Right = np.ndarray[Any, np.dtype[np.bool_]]  # (N,): which images got their own class
-Pictures = tuple[Tensor, np.ndarray[Any, np.dtype[np.int64]]]  # uint8 (n, C, h, w), and labels
+Rows = TypeVar("Rows", bound=Tensor | list[Any])
+Inputs = Tensor | list[Any]  # uint8 (n, C, h, w), or samples of another kind
+Labelled = tuple[Inputs, np.ndarray[Any, np.dtype[np.int64]]]
 
 
 @dataclass
@@ -50,21 +54,22 @@ class Monitor:
 
     learner: BYOL
     encoder: Encoder  # its online encoder
-    images: Images
+    images: Images | Samples
     rows: tuple[Tensor, Tensor]  # that are trained on, that are held out
     plan: Plan
     knn: KnnConfig
     bad: Callable[[str, str], None]  # is told the name of an unreadable image, and why
     probe: OnlineProbe | None = None
+    views: TwoViews | None = None  # the user's own, of samples that are not images
 
     def __post_init__(self) -> None:
         self.scores: dict[str, Score] = {}  # the latest, when there are labels
-        room = max(64, BYTES // (self.plan.channels * math.prod(self.plan.eval_size)))
+        room = max(64, BYTES // max(1, self._size()))
         queries = sample(self.rows[1], room // 4, self.plan.seed)
         count = min(BANK if len(queries) or self.plan.whiten else UNLABELLED, room - len(queries))
         bank = sample(self.rows[0], count, self.plan.seed)
         self.scored = bank, queries
-        self.kept: list[Pictures] = []  # of the bank and of the queries, once they are read
+        self.kept: list[Labelled] = []  # of the bank and of the queries, once they are read
         self.classes: tuple[str, ...] = ()
         self.votes: dict[str, Any] = {"k": self.knn.k, "temperature": self.knn.temperature}
 
@@ -88,15 +93,15 @@ class Monitor:
             encoder = Encoder(online.encoder, encoder.info)
         bank = self._embed(encoder, bank_pixels)
         metrics: dict[str, Any] = {"step": step, "epoch": plan.epoch(step)}
-        viewed = spread_out(bank_pixels, VIEWED)
-        views = self._views(online, viewed, step)
+        shown = spread_out(bank_pixels, VIEWED)
+        views = self._views(online, shown, step)
         for name, both in views.items():
             metrics |= signs(name, step, *both)
-        metrics["views"] = len(viewed)
+        metrics["views"] = len(shown)
         found = retrieved(*views["representation"]).numpy()
         metrics |= over("untrained_views", found, begin) if step else {"untrained_views_right": packed(found)}
         metrics |= signs("representation", step, spread_out(bank, HEALTH))  # of whole images
-        if step == 0:
+        if step == 0 and isinstance(bank_pixels, Tensor):
             metrics |= contents(bank_pixels)
         if not all(len(labels) and labels.min() >= 0 for labels in (bank_labels, query_labels)):
             return metrics
@@ -110,10 +115,11 @@ class Monitor:
         score = self._score("knn", right, len(bank), seconds, self.votes)
         metrics |= {"knn_low": score.low, "knn_high": score.high, "knn_images": len(right)}
         if step == 0:
-            raw = raw_pixels(self.encoder)
-            by_pixels = self._vote(*(self._embed(raw, part) for part, _ in self.kept))
-            metrics |= {"pixels_top1": float(by_pixels.mean())}
-            metrics |= {"untrained_right": packed(right), "pixels_right": packed(by_pixels)}
+            metrics |= {"untrained_right": packed(right)}
+            if self.views is None:
+                raw = raw_pixels(self.encoder)
+                by_pixels = self._vote(*(self._embed(raw, part) for part, _ in self.kept))
+                metrics |= {"pixels_top1": float(by_pixels.mean()), "pixels_right": packed(by_pixels)}
         else:
             metrics |= over("untrained", right, begin) | over("pixels", right, begin)
         if self.probe is not None:
@@ -128,18 +134,21 @@ class Monitor:
         net: Any = encoder.net
         net.whitening = nn.Identity()  # of a run from other weights, theirs goes
         pixels, device = self.kept[0][0], device_of(encoder)
+        assert isinstance(pixels, Tensor)
         rows = [encoder(part.to(device)).cpu() for part in pixels.split(500)]
         net.whitening = HalfWhitening.of(torch.cat(rows)).to(device)
         options = encoder.info.options | {"whiten": True}
         return Encoder(encoder.network, replace(encoder.info, options=options))
 
-    def _settled(self, images: Tensor) -> Network:
+    def _settled(self, images: Inputs) -> Network:
         """The untrained network as training passes see it."""
-        network = copy.deepcopy(self.learner.online).to(memory_format=torch.channels_last)
+        network = copy.deepcopy(self.learner.online)
+        if self.views is None:
+            network = network.to(memory_format=torch.channels_last)
         separate(network)  # the other processes do not look
         device = next(network.parameters()).device
         with autocast(device, self.plan.precision):
-            settle(network, self.encoder.prepare(images.to(device), normalised=True))
+            settle(network, self.encoder.prepare(batch_of(images, device), normalised=True))
         return network
 
     def _vote(self, bank: Tensor, queries: Tensor) -> Right:
@@ -148,24 +157,36 @@ class Monitor:
         predicted = knn_predict(bank, torch.from_numpy(bank_labels), queries, **self.votes).numpy()
         return np.asarray(predicted == query_labels)
 
-    def _views(self, online: Network, images: Tensor, step: int) -> dict[str, tuple[Tensor, Tensor]]:
+    def _views(self, online: Network, images: Inputs, step: int) -> dict[str, tuple[Tensor, Tensor]]:
         """What two views of each image become, each time the same ones: by the name of what they become."""
-        views = self.learner.views
-        assert views is not None
-        device, seed = next(online.parameters()).device, seed_of(self.plan.seed, Stream.RETRIEVAL)
+        device = next(online.parameters()).device
         found: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
         with evaluating(online), torch.no_grad(), autocast(device, self.plan.precision):
-            for number, part in enumerate(images.split(128)):
-                for view, x in enumerate(views(part.to(device), seed=seed, step=number)):
+            for number, part in enumerate(parts(images, 128)):
+                for view, x in enumerate(self._two_views(part, number, device)):
                     representation = online.encoder(x)
                     made = {"representation": representation, "projection": online.projector(representation)}
-                    if step == 0:
+                    if step == 0 and self.views is None:
                         made["pixels"] = adaptive_avg_pool2d(
                             x, (min(SIDE, x.shape[2]), min(SIDE, x.shape[3]))
                         )
                     for name, rows in made.items():
                         found.setdefault(name, ([], []))[view].append(rows.flatten(1).float().cpu())
         return {name: (torch.cat(first), torch.cat(second)) for name, (first, second) in found.items()}
+
+    def _two_views(self, images: Inputs, number: int, device: torch.device) -> tuple[Any, Any]:
+        """Of images or other samples, the part of them with this number."""
+        seed = seed_of(self.plan.seed, Stream.RETRIEVAL)
+        if isinstance(images, Tensor):
+            assert self.learner.views is not None
+            return self.learner.views(images.to(device), seed=seed, step=number)
+        assert self.views is not None
+        pairs = []
+        for place, one in enumerate(images):
+            set_random_states(seed_of(seed, number, place))
+            pairs.append(viewed(one, self.views, str(place)))
+        view1, view2 = (batch_of([pair[view] for pair in pairs], device) for view in (0, 1))
+        return view1, view2
 
     def _score(self, name: str, correct: Any, train_images: int, seconds: float, settings: Any) -> Score:
         """Keep a score; `correct` tells of the hold-out set which classes were predicted right, bool (N,)."""
@@ -175,27 +196,40 @@ class Monitor:
         self.scores[name] = score_of(name, [predicted], metric="top1", classes=len(self.classes), **known)
         return self.scores[name]
 
-    def _embed(self, encoder: Encoder, images: Tensor) -> Tensor:
+    def _embed(self, encoder: Encoder, images: Inputs) -> Tensor:
         device = next(self.encoder.parameters()).device
         with autocast(device, self.plan.precision):
-            return torch.cat([encoder(part.to(device)).cpu() for part in images.split(500)])
+            return torch.cat([encoder(batch_of(part, device)).cpu() for part in parts(images, 500)])
 
-    def _read(self, rows: Tensor, poll: Poll) -> Pictures:
-        """Those of the images that can be read."""
+    def _size(self) -> int:
+        """Bytes of an image as it is kept, or of the first sample of another kind."""
+        if isinstance(self.images, Images):
+            return self.plan.channels * math.prod(self.plan.eval_size)
+        return sum(getattr(leaf, "nbytes", 0) for leaf in leaves(self.images[0]))
+
+    def _read(self, rows: Tensor, poll: Poll) -> Labelled:
+        """Those of the images that can be read; of other samples all."""
         images = self.images.subset(rows)
-        parts = [torch.empty((0, self.plan.channels, *self.plan.eval_size), dtype=torch.uint8)]
+        if isinstance(images, Samples):
+            samples = []
+            for row in range(len(images)):
+                poll()
+                samples.append(images[row])
+            return samples, self._labels(images, len(images))
+        pixels = [torch.empty((0, self.plan.channels, *self.plan.eval_size), dtype=torch.uint8)]
         kept: list[int] = []
         with closing(prepared_batches(images, self.encoder, self.plan.workers, poll=poll)) as batches:
-            for pixels, (indices, bad) in batches if len(images) else ():
+            for prepared, (indices, bad) in batches if len(images) else ():
                 for index, reason in bad:
                     self.bad(images.name(index), reason)
-                parts.append(pixels.mul(255).round_().to(torch.uint8))
+                pixels.append(prepared.mul(255).round_().to(torch.uint8))
                 kept += indices
                 images.release()  # what was read before is not needed as it was read
-        images = images.subset(kept)
+        return torch.cat(pixels), self._labels(images.subset(kept), len(kept))
+
+    def _labels(self, images: Images | Samples, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         self.classes = max(self.classes, images.classes or (), key=len)
-        labels = np.full(len(kept), -1, dtype=np.int64) if images.labels is None else images.labels
-        return torch.cat(parts), labels
+        return np.full(count, -1, dtype=np.int64) if images.labels is None else images.labels
 
 
 def sample(rows: Tensor, count: int, seed: int) -> Tensor:
@@ -223,9 +257,20 @@ def step_signs(learner: BYOL) -> dict[str, float]:
     return {name: float(value) for name, value in signs.items()}
 
 
-def spread_out(rows: Tensor, count: int) -> Tensor:
+def parts(inputs: Inputs, count: int) -> Iterator[Inputs]:
+    """The inputs, at most `count` of them at a time."""
+    for start in range(0, len(inputs), count):
+        yield inputs[start : start + count]
+
+
+def batch_of(inputs: Inputs, device: torch.device) -> Any:
+    """Inputs as an encoder takes them, on a device."""
+    return inputs.to(device) if isinstance(inputs, Tensor) else on_device(collated(inputs), device)
+
+
+def spread_out(rows: Rows, count: int) -> Rows:
     """At most `count` of the rows, from all over: they are sorted, in a folder by class."""
-    return rows[:: -(-len(rows) // count) or 1]
+    return rows[:: -(-len(rows) // count) or 1]  # type: ignore[return-value]  # a slice is of its kind
 
 
 def signs(name: str, step: int, rows: Tensor, others: Tensor | None = None) -> dict[str, float]:

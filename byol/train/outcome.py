@@ -30,6 +30,7 @@ PARTS = ("representation", "projection")
 SIGNS = ("std", "effective_rank", "alignment", "batch_alignment", "retrieval")
 STEP = {"loss", "batch_std", "target_std", "target_distance"}
 LOOK = {f"{part}_{sign}" for part in PARTS for sign in SIGNS} | {"views"}
+OWN_VIEWS = "more steps, gentler views or more samples"  # where the views are the user's own
 OTHERWISE = "more steps, gentler views (--views.crop-area 0.3 1), more images, or stock weights (timm:NAME)"
 
 
@@ -57,7 +58,8 @@ def verdict_of(lines: Sequence[Line], plan: Plan) -> Verdict | None:
         return replace(found, knn=knn)
     found_now, found_late, found_first = (look["representation_retrieval"] for look in (end, late, begin))
     close, close_first = closeness(end), closeness(begin)
-    evidence = f"two views of an image lie {close:.2f} times as far apart as those of different images, "
+    one, several = ("a sample", "samples") if plan.own_views else ("an image", "images")
+    evidence = f"two views of {one} lie {close:.2f} times as far apart as those of different {several}, "
     evidence += (
         f"{close_first:.2f} at step {begin['step']:,}; {100 * found_now:.0f} % of {end['views']:,} find "
     )
@@ -75,7 +77,7 @@ def verdict_of(lines: Sequence[Line], plan: Plan) -> Verdict | None:
             pays, why = "would still pay", f"each image was seen {plan.epochs:.1f} times"
         return Verdict("learning", evidence, f"More epochs {pays}: {why}.", knn)
     evidence = "; ".join([evidence, *(why for why, _ in causes)])
-    return Verdict("slow", evidence, " ".join(what for _, what in causes) or f"Try {OTHERWISE}.", knn)
+    return Verdict("slow", evidence, " ".join(what for _, what in causes) or f"Try {otherwise(begin)}.", knn)
 
 
 def trouble(lines: Sequence[Line]) -> Verdict | None:
@@ -191,7 +193,12 @@ def by_labels(begin: Line, end: Line) -> tuple[str, bool]:
     if better:
         return f"{score}: {said}.", True
     more = f", or to know more surely a larger --knn.hold-out-share than {end['knn_images']} images"
-    return f"{score}: {said}. Try {OTHERWISE}{more if 'worse than' not in found else ''}.", False
+    return f"{score}: {said}. Try {otherwise(begin)}{more if 'worse than' not in found else ''}.", False
+
+
+def otherwise(begin: Line) -> str:
+    """What else to try; at step 0 the images themselves are looked at, but not samples of other kinds."""
+    return OTHERWISE if "images" in begin else OWN_VIEWS
 
 
 def accuracy(look: Line) -> str:

@@ -103,6 +103,7 @@ class Plan(Checked):
     lr_scaling: str = "linear"
     recompute: bool = False  # the encoder's activations, for their gradient
     whiten: bool = False  # half-whiten the features once the encoder is trained
+    own_views: bool = False  # of samples of any kind; then the numbers of images and their views are empty
 
     def __post_init__(self) -> None:
         if isinstance(self.views, dict):  # as JSON has it
@@ -157,6 +158,13 @@ class Plan(Checked):
             look_every_steps=math.ceil(total / config.knn.times), save_every_steps=max(1, total // SAVES),
         )  # fmt: skip
 
+    def of_samples(self, workers: int) -> "Plan":
+        """The plan for samples of any kind, with views of the user's own."""
+        return replace(
+            self, image_size=(0, 0), eval_size=(0, 0), channels=0, kind="paper", views=ViewConfig(),
+            in_memory=False, memory_side=0, workers=workers, own_views=True,
+        )  # fmt: skip
+
     def departures(self) -> list[str]:
         """The switches of later papers that are on, in words."""
         found = [f"gradients no longer than {self.clip:g}"] if self.clip else []
@@ -192,6 +200,14 @@ class Plan(Checked):
             f"images     {self.images:,} to train on{held}; {where}",
             f"encoder    {self.encoder}{options}; views of {height}x{width}, {channels}",
             f"views      {in_words(self.kind, self.views)}",
+        ]
+        if self.own_views:
+            lines = [
+                f"samples    {self.images:,} to train on{held}; read by {by}",
+                f"encoder    {self.encoder}",
+                "views      of a function of your own",
+            ]
+        lines += [
             f"length     {counted(self.epochs, 'epoch')} = {counted(self.total_steps, 'step')} of {batch}",
             f"optimizer  {self.optimizer}, lr {self.lr:g} at its peak after {warm_up}, "
             f"weight decay {self.weight_decay:g}, tau from {self.tau_at(0):g}",

@@ -12,6 +12,8 @@ from typing import Any
 from torch import nn
 
 from byol.data.images import Images
+from byol.data.pairs import TwoViews
+from byol.data.samples import Samples
 from byol.data.workers import never
 from byol.disk import write_text
 from byol.encoders.encoder import Encoder, is_sound, save_encoder
@@ -47,25 +49,33 @@ class Run:
     plan: Plan
     score: Score | None  # kNN of the hold-out set, when the images carry labels
     verdict: Verdict | None  # None of a run whose metrics are gone
-    images: Images  # all of them, the hold-out set too
+    images: Images | Samples  # all of them, the hold-out set too
 
     def __repr__(self) -> str:
         knn = "" if self.score is None else f", kNN {100 * self.score.value:.1f} %"
         return f"Run({str(self.folder)!r}: {self.plan.encoder}, {self.plan.total_steps:,} steps{knn})"
 
 
-def pretrain(encoder: str | nn.Module | None, images: Any, config: TrainConfig) -> Run:
+def pretrain(
+    encoder: str | nn.Module | None, images: Any, config: TrainConfig, views: TwoViews | None = None
+) -> Run:
     """Train an encoder on unlabelled images; a run that was stopped or killed is continued bit for bit.
 
     `encoder` is a name (see `build_encoder`), a module of your own, of which `config.hidden_layer` gives the
-    representation, or None for `config.encoder`. `images` is anything `open_images` takes. Sets torch's
-    random state. Raises ConfigError, DataError, CheckpointError, TrainingError, CollapseError after saving
-    when the encoder has collapsed, and Stopped after saving when a signal asked to stop.
+    representation, or None for `config.encoder`. `images` is anything `open_images` takes.
+
+    With `views`, a function of one sample that gives two views of it, `images` is anything `Samples` takes
+    (sound, series, tables, volumes), and the encoder is a module. What the function draws from torch, numpy
+    or Python's `random` follows from the seed. To continue such a run, give the same function.
+
+    Sets torch's random state, and with `views` numpy's and Python's. Raises ConfigError, DataError,
+    CheckpointError, TrainingError, CollapseError after saving when the encoder has collapsed, and Stopped
+    after saving when a signal asked to stop.
     """
     stop = StopSignals()
     with World.join(config.device, hours=HOURS) as world, world.with_one_voice():
         with world.agreeing():
-            setup = Setup.of(encoder, images, config, stop.check, world)
+            setup = Setup.of(encoder, images, config, stop.check, world, views)
         return whole_run(setup, stop)
 
 
@@ -103,7 +113,7 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
             saver.check_room()
             bad = BadImages(folder.bad_files, images, config.data.max_bad)
             looked_at = images, (rows, hold_out_rows)
-            monitor = Monitor(learner, trained_encoder, *looked_at, plan, config.knn, bad, probe)
+            monitor = Monitor(learner, trained_encoder, *looked_at, plan, config.knn, bad, probe, setup.views)
             images.release()  # what was read until now is not needed as it was read
         batches = setup.batches(rows, plan, learner, start, bad, probe)
         fed = together(world, batches, bad=bad)

@@ -14,6 +14,7 @@ import torch
 
 from byol import __version__
 from byol.data.images import Images
+from byol.data.samples import Samples
 from byol.disk import hold, is_held, read_json, write_text
 from byol.encoders import encoder
 from byol.errors import ByolError, CheckpointError, ConfigError, DiskError, TrainingError, complaint
@@ -117,12 +118,12 @@ class RunFolder:
             said = f"The run's folder {self.path} cannot be used: {failure.strerror}. Choose another --out."
             raise ConfigError(said) from failure
 
-    def taken_up(self, config: TrainConfig, source: Images, world: World) -> Plan | None:
+    def taken_up(self, config: TrainConfig, source: Images | Samples, world: World) -> Plan | None:
         """Sweep what dead processes left behind. Returns `stored_plan`."""
         sweep(self.path, self.checkpoints)
         return self.stored_plan(config, source, world)
 
-    def stored_plan(self, config: TrainConfig, source: Images, world: World) -> Plan | None:
+    def stored_plan(self, config: TrainConfig, source: Images | Samples, world: World) -> Plan | None:
         """The plan of the run to continue; None for a new one, or where other settings have saved no step.
 
         Raises CheckpointError where they have, and for a plan that is damaged or was edited.
@@ -209,7 +210,7 @@ class RunFolder:
         checksum: str = stored.get("run") or stored["blake2b"]
         return checksum
 
-    def record(self, plan: Plan, config: TrainConfig, source: Images, world: World) -> str:
+    def record(self, plan: Plan, config: TrainConfig, source: Images | Samples, world: World) -> str:
         """Write config.yaml, env.json and plan.json of a new run. Returns `checksum()`."""
         if not self.plan.exists():
             versions = {"byol": __version__, "torch": torch.__version__, "python": platform.python_version()}

@@ -24,6 +24,8 @@ from byol.data.batches import (
 )
 from byol.data.decode import BadImage
 from byol.data.images import Images, open_images
+from byol.data.pairs import PairBatches, Pairs, TwoViews
+from byol.data.samples import Samples, collated, on_device
 from byol.data.workers import Poll, never
 from byol.encoders.encoder import Encoder, EncoderInfo, check_savable
 from byol.errors import ConfigError, DataError, complaint
@@ -35,8 +37,9 @@ from byol.method.draws import Stream, seed_of, uniforms
 from byol.method.extra import local_size
 from byol.method.hidden import OUTPUT
 from byol.method.recompute import recompute
+from byol.method.views import ViewConfig
 from byol.models.build import build_encoder
-from byol.train.config import TrainConfig, seconds_of
+from byol.train.config import DataConfig, ExtraConfig, TrainConfig, seconds_of
 from byol.train.log import BadImages, say
 from byol.train.loggers import check_installed
 from byol.train.plan import ImageFacts, Plan, Speed, plan_run
@@ -59,10 +62,13 @@ class Setup:
 
     config: TrainConfig
     own: nn.Module | None  # the caller's network; None to build one by its name
-    images: Images
+    images: Images | Samples
     world: World
     started: float  # by the monotonic clock
     poll: Poll = never
+    views: TwoViews | None = (
+        None  # the caller's, of samples of any kind; None for the built-in ones of images
+    )
 
     @classmethod
     def of(
@@ -72,6 +78,7 @@ class Setup:
         config: TrainConfig,
         poll: Poll = never,
         world: World | None = None,  # by default this process alone
+        views: TwoViews | None = None,
     ) -> "Setup":
         """Check what was given against one another and open the images, the same ones on all processes."""
         world = World.join(config.device, alone=True) if world is None else world
@@ -92,16 +99,23 @@ class Setup:
             if config.encoder not in (None, encoder):
                 raise ConfigError(f"The encoder is {encoder!r}, in config {config.encoder!r}. Give one.")
             config = replace(config, encoder=encoder)
-        # Open images stay as they are, but for what is requested here.
-        levels = {"black": data.black, "white": data.white}
-        images = open_images(images, channels=data.channels, max_pixels=data.max_pixels, **levels)
+        own = encoder if isinstance(encoder, nn.Module) else None
+        if views is not None:
+            check_own_views(config, own)
+            images = images if isinstance(images, Samples) else Samples(images)
+        else:
+            # Open images stay as they are, but for what is requested here.
+            levels = {"black": data.black, "white": data.white}
+            images = open_images(images, channels=data.channels, max_pixels=data.max_pixels, **levels)
         if world.size > 1:
             check_same(images, world.first(images.fingerprint), world.rank)
-        return cls(config, encoder if isinstance(encoder, nn.Module) else None, images, world, started, poll)
+        return cls(config, own, images, world, started, poll, views)
 
     def facts(self) -> ImageFacts:
         """What planning needs to know of the images."""
         images = self.images
+        if isinstance(images, Samples):
+            return ImageFacts(len(images), None, 0, images.subset([0]).labels is not None)
         # Of a dataset that tells its labels with its images only, the first one is enough to know.
         labelled = images.subset([0]).labels is not None
         return ImageFacts(len(images), images.uniform_size(), images.channels, labelled, images.gray_share())
@@ -115,6 +129,7 @@ class Setup:
         """A plan of what was given."""
         config = self.config
         if config.init is not None:
+            assert isinstance(self.images, Images)
             config = adopted(config, self.source.info, self.images)
         plan = self.with_network(plan_run(config, self.facts(), self.world, self.speed))
         plan = self.with_right_gradients(plan)
@@ -131,12 +146,14 @@ class Setup:
             plan.encoder, channels=plan.channels, image_size=plan.image_size, **plan.encoder_options
         )
         sizes = {plan.image_size, *([local_size(plan.image_size)] if plan.local_views else [])}
-        for size in sizes:
-            name = wrong_in_bf16(network, torch.zeros(2, plan.channels, *size))
+        tried = {f"views of {h}x{w}": torch.zeros(2, plan.channels, h, w) for h, w in sizes}
+        if plan.own_views:
+            tried = {"views of your own": self.example(plan.seed)}
+        for views, inputs in tried.items():
+            name = wrong_in_bf16(network, inputs)
             if name is None:
                 continue
             if self.config.precision is not None:
-                views = f"views of {size[0]}x{size[1]}"
                 raise ConfigError(
                     f"precision is bf16, and {views} are smaller than the stride when they come to {name}, "
                     "whose gradient a CPU then computes wrong in bf16. Give --precision fp32, or a larger "
@@ -149,6 +166,8 @@ class Setup:
         """A plan with the network that was given, or that of the weights to start from."""
         if self.own is not None:
             plan = replace(plan, encoder=type(self.own).__name__, encoder_options={}, whiten=False)
+        if self.views is not None:
+            plan = plan.of_samples(self.config.workers or 0)
         return plan if self.config.init is None else started_from(plan, self.config, self.source)
 
     def learner(self, plan: Plan) -> BYOL:
@@ -168,14 +187,26 @@ class Setup:
         layer = self.config.hidden_layer
         if plan.init:
             layer = plan.init["info"]["hidden_layer"] or OUTPUT
-        learner = BYOL(
-            net, plan.image_size, layer, *sizes, channels=plan.channels,
-            views=source_views(plan, plan.views), target_net=target, joint_batchnorm=model.joint_batchnorm,
-            extra=[*plan.predicted],
-        )  # fmt: skip
+        given: dict[str, Any] = {"target_net": target, "joint_batchnorm": model.joint_batchnorm}
+        if plan.own_views:
+            device = next((p.device for p in net.parameters()), self.world.device)
+            learner = BYOL(
+                net, None, layer, *sizes, example=on_device(self.example(plan.seed), device), **given
+            )
+        else:
+            given |= {"channels": plan.channels, "extra": [*plan.predicted]}
+            learner = BYOL(net, plan.image_size, layer, *sizes, views=source_views(plan, plan.views), **given)
         if plan.recompute:
             recompute(learner.online.encoder)
-        return learner.to(self.world.device).to(memory_format=torch.channels_last)
+        learner = learner.to(self.world.device)
+        return learner if plan.own_views else learner.to(memory_format=torch.channels_last)
+
+    def example(self, seed: int) -> Any:
+        """View 1 of a few samples, a batch: what the network is tried with."""
+        assert isinstance(self.images, Samples)
+        assert self.views is not None
+        pairs = Pairs(self.images, self.views)
+        return collated([pairs[index, seed][0] for index in range(min(2, len(self.images)))])
 
     def encoder(self, learner: BYOL, plan: Plan) -> Encoder:
         """The online encoder as it will be saved; it shares the learner's weights.
@@ -183,8 +214,12 @@ class Setup:
         Raises ConfigError for a network that cannot be saved, or cannot take images of all the plan's sizes.
         """
         network, views = learner.online.encoder, learner.views
-        assert views is not None
         check_savable(network.net)
+        if views is None:  # samples of any kind
+            none: dict[str, Any] = {"image_size": (0, 0), "channels": 0, "mean": (), "std": ()}
+            info = EncoderInfo.of(network, None, {}, features=learner.representation_size, **none)
+            return Encoder(network, info)
+        assert isinstance(self.images, Images)
         info = EncoderInfo.of(
             network, plan.encoder if self.own is None else None, plan.encoder_options,
             image_size=plan.eval_size, channels=plan.channels, mean=views.mean, std=views.std,
@@ -215,10 +250,18 @@ class Setup:
         start: int = 0,
         bad: Callable[[str, str], None] | None = None,  # is told the name of an unreadable image, and why
         probe: OnlineProbe | None = None,
-    ) -> Batches:
+    ) -> Batches | PairBatches:
         """The run's micro-batches of some images from step `start` on. Nothing is read before the first."""
-        assert learner.views is not None
         images, device, world = self.images.subset(rows), self.world.device, self.world
+        if isinstance(images, Samples):
+            assert self.views is not None
+            share = plan.micro_batch_size // world.size
+            return PairBatches(
+                Pairs(images, self.views), seed=plan.seed, batch_size=plan.batch_size,
+                micro_batch_size=plan.micro_batch_size, steps=range(start, plan.total_steps),
+                first=world.rank * share, share=share, device=device, workers=plan.workers, poll=self.poll,
+            )  # fmt: skip
+        assert learner.views is not None
         what = BatchPlan(
             plan.seed, len(images), plan.batch_size, plan.accumulation, learner.views,
             windows=None if plan.in_memory else images.windows(),
@@ -270,6 +313,7 @@ class Setup:
                     break
         # Two steps warm up; the mean of the others includes what data and the machine's noise cost.
         step = (ends[-1] - ends[1]) / (len(ends) - 2)
+        assert isinstance(self.images, Images)
         sample, began = rows[:64].tolist(), time.perf_counter()
         for index in sample:
             with suppress(BadImage):
@@ -321,7 +365,24 @@ def together(
             world.expect(time.monotonic() - began)
 
 
-def check_same(images: Images, theirs: str, rank: int) -> None:
+def check_own_views(config: TrainConfig, own: nn.Module | None) -> None:
+    """Raise ConfigError for what cannot apply to samples of any kind with views of the caller's own."""
+    if own is None:
+        raise ConfigError(
+            "With views of your own the encoder is a module too: only you know what it takes. Give one; "
+            "byol.build_encoder(name, channels=..., image_size=...) builds those that have names."
+        )
+    unused = [name for name in ("init", "kind", "image_size", "eval_size", "budget") if getattr(config, name)]
+    usual = {"views": ViewConfig(), "extra": ExtraConfig(), "data": DataConfig()}
+    unused += [name for name, default in usual.items() if getattr(config, name) != default]
+    if unused:
+        raise ConfigError(
+            f"With views of your own {' and '.join(unused)} cannot apply. Leave that out: views are what "
+            "your function gives, weights those of your network, and the length is given in epochs."
+        )
+
+
+def check_same(images: Images | Samples, theirs: str, rank: int) -> None:
     """Raise DataError unless these images are those of rank 0."""
     if images.fingerprint() != theirs:
         others = f"Process {rank} finds other images than process 0 ({images.description})"
@@ -339,12 +400,16 @@ class Loop:
     """What `steps` takes: steps(loop.learner, loop.batches, loop.optimizer, loop.plan)."""
 
     learner: BYOL
-    batches: Batches  # close it when the loop is left early: worker processes may stand behind it
+    batches: (
+        Batches | PairBatches
+    )  # close it when the loop is left early: worker processes may stand behind it
     optimizer: torch.optim.Optimizer
     plan: Plan
 
 
-def prepare_loop(encoder: str | nn.Module | None, images: Any, config: TrainConfig) -> Loop:
+def prepare_loop(
+    encoder: str | nn.Module | None, images: Any, config: TrainConfig, views: TwoViews | None = None
+) -> Loop:
     """Prepare what `pretrain` would train, with the same numbers and order of images; you run the steps.
 
     Nothing is saved, scored or logged, but for unreadable images, which are listed in config.out. The
@@ -354,7 +419,7 @@ def prepare_loop(encoder: str | nn.Module | None, images: Any, config: TrainConf
         raise ConfigError("probe.online is on, but only pretrain trains the probe. Leave it out here.")
     if config.log:
         raise ConfigError("log is set, but only pretrain tells metrics. Leave it out here.")
-    setup = Setup.of(encoder, images, config)
+    setup = Setup.of(encoder, images, config, views=views)
     plan = setup.new_plan()
     learner = setup.learner(plan)
     if plan.init:

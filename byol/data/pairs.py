@@ -1,0 +1,105 @@
+"""Two views of every sample by a function of the user's own, as a training step is fed them.
+
+The order is that of images, a function of (seed, epoch). Before a sample is read and its views are drawn, the
+random states of torch, numpy and Python are set from (seed, epoch, sample): so whatever the function draws
+from those is the same with any number of workers and processes, before and after a resume.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from byol.data.batches import Batch, members
+from byol.data.samples import Samples, collated, on_device
+from byol.data.workers import never
+from byol.errors import ByolError, ConfigError, DataError
+from byol.method.draws import Stream, uniforms
+
+TwoViews = Callable[[Any], tuple[Any, Any]]  # of one sample
+Place = tuple[int, int]  # which sample, and the seed that its views are drawn from
+
+
+class Pairs(Dataset[tuple[Any, Any, int]]):
+    """The two views of a sample, from its place."""
+
+    def __init__(self, samples: Samples, views: TwoViews) -> None:
+        self.samples, self.views = samples, views
+
+    def __getitem__(self, place: Place) -> tuple[Any, Any, int]:
+        index, seed = place
+        set_random_states(seed)
+        return *viewed(self.samples[index], self.views, self.samples.name(index)), index
+
+
+class PairBatches(Iterator[Batch]):
+    """The micro-batches of a run from step `start` on; `waited` adds up the seconds they were waited for.
+
+    Of several processes that share a micro-batch each makes its own part, of `share` samples from `first` on.
+    `poll` is called before each, and may raise, to stop.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        *,
+        seed: int,
+        batch_size: int,
+        micro_batch_size: int,
+        steps: range,
+        first: int,
+        share: int,
+        device: torch.device,
+        workers: int = 0,
+        poll: Callable[[], object] = never,
+    ) -> None:
+        def places() -> Iterator[list[Place]]:
+            starts = range(steps.start * batch_size, steps.stop * batch_size, micro_batch_size)
+            for position in starts:
+                epochs, rows = members(position + first, share, seed, len(pairs.samples))
+                drawn = uniforms((seed, Stream.OWN_VIEWS, epochs, rows), 1)[:, 0] * 2.0**53
+                yield list(zip(rows.tolist(), drawn.long().tolist(), strict=True))
+
+        def together(several: list[tuple[Any, Any, int]]) -> Batch:
+            view1, view2, indices = zip(*several, strict=True)
+            return Batch(collated([*view1]), collated([*view2]), torch.tensor(indices))
+
+        loader = DataLoader(pairs, batch_sampler=places(), num_workers=workers, collate_fn=together)
+        self._batches: Iterator[Batch] = iter(loader)
+        self.device, self.poll, self.waited = device, poll, 0.0
+
+    def __next__(self) -> Batch:
+        self.poll()
+        began = time.perf_counter()
+        view1, view2, indices, _ = next(self._batches)
+        self.waited += time.perf_counter() - began
+        return Batch(on_device(view1, self.device), on_device(view2, self.device), indices)
+
+    def close(self) -> None:
+        """End the processes behind the batches, if there are any."""
+        self._batches = iter(())
+
+
+def viewed(sample: Any, views: TwoViews, name: str) -> tuple[Any, Any]:
+    """The two views of a sample. Raises DataError where the function fails, ConfigError for anything else."""
+    try:
+        found = views(sample)
+    except ByolError:
+        raise
+    except Exception as failure:  # code of the user's own
+        raise DataError(f"views fails for sample {name}: {type(failure).__name__}: {failure}.") from failure
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        many = f" of {len(found)}" if isinstance(found, tuple | list) else ""
+        raise ConfigError(f"views gives a {type(found).__name__}{many}; expected two views of one sample.")
+    return found[0], found[1]
+
+
+def set_random_states(seed: int) -> None:
+    """Let what torch, numpy and Python draw next on the CPU follow from a seed."""
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)

@@ -1,0 +1,186 @@
+"""Samples of any kind (sound, series, tables, volumes), which a network takes as they are; their batches."""
+
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from byol.data.decode import BadImage, to_numpy
+from byol.data.labels import Labels, class_labels
+from byol.data.readers.dataset import Items
+from byol.data.readers.reader import Rows, evenly_spaced
+from byol.errors import DataError, complaint
+
+BATCH = 64  # samples per forward pass of an encoder: a clip or a volume is large
+
+
+class Samples:
+    """A data set of anything that a network takes.
+
+    `items` has a length and items: a torch data set, a tensor or an array (N, ...), a list. An item is a
+    sample, or a tuple of a sample and its label. A sample is a tensor, an array or a number; a dict of those
+    holds the network's keyword arguments, a tuple its positional ones. `labels`, numbers from 0 or words,
+    take the place of the items' own. Raises DataError.
+    """
+
+    def __init__(self, items: Any, labels: Any = None) -> None:
+        kind = type(items).__name__
+        if isinstance(items, str | bytes | Mapping) or not all(
+            hasattr(items, name) for name in ("__len__", "__getitem__")
+        ):
+            raise DataError(
+                f"A {kind} does not hold samples one by one; expected a data set, a tensor, an array or a "
+                "list, with a length and items. Of a data loader, give its dataset."
+            )
+        if len(items) == 0:
+            raise DataError(f"There is no sample in the {kind}; expected at least one.")
+        self.reader = AsTheyAre(items, f"the {kind}")
+        self.rows: Rows = np.arange(len(items))  # (N,): which of the items
+        if labels is not None:
+            self._labels = class_labels(labels, len(items))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        """A sample, without its label. Raises DataError when the data set fails to give it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        try:
+            return self.reader.read(int(self.rows[index]))
+        except BadImage as failure:
+            raise DataError(
+                f"Sample {self.name(index)} of {self.reader.where} fails: {failure}."
+            ) from failure
+
+    def name(self, index: int) -> str:
+        return str(self.rows[index])
+
+    @property
+    def labels(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+        """The class of every sample, int64 (N,); None without labels and of multi-label samples."""
+        return self._labels.values if self._labels and self._labels.values.ndim == 1 else None
+
+    @property
+    def label_matrix(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+        """The classes of every multi-label sample, int64 (N, classes) of 0 and 1; else None."""
+        return self._labels.values if self._labels and self._labels.values.ndim == 2 else None
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The classes' names: a label, or a column of `label_matrix`, is a place among them."""
+        return self._labels.classes if self._labels else None
+
+    def subset(self, rows: Tensor | Rows | list[int] | range) -> "Samples":
+        """Some of the samples, in the order of the rows. Nothing is copied."""
+        chosen, changed = to_numpy(rows).astype(np.int64), copy(self)
+        known = {"_labels": self._labels and self._labels.of(chosen)} if "_labels" in vars(self) else {}
+        vars(changed).update(rows=self.rows[chosen], **known)
+        return changed
+
+    def fingerprint(self) -> str:
+        """A hexadecimal digest that changes with the samples: their number and some of what they hold."""
+        digest = blake2b(self.reader.digest(everything=False) or b"", digest_size=16)
+        digest.update(self.rows.tobytes())
+        return digest.hexdigest()
+
+    @property
+    def description(self) -> str:
+        """For people: "1,234 samples in the TensorDataset"."""
+        return f"{len(self):,} sample{'s' * (len(self) != 1)} in {self.reader.where}"
+
+    def release(self) -> None:
+        """Nothing: what the items keep is theirs."""
+
+    @cached_property
+    def _labels(self) -> Labels | None:
+        return self.reader.labels(self.rows)
+
+
+class AsTheyAre(Items):
+    """Items that nothing is done to, and their labels."""
+
+    def read(self, index: int) -> Any:
+        return self._split(index)[0]
+
+    def digest(self, everything: bool) -> bytes | None:
+        """Of a sample of them, as far as they are the same when they are read again."""
+
+        def sampled() -> bytes:
+            digest = blake2b()
+            for index in evenly_spaced(len(self)):
+                for leaf in leaves(self.read(index)):
+                    digest.update(to_numpy(leaf).tobytes() if is_array(leaf) else repr(leaf).encode())
+            return digest.digest()
+
+        try:
+            first, second = sampled(), sampled()
+        except BadImage as failure:
+            raise DataError(f"A sample of {self.where} cannot be read: {failure}.") from failure
+        return f"{type(self.items).__name__} {len(self)}".encode() + (first if first == second else b"")
+
+    def _split(self, index: int) -> tuple[Any, Any]:
+        try:
+            item = self.items[index]
+        except Exception as failure:  # a foreign data set, which may raise anything
+            raise BadImage(f"{type(failure).__name__}: {failure}") from failure
+        if not isinstance(item, tuple):
+            return item, None
+        if len(item) not in (1, 2):
+            many = f"it is a tuple of {len(item)}; expected a sample, or (sample, label)"
+            raise BadImage(f"{many}. What a network takes several arguments from goes in as ((a, b), label)")
+        return item[0], item[1] if len(item) == 2 else None
+
+
+def collated(samples: list[Any]) -> Any:
+    """A batch as a network takes it: tensors (B, ...), in tuples and dicts as in the samples.
+
+    float64, numpy's own type, becomes float32, as weights are. Raises DataError for several shapes.
+    """
+    try:
+        batch = default_collate(samples)
+    except (RuntimeError, TypeError, KeyError) as failure:
+        uneven = f"The samples of a batch do not make one tensor ({complaint(failure)})"
+        raise DataError(
+            f"{uneven}. Expected tensors, arrays or numbers of one shape: cut or pad in views, or before."
+        ) from failure
+    return mapped(lambda x: x.float() if x.dtype == torch.float64 else x, batch)
+
+
+def on_device(batch: Any, device: torch.device) -> Any:
+    """The batch on a device."""
+    return mapped(lambda x: x.to(device), batch)
+
+
+def mapped(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """The batch with a function's results in the place of its tensors; lists become tuples."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        return {name: mapped(function, part) for name, part in batch.items()}
+    return tuple(mapped(function, part) for part in batch) if isinstance(batch, list | tuple) else batch
+
+
+def leaves(sample: Any) -> Iterator[Any]:
+    """What a sample is made of."""
+    if isinstance(sample, Mapping | list | tuple):
+        for name, part in sample.items() if isinstance(sample, Mapping) else enumerate(sample):
+            yield name
+            yield from leaves(part)
+    else:
+        yield sample
+
+
+def is_array(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor | np.ndarray)
+
+
+def sample_batches(samples: Samples, workers: int = 0) -> Iterator[Any]:
+    """All samples in their order, some at a time, as a network takes them; read by worker processes."""
+    return iter(DataLoader(samples, BATCH, num_workers=workers, collate_fn=collated))  # type: ignore[arg-type]
