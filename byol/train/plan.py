@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from operator import le
+from typing import Annotated, Any
 
 from byol.encoders.encoder import EncoderInfo
 from byol.errors import ConfigError, DataError
@@ -19,6 +20,7 @@ from byol.train.recipe import SMALL_SIDE, Kind, in_words, kind_of, views_of
 from byol.world import Precision, World
 
 logger = logging.getLogger("byol")
+NoneOrMore = Annotated[int, "at least 0", partial(le, 0)]
 HOLD_OUT_MOST = 2000  # images
 MEMORY_SIDES = 4  # sides of a view: of an image that is shrunk to it a crop of 1/16 of the area loses nothing
 MEMORY_EPOCHS = 4  # from which on it pays to decode all images before the first step
@@ -64,7 +66,7 @@ class Plan(Checked):
     encoder_options: dict[str, Any]
     image_size: tuple[int, int]  # height, width of the views, pixels
     eval_size: tuple[int, int]  # of images when they are scored and embedded
-    channels: Count
+    channels: NoneOrMore  # 0 of samples that are not images
     kind: Kind  # of the images
     views: ViewConfig
     projection_size: int
@@ -116,6 +118,10 @@ class Plan(Checked):
             if not all(isinstance(self.init[name], str) for name in ("weights", "checksum")):
                 raise ConfigError("init names no weights or no checksum.")
         super().__post_init__()
+        if self.own_views != (self.channels == 0):
+            raise ConfigError(
+                f"channels is {self.channels}; expected 0 with views of one's own, else at least 1."
+            )
 
     @property
     def micro_batch_size(self) -> int:

@@ -115,7 +115,8 @@ class Setup:
         """What planning needs to know of the images."""
         images = self.images
         if isinstance(images, Samples):
-            return ImageFacts(len(images), None, 0, images.subset([0]).labels is not None)
+            # As of gray images of several sizes: what is planned of images is dropped, in `of_samples`.
+            return ImageFacts(len(images), None, 1, images.subset([0]).labels is not None)
         # Of a dataset that tells its labels with its images only, the first one is enough to know.
         labelled = images.subset([0]).labels is not None
         return ImageFacts(len(images), images.uniform_size(), images.channels, labelled, images.gray_share())
