@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice, tee, zip_longest
 from math import prod
 from mmap import mmap
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from byol.method.views import Views
 
 NONE_READABLE = "None of the {} images can be read. Run on other files, or see bad_files.jsonl."
 CHUNK = 32  # images a worker sends at once: small enough to keep several workers busy within one batch
+Place = tuple[int, int]  # where images stand in the stream of epochs: the first, and how many
 Report = Callable[[int, str], object]  # is told the row of an unreadable image, and why; may raise, to stop
 
 
@@ -245,10 +246,16 @@ def streamed_batches(
     shapes = [(count, views.channels, *views.size) for views, count, _ in parts]
     lengths = [prod(shape) for shape in shapes]  # bytes of an image's crops
 
-    def cropped(place: tuple[int, int]) -> tuple[Tensor, tuple[list[int], list[tuple[int, str]]]]:
-        """What a worker does: crops of images by their place in the stream of epochs, and the bad ones."""
-        epochs, chosen = members(*place, plan.seed, plan.images, plan.windows)
+    def cropped(task: tuple[Place, Place | None]) -> tuple[Tensor, tuple[list[int], list[tuple[int, str]]]]:
+        """What a worker does: crops of images by their place in the stream of epochs, and the bad ones.
+
+        With the place of its next task, whose images may come meanwhile.
+        """
+        epochs, chosen = members(*task[0], plan.seed, plan.images, plan.windows)
         images.reader.expect(images.rows[chosen.numpy()])
+        if task[1] is not None:
+            _, following = members(*task[1], plan.seed, plan.images, plan.windows)
+            images.reader.expect(images.rows[following.numpy()])
         crops = torch.empty((len(chosen), sum(lengths)), dtype=torch.uint8)
         drawn = [
             torch.stack([crop_draws(plan.seed, epochs, chosen, view, stream) for view in range(count)], dim=1)
@@ -273,7 +280,9 @@ def streamed_batches(
     starts = range(steps.start * plan.batch_size, steps.stop * plan.batch_size, micro)
     firsts = range(0, share, CHUNK)
     places = ((start + plan.first + first, min(CHUNK, share - first)) for start in starts for first in firsts)
-    arriving = made(cropped, places, workers=workers, room=CHUNK * sum(lengths), ahead=4, poll=poll)
+    own, following = tee(places)  # each worker gets every workers-th
+    tasks = zip_longest(own, islice(following, max(1, workers), None))
+    arriving = made(cropped, tasks, workers=workers, room=CHUNK * sum(lengths), ahead=4, poll=poll)
     in_any_order = images.reader.gathered(images.rows, poll) if plan.windows is None else nullcontext()
     with in_any_order, closing(arriving) as chunks:
         for _ in starts:

@@ -30,12 +30,13 @@ from byol.data.decode import (
 )
 from byol.data.labels import Labels, class_labels
 from byol.data.readers import archives
-from byol.data.readers.archives import ArchiveReader
+from byol.data.readers.archives import ArchiveReader, Disk
 from byol.data.readers.arrays import Arrays, array_file
 from byol.data.readers.dataset import Items
 from byol.data.readers.folder import SUFFIXES, FileReader, listed, scan, suffixes
 from byol.data.readers.parquet import SPLITS, ParquetReader, shards
 from byol.data.readers.reader import Reader, Rows, evenly_spaced
+from byol.data.readers.remote import Remote, archives_at
 from byol.data.readers.shrunk import Shrunk
 from byol.data.readers.table import DELIMITERS, TableReader
 from byol.data.windows import Windows
@@ -313,6 +314,8 @@ def reader_of_path(text: str) -> Reader:
     """The reader of what is at a path, chosen for a file by its suffix."""
     if not text:
         raise DataError("The path of the images is empty; expected a folder or a file of images.")
+    if "://" in text and not os.path.exists(text):
+        return reader_of_urls([text], printable(text))
     path, where = Path(text).expanduser(), printable(text)
     suffix = path.suffix.lower()
     if os.path.isdir(path):
@@ -377,13 +380,23 @@ def reader_of_folder(path: Path, where: str) -> Reader:
 
 def reader_of_files(names: list[str], where: str) -> Reader:
     """The reader of files, all parquet, all archives or all pictures, named from the working directory."""
+    if any("://" in name and not os.path.exists(name) for name in names):
+        return reader_of_urls(names, where)
     kinds = sorted({kind_of(name) for name in names})
     if len(kinds) > 1:
         raise DataError(f"{where} mixes {' and '.join(kinds)}. Give only one kind.")
     if kinds == ["pictures"]:
         return FileReader(Path.cwd(), map(os.fsencode, names), where)
-    kind = ParquetReader if kinds == ["parquet files"] else ArchiveReader
-    return kind([Path(name) for name in names], where)
+    if kinds == ["parquet files"]:
+        return ParquetReader([Path(name) for name in names], where)
+    return ArchiveReader(Disk(names), where)
+
+
+def reader_of_urls(urls: list[str], where: str) -> Reader:
+    """The reader of archives in object storage or on a web server."""
+    expanded = [one for url in urls for one in archives.expanded(url)]
+    found = [one for url in expanded for one in archives_at(url, archives.SUFFIXES)]
+    return ArchiveReader(Remote(found), where)
 
 
 def kind_of(name: str) -> str:
@@ -396,8 +409,6 @@ def kind_of(name: str) -> str:
 
 def missing(path: Path, where: str) -> str:
     """What to say of a path that leads nowhere: up to where it is right, and what is similar there."""
-    if "://" in where:
-        return f"{where} is an address; images are read from files only. Download them first."
     wrong = path.absolute()
     while not os.path.isdir(wrong.parent) and wrong != wrong.parent:
         wrong = wrong.parent

@@ -15,7 +15,7 @@ import torch
 
 from byol.data.decode import BadImage, header
 from byol.data.images import Images
-from byol.data.readers.archives import PACKED, ArchiveReader
+from byol.data.readers.archives import PACKED, ArchiveReader, Disk
 from byol.data.readers.folder import SUFFIXES as KNOWN
 from byol.data.workers import Made, going_on, made
 from byol.disk import check_writable, hold, read_json, replacing, write_text
@@ -111,7 +111,7 @@ def pack(
                 progress(done, total)
         # Finished before it is read: an unfinished folder is refused.
         write_text(out / PACKED, json.dumps({**plan, "finished": True}, indent=1))
-        count = len(ArchiveReader(paths, str(out)))  # which makes their indexes
+        count = len(ArchiveReader(Disk(paths), str(out)))  # which makes their indexes
     return Packed(count, len(paths), sum(path.stat().st_size for path in paths), left_out)
 
 

@@ -10,10 +10,12 @@ import zipfile
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -34,6 +36,7 @@ ROW = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<i4"), ("name_end
 FILES, FURTHER, LONG_NAME, LONG_LINK = b"0\0" + b"7", b"xg", b"L", b"K"  # kinds of tar members
 FOLDER, OTHERS = b"5", {b"1": "links", b"2": "links", b"S": "sparse files"}
 DAMAGE = (ValueError, OverflowError, struct.error, zipfile.BadZipFile, NotImplementedError, EOFError)
+Read = Callable[[int, int], bytes]  # so many bytes of an archive from an offset
 _ZIP_LOCAL = struct.Struct("<26xHH")  # lengths of a name and of what follows it
 
 
@@ -70,7 +73,7 @@ def index_of(path: Path) -> tuple[Index, str]:
         with regular_file(path) as file:
             identity = identity_of(file)
             why = ""
-            for place in (beside(path), in_cache(path)):
+            for place in (beside(path), in_cache(os.path.abspath(path))):
                 with suppress(FileNotFoundError, PermissionError, NotADirectoryError):
                     try:
                         return read_index(place, identity), ""
@@ -81,31 +84,54 @@ def index_of(path: Path) -> tuple[Index, str]:
         raise
     except OSError as failure:
         raise DataError(f"{printable(str(path))} cannot be read: {failure.strerror}.") from failure
-    for place in (beside(path), in_cache(path)):
-        with suppress(OSError):  # read-only; without either place it is made again the next time
+    keep(index, identity, beside(path), in_cache(os.path.abspath(path)))
+    return index, why
+
+
+def keep(index: Index, identity: dict[str, Any], *places: Path) -> None:
+    """Write an index to the first place where that is possible; without one it is made again next time."""
+    for place in places:
+        with suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
             write_index(place, index, identity)
-            break
-    return index, why
+            return
 
 
 def beside(path: Path) -> Path:
     return path.with_name(path.name + SUFFIX)
 
 
-def in_cache(path: Path) -> Path:
+def in_cache(name: str) -> Path:
+    """Where the index of an archive of a path or URL lies in the user's cache folder."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return (
-        folder / "byol" / f"{blake2b(os.fsencode(os.path.abspath(path)), digest_size=16).hexdigest()}{SUFFIX}"
-    )
+    return folder / "byol" / f"{blake2b(os.fsencode(name), digest_size=16).hexdigest()}{SUFFIX}"
+
+
+def read_at(file: BinaryIO, size: int, offset: int) -> bytes:
+    """Some bytes of a file; the position of a local one, which processes may share, stays where it is."""
+    if isinstance(file, FileIO | BufferedReader):
+        return os.pread(file.fileno(), size, offset)
+    file.seek(offset)
+    return file.read(size)
+
+
+def length_of(file: BinaryIO) -> int:
+    return file.seek(0, os.SEEK_END)
 
 
 def identity_of(file: BinaryIO) -> dict[str, Any]:
     """What an archive is told from others by: its length, when it was written, and some of its bytes."""
-    state, digest = os.fstat(file.fileno()), blake2b(digest_size=16)
-    for start in (0, state.st_size // 2, max(0, state.st_size - SAMPLED)):
-        digest.update(os.pread(file.fileno(), SAMPLED, start))
-    return {"bytes": state.st_size, "written": state.st_mtime_ns, "digest": digest.hexdigest()}
+    state = os.fstat(file.fileno())
+    digest = sampled(partial(read_at, file), state.st_size)
+    return {"bytes": state.st_size, "written": state.st_mtime_ns, "digest": digest}
+
+
+def sampled(read: Read, length: int) -> str:
+    """A digest of some of an archive's bytes."""
+    digest = blake2b(digest_size=16)
+    for start in (0, length // 2, max(0, length - SAMPLED)):
+        digest.update(read(min(SAMPLED, length - start), start))
+    return digest.hexdigest()
 
 
 def write_index(place: Path, index: Index, identity: dict[str, Any]) -> None:
@@ -120,14 +146,21 @@ def write_index(place: Path, index: Index, identity: dict[str, Any]) -> None:
 def read_index(place: Path, identity: dict[str, Any]) -> Index:
     """An index as it was written of this archive. Raises OSError, and ValueError, which says why not."""
     with regular_file(place) as file:
-        content = file.read()
+        index, found = parsed(file.read())
+    if found != identity:
+        raise ValueError("has changed since it was indexed")
+    return index
+
+
+def parsed(content: bytes) -> tuple[Index, dict[str, Any]]:
+    """What the bytes of an index file tell, and of which archive. Raises ValueError, which says why not."""
     content, digest = content[:-16], content[-16:]
     if not content.startswith(MAGIC) or blake2b(content, digest_size=16).digest() != digest:
         raise ValueError("had a damaged index")
     head, _, rest = content[len(MAGIC) :].partition(b"\n")
     try:
         told = parse_json(head)
-        found, end = told["identity"], told["samples"] * ROW.itemsize
+        found, end = dict(told["identity"]), told["samples"] * ROW.itemsize
         classes, passed_over = tuple(map(str, told["classes"])), Counter[str](told["passed_over"])
         rows, names = np.frombuffer(rest[:end], ROW), rest[end:]
         in_bounds = (rows["label"] < len(classes)).all() and (rows["name_end"] <= len(names)).all()
@@ -135,12 +168,10 @@ def read_index(place: Path, identity: dict[str, Any]) -> Index:
         raise ValueError("had a damaged index") from failure
     if not in_bounds or len(rows) != told["samples"]:  # somebody else's
         raise ValueError("had a damaged index")
-    if found != identity:
-        raise ValueError("has changed since it was indexed")
-    return Index(rows, names, classes, dict(passed_over))
+    return Index(rows, names, classes, dict(passed_over)), found
 
 
-def build(file: BinaryIO, path: Path) -> Index:
+def build(file: BinaryIO, path: Path | str) -> Index:
     """The index of an archive, from a pass over its members. Raises DataError."""
     rows, names, classes = array("q"), bytearray(), dict[str, int]()
     passed_over = Counter[str]()
@@ -172,7 +203,7 @@ def build(file: BinaryIO, path: Path) -> Index:
             if suffix in SUFFIXES:
                 pictures.append((member, b"." not in kind))
             elif kind == b"cls":
-                text = content(file, member, 4 * LONGEST).decode("utf-8", "replace").strip()
+                text = content(partial(read_at, file), member, 4 * LONGEST).decode("utf-8", "replace").strip()
                 label = classes.setdefault(text, len(classes)) if text else -1
             elif kind not in (b"json", b"txt"):
                 passed_over[f"other files ({printable(suffix)})"] += 1
@@ -195,7 +226,7 @@ def members(file: BinaryIO, passed_over: Counter[str]) -> Iterator[Member]:
 
     Raises ValueError, which says what is wrong with it behind its name.
     """
-    start = os.pread(file.fileno(), BLOCK, 0)
+    start = read_at(file, BLOCK, 0)
     if start.startswith((b"PK\3\4", b"PK\5\6")):
         return zip_members(file, passed_over)
     if start[257:262] != b"ustar" and start.startswith(
@@ -207,10 +238,10 @@ def members(file: BinaryIO, passed_over: Counter[str]) -> Iterator[Member]:
 
 def tar_members(file: BinaryIO, passed_over: Counter[str]) -> Iterator[Member]:
     """Those of a tar file of any dialect. Nothing is ever written to where a member's name leads."""
-    end, at = os.fstat(file.fileno()).st_size, 0
+    end, at = length_of(file), 0
     name, size, sparse = b"", -1, False  # what a further header says of the next member
     while at < end:
-        header = os.pread(file.fileno(), BLOCK, at)
+        header = read_at(file, BLOCK, at)
         if header == bytes(BLOCK):
             return
         if len(header) < BLOCK:
@@ -222,7 +253,7 @@ def tar_members(file: BinaryIO, passed_over: Counter[str]) -> Iterator[Member]:
         if kind in FURTHER + LONG_NAME + LONG_LINK:
             if length > LONGEST_HEADER or at + BLOCK + length > end:
                 raise ValueError(f"has a header of {length:,} bytes at byte {at:,}")
-            data = os.pread(file.fileno(), length, at + BLOCK)
+            data = read_at(file, length, at + BLOCK)
             if kind == b"L":
                 name = data.split(b"\0")[0]
             elif kind == b"x":
@@ -243,7 +274,7 @@ def tar_members(file: BinaryIO, passed_over: Counter[str]) -> Iterator[Member]:
         if kind == b"S":
             more = header[482]
             while more and at < end:  # further blocks of its map
-                more, at = os.pread(file.fileno(), BLOCK, at)[504], at + BLOCK
+                more, at = read_at(file, BLOCK, at)[504], at + BLOCK
         if kind not in b"123456":  # these have no content, whatever length they tell
             if at + length > end:
                 short = f"it needs {at + length:,} bytes and has {end:,}"
@@ -258,7 +289,7 @@ def tar_members(file: BinaryIO, passed_over: Counter[str]) -> Iterator[Member]:
 
 def zip_members(file: BinaryIO, passed_over: Counter[str]) -> Iterator[Member]:
     """Those of a zip file: stored as they are, or packed by deflate."""
-    end = os.fstat(file.fileno()).st_size
+    end = length_of(file)
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
             link = (info.external_attr >> 16) & 0o170000 == 0o120000
@@ -267,7 +298,7 @@ def zip_members(file: BinaryIO, passed_over: Counter[str]) -> Iterator[Member]:
             if link or info.flag_bits & 1 or info.compress_type not in (0, 8):
                 passed_over["links" if link else "members that are encrypted or packed by no deflate"] += 1
                 continue
-            header = os.pread(file.fileno(), _ZIP_LOCAL.size, info.header_offset)
+            header = read_at(file, _ZIP_LOCAL.size, info.header_offset)
             offset = info.header_offset + _ZIP_LOCAL.size + sum(_ZIP_LOCAL.unpack(header))
             if not header.startswith(b"PK\3\4") or offset + info.compress_size > end:
                 raise ValueError(f"is damaged at its member {printable(info.filename)}")
@@ -297,11 +328,11 @@ def pax(data: bytes) -> dict[bytes, bytes]:
     return found
 
 
-def content(file: BinaryIO, member: Member, most: int) -> bytes:
+def content(read: Read, member: Member, most: int) -> bytes:
     """The bytes of a member. Raises ValueError when they are more than so many, or damaged."""
     if member.size > most:
         raise ValueError(f"its {member.size:,} bytes are more than the limit of {most:,}")
-    data = os.pread(file.fileno(), member.size, member.offset)
+    data = read(member.size, member.offset)
     if len(data) < member.size:
         raise ValueError("its archive ends before it does")
     if member.packed:

@@ -5,20 +5,27 @@ import os
 import re
 from bisect import bisect_right
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import blake2b
 from io import FileIO
 from itertools import accumulate, product
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from byol.data.decode import BadImage
 from byol.data.labels import Labels, found_labels
-from byol.data.readers.archive_index import Index, Member, content, identity_of, index_of
+from byol.data.readers.archive_index import (
+    Index,
+    Member,
+    content,
+    identity_of,
+    index_of,
+    read_at,
+)
 from byol.data.readers.folder import HASHED, MAX_BYTES, checksum, regular_file, size_of
 from byol.data.readers.reader import Reader, Rows, lengths_of
 from byol.data.windows import Windows
@@ -32,18 +39,100 @@ MOST = 10**6  # archives
 logger = logging.getLogger("byol")
 
 
-class ArchiveReader(Reader):
-    """Samples of one or more archives, in their order. The index of each is made once and kept beside it."""
+class Storage(Protocol):
+    """Where archives lie. All of it goes by an archive's place among them."""
 
-    def __init__(self, paths: Sequence[Path], where: str = "") -> None:
-        self.where, self.paths = where, [Path(os.path.abspath(path)) for path in paths]
-        self.packed = packed(self.paths[0].parent)
+    places: list[Any]  # paths or URLs
+    names: list[str]  # for people
+
+    def index(self, place: int) -> tuple[Index, str]:
+        """And why there was one that is not good any more, else "". Raises DataError."""
+
+    def beside(self, name: str) -> Any:
+        """What a JSON file beside the first archive holds. Raises OSError without one, and ValueError."""
+
+    def read(self, place: int, member: Member) -> bytes:
+        """A picture. Raises BadImage, and DataError when all of the storage is gone."""
+
+    def expect(self, wanted: list[tuple[int, Member]]) -> None:
+        """Begin to read what will be requested next."""
+
+    def version(self, place: int) -> dict[str, Any]:
+        """What tells an archive from others, wherever it lies."""
+
+    def checksum(self, everything: bool) -> bytes | None:
+        """Of every byte, or of what costs little; None where nobody can tell."""
+
+    def release(self) -> None: ...
+
+
+class Disk:
+    """Archives in files. The index of each is made once and kept beside it."""
+
+    def __init__(self, paths: Sequence[Path | str]) -> None:
+        self.places = [Path(os.path.abspath(path)) for path in paths]
+        self.names = [path.name for path in self.places]
+        self._open: OrderedDict[int, FileIO] = OrderedDict()
+
+    def __del__(self) -> None:
+        self.release()
+
+    def index(self, place: int) -> tuple[Index, str]:
+        return index_of(self.places[place])
+
+    def beside(self, name: str) -> Any:
+        return read_json(self.places[0].parent / name)
+
+    def read(self, place: int, member: Member) -> bytes:
+        try:
+            return content(partial(read_at, self._file(place)), member, MAX_BYTES)
+        except (OSError, ValueError) as failure:
+            raise BadImage(getattr(failure, "strerror", None) or str(failure)) from failure
+
+    def expect(self, wanted: list[tuple[int, Member]]) -> None:
+        """Have the operating system read ahead."""
+        if hasattr(os, "posix_fadvise"):
+            for place, member in wanted:
+                try:
+                    descriptor = self._file(place).fileno()
+                    os.posix_fadvise(descriptor, member.offset, member.size, os.POSIX_FADV_WILLNEED)
+                except OSError:
+                    return  # reading it will say why
+
+    def version(self, place: int) -> dict[str, Any]:
+        with regular_file(self.places[place]) as file:
+            return identity_of(file) | {"written": 0}
+
+    def checksum(self, everything: bool) -> bytes:
+        few = sum(map(size_of, self.places)) <= HASHED
+        return checksum(self.places) if everything or few else b""
+
+    def release(self) -> None:
+        """Close the files."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def _file(self, place: int) -> FileIO:
+        """An open archive. A forked process may share it: nothing moves its position."""
+        if place not in self._open:
+            if len(self._open) >= OPEN:
+                self._open.popitem(last=False)[1].close()
+            self._open[place] = FileIO(os.open(self.places[place], os.O_RDONLY | os.O_NONBLOCK))
+        self._open.move_to_end(place)
+        return self._open[place]
+
+
+class ArchiveReader(Reader):
+    """Samples of one or more archives, in their order."""
+
+    def __init__(self, storage: Storage, where: str = "") -> None:
+        self.where, self.storage = where, storage
+        self.packed = packed(storage)
         with ThreadPoolExecutor(16) as threads:
-            found = list(threads.map(index_of, self.paths))
+            found = list(threads.map(storage.index, range(len(storage.places))))
         self.indexes: list[Index] = [index for index, _ in found]
         self.starts = [0, *accumulate(len(index.rows) for index in self.indexes)]  # and the total
-        self._open: OrderedDict[int, FileIO] = OrderedDict()
-        again = [one for one in zip(self.paths, (why for _, why in found), strict=True) if one[1]]
+        again = [one for one in zip(storage.places, (why for _, why in found), strict=True) if one[1]]
         if again:
             path, why = again[0]
             more = f", as were {len(again) - 1:,} others" if len(again) > 1 else ""
@@ -56,36 +145,21 @@ class ArchiveReader(Reader):
             raise DataError(f"{where} holds no pictures; expected members such as 0001.jpg.")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ArchiveReader, (self.paths, self.where)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_open"):
-            self.release()
+        return reopened, (type(self.storage), self.storage.places, self.where)
 
     def __len__(self) -> int:
         return self.starts[-1]
 
     def name(self, index: int) -> str:
         place = bisect_right(self.starts, index) - 1
-        return f"{self.paths[place].name}:{os.fsdecode(self.indexes[place].name(index - self.starts[place]))}"
+        name = os.fsdecode(self.indexes[place].name(index - self.starts[place]))
+        return f"{self.storage.names[place]}:{name}"
 
     def read(self, index: int) -> bytes:
-        place, member = self._member(index)
-        try:
-            return content(self._file(place), member, MAX_BYTES)
-        except (OSError, ValueError) as failure:
-            raise BadImage(getattr(failure, "strerror", None) or str(failure)) from failure
+        return self.storage.read(*self._member(index))
 
     def expect(self, rows: Rows) -> None:
-        """Have the operating system read ahead."""
-        if hasattr(os, "posix_fadvise"):
-            for row in rows.tolist():
-                place, member = self._member(row)
-                try:
-                    descriptor = self._file(place).fileno()
-                    os.posix_fadvise(descriptor, member.offset, member.size, os.POSIX_FADV_WILLNEED)
-                except (OSError, BadImage):
-                    return  # reading it will say why
+        self.storage.expect([self._member(row) for row in rows.tolist()])
 
     def windows(self, rows: Rows) -> Windows | None:
         lengths = lengths_of(np.searchsorted(self.starts, rows, side="right"))
@@ -109,43 +183,40 @@ class ArchiveReader(Reader):
         )
         return found_labels(values, len(self), self.packed.get("classes") if numbers else words)
 
-    def digest(self, everything: bool) -> bytes:
-        few = sum(map(size_of, self.paths)) <= HASHED
-        digest = blake2b(checksum(self.paths) if everything or few else b"")
-        for path, index in zip(self.paths, self.indexes, strict=True):
-            with regular_file(path) as file:
-                digest.update(f"{path.name} {identity_of(file) | {'written': 0}}".encode("utf-8", "replace"))
+    def digest(self, everything: bool) -> bytes | None:
+        held = self.storage.checksum(everything)
+        if held is None:
+            return None
+        digest = blake2b(held)
+        for place, index in enumerate(self.indexes):
+            told = f"{self.storage.names[place]} {self.storage.version(place)}"
+            digest.update(told.encode("utf-8", "replace"))
             digest.update(index.rows.tobytes() + index.names)
         return digest.digest()
 
     def release(self) -> None:
-        """Close the files."""
-        while self._open:
-            self._open.popitem()[1].close()
+        self.storage.release()
 
     def _member(self, index: int) -> tuple[int, Member]:
         place = bisect_right(self.starts, index) - 1
         row = self.indexes[place].rows[index - self.starts[place]]
         return place, Member(b"", int(row["offset"]), int(row["size"]), bool(row["packed"]))
 
-    def _file(self, place: int) -> FileIO:
-        """An open archive. A forked process may share it: nothing moves its position."""
-        if place not in self._open:
-            if len(self._open) >= OPEN:
-                self._open.popitem(last=False)[1].close()
-            self._open[place] = FileIO(os.open(self.paths[place], os.O_RDONLY | os.O_NONBLOCK))
-        self._open.move_to_end(place)
-        return self._open[place]
+
+def reopened(kind: Callable[[Any], Storage], places: list[Any], where: str) -> ArchiveReader:
+    """A reader of the same archives in another process."""
+    return ArchiveReader(kind(places), where)
 
 
-def packed(folder: Path) -> dict[str, Any]:
-    """What `byol pack` says of a folder, nothing where it has not been. Raises DataError when unfinished."""
+def packed(storage: Storage) -> dict[str, Any]:
+    """What `byol pack` says of archives, nothing where it has not been. Raises DataError when unfinished."""
+    folder = os.path.dirname(storage.places[0])
     try:
-        told = read_json(folder / PACKED)
+        told = storage.beside(PACKED)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as failure:
-        raise DataError(f"{folder / PACKED} cannot be read ({failure}). Pack the images again.") from failure
+        raise DataError(f"{folder}/{PACKED} cannot be read ({failure}). Pack the images again.") from failure
     if not isinstance(told, dict) or not told.get("finished"):
         raise DataError(f"{folder} is not finished: repeat the `byol pack` that writes it.")
     return told
