@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
+from math import prod
 from pathlib import Path
 from time import monotonic
 
@@ -37,6 +38,7 @@ from byol.train.plan import Plan
 logger = logging.getLogger("byol")
 VIEWED, EMBEDDED, PART = 12, 1000, 64  # images: shown with their views, embedded at most, and at once
 SECONDS = 5.0  # after which no more are read
+MOST_PIXELS = 2**24  # of all views of an image
 QUERIES, NEAR, FAR = 8, 5, 10
 SETTLED = 256  # images whose statistics an untrained network gets
 ALIKE = (0.97, 0.98, 0.99, 0.995, 0.999)  # cosines of near-duplicates: the first that tells images apart
@@ -117,7 +119,7 @@ def images_of(record: Record, given: str | None = None) -> Images | str:
         images = open_images(where, **{name: record.config.get(f"data.{name}") for name in names})
     except ByolError as failure:
         return f"{failure} {advice}"
-    if images.fingerprint() != record.fingerprint:
+    if images.fingerprint() != record.fingerprint or images.channels != record.plan.channels:
         return f"{where} does not hold the images that the run was trained on. {advice}"
     return images
 
@@ -167,6 +169,9 @@ def address(image: Image.Image, side: int) -> str:
 
 def view_section(images: Images, plan: Plan) -> Html:
     """Some images beside the views of each."""
+    count = 2 + plan.local_views + plan.cutout_views + plan.target_views
+    if count * prod(plan.image_size) > MOST_PIXELS:  # of a run that somebody else has made up
+        return section("What the network saw", element("p", "Its views are too large to be drawn here."))
     found = []
     for row, views in views_of_each(images, evenly_spaced(len(images), VIEWED), plan):
         every = [("original", images[row]), *views]

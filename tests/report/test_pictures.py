@@ -3,6 +3,7 @@
 import re
 import shutil
 from base64 import b64decode
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -13,8 +14,10 @@ from reading import CLASSES, Page
 import byol
 from byol.cli import main
 from byol.report.figures import Figure
-from byol.report.pictures import images_of, looked_at, picture_sections, report_at_the_end
+from byol.report.pictures import images_of, looked_at, picture_sections, report_at_the_end, view_section
 from byol.report.record import read_record
+from byol.train.plan import ImageFacts, plan_run
+from byol.world import ALONE
 
 
 @pytest.fixture
@@ -158,3 +161,13 @@ def test_a_run_that_collapses_leaves_a_report_too(tmp_path):
     assert "Collapsed" in page_of(run).texts("strong")
     assert "blank" in page_of(run).text
     assert "Nearest neighbours" not in page_of(run).texts("h2")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("made_up", [{"image_size": (100_000, 100_000)}, {"local_views": 10**9}], ids=str)
+def test_views_that_would_fill_the_memory_are_not_drawn(made_up):
+    """As the plan of a run may say that somebody else has made."""
+    images = byol.open_images(np.random.default_rng(0).integers(0, 255, (8, 20, 20, 3), dtype=np.uint8))
+    plan = plan_run(byol.TrainConfig(out="x", image_size=16), ImageFacts(64, (20, 20), 3, False), ALONE)
+    assert "<img" in view_section(images, plan)
+    assert "too large" in view_section(images, replace(plan, **made_up))
