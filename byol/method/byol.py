@@ -9,6 +9,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from byol.method.byol_pytorch import (
     tell_of_torchvision,
 )
 from byol.method.extra import TARGET
-from byol.method.heads import mlp, simsiam_mlp
+from byol.method.heads import linear, mlp, simsiam_mlp
 from byol.method.hidden import HiddenLayer
 from byol.method.loss import average, regression_loss
 from byol.method.probe import probe
@@ -66,7 +67,12 @@ class BYOL(nn.Module):
     over the processes of a distributed run, as the paper does; None does so in a process group, on GPUs
     (NCCL) even if the network is moved there only afterwards. `extra` names kinds of views beside the two:
     each gets a predictor of its own (MULAN, arXiv 2602.05845; not the paper's), and `forward` takes them.
-    Raises ConfigError for a layer or network that cannot serve.
+
+    Variants of other papers, off by default: `linear_predictor` (Tian et al., arXiv 2102.06810); heads
+    without BatchNorm, `head_batchnorm=False` (Richemond et al., arXiv 2010.10241); `ema_statistics`, a target
+    that is normalised by an average of the online network's running statistics, kept as its weights are, and
+    not by its batch's (EMAN: Cai et al., arXiv 2101.08482; its dropout is off too). Raises ConfigError for a
+    layer or network that cannot serve.
     """
 
     def __init__(
@@ -92,6 +98,9 @@ class BYOL(nn.Module):
         target_net: nn.Module | None = None,
         joint_batchnorm: bool = False,
         extra: Sequence[str] = (),
+        linear_predictor: bool = False,
+        head_batchnorm: bool = True,
+        ema_statistics: bool = False,
     ) -> None:
         super().__init__()
         sizes_of_sem = sem_num_simplices, sem_simplex_dim, sem_temperature
@@ -105,6 +114,11 @@ class BYOL(nn.Module):
             raise ConfigError("augment_fn2 came alone, and view 1 needs an image_size. Give augment_fn too.")
         if target_net is not None and not use_momentum:
             raise ConfigError("Without momentum the online network is the target. Leave target_net out.")
+        if not use_momentum and (ema_statistics or not head_batchnorm):
+            raise ConfigError(
+                "Without momentum the target has no statistics of its own, and the projector is SimSiam's, "
+                "with its BatchNorm. Leave ema_statistics and head_batchnorm out."
+            )
         _check_network(net)
         size = None if image_size is None else height_and_width(image_size)
         found = probe(net, hidden_layer, example, image_size=size, channels=channels)
@@ -112,7 +126,7 @@ class BYOL(nn.Module):
         self.augment_fn, self.augment_fn2 = augment_fn, augment_fn if augment_fn2 is None else augment_fn2
         tell_of_torchvision(augment_fn, augment_fn2)
         self.moving_average_decay, self.joint_batchnorm = moving_average_decay, joint_batchnorm
-        self.use_momentum = use_momentum
+        self.use_momentum, self.ema_statistics = use_momentum, ema_statistics
         # Of the last training pass, for who wants to measure: representation and prediction of view 1, the
         # target's projection of view 2.
         self.outputs: tuple[Tensor, Tensor, Tensor] | None = None
@@ -128,11 +142,13 @@ class BYOL(nn.Module):
             logger.info("Frozen: %s.", ", ".join(self.frozen))
         device = next(p.device for p in net.parameters() if p.requires_grad)
 
-        def head(features: int, kind: Callable[[int, int, int], nn.Module] = mlp) -> nn.Module:
+        usual = partial(mlp, batchnorm=head_batchnorm)
+
+        def head(features: int, kind: Callable[[int, int, int], nn.Module] = usual) -> nn.Module:
             return kind(features, projection_hidden_size, projection_size).to(device)
 
-        self.online = Network(found.encoder, head(found.features, mlp if use_momentum else simsiam_mlp))
-        self.predictor = head(projection_size)
+        self.online = Network(found.encoder, head(found.features, usual if use_momentum else simsiam_mlp))
+        self.predictor = head(projection_size, linear if linear_predictor else usual)
         self.extra_predictors = nn.ModuleDict({name: head(projection_size) for name in extra})
         if target_net is not None:
             _check_same_architecture(net, target_net)
@@ -140,7 +156,7 @@ class BYOL(nn.Module):
         elif use_momentum:
             self.target = copy.deepcopy(self.online)
         if use_momentum:
-            self.target.train()
+            self.target.train(not ema_statistics)
         if not net.training:
             logger.warning("%s is in eval mode; call learner.train() before training it.", type(net).__name__)
         if several_processes() if sync_batchnorm is None else sync_batchnorm:
@@ -245,7 +261,8 @@ class BYOL(nn.Module):
     def update_target(self, tau: float) -> None:
         """target = tau * target + (1 - tau) * online, for each parameter. Call it after the optimizer's step.
 
-        Parameters only: the target's BatchNorm buffers are its own (official byol_experiment.py).
+        Parameters only: the target's BatchNorm buffers are its own (official byol_experiment.py), but with
+        `ema_statistics`.
         """
         _check_tau(tau, "tau")
         if not self.use_momentum:
@@ -259,6 +276,16 @@ class BYOL(nn.Module):
             for network in (self.target, self.online)
         )
         torch._foreach_lerp_(targets, onlines, 1.0 - tau)
+        for ours, theirs in zip(self.target.buffers(), self.online.buffers(), strict=True):
+            if self.ema_statistics and ours.is_floating_point():
+                ours.lerp_(theirs, 1.0 - tau)
+
+    def train(self, mode: bool = True) -> "BYOL":
+        """Train mode, or eval mode; with `ema_statistics` the target stays in eval mode."""
+        super().train(mode)
+        if self.ema_statistics:
+            self.target.eval()
+        return self
 
     def update_moving_average(self) -> None:
         """`update_target` with the constant `moving_average_decay`, for code written for byol-pytorch."""

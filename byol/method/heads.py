@@ -5,13 +5,21 @@ from math import sqrt
 from torch import Tensor, nn
 
 
-def mlp(in_features: int, hidden: int, out_features: int) -> nn.Sequential:
+def mlp(in_features: int, hidden: int, out_features: int, batchnorm: bool = True) -> nn.Sequential:
     """Linear, BatchNorm, ReLU, Linear without bias: (B, in_features) to (B, out_features), not normalised."""
     first, last = nn.Linear(in_features, hidden), nn.Linear(hidden, out_features, bias=False)
     for layer in (first, last):
         init_truncated(layer.weight)
     nn.init.zeros_(first.bias)
-    return nn.Sequential(first, nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), last)
+    norm = [nn.BatchNorm1d(hidden)] if batchnorm else []
+    return nn.Sequential(first, *norm, nn.ReLU(inplace=True), last)
+
+
+def linear(in_features: int, hidden: int, out_features: int) -> nn.Linear:
+    """A predictor of one layer (Tian et al., arXiv 2102.06810); `hidden` is not used."""
+    layer = nn.Linear(in_features, out_features, bias=False)
+    init_truncated(layer.weight)
+    return layer
 
 
 def simsiam_mlp(in_features: int, hidden: int, out_features: int) -> nn.Sequential:

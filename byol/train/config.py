@@ -46,6 +46,15 @@ class ModelConfig(Checked, group="model."):
     """Start the target as a copy of the online network, or from a draw of its own as the official code."""
     joint_batchnorm: bool = False
     """Let both views share one pass and its BatchNorm statistics (not the paper's way)."""
+    use_momentum: bool = True
+    """False is SimSiam (Chen & He 2020): the online network itself is the target, behind a stop-gradient."""
+    linear_predictor: bool = False
+    """A predictor of one layer (Tian et al., arXiv 2102.06810; not the paper's)."""
+    head_batchnorm: bool = True
+    """False leaves BatchNorm out of projector and predictor (Richemond et al., arXiv 2010.10241)."""
+    ema_statistics: bool = False
+    """Normalise the target by an average of the online network's BatchNorm statistics instead of by its
+    batch (EMAN: Cai et al., arXiv 2101.08482; not the paper's)."""
     recompute: bool = False
     """Activation checkpointing, for networks that else do not fit: of a ResNet's or ViT's blocks only inputs
     are kept, and the rest is computed again for the gradient. The same numbers in a third more time."""

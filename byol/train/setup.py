@@ -189,6 +189,8 @@ class Setup:
         if plan.init:
             layer = plan.init["info"]["hidden_layer"] or OUTPUT
         given: dict[str, Any] = {"target_net": target, "joint_batchnorm": model.joint_batchnorm}
+        switches = "use_momentum", "linear_predictor", "head_batchnorm", "ema_statistics"
+        given |= {name: getattr(model, name) for name in switches}
         if plan.own_views:
             device = next((p.device for p in net.parameters()), self.world.device)
             learner = BYOL(

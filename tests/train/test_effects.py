@@ -63,6 +63,10 @@ CHANGES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "model.target_init": ("independent", {}, "weights"),
     "model.joint_batchnorm": (True, {}, "weights"),
     "model.whiten": (False, {}, "weights"),
+    "model.use_momentum": (False, {}, "heads"),
+    "model.linear_predictor": (True, {}, "heads"),
+    "model.head_batchnorm": (False, {}, "heads"),
+    "model.ema_statistics": (True, {}, "weights"),
     "model.recompute": (True, {}, "failure"),  # a convnet has no blocks; elsewhere the numbers are the same
     "views.crop_area": ((0.5, 1.0), {}, "weights"),
     "views.crop_ratio": ((1.0, 1.0), {}, "weights"),
