@@ -31,6 +31,9 @@ BLOCK = 2**22  # bytes that are read at a time while an archive is indexed
 COMING = 512  # pictures that are on their way or wait for being requested
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between attempts: networks stumble
 Result = TypeVar("Result")
+# File systems that were used. A forked process that let go of its parent's would close their connections in
+# the event loop that both share: the parent would wait for an answer for ever.
+KEPT: dict[int, Any] = {}
 
 
 class Remote:
@@ -169,6 +172,7 @@ def located(url: str) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
 
         found: tuple[Any, str] = url_to_fs(url)
+        KEPT.setdefault(id(found[0]), found[0])
         return found
     except ImportError as failure:
         raise DataError(
