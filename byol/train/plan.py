@@ -29,8 +29,10 @@ SAVES = 20  # checkpoints a run by default; the run saves by the clock as well
 INIT_TAU = 0.996  # the least usual tau of a run that starts from other weights
 BANK = 5000  # training images that vote for the hold-out set: enough to rank runs, and cheap to score often
 # Of a budget of time:
-ENOUGH_STEPS = 1000  # with fewer, batches and views shrink
-LEAST_BATCHES = (64, 32)  # images: batches shrink to the first, then views, then batches to the second
+ENOUGH_IMAGES = 300_000  # with fewer of them seen, views shrink: more images are worth more than more pixels
+ENOUGH_STEPS = 1000  # with fewer, batches shrink
+TIMED = (8, 64)  # images of the steps that are measured first
+LEAST_BATCH = 32  # images
 LEAST_SIDE = 24  # pixels, of views
 LEAST_STEPS = 10
 USED, LOOKS = 0.96, 0.2  # shares: what is planned for (saving and a slower machine take the rest), and looks
@@ -389,27 +391,28 @@ def fitted(
 ) -> TrainConfig:
     """The config with epochs in place of its budget.
 
-    Where these are too few steps, batches and views are made smaller, unless their size was requested. A few
-    images are measured first: no step is made that the budget has no time for. Then as many as a batch should
-    have, where a thousand such steps may fit.
+    Where too few images would be seen, views are made smaller, and where these are too few steps, batches,
+    unless their size was requested. A few images are measured first: no step is made that the budget has no
+    time for. Then as many as a batch should have, where a thousand such steps may fit.
     """
     assert config.budget is not None
     budget = seconds_of(config.budget)
     # A length that stands in for the one that is sought; the warm-up may be longer than that.
     draft = replace(config, budget=None, epochs=1e6, optim=replace(config.optim, warmup_epochs=0.0))
     usual = derive(draft)
-    for images in (8, LEAST_BATCHES[0]):
+    for images in TIMED:
         least = max(2 * processes, min(images, usual.micro_batch_size)) // processes * processes
         tried = replace(usual, batch_size=least * usual.accumulation)
         step = measure(tried).step
         pixel = step / tried.batch_size / usual.image_size[0] ** 2  # seconds of one
         # In larger batches it is less: where these are fast enough to be measured, they tell it better.
-        if step / tried.batch_size * LEAST_BATCHES[0] * ENOUGH_STEPS > budget:
+        if step / tried.batch_size * TIMED[1] * ENOUGH_STEPS > budget:
             break
-    for size, side in sizes(config, usual, processes):
-        steps = (USED - LOOKS) * budget / (pixel * size * side**2)
-        if steps >= ENOUGH_STEPS:
-            break
+    seen = {one: (USED - LOOKS) * budget / (pixel * one**2) for one in sides(config, usual)}
+    side = next((one for one, images in seen.items() if images >= ENOUGH_IMAGES), min(seen))
+    sizes = [*batch_sizes(config, usual, processes)]
+    size = next((one for one in sizes if seen[side] / one >= ENOUGH_STEPS), sizes[-1])
+    steps = seen[side] / size
     whole = config.eval_size or usual.eval_size[0] * side // usual.image_size[0]
 
     def fit(config: TrainConfig) -> TrainConfig:
@@ -436,16 +439,21 @@ def fitted(
     return fit(replace(config, budget=None, epochs=epochs, knn=knn))
 
 
-def sizes(config: TrainConfig, usual: Plan, processes: int = 1) -> Iterator[tuple[int, int]]:
-    """Batch sizes and sides of views from the usual ones down; what was requested stays."""
-    size, side, parts = usual.batch_size, usual.image_size[0], usual.accumulation * processes
+def sides(config: TrainConfig, usual: Plan) -> Iterator[int]:
+    """Sides of views from the usual one down; one that was requested stays."""
+    side = usual.image_size[0]
     # A small view would get another network.
-    least_side = LEAST_SIDE if side <= SMALL_SIDE else SMALL_SIDE + 1
-    yield size, side
-    for least in LEAST_BATCHES:
-        while config.batch_size is None and (half := size // 2 // parts * parts) >= max(least, 2 * parts):
-            size = half
-            yield size, side
-        while config.image_size is None and side // 2 >= least_side:
-            side //= 2
-            yield size, side
+    least = LEAST_SIDE if side <= SMALL_SIDE else SMALL_SIDE + 1
+    yield side
+    while config.image_size is None and side // 2 >= least:
+        side //= 2
+        yield side
+
+
+def batch_sizes(config: TrainConfig, usual: Plan, processes: int = 1) -> Iterator[int]:
+    """Sizes of batches from the usual one down; one that was requested stays."""
+    size, parts = usual.batch_size, usual.accumulation * processes
+    yield size
+    while config.batch_size is None and (half := size // 2 // parts * parts) >= max(LEAST_BATCH, 2 * parts):
+        size = half
+        yield size

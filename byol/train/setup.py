@@ -188,9 +188,12 @@ class Setup:
         layer = self.config.hidden_layer
         if plan.init:
             layer = plan.init["info"]["hidden_layer"] or OUTPUT
-        given: dict[str, Any] = {"target_net": target, "joint_batchnorm": model.joint_batchnorm}
-        switches = "use_momentum", "linear_predictor", "head_batchnorm", "ema_statistics"
-        given |= {name: getattr(model, name) for name in switches}
+        given: dict[str, Any] = {
+            "target_net": target, "joint_batchnorm": model.joint_batchnorm,
+            "use_momentum": model.use_momentum,
+            "linear_predictor": model.linear_predictor, "head_batchnorm": model.head_batchnorm,
+            "ema_statistics": model.ema_statistics,
+        }  # fmt: skip
         if plan.own_views:
             device = next((p.device for p in net.parameters()), self.world.device)
             learner = BYOL(
