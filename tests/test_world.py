@@ -1,6 +1,7 @@
 """Where a run works: one process, one device, the arithmetic that is fastest there."""
 
 import os
+import socket
 
 import pytest
 import torch
@@ -44,3 +45,15 @@ def test_a_card_that_torch_cannot_use_is_told(tmp_path, monkeypatch, caplog):
         device = pick_device(None)
         assert ("NVIDIA driver" in caplog.text) == (told and not torch.cuda.is_available())
         assert device.type in ("cuda", "mps", "cpu")
+
+
+@pytest.mark.parametrize("fault", ["no address", "a port of another program's"])
+def test_processes_that_cannot_meet_are_told_how_to_be_started(monkeypatch, fault):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(other.getsockname()[1])}
+        for name, value in {"WORLD_SIZE": "2", "RANK": "0", **address}.items():
+            monkeypatch.setenv(name, value)
+        if fault == "no address":
+            monkeypatch.delenv("MASTER_ADDR")
+        with pytest.raises(ConfigError, match=r"WORLD_SIZE is 2.* do not meet.* torchrun"):
+            World.join("cpu")

@@ -268,7 +268,13 @@ def serve(folder: Path, port: int) -> None:
             host = self.headers.get("Host", "").rpartition(":")[0]
             if host not in ("127.0.0.1", "localhost"):  # a page from elsewhere, by a name that leads here
                 return self.send_error(403)
+            if not Path(self.translate_path(self.path)).resolve().is_relative_to(folder.resolve()):
+                return self.send_error(404)  # a link that leads elsewhere
             return super().send_head()
+
+        def list_directory(self, path: Any) -> Any:
+            """What has no name in the page is nobody's business."""
+            return self.send_error(404)
 
         def log_message(self, format: str, *values: Any) -> None:
             """Nothing: every look at the map asks for many files."""

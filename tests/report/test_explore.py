@@ -384,6 +384,14 @@ def test_it_is_served_to_this_machine_alone(explored, tmp_path):
                 connection = HTTPConnection("127.0.0.1", port)
                 connection.request("GET", "/index.html", headers={"Host": host})
                 assert connection.getresponse().status == status
+            (tmp_path / "secret").write_text("nobody's business", encoding="utf-8")
+            (tmp_path / "m" / "link").symlink_to(tmp_path / "secret")
+            (tmp_path / "m" / "folder").mkdir()
+            for path in ("/link", "/folder/", "/../secret", "/..%2fsecret", str(tmp_path / "secret")):
+                connection = HTTPConnection("127.0.0.1", port)
+                connection.request("GET", path, headers={"Host": "localhost:1"})
+                answer = connection.getresponse()
+                assert (answer.status, b"business" in answer.read()) == (404, False), path
             with pytest.raises(ConnectionError), socket.create_connection(("127.0.0.2", port), timeout=5):
                 pass  # the whole of 127.0.0.0/8 is this machine; a server for everybody would answer
         finally:
