@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 import byol
+from byol.data.pairs import PairBatches, Pairs
+from byol.data.samples import Samples
 from byol.train.config import DataConfig, KnnConfig, OptimConfig
 from byol.train.setup import Setup
 
@@ -249,3 +251,19 @@ def test_two_processes_on_own_samples_are_the_run_of_one(tmp_path):
             codes, said = running.codes(), running.said()
         assert codes == [0] * count, said
     assert_same_run(tmp_path / "1", tmp_path / "2")
+
+
+def test_the_parts_of_two_processes_are_the_batches_of_one():
+    pairs = Pairs(Samples(torch.arange(24.0)[:, None]), lambda x: (x + torch.rand(1), x + torch.rand(1)))
+    cut = {
+        "seed": 0,
+        "batch_size": 8,
+        "micro_batch_size": 8,
+        "steps": range(4),
+        "device": torch.device("cpu"),
+    }
+    whole = PairBatches(pairs, first=0, share=8, **cut)
+    parts = (PairBatches(pairs, first=first, share=4, **cut) for first in (0, 4))
+    for one, *two in zip(whole, *parts, strict=True):
+        for mine, theirs in zip(one[:3], zip(*(part[:3] for part in two), strict=True), strict=True):
+            assert torch.equal(mine, torch.cat(theirs))
