@@ -28,7 +28,7 @@ from byol.data.decode import (
     pixels_of,
     to_numpy,
 )
-from byol.data.labels import Labels, class_labels
+from byol.data.labels import Labels, WithLabels, class_labels
 from byol.data.readers import archives
 from byol.data.readers.archives import ArchiveReader, Disk
 from byol.data.readers.arrays import Arrays, array_file
@@ -47,7 +47,7 @@ NEARLY_GRAY = 4.0  # mean difference of the largest and the smallest channel, of
 logger = logging.getLogger("byol")
 
 
-class Images:
+class Images(WithLabels):
     """A set of images, read one by one. `open_images` makes them."""
 
     def __init__(self, reader: Reader, reading: Reading) -> None:
@@ -94,21 +94,6 @@ class Images:
     @property
     def channels(self) -> int:
         return self.reading.channels
-
-    @property
-    def labels(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-        """The class of every image, int64 (N,); None without labels and of multi-label images."""
-        return self._labels.values if self._labels and self._labels.values.ndim == 1 else None
-
-    @property
-    def label_matrix(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-        """The classes of every multi-label image, int64 (N, classes) of 0 and 1; else None."""
-        return self._labels.values if self._labels and self._labels.values.ndim == 2 else None
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """The classes' names: a label, or a column of `label_matrix`, is a place among them."""
-        return self._labels.classes if self._labels else None
 
     def with_classes(self, classes: tuple[str, ...]) -> "Images":
         """The same images with their labels numbered by other names, which hold all of theirs."""

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,29 @@ class Labels:
         values = np.zeros((len(self.values), len(classes)), dtype=np.int64)
         values[:, places] = self.values
         return Labels(values, classes)
+
+
+class WithLabels:
+    """What has a class, or several, for each of its items: images, or samples of another kind."""
+
+    @cached_property
+    def _labels(self) -> Labels | None:
+        raise NotImplementedError
+
+    @property
+    def labels(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+        """The class of every item, int64 (N,); None without labels and of multi-label items."""
+        return self._labels.values if self._labels and self._labels.values.ndim == 1 else None
+
+    @property
+    def label_matrix(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+        """The classes of every multi-label item, int64 (N, classes) of 0 and 1; else None."""
+        return self._labels.values if self._labels and self._labels.values.ndim == 2 else None
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The classes' names: a label, or a column of `label_matrix`, is a place among them."""
+        return self._labels.classes if self._labels else None
 
 
 def class_labels(values: Any, count: int, names: Sequence[str] | None = None, of: int = 0) -> Labels | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from byol.data.decode import BadImage, to_numpy
-from byol.data.labels import Labels, class_labels
+from byol.data.labels import Labels, WithLabels, class_labels
 from byol.data.readers.dataset import Items
 from byol.data.readers.reader import Rows, evenly_spaced
 from byol.errors import DataError, complaint
@@ -20,7 +20,7 @@ from byol.errors import DataError, complaint
 BATCH = 64  # samples per forward pass of an encoder: a clip or a volume is large
 
 
-class Samples:
+class Samples(WithLabels):
     """A data set of anything that a network takes.
 
     `items` has a length and items: a torch data set, a tensor or an array (N, ...), a list. An item is a
@@ -61,21 +61,6 @@ class Samples:
 
     def name(self, index: int) -> str:
         return str(self.rows[index])
-
-    @property
-    def labels(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-        """The class of every sample, int64 (N,); None without labels and of multi-label samples."""
-        return self._labels.values if self._labels and self._labels.values.ndim == 1 else None
-
-    @property
-    def label_matrix(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-        """The classes of every multi-label sample, int64 (N, classes) of 0 and 1; else None."""
-        return self._labels.values if self._labels and self._labels.values.ndim == 2 else None
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """The classes' names: a label, or a column of `label_matrix`, is a place among them."""
-        return self._labels.classes if self._labels else None
 
     def subset(self, rows: Tensor | Rows | list[int] | range) -> "Samples":
         """Some of the samples, in the order of the rows. Nothing is copied."""
