@@ -91,7 +91,7 @@ def mutations() -> list[Mutation]:
 def try_all(chosen: list[Mutation], folder: Path, jobs: int) -> list[Outcome]:
     """Every change in a copy of the project, `jobs` at once, each in a process forked with torch loaded."""
     copies = [copy_of_the_project(folder / str(number)) for number in range(jobs)]
-    waiting, running, outcomes = list(chosen), {}, []
+    waiting, running, outcomes, again = list(chosen), {}, [], set[Mutation]()
     while waiting or running:
         while waiting and copies:
             mutation, copy = waiting.pop(0), copies.pop()
@@ -115,7 +115,12 @@ def try_all(chosen: list[Mutation], folder: Path, jobs: int) -> list[Outcome]:
                 r"^FAILED \S+::(\w+)", (copy / OUTPUT).read_text(errors="replace"), re.MULTILINE
             )
             words = found[0] if code == 1 and found else f"pytest ended with {code}" if done else "no end"
-            outcomes.append(told(Outcome(mutation, code == 1, words, seconds)))
+            if code not in (0, 1) and mutation not in again:
+                # A machine that stands still for minutes has ended such a try; two in a row it has not.
+                again.add(mutation)
+                waiting.append(mutation)
+            else:
+                outcomes.append(told(Outcome(mutation, code == 1, words, seconds)))
             shutil.copy(ROOT / "byol" / mutation.file, copy / "byol" / mutation.file)
             copies.append(copy)
             del running[child]
@@ -159,7 +164,8 @@ def start(mutation: Mutation, copy: Path) -> int:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     plugins = ["-p", "no:cacheprovider", "-p", "pytest_timeout"]  # those that come by themselves cost seconds
-    code = pytest.main(["-x", "-q", "--no-header", "-m", "not slow", *plugins, *mutation.guards])
+    quick = ["-m", "not slow"]  # unless the guards say otherwise
+    code = pytest.main(["-x", "-q", "--no-header", *quick, *plugins, *mutation.guards])
     os._exit(int(code))
 
 
