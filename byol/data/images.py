@@ -35,7 +35,7 @@ from byol.data.readers.arrays import Arrays, array_file
 from byol.data.readers.dataset import Items
 from byol.data.readers.folder import SUFFIXES, FileReader, listed, scan, suffixes
 from byol.data.readers.parquet import SPLITS, ParquetReader, shards
-from byol.data.readers.reader import Reader, Rows, evenly_spaced
+from byol.data.readers.reader import Reader, Rows, chosen_of, evenly_spaced
 from byol.data.readers.remote import Remote, archives_at
 from byol.data.readers.shrunk import Shrunk
 from byol.data.readers.table import DELIMITERS, TableReader
@@ -107,12 +107,7 @@ class Images(WithLabels):
 
     def subset(self, rows: Tensor | Rows | list[int] | range) -> "Images":
         """Some of the images, in the order of the rows: int (n,), or a mask, bool (N,). Nothing is copied."""
-        chosen = to_numpy(rows)
-        if chosen.dtype == bool and chosen.shape != (len(self),):
-            raise IndexError(f"a mask of shape {chosen.shape} for {len(self)} images")
-        chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
-        if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(self):
-            raise IndexError(f"rows {chosen.min()} to {chosen.max()} of {len(self)} images")
+        chosen = chosen_of(rows, len(self))
         known = {"_labels": self._labels and self._labels.of(chosen)} if "_labels" in vars(self) else {}
         return self._with(rows=self.rows[chosen], **known)
 

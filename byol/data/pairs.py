@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
 
 from byol.data.batches import Batch, members
-from byol.data.samples import Samples, collated, on_device
-from byol.data.workers import never
+from byol.data.samples import Samples, batches_of, collated, on_device
+from byol.data.workers import going_on, never
 from byol.errors import ByolError, ConfigError, DataError
 from byol.method.draws import Stream, uniforms
 
@@ -24,23 +24,23 @@ TwoViews = Callable[[Any], tuple[Any, Any]]  # of one sample
 Place = tuple[int, int]  # which sample, and the seed that its views are drawn from
 
 
-class Pairs(Dataset[tuple[Any, Any, int]]):
+class Pairs:
     """The two views of a sample, from its place."""
 
     def __init__(self, samples: Samples, views: TwoViews) -> None:
         self.samples, self.views = samples, views
 
-    def __getitem__(self, place: Place) -> tuple[Any, Any, int]:
+    def __getitem__(self, place: Place) -> tuple[Any, Any]:
         index, seed = place
         set_random_states(seed)
-        return *viewed(self.samples[index], self.views, self.samples.name(index)), index
+        return viewed(self.samples[index], self.views, self.samples.name(index))
 
 
 class PairBatches(Iterator[Batch]):
     """The micro-batches of a run from step `start` on; `waited` adds up the seconds they were waited for.
 
     Of several processes that share a micro-batch each makes its own part, of `share` samples from `first` on.
-    `poll` is called before each, and may raise, to stop.
+    `poll` is called before each, between samples, and while a worker is waited for; it may raise, to stop.
     """
 
     def __init__(
@@ -57,31 +57,32 @@ class PairBatches(Iterator[Batch]):
         workers: int = 0,
         poll: Callable[[], object] = never,
     ) -> None:
-        def places() -> Iterator[list[Place]]:
-            starts = range(steps.start * batch_size, steps.stop * batch_size, micro_batch_size)
-            for position in starts:
-                epochs, rows = members(position + first, share, seed, len(pairs.samples))
-                drawn = uniforms((seed, Stream.OWN_VIEWS, epochs, rows), 1)[:, 0] * 2.0**53
-                yield list(zip(rows.tolist(), drawn.long().tolist(), strict=True))
+        def work(position: int) -> tuple[Any, Any, Tensor]:
+            epochs, rows = members(position + first, share, seed, len(pairs.samples))
+            drawn = uniforms((seed, Stream.OWN_VIEWS, epochs, rows), 1)[:, 0] * 2.0**53
+            several = []
+            for place in zip(rows.tolist(), drawn.long().tolist(), strict=True):
+                if workers == 0:  # else it is called while they are waited for, in this process
+                    poll()
+                going_on()
+                several.append(pairs[place])
+            view1, view2 = zip(*several, strict=True)
+            return collated([*view1]), collated([*view2]), rows
 
-        def together(several: list[tuple[Any, Any, int]]) -> Batch:
-            view1, view2, indices = zip(*several, strict=True)
-            return Batch(collated([*view1]), collated([*view2]), torch.tensor(indices))
-
-        loader = DataLoader(pairs, batch_sampler=places(), num_workers=workers, collate_fn=together)
-        self._batches: Iterator[Batch] = iter(loader)
+        positions = range(steps.start * batch_size, steps.stop * batch_size, micro_batch_size)
+        self._batches = batches_of(work, positions, workers=workers, poll=poll)
         self.device, self.poll, self.waited = device, poll, 0.0
 
     def __next__(self) -> Batch:
         self.poll()
         began = time.perf_counter()
-        view1, view2, indices, _ = next(self._batches)
+        view1, view2, indices = next(self._batches)
         self.waited += time.perf_counter() - began
         return Batch(on_device(view1, self.device), on_device(view2, self.device), indices)
 
     def close(self) -> None:
         """End the processes behind the batches, if there are any."""
-        self._batches = iter(())
+        self._batches.close()
 
 
 def viewed(sample: Any, views: TwoViews, name: str) -> tuple[Any, Any]:

@@ -1,7 +1,9 @@
 """Samples of any kind (sound, series, tables, volumes), which a network takes as they are; their batches."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from copy import copy
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any
@@ -9,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import default_collate
 
 from byol.data.decode import BadImage, to_numpy
 from byol.data.labels import Labels, WithLabels, class_labels
 from byol.data.readers.dataset import Items
-from byol.data.readers.reader import Rows, evenly_spaced
+from byol.data.readers.reader import Rows, chosen_of, evenly_spaced
+from byol.data.workers import Made, Poll, Task, going_on, made, never
 from byol.errors import DataError, complaint
 
 BATCH = 64  # samples per forward pass of an encoder: a clip or a volume is large
@@ -63,8 +66,8 @@ class Samples(WithLabels):
         return str(self.rows[index])
 
     def subset(self, rows: Tensor | Rows | list[int] | range) -> "Samples":
-        """Some of the samples, in the order of the rows. Nothing is copied."""
-        chosen, changed = to_numpy(rows).astype(np.int64), copy(self)
+        """Some of the samples, in the order of the rows: int (n,), or a mask, bool (N,)."""
+        chosen, changed = chosen_of(rows, len(self)), copy(self)
         known = {"_labels": self._labels and self._labels.of(chosen)} if "_labels" in vars(self) else {}
         vars(changed).update(rows=self.rows[chosen], **known)
         return changed
@@ -129,7 +132,7 @@ def collated(samples: list[Any]) -> Any:
     float64, numpy's own type, becomes float32, as weights are. Raises DataError for several shapes.
     """
     try:
-        batch = default_collate(samples)
+        batch = default_collate([mapped(plain, sample, np.ndarray) for sample in samples])
     except (RuntimeError, TypeError, KeyError) as failure:
         uneven = f"The samples of a batch do not make one tensor ({complaint(failure)})"
         raise DataError(
@@ -143,13 +146,20 @@ def on_device(batch: Any, device: torch.device) -> Any:
     return mapped(lambda x: x.to(device), batch)
 
 
-def mapped(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
-    """The batch with a function's results in the place of its tensors; lists become tuples."""
-    if isinstance(batch, Tensor):
+def plain(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """An array as torch takes it: not flipped, not of another machine's byte order, not read-only."""
+    taken = array.dtype.isnative and array.flags.writeable and min(array.strides, default=0) >= 0
+    return array if taken else np.array(array, array.dtype.newbyteorder("="))
+
+
+def mapped(function: Callable[[Any], Any], batch: Any, kind: type = Tensor) -> Any:
+    """The batch with a function's results in the place of its tensors, or of another kind; lists become
+    tuples."""
+    if isinstance(batch, kind):
         return function(batch)
     if isinstance(batch, Mapping):
-        return {name: mapped(function, part) for name, part in batch.items()}
-    return tuple(mapped(function, part) for part in batch) if isinstance(batch, list | tuple) else batch
+        return {name: mapped(function, part, kind) for name, part in batch.items()}
+    return tuple(mapped(function, part, kind) for part in batch) if isinstance(batch, list | tuple) else batch
 
 
 def leaves(sample: Any) -> Iterator[Any]:
@@ -166,6 +176,54 @@ def is_array(leaf: Any) -> bool:
     return isinstance(leaf, Tensor | np.ndarray)
 
 
-def sample_batches(samples: Samples, workers: int = 0) -> Iterator[Any]:
-    """All samples in their order, some at a time, as a network takes them; read by worker processes."""
-    return iter(DataLoader(samples, BATCH, num_workers=workers, collate_fn=collated))  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class Sent:
+    """A tensor on its way from a worker: as it is, torch would send it through /dev/shm and open files."""
+
+    bytes: np.ndarray[Any, np.dtype[np.uint8]]
+    dtype: torch.dtype
+    shape: torch.Size
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Sent":
+        flat = tensor.detach().contiguous().flatten()
+        return cls(flat.view(torch.uint8).numpy(), tensor.dtype, tensor.shape)
+
+    @property
+    def tensor(self) -> Tensor:
+        if len(self.bytes) == 0:  # torch gives these strides that it then refuses
+            return torch.empty(self.shape, dtype=self.dtype)
+        return torch.from_numpy(self.bytes).view(self.dtype).view(self.shape)
+
+
+def batches_of(
+    work: Callable[[Task], Any], tasks: Iterable[Task], *, workers: int, poll: Poll = never
+) -> Generator[Any]:
+    """The batches that `work` makes of tasks, in their order: as `made`, of any tensors."""
+
+    def sent(task: Task) -> Made:
+        return torch.empty(0, dtype=torch.uint8), mapped(Sent.of, work(task))
+
+    with closing(made(sent, tasks, workers=workers, room=1, poll=poll)) as arriving:
+        for _, batch in arriving:
+            yield mapped(lambda one: one.tensor, batch, Sent)
+
+
+def sample_batches(samples: Samples, workers: int = 0, poll: Poll = never) -> Generator[Any]:
+    """All samples in their order, some at a time, as a network takes them; read by worker processes.
+
+    `poll` is called between samples, or while a worker is waited for; it may raise, to stop.
+    """
+
+    def read(index: int) -> Any:
+        if workers == 0:
+            poll()
+        going_on()
+        return samples[index]
+
+    def work(rows: range) -> Any:
+        return collated([read(index) for index in rows])
+
+    every = range(len(samples))
+    parts = (every[first : first + BATCH] for first in every[::BATCH])
+    return batches_of(work, parts, workers=workers, poll=poll)

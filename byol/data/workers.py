@@ -1,4 +1,4 @@
-"""Processes that decode images beside the main one.
+"""Processes that decode images, or read and view other samples, beside the main one.
 
 torch's DataLoader is not used: it hands tensors over through /dev/shm, which containers keep small, and
 through open files, which run out; where either fails, or a worker stands still, it waits for ever, deaf to
@@ -113,8 +113,8 @@ class _Worker:
             tasks.close()
         except OSError as failure:
             raise ByolError(
-                f"A process that decodes images cannot be started ({failure.strerror}). Lower --workers (0 "
-                "decodes in the main process), or raise the limit (ulimit -n, ulimit -u)."
+                f"A worker process cannot be started ({failure.strerror}). Lower --workers (0 works in the "
+                "main process), or raise the limit (ulimit -n, ulimit -u)."
             ) from failure
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, heard)
@@ -143,8 +143,8 @@ class _Worker:
             shape, dtype, rest = reply
             return self.slots[slot][: shape.numel() * dtype.itemsize].view(dtype).view(shape), rest
         raise ByolError(
-            f"A process that decodes images {how}. The usual cause is too little memory. Lower --workers (0 "
-            "decodes in the main process); the same command continues the run."
+            f"A worker process {how}. The usual cause is too little memory. Lower --workers (0 works in the "
+            "main process); the same command continues the run."
         )
 
     def serve(self, work: Callable[[Any], Made], number: int, tasks: Connection, parent: int) -> None:
@@ -168,7 +168,7 @@ class _Worker:
                 self.slots[slot][: len(data)] = data
                 tasks.send((pixels.shape, pixels.dtype, rest))
             except Exception as failure:
-                failure.add_note(f"In a process that decodes images:\n{traceback.format_exc()}")
+                failure.add_note(f"In a worker process:\n{traceback.format_exc()}")
                 try:
                     copy.copy(failure)  # made again of its arguments, as the main process has to
                     tasks.send(failure)

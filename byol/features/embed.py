@@ -142,11 +142,11 @@ def embed_samples(
 ) -> Features:
     """What the network itself gives for every sample."""
     device, x, done = device_of(encoder), list[Values](), 0
-    for batch in sample_batches(samples, workers):
-        progress(done, len(samples))
-        representation = encoder(on_device(batch, device))
-        x.append((unit(representation) if normalize else representation).cpu().numpy())
-        done += len(representation)
+    with closing(sample_batches(samples, workers, lambda: progress(done, len(samples)))) as batches:
+        for batch in batches:
+            representation = encoder(on_device(batch, device))
+            x.append((unit(representation) if normalize else representation).cpu().numpy())
+            done += len(representation)
     progress(done, len(samples))
     check_finite(found := np.concatenate(x))
     labels = samples.label_matrix if samples.labels is None else samples.labels

@@ -49,7 +49,8 @@ Labelled = tuple[Inputs, np.ndarray[Any, np.dtype[np.int64]]]
 class Monitor:
     """Looks at an encoder several times in a run, at the same images: they are read once and kept prepared.
 
-    Nothing of a look touches the weights, BatchNorm's statistics or torch's random state.
+    Nothing of a look touches the weights, BatchNorm's statistics or, but for views of the user's own, random
+    states, which a step sets anyhow.
     """
 
     learner: BYOL

@@ -1,6 +1,9 @@
 """Samples of any kind, with views by a function of the user's own: trained, resumed, embedded, evaluated."""
 
+import multiprocessing
+import os
 import random
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +19,10 @@ from torch.utils.data import Dataset, TensorDataset
 
 import byol
 from byol.data.pairs import PairBatches, Pairs
-from byol.data.samples import Samples
+from byol.data.samples import Samples, collated, sample_batches
 from byol.train.config import DataConfig, KnnConfig, OptimConfig
 from byol.train.setup import Setup
 
-# Of a machine with one core.
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 HEIGHT, WIDTH = 40, 100  # of a log-mel spectrogram
 PLAIN = {"image_size": None, "hidden_layer": "output"}
 
@@ -192,6 +193,66 @@ def test_volumes_of_three_dimensions_are_trained_on_saved_and_loaded(tmp_path):
     assert torch.equal(byol.load_encoder(tmp_path / "a", net=net())(x), run.encoder(x))
     assert run.verdict.state == "too short"
     assert "two views of a sample" in run.verdict.evidence
+
+
+def test_a_subset_by_a_mask_is_that_of_the_marked_samples():
+    samples = byol.Samples(torch.arange(5.0)[:, None], labels=[0, 1, 2, 0, 1])
+    some = samples.subset(np.array([False, True, False, False, True]))
+    assert [float(some[row]) for row in range(len(some))] == [1, 4]
+    assert some.labels.tolist() == [1, 1]
+    for wrong in ([5], [-1], [True, False]):
+        with pytest.raises(IndexError):
+            samples.subset(np.array(wrong))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda x: x[:, ::-1],
+        lambda x: x[::-1],  # of one element, which numpy calls contiguous all the same
+        lambda x: x.astype(">f8"),
+        lambda x: np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape),  # read-only
+        lambda x: np.asfortranarray(x),
+    ],
+)
+def test_arrays_that_lie_oddly_in_memory_are_collated_as_any(odd):
+    arrays = [np.random.default_rng(seed).normal(size=(1, 7)) for seed in range(3)]
+    expected = np.stack([odd(array) for array in arrays]).astype(np.float32)
+    np.testing.assert_array_equal(collated([odd(array) for array in arrays]).numpy(), expected)
+    held = collated([{"series": odd(array), "number": np.float64(1)} for array in arrays])
+    np.testing.assert_array_equal(held["series"].numpy(), expected)
+
+
+def test_any_tensors_come_out_of_workers_as_they_are():
+    kinds = (torch.bfloat16, torch.complex64, torch.bool, torch.int64, torch.uint16)
+    items = [
+        {"all": tuple((3 * torch.rand(2, 3)).to(kind) for kind in kinds), "none": torch.zeros(0, 4)}
+        for _ in range(70)
+    ]
+    samples = Samples(items)
+    for own, theirs in zip(sample_batches(samples), sample_batches(samples, workers=2), strict=True):
+        assert own["none"].shape == theirs["none"].shape == (len(own["none"]), 0, 4)
+        for kind, one, other in zip(kinds, own["all"], theirs["all"], strict=True):
+            assert one.dtype == other.dtype == kind
+            assert torch.equal(one, other)
+
+
+def kills_its_process(x: Tensor) -> tuple[Tensor, Tensor]:
+    """At one sample, in some epochs."""
+    if float(x) == 3 and random.random() > 0.5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x, x
+
+
+def test_a_worker_that_dies_is_a_sentence():
+    pairs = Pairs(Samples(torch.arange(24.0)[:, None]), kills_its_process)
+    batches = PairBatches(
+        pairs, seed=0, batch_size=8, micro_batch_size=8, steps=range(99), first=0, share=8,
+        device=torch.device("cpu"), workers=2,
+    )  # fmt: skip
+    with pytest.raises(byol.ByolError, match=r"died \(SIGKILL\).*--workers"):
+        list(batches)
+    assert multiprocessing.active_children() == []
 
 
 def fails_at_17(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from byol.data.decode import to_numpy
 from byol.data.labels import Labels
 from byol.data.windows import Windows
 
@@ -70,6 +71,17 @@ def evenly_spaced(count: int, most: int = SAMPLE) -> list[int]:
     """At most `most` indices below `count`, evenly spaced, the first and the last among them."""
     places: list[int] = np.linspace(0, count - 1, min(count, most)).astype(int).tolist()
     return places
+
+
+def chosen_of(rows: Any, count: int) -> Rows:
+    """The places that a subset of so many names: int (n,), or a mask, bool (count,). Raises IndexError."""
+    chosen = to_numpy(rows)
+    if chosen.dtype == bool and chosen.shape != (count,):
+        raise IndexError(f"a mask of shape {chosen.shape} for a set of {count}")
+    chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
+    if len(chosen) and not 0 <= chosen.min() <= chosen.max() < count:
+        raise IndexError(f"rows {chosen.min()} to {chosen.max()} of a set of {count}")
+    return chosen
 
 
 def lengths_of(sections: Rows) -> Rows | None:
