@@ -21,8 +21,9 @@ def wrong_in_bf16(network: nn.Module, images: Any) -> str | None:
     found: list[str] = []
 
     def look(name: str) -> Any:
-        def before(layer: Any, inputs: tuple[Tensor, ...]) -> None:
-            sides = inputs[0].shape[-len(layer.stride) :]
+        def before(layer: Any, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+            x = inputs[0] if inputs else named["input"]
+            sides = x.shape[-len(layer.stride) :]
             padding = layer.padding if isinstance(layer.padding, tuple) else (layer.padding == "same",)
             if any(side < stride for side, stride in zip(sides, layer.stride, strict=True)) and any(padding):
                 found.append(name)
@@ -30,7 +31,7 @@ def wrong_in_bf16(network: nn.Module, images: Any) -> str | None:
         return before
 
     layers = [(name, part) for name, part in network.named_modules() if isinstance(part, CONVOLUTIONS)]
-    hooks = [layer.register_forward_pre_hook(look(name)) for name, layer in layers]
+    hooks = [layer.register_forward_pre_hook(look(name), with_kwargs=True) for name, layer in layers]
     try:
         with evaluating(network):
             run(network, images)

@@ -13,7 +13,12 @@ from byol.errors import ConfigError
 
 
 class Recomputed(nn.Module):
-    """A block that keeps its input and goes forward once more when its gradient is taken."""
+    """A block that keeps its input and goes forward once more when its gradient is taken.
+
+    Copied or pickled it is a block of its own class again.
+    """
+
+    kind: type[nn.Module]
 
     def forward(self, *inputs: Any, **more: Any) -> Any:
         if not (self.training and torch.is_grad_enabled()):
@@ -23,6 +28,11 @@ class Recomputed(nn.Module):
             return nullcontext(), again(self)
 
         return checkpoint(super().forward, *inputs, use_reentrant=False, context_fn=contexts, **more)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(1)  # which later ones do not let be made of another class
+        made, (_, *arguments), *state = reduced
+        return made, (self.kind, *arguments), *state
 
 
 @contextmanager
@@ -58,9 +68,13 @@ def recompute(encoder: nn.Module) -> int:
             if len(layers) > 1 and (alike > 1 or len(part) == 1):
                 blocks.append(child)
                 inside |= {*child.modules()}
+    classes = {  # those of an earlier call stay
+        kind: type(kind.__name__, (Recomputed, kind), {"__module__": kind.__module__, "kind": kind})
+        for kind in {type(block) for block in blocks}
+        if not issubclass(kind, Recomputed)
+    }
     for block in blocks:
-        kind = type(block)
-        block.__class__ = type(kind.__name__, (Recomputed, kind), {"__module__": kind.__module__})
+        block.__class__ = classes.get(type(block), type(block))
     if not blocks:
         raise ConfigError(
             "model.recompute is on, but the encoder has no row of blocks of one class, as ResNets and ViTs "

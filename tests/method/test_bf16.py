@@ -43,6 +43,16 @@ def test_a_map_smaller_than_the_stride_is_named_where_it_is_padded(side, stride,
     assert not layer._forward_pre_hooks
 
 
+def test_a_layer_that_is_given_its_map_by_name_is_looked_at_too():
+    class Named(nn.Conv2d):
+        def __call__(self, x):
+            return super().__call__(input=x)
+
+    net = nn.Sequential(Named(3, 4, 3, stride=2, padding=1))
+    assert wrong_in_bf16(net, torch.zeros(2, 3, 8, 8)) is None
+    assert wrong_in_bf16(net, torch.zeros(2, 3, 1, 1)) == "0"
+
+
 def config(out, **changes):
     more = {"image_size": 16, "batch_size": 8, "epochs": 1, "device": "cpu", "workers": 0}
     heads = ModelConfig(projection_size=8, projection_hidden_size=16)

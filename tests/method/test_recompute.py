@@ -1,6 +1,7 @@
 """Activations that are computed again for the gradient: the same numbers in less memory."""
 
 import copy
+import io
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from torch import nn
 
 from byol.errors import ConfigError
 from byol.method.byol import BYOL
-from byol.method.recompute import recompute
+from byol.method.recompute import Recomputed, recompute
 from byol.models.convnet import ConvNet
 from byol.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -70,6 +71,21 @@ def test_scoring_computes_nothing_twice_and_a_copy_is_a_network_too():
     assert isinstance(net.layer1[0], Bottleneck)
     for one in (net, copy.deepcopy(net)):
         torch.testing.assert_close(one(torch.ones(2, 3, 16, 16)), expected, rtol=0, atol=0)
+
+
+def test_a_network_may_come_twice_and_is_copied_and_saved_as_it_came():
+    """As for a second run of the same network."""
+    net = small_resnet()
+    block, count = net.layer1[0], recompute(net)
+    assert recompute(net) == count == 6
+    assert type(block).__mro__.count(Recomputed) == 1
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    for other in (copy.deepcopy(net), torch.load(file, weights_only=False)):
+        assert type(other.layer1[0]) is Bottleneck
+        assert all(map(torch.equal, other.state_dict().values(), net.state_dict().values()))
+    assert isinstance(block, Recomputed)
 
 
 def test_a_network_without_blocks_is_refused():

@@ -179,7 +179,10 @@ class ArchiveReader(Reader):
         numbers = all(re.fullmatch("[0-9]{1,18}", word) for word in words)
         value = {word: int(word) if numbers else number for number, word in enumerate(words)}
         values = np.concatenate(
-            [np.array([value[w] for w in index.classes])[index.rows["label"]] for index in self.indexes]
+            [
+                np.array([value[word] for word in index.classes], dtype=np.int64)[index.rows["label"]]
+                for index in self.indexes  # of which some may hold no picture
+            ]
         )
         return found_labels(values, len(self), self.packed.get("classes") if numbers else words)
 

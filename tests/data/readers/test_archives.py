@@ -101,6 +101,14 @@ def test_words_and_gaps_among_labels(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "1 of 3 have no .cls" in caplog.text
 
 
+def test_a_shard_without_pictures_takes_no_label_from_the_others(tmp_path: Path) -> None:
+    """As where none of a shard's pictures could be packed."""
+    paths = [shard(tmp_path / "0.tar", range(3)), write_tar(tmp_path / "1.tar", {"about.txt": b""})]
+    images = open_images(paths)
+    assert images.labels is not None
+    assert images.labels.tolist() == [0, 1, 2]
+
+
 def test_a_sample_is_one_image_and_dotted_names_are_images_of_their_own(tmp_path: Path, caplog) -> None:
     members = {
         "0.jpg": PHOTOS[0],
