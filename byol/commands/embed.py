@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from byol.commands.check import Progress
 from byol.disk import check_writable
 from byol.encoders.load import load_encoder
 from byol.errors import ConfigError, DataError, show
-from byol.features.embed import Store, embed as features_of, shards, store_beside
+from byol.features.embed import PART, SHARD, Store, embed as features_of, embed_into, shards, store_beside
 from byol.features.features import Features
 from byol.features.formats import check_format
 from byol.settings import parse
@@ -27,7 +27,8 @@ class Embed:
     data: str
     """Images: folder, text file of paths, .csv, .parquet, .tar, .zip, .npy or .npz."""
     out: str
-    """File of the features: .npz (x, y, names), .npy (x), .parquet (name, label, x) or .safetensors."""
+    """File of the features: .npz (x, y, names), .npy (x), .parquet (name, label, x) or .safetensors. A name
+    that ends in / is a folder of .parquet files, for more images than one file should hold."""
     normalize: bool = False
     """Scale every row to length 1."""
     encoder: str | None = None
@@ -48,16 +49,31 @@ def embed(arguments: Sequence[str]) -> int:
     )
     command = parse(Embed, arguments, prog="byol embed", description=description, switches=True)
     out, workers, normalize = Path(command.out), command.workers, command.normalize
-    check_out(out)
+    in_parts = command.out.endswith("/")
+    check_out(out / "part.parquet" if in_parts else out)
     with StopSignals() as stop, World.join(command.device) as world:
         device = str(world.device)
         encoder = load_encoder(command.run, net=command.encoder, weights=command.weights, device=device)
         images = encoder.open(command.data)
+        if in_parts:
+            files, rows = embed_into(
+                out,
+                encoder,
+                images,
+                workers=workers,
+                normalize=normalize,
+                progress=progress_of(stop, lambda: PART * len(list(out.glob("part-*"))), world),
+                world=world,
+            )
+            if world.rank == 0:
+                width, count = encoder.info.features, "1 file" if files == 1 else f"{files:,} files"
+                show(f"written    {out}/: {count}, {rows:,} images x {width:,} features")
+            return 0
         with store_beside(out, encoder, images, normalize, world) as store:
-            progress = progress_of(stop, store, world)
+            progress = progress_of(stop, kept_in(store), world)
             if world.size > 1:
-                share = slice(world.rank, None, world.size)
-                for _ in shards(encoder, images, store, workers, normalize, progress, share):
+                firsts = range(0, len(images), SHARD)[world.rank :: world.size]
+                for _ in shards(encoder, images, store, workers, normalize, progress, firsts):
                     pass  # each is kept
                 world.wait()
             if world.rank > 0:
@@ -76,9 +92,9 @@ def embed(arguments: Sequence[str]) -> int:
 
 def check_out(out: Path) -> None:
     """Raise ConfigError, before any work, for a file that features cannot go to, or that would be lost."""
-    check_format(out)
     if os.path.isdir(out):
-        raise ConfigError(f"--out is {out}, which is a folder. Give the name of a file.")
+        raise ConfigError(f"--out is {out}, which is a folder. Give the name of a file, or {out}/ for many.")
+    check_format(out)
     try:
         if os.path.exists(out):
             Features.load(out, mapped=True)
@@ -88,7 +104,11 @@ def check_out(out: Path) -> None:
     check_writable(out.parent, name=out.name)
 
 
-def progress_of(stop: StopSignals, store: Store | None, world: World) -> Progress:
-    """Progress of work whose parts are kept in a store; without one nothing is."""
-    again = "What is done is kept: the same command goes on."
-    return Progress(stop, again, lambda: 0 if store is None else store.images(), silent=world.rank > 0)
+def progress_of(stop: StopSignals, kept: Callable[[], int], world: World) -> Progress:
+    """Progress of work of which so many images are kept."""
+    return Progress(stop, "What is done is kept: the same command goes on.", kept, silent=world.rank > 0)
+
+
+def kept_in(store: Store | None) -> Callable[[], int]:
+    """How many images are kept in a store; without one none are."""
+    return lambda: 0 if store is None else store.images()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from byol.commands.embed import progress_of
+from byol.commands.embed import kept_in, progress_of
 from byol.disk import check_writable
 from byol.errors import ConfigError, show
 from byol.evaluation.classifier import COLUMNS, load_classifier
@@ -51,7 +51,7 @@ def predict(arguments: Sequence[str]) -> int:
         classifier = load_classifier(command.classifier, net=command.encoder, device=str(world.device))
         images = classifier.encoder.open(command.data)
         with store_beside(out, classifier.encoder, images, False, world) as store:
-            progress = progress_of(stop, store, world)
+            progress = progress_of(stop, kept_in(store), world)
             found = classifier.predict(images, workers=command.workers, store=store, progress=progress)
             found.save(out, every_class=command.all)
     counts = Counter(found.classes[one] for row in range(len(found)) for one in found.found(row))

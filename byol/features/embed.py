@@ -1,7 +1,7 @@
 """Images through an encoder: the matrix that everything after training starts from.
 
 It is computed a shard of images at a time, and the shards can be kept in a folder: while a large job is done,
-or to be found the next time.
+or to be found the next time. Of more images than one file should hold the features are a folder of files.
 """
 
 import glob
@@ -10,9 +10,10 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from io import FileIO
 from itertools import islice
 from math import prod
@@ -26,7 +27,7 @@ from byol.data.decode import BadImage
 from byol.data.images import Images
 from byol.data.samples import Samples, on_device, sample_batches
 from byol.data.workers import Made, going_on, made, never
-from byol.disk import check_writable, hold, left_behind, parse_json, replacing, writing
+from byol.disk import check_writable, hold, left_behind, parse_json, read_json, replacing, write_text, writing
 from byol.encoders.encoder import Encoder, device_of, digest
 from byol.errors import CheckpointError, ConfigError, DataError, printable
 from byol.features.features import Features as Features, Rows, Values, check_finite, unit
@@ -36,6 +37,8 @@ logger = logging.getLogger("byol")
 FORMAT = 2
 BATCH = 256  # images per forward pass
 SHARD = 8 * BATCH  # images whose features are kept together, and lost together when a job is killed
+PART = 8 * SHARD  # images whose features are in one file of a folder of them
+DESCRIPTION = "_features.json"  # of such a folder; what reads all of its files passes over such a name
 Bad = list[tuple[int, str]]  # images that could not be read, and why
 Shard = tuple[Rows, Values, Bad]  # (n,) which images could be read, (n, D), and the others
 Progress = Callable[[int, int], object]  # is told how many images of how many are done
@@ -131,10 +134,96 @@ def embed(
                     file.write(part.data)
             file.flush()
             x = np.memmap(file, np.float32, "r").reshape(-1, encoder.info.features)
-    chosen = np.concatenate(rows)
-    labels = source.label_matrix if source.labels is None else source.labels
-    names = [source.name(row) for row in chosen.tolist()]
-    return Features(x, None if labels is None else labels[chosen], names, source.classes, encoder.checksum())
+    return _features(np.concatenate(rows), x, source, encoder)
+
+
+def embed_into(
+    folder: Path,
+    encoder: Encoder,
+    images: Images,
+    *,
+    workers: int = 0,
+    normalize: bool = False,
+    progress: Progress = lambda done, total: None,
+    world: World = ALONE,
+) -> tuple[int, int]:
+    """The representation of every image in a folder of parquet files, PART images or so in each.
+
+    A file appears as a whole and stays, so that the same call continues what was stopped. The processes of a
+    world, which all call this, share the files; none holds more than one of them. Gives the numbers of files
+    and of rows. Raises ConfigError for a folder of anything else, CheckpointError while another job is at it,
+    and DataError when none of the images of a file can be read.
+    """
+    count = max(1, round(len(images) / PART))  # the last one holds up to half as many more or fewer
+    ends = [*range(PART, count * PART, PART), len(images)]
+    parts = [range(number * PART, end) for number, end in enumerate(ends)]
+    files = [folder / f"part-{number:06d}.parquet" for number in range(count)]
+    with ExitStack() as lock:
+
+        def begun() -> list[int]:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.enter_context(_lock(folder))
+            _describe(folder, encoder, images, normalize, files)
+            return [number for number, file in enumerate(files) if not _rows(file)]
+
+        missing = world.first(begun)
+        before, own = len(images) - sum(len(parts[n]) for n in missing), missing[world.rank :: world.size]
+
+        def report(done: int, total: int) -> None:
+            progress(min(before + done * world.size, total), total)
+
+        firsts = [first for number in own for first in parts[number][::SHARD]]
+        with closing(shards(encoder, images, None, workers, normalize, report, firsts)) as found:
+            for number in own:
+                part = parts[number]
+                rows, x, bad = zip(*islice(found, len(part[::SHARD])), strict=True)
+                unreadable = [(row - part.start, reason) for some in bad for row, reason in some]
+                check_bad(images.subset(part), unreadable, False)
+                _features(np.concatenate(rows), np.concatenate(x), images, encoder).save(files[number])
+        world.wait()
+        return count, sum(_rows(file) or 0 for file in files)
+
+
+def _features(rows: Rows, x: Values, images: Images, encoder: Encoder) -> Features:
+    """The features of some of the images, with their labels and names."""
+    labels = images.label_matrix if images.labels is None else images.labels
+    names = [images.name(row) for row in rows.tolist()]
+    return Features(x, None if labels is None else labels[rows], names, images.classes, encoder.checksum())
+
+
+def _describe(folder: Path, encoder: Encoder, images: Images, normalize: bool, files: list[Path]) -> None:
+    """Say in a folder what it is for. Raises ConfigError when it says something else, or holds something."""
+    labels = images.label_matrix if images.labels is None else images.labels
+    seen = blake2b(b"" if labels is None else labels.tobytes(), digest_size=16).hexdigest()
+    key = _key(encoder, normalize, f"{images.fingerprint()} {seen} {images.classes} {PART}")
+    about = {"images": len(images), "features": encoder.info.features, "files": len(files), "key": key}
+    try:
+        there = read_json(folder / DESCRIPTION)
+    except FileNotFoundError:
+        there = None
+    except ValueError:
+        there = "damaged"
+    if there is None and all(name == ".lock" or name.startswith(".tmp-") for name in os.listdir(folder)):
+        write_text(folder / DESCRIPTION, json.dumps(about, indent=1) + "\n")
+    elif there != about:
+        held = "other files" if there is None else "features of other images or of another encoder"
+        raise ConfigError(f"{printable(str(folder))} holds {held}. Choose another --out.")
+    for left in filter(left_behind, folder.glob(".tmp-*")):
+        left.unlink(missing_ok=True)
+
+
+def _rows(file: Path) -> int | None:
+    """The number of rows in a parquet file; None, with a warning when it is there but damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.read_metadata(file).num_rows)
+    except FileNotFoundError:
+        return None
+    except (pa.ArrowInvalid, OSError) as failure:
+        logger.warning("%s is damaged (%s); it is computed again.", file, failure)
+        return None
 
 
 def embed_samples(
@@ -161,10 +250,9 @@ def shards(
     workers: int,
     normalize: bool,
     progress: Progress,
-    share: slice = slice(None),
+    firsts: Sequence[int],
 ) -> Generator[Shard]:
-    """A share of the shards of the images' features: from the store, or computed and added to it."""
-    firsts = range(0, len(images), SHARD)[share]
+    """The shards of features that begin with the images `firsts`: kept in the store, or computed and kept."""
     missing = {first for first in firsts if store is None or not os.path.exists(store.file(first))}
     done, total = 0 if store is None else store.images(), len(images)
     width, device = encoder.info.features, device_of(encoder)
@@ -208,8 +296,8 @@ def shared(
     world: World,
 ) -> Generator[Shard]:
     """All shards of the images' features in order, on rank 0: each process computes every size-th of them."""
-    share = slice(world.rank, None, world.size)
-    with closing(shards(encoder, images, store, workers, normalize, progress, share)) as own:
+    firsts = range(0, len(images), SHARD)[world.rank :: world.size]
+    with closing(shards(encoder, images, store, workers, normalize, progress, firsts)) as own:
         for _ in range(0, len(images), SHARD * world.size):
             with world.telling():
                 shard = next(own, None)

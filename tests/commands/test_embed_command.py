@@ -12,7 +12,8 @@ import pytest
 
 from byol.cli import main
 from byol.encoders.encoder import save_encoder
-from byol.features.embed import SHARD
+from byol.features.embed import PART, SHARD
+from byol.features.features import Features
 
 BYOL = (sys.executable, "-m", "byol")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "byol")
@@ -99,3 +100,42 @@ def test_a_name_that_no_file_can_have_is_told_before_the_work(run, tmp_path, cap
     out = tmp_path / ("x" * 252 + ".npz")
     assert main(["embed", str(run), "--data", "nowhere", "--out", str(out)]) == 2
     assert "File name too long" in capsys.readouterr().err
+
+
+def test_a_folder_of_files_is_requested_by_a_slash(encoder_of, tmp_path, monkeypatch, capsys):
+    save_encoder(encoder_of("convnet", width=4, size=(8, 8)), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    np.save("images.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
+    words = ["embed", "encoder.safetensors", "--data", "images.npy", "--device", "cpu", "--out"]
+    assert main([*words, "one.npz"]) == 0
+    capsys.readouterr()
+    assert main([*words, "new/f/"]) == 0
+    assert capsys.readouterr().out == "written    new/f/: 1 file, 40 images x 64 features\n"
+    one = Features.load("one.npz")
+    assert np.array_equal(Features.load("new/f/part-000000.parquet").x, one.x)
+    assert main([*words, "new/f"]) == 2
+    assert "or new/f/ for many" in capsys.readouterr().err
+    assert main([*words, "one.npz/"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_fill_a_folder_with_the_bytes_of_one_also_after_a_kill(words):
+    images = np.random.default_rng(0).integers(0, 256, (3 * PART, 8, 8, 3), dtype=np.uint8)
+    np.save("images.npy", images)
+    assert main([*words, "one/"]) == 0
+    process = subprocess.Popen([*TORCHRUN, *words, "two/"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not list(Path("two").glob("part-*")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    process.communicate(timeout=300)
+    assert process.returncode != 0
+    done = subprocess.run([*TORCHRUN, *words, "two/"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"written    two/: 3 files, {3 * PART:,} images x 64 features\n"
+    names = ["_features.json", *(f"part-{number:06d}.parquet" for number in range(3))]
+    for name in names:
+        assert Path("two", name).read_bytes() == Path("one", name).read_bytes()
+    assert sorted(path.name for path in Path("two").iterdir()) == [".lock", *names]

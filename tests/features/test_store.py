@@ -5,15 +5,17 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from pyarrow.dataset import dataset
 from torch import nn
 
 from byol.data.images import open_images
 from byol.data.readers import folder
 from byol.errors import CheckpointError, ConfigError, DataError
-from byol.features.embed import SHARD, embed, store_beside
+from byol.features.embed import SHARD, embed, embed_into, store_beside
 from byol.features.features import Features
 from byol.world import World
 
@@ -322,7 +324,7 @@ def photos(tmp_path_factory) -> Path:
     encoded = []
     for number in range(50):
         Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(root / "one.png")
-        encoded.append(b"" if number == 7 else (root / "one.png").read_bytes())
+        encoded.append(b"" if number == 9 else (root / "one.png").read_bytes())
     for number in range(2 * SHARD + 300):
         folder = root / "photos" / f"class {number % 2}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -438,3 +440,115 @@ def test_a_small_set_is_never_kept_in_parts(tiny, tmp_path):
     images = np.zeros((6, 8, 8, 3), dtype=np.uint8)
     with store_beside(tmp_path / "f.npz", tiny, open_images(images), False, ALONE) as store:
         assert store is None
+
+
+# In a folder of files, for more images than one should hold
+
+
+def into(folder: Path, encoder, source, stop_after: int | None = None, **options) -> tuple[int, int]:
+    """As `byol embed --out folder/`; Ctrl-C comes when so many images are done."""
+
+    def progress(done: int, total: int) -> None:
+        if stop_after is not None and done >= stop_after:
+            raise KeyboardInterrupt
+
+    return embed_into(folder, encoder, open_images(source), progress=progress, **options)
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr("byol.features.embed.PART", SHARD)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+@pytest.fixture
+def labelled():
+    """Images of two files, the last one with half as many."""
+    pixels = np.random.default_rng(0).integers(0, 256, (SHARD + SHARD // 2 + 2, 8, 8, 3), dtype=np.uint8)
+    return open_images(pixels, labels=["cat", "dog"] * (len(pixels) // 2))
+
+
+def test_a_folder_of_files_holds_the_rows_of_one_file(tiny, labelled, tmp_path, small_parts):
+    assert into(tmp_path / "f", tiny, labelled) == (2, len(labelled))
+    parts = [Features.load(path) for path in sorted((tmp_path / "f").glob("part-*.parquet"))]
+    whole = embed(tiny, labelled)
+    assert [len(part) for part in parts] == [SHARD, SHARD // 2 + 2]
+    assert np.array_equal(np.concatenate([part.x for part in parts]), whole.x)
+    assert np.concatenate([part.y for part in parts]).tolist() == whole.y.tolist()
+    assert [name for part in parts for name in part.names] == whole.names
+    assert {(part.classes, part.encoder_checksum) for part in parts} == {(whole.classes, tiny.checksum())}
+    read = dataset(
+        tmp_path / "f", format="parquet"
+    ).to_table()  # as other programs read it, all files at once
+    assert read["name"].to_pylist() == whole.names
+    assert read.schema.field("x").type == pa.list_(pa.float32(), 5)  # a vector for Lance
+
+
+def test_a_stopped_folder_is_continued_to_the_same_bytes(tiny, labelled, tmp_path, small_parts):
+    into(tmp_path / "whole", tiny, labelled)
+    with pytest.raises(KeyboardInterrupt):
+        into(tmp_path / "f", tiny, labelled, stop_after=SHARD + 10)
+    assert sorted(contents(tmp_path / "f")) == ["_features.json", "part-000000.parquet"]
+    (tmp_path / "f" / ".tmp-99999999-part-000001.parquet").write_bytes(b"of one that was killed")
+    passed: list[int] = []
+    tiny.net.register_forward_pre_hook(lambda net, given: passed.append(len(given[0])))
+    into(tmp_path / "f", tiny, labelled)
+    assert sum(passed) <= SHARD // 2 + 2 + 1  # the first file was not made again
+    assert contents(tmp_path / "f") == contents(tmp_path / "whole")
+
+
+def test_a_damaged_file_of_a_folder_is_told_and_made_again(tiny, tmp_path, caplog):
+    arrays = np.zeros((6, 8, 8, 3), dtype=np.uint8)
+    into(tmp_path / "f", tiny, arrays)
+    before, file = contents(tmp_path / "f"), tmp_path / "f" / "part-000000.parquet"
+    file.write_bytes(file.read_bytes()[:-9])
+    into(tmp_path / "f", tiny, arrays)
+    assert f"{file} is damaged" in caplog.text
+    assert contents(tmp_path / "f") == before
+
+
+def test_a_second_process_at_the_same_folder_is_refused(tiny, tmp_path):
+    arrays = np.zeros((6, 8, 8, 3), dtype=np.uint8)
+
+    def another(done: int, total: int) -> None:
+        with pytest.raises(CheckpointError, match="Another process writes"):
+            into(tmp_path / "f", tiny, arrays)
+
+    embed_into(tmp_path / "f", tiny, open_images(arrays), progress=another)
+    into(tmp_path / "f", tiny, arrays)  # the first one has ended
+
+
+def test_a_folder_of_something_else_is_left_as_it_is(tiny, photos, tmp_path, small_parts):
+    arrays = np.zeros((6, 8, 8, 3), dtype=np.uint8)
+    into(tmp_path / "f", tiny, open_images(arrays, labels=[0, 1] * 3))
+    before = contents(tmp_path / "f")
+    for other in (arrays, open_images(arrays, labels=[1, 0] * 3), arrays + 1, photos):
+        with pytest.raises(ConfigError, match="features of other images or of another encoder"):
+            into(tmp_path / "f", tiny, other)
+    with pytest.raises(ConfigError, match="other images or"):
+        into(tmp_path / "f", tiny, open_images(arrays, labels=[0, 1] * 3), normalize=True)
+    assert contents(tmp_path / "f") == before
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds other files"):
+        into(tmp_path / "notes", tiny, arrays)
+    assert contents(tmp_path / "notes") == {"mine.txt": b"mine"}
+
+
+def test_a_folder_leaves_out_what_cannot_be_read(tiny, tmp_path, caplog):
+    pictures(tmp_path / "p")
+    (tmp_path / "p" / "a" / "1.png").write_bytes(b"no picture")
+    assert into(tmp_path / "f", tiny, tmp_path / "p") == (1, 5)
+    assert "a/1.png" in caplog.text
+    assert "a/1.png" not in Features.load(tmp_path / "f" / "part-000000.parquet").names
+
+
+def test_a_file_of_a_folder_without_any_readable_image_is_an_error(tiny, tmp_path, small_parts):
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "list.txt").write_text("good.png\n" * SHARD + "bad.png\n" * SHARD)
+    with pytest.raises(DataError, match=r"None of 2,048 of 4,096 images .* can be read"):
+        into(tmp_path / "f", tiny, tmp_path / "list.txt")
