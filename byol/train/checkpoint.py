@@ -60,7 +60,7 @@ class Saver:
 
         Rank 0 reads it for all processes.
         """
-        found = self.world.first(lambda: latest(self.folder, self.plan))
+        found = self.world.first(self.newest)
         if found is None:
             return 0
         step, tensors = found
@@ -72,6 +72,13 @@ class Saver:
             other = f"step {step} in {self.folder} is of another network ({complaint(failure)})"
             raise CheckpointError(f"The checkpoint of {other}. Give its own, or another --out.") from failure
         return step
+
+    def newest(self) -> tuple[int, dict[str, Tensor]] | None:
+        """What `latest` gives. Damaged ones lose their name: they would count among those that are kept."""
+        found = latest(self.folder, self.plan)
+        if found is not None:
+            set_aside(self.folder, found[0])
+        return found
 
     def check_room(self) -> None:
         """Warn, before any work, of a disk that has no room for the checkpoints: one more than are kept."""
@@ -122,7 +129,7 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:08d}"
     # Where the disk is full, the newest matters more than the oldest, but one is always kept.
-    for spare in [*reversed(complete(folder)[1:]), None]:
+    for spare in [*folder.glob("damaged-*"), *reversed(complete(folder)[1:]), None]:
         try:
             with filling(final) as temporary:
                 save_file(unshared(tensors), temporary / TENSORS)
@@ -157,8 +164,7 @@ def latest(folder: Path, plan: str) -> tuple[int, dict[str, Tensor]] | None:
             if seal != digest({}, manifest) and (seal is not None or manifest["format"] == FORMAT):
                 raise ValueError(f"{MANIFEST} does not match its checksum")
             if manifest["format"] != FORMAT:
-                other = f"Checkpoint {path} has format {manifest['format']}; this byol reads {FORMAT}"
-                raise CheckpointError(f"{other}. Continue with the version that wrote it, or upgrade.")
+                raise of_another_version(f"Checkpoint {path}", manifest["format"], FORMAT)
             if manifest["plan"] != plan:
                 raise CheckpointError(f"Checkpoint {path} is of another plan than the run's. Take it away.")
             if manifest["step"] != step_of(path):
@@ -173,6 +179,26 @@ def latest(folder: Path, plan: str) -> tuple[int, dict[str, Tensor]] | None:
         none = f"None of the {len(found)} checkpoints in {folder} can be read"
         raise CheckpointError(f"{none}. Restore one of them, or start in another folder.")
     return None
+
+
+def of_another_version(what: str, written: int, read: int) -> CheckpointError:
+    """What to raise of a part of a run whose format this version does not read."""
+    go_on = "Upgrade byol to continue it" if written > read else "Continue it with the byol that wrote it"
+    return CheckpointError(
+        f"{what} has format {written}; this byol reads {read}. {go_on}, or choose another --out."
+    )
+
+
+def set_aside(folder: Path, step: int) -> None:
+    """Rename the checkpoints of later steps than the newest good one, all damaged, to `damaged-...`."""
+    for path in complete(folder):
+        if step_of(path) > step:
+            aside = path.with_name(f"damaged-{path.name}")
+            with writing(path, aside):
+                if aside.exists():
+                    shutil.rmtree(aside)
+                path.rename(aside)
+            logger.warning("The damaged checkpoint is %s now and counts no more.", aside)
 
 
 def last_good(folder: Path) -> str:

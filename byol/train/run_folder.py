@@ -22,7 +22,7 @@ from byol.evaluation.confusion import CONFUSIONS
 from byol.evaluation.score import SCORES, read_scores
 from byol.models.build import is_own_code
 from byol.settings import differences, to_plain, to_yaml
-from byol.train.checkpoint import complete, last_good, sweep
+from byol.train.checkpoint import complete, last_good, of_another_version, sweep
 from byol.train.config import TrainConfig
 from byol.train.plan import Plan
 from byol.world import ALONE, World
@@ -138,8 +138,11 @@ class RunFolder:
             stored = read_json(self.plan)
             if not isinstance(stored, dict):
                 raise ValueError("it is not a plan")
-            if stored.pop("blake2b") != encoder.digest({}, stored) or stored["format"] != FORMAT:
+            if stored.pop("blake2b", None) != encoder.digest({}, stored):
                 raise ValueError("it does not match its checksum")
+            if stored["format"] != FORMAT:
+                refused = of_another_version(f"The plan {self.plan}", stored["format"], FORMAT)
+                raise refused if begun else ValueError("it is of another version")
             plan = Plan(**stored["plan"])
             changed = differences(stored["config"], to_plain(config))
             changed = [line for line in changed if line.split(":")[0] not in FREE_TO_CHANGE]

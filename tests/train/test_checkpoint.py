@@ -118,8 +118,22 @@ def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path):
     manifest = json.loads(path.read_text())
     assert sealed(dict(manifest)) == json.dumps(manifest)
     path.write_text(sealed(manifest | {"format": 99}))
-    with pytest.raises(CheckpointError, match=r"format 99.*upgrade"):
+    with pytest.raises(CheckpointError, match=r"format 99.*Upgrade byol"):
         checkpoint.latest(tmp_path, "plan")
+
+
+@pytest.mark.parametrize("written", [1, 2])
+def test_a_checkpoint_of_an_older_version_is_refused_with_what_reads_it(tmp_path, written):
+    """Those of formats 1 and 2 had no checksum of the manifest itself."""
+    path = checkpoint.save(tmp_path, 1, tensors(), "plan") / "manifest.json"
+    manifest = json.loads(path.read_text()) | {"format": written}
+    del manifest["seal"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(
+        CheckpointError, match=rf"format {written}; this byol reads 3\. .*with the byol that wrote"
+    ):
+        checkpoint.latest(tmp_path, "plan")
+    assert path.exists()
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
@@ -165,6 +179,50 @@ def test_an_unfinished_folder_under_a_checkpoints_name_is_replaced(tmp_path):
     assert checkpoint.latest(tmp_path, "plan") is None
     checkpoint.save(tmp_path, 1, tensors(), "plan")
     assert checkpoint.latest(tmp_path, "plan")[0] == 1
+
+
+def spoil(path: Path) -> None:
+    """Flip a bit in a checkpoint's tensors, which only their checksum tells."""
+    data = bytearray((path / "state.safetensors").read_bytes())
+    data[-1] ^= 1
+    (path / "state.safetensors").write_bytes(data)
+
+
+def a_saver(folder: Path, **changes: object) -> checkpoint.Saver:
+    net = torch.nn.Linear(3, 3)
+    return checkpoint.Saver(
+        folder, net, torch.optim.SGD(net.parameters()), "plan", TrainConfig(out="a", **changes)
+    )
+
+
+def test_a_checkpoint_that_was_found_damaged_counts_no_more_among_the_kept(tmp_path, caplog):
+    """Two of later steps would have had both good ones deleted, the one just written too."""
+    before = a_saver(tmp_path, keep_checkpoints=4)
+    for step in (2, 4, 6, 8):
+        before.save(step)
+    for step in (6, 8):
+        spoil(tmp_path / f"step-{step:08d}")
+    saver = a_saver(tmp_path)
+    assert saver.restore() == 4
+    assert "damaged-step-00000008 now" in caplog.text
+    assert checkpoint.last_good(tmp_path).endswith("step-00000004.")
+    for step, kept in ((5, [4, 5]), (7, [5, 7])):  # before a damaged one, and behind it
+        saver.save(step)
+        assert sorted(checkpoint.step_of(path) for path in checkpoint.complete(tmp_path)) == kept
+        assert checkpoint.latest(tmp_path, "plan")[0] == step
+    spoil(tmp_path / "step-00000007")
+    assert a_saver(tmp_path).restore() == 5
+    damaged = sorted(path.name for path in tmp_path.glob("damaged-*"))
+    assert damaged == [f"damaged-step-{step:08d}" for step in (6, 7, 8)]  # nothing of them was deleted
+
+
+def test_while_no_checkpoint_is_sound_none_is_renamed(tmp_path):
+    """So that one can be restored under its name."""
+    a_saver(tmp_path).save(1)
+    spoil(tmp_path / "step-00000001")
+    with pytest.raises(CheckpointError, match="None of the 1"):
+        a_saver(tmp_path).restore()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
 def test_a_checkpoint_that_cannot_be_deleted_is_a_warning(tmp_path, caplog):
@@ -222,6 +280,52 @@ except DiskError:
     if done.stderr.startswith(("unshare:", "mount:", "mkdir:")):
         pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
     assert done.stdout.split("\n") == ["1 1", "2 2", "3 2", "4 2", "5 2", "5 1", ""], done.stderr
+
+
+def test_on_a_full_disk_damaged_checkpoints_make_room_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = in_a_small_disk("""
+import torch
+from pathlib import Path
+from byol.train import checkpoint
+folder = Path("small/checkpoints")
+for step in (1, 2):  # of 120 kB: there is room for two
+    checkpoint.save(folder, step, {"a": torch.full((30_000,), float(step))}, "plan")
+checkpoint.set_aside(folder, 1)
+checkpoint.save(folder, 3, {"a": torch.full((30_000,), 3.0)}, "plan")
+print(*sorted(path.name for path in folder.iterdir()))
+""")
+    if done.stderr.startswith(("unshare:", "mount:", "mkdir:")):
+        pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+    assert done.stdout == "step-00000001 step-00000003\n", done.stderr
+
+
+def test_after_a_full_disk_the_next_checkpoint_is_saved_as_soon_as_there_is_room(tmp_path, monkeypatch):
+    """Another program fills the disk between two checkpoints, and later takes its file away."""
+    monkeypatch.chdir(tmp_path)
+    done = in_a_small_disk("""
+import torch, byol
+from pathlib import Path
+from byol.train.checkpoint import Saver, latest
+net = torch.nn.Linear(170, 170)  # 116 kB
+folder = Path("small/checkpoints")
+saver = Saver(folder, net, torch.optim.SGD(net.parameters()), "plan", byol.TrainConfig(out="run"))
+for step in range(1, 6):
+    if step == 2:
+        Path("small/others").write_bytes(bytes(100_000))
+    if step == 4:
+        Path("small/others").unlink()
+    saved = saver.save(step)
+    print(saved, latest(folder, "plan")[0], *sorted(path.name[-1] for path in folder.iterdir()))
+""")
+    if done.stderr.startswith(("unshare:", "mount:", "mkdir:")):
+        pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+    lost = ["False 1 1"] * 2  # the one before stays, and nothing that is unfinished
+    assert done.stdout.splitlines() == ["True 1 1", *lost, "True 4 1 4", "True 5 4 5"], done.stderr
+    told = [line for line in done.stderr.splitlines() if "is lost" in line]
+    for step, line in zip((2, 3), told, strict=True):
+        assert f"The checkpoint of step {step} (0.1 MB) is lost, training goes on" in line
+        assert "No space left on device. Make room" in line
 
 
 def test_a_disk_without_room_is_told_beforehand_and_in_bytes(tmp_path, monkeypatch):

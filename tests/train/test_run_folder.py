@@ -1,15 +1,18 @@
 """A run's folder: its names, its lock, and plans and checkpoints that do not belong to it."""
 
 import ast
+import importlib
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from processes import run_byol, started, words
 from small_runs import StopsItself, Tiny, seeded, small_config
 
@@ -18,6 +21,7 @@ from byol.cli import main
 from byol.encoders.encoder import digest
 from byol.train.config import ModelConfig
 from byol.train.run_folder import RunFolder
+from byol.world import World
 
 
 def test_every_file_name_of_a_run_is_spelt_once_in_the_package(tmp_path):
@@ -139,6 +143,24 @@ def test_a_plan_that_names_code_as_its_encoder_never_executes_it(tmp_path, array
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize(("written", "advice"), [(2, "with the byol that wrote it"), (4, "Upgrade byol")])
+def test_a_plan_of_another_version_is_refused_with_what_reads_it(tmp_path, arrays, written, advice):
+    stored = stopped(tmp_path, arrays)
+    forged(tmp_path, {**stored, "format": written})
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(byol.CheckpointError, match=rf"plan\.json has format {written}; .*{advice}"):
+        byol.pretrain(seeded(), arrays, small_config(tmp_path))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_plan_of_another_version_with_which_nothing_was_done_is_made_anew(tmp_path, arrays):
+    stored = stopped(tmp_path, arrays)
+    shutil.rmtree(tmp_path / "checkpoints")
+    forged(tmp_path, {**stored, "format": 2})
+    byol.pretrain(seeded(), arrays, small_config(tmp_path))
+    assert json.loads((tmp_path / "plan.json").read_text())["format"] == 3
+
+
 def test_a_plan_with_a_value_of_another_kind_is_a_sentence(tmp_path, arrays):
     stored = stopped(tmp_path, arrays)
     stored["plan"]["total_steps"] = "many"
@@ -156,6 +178,17 @@ def test_a_checkpoint_of_another_run_is_not_taken_up(tmp_path, arrays):
         byol.pretrain(seeded(), arrays, small_config(tmp_path / "b", seed=1))
 
 
+def test_a_run_is_not_continued_with_one_image_for_each_process(tmp_path, arrays):
+    """Micro-batches of 8: they split over 4 processes, and over 8 only into single images."""
+    stopped(tmp_path, arrays)
+    images, cpu = byol.open_images(arrays), torch.device("cpu")
+    for count in (3, 8):
+        with pytest.raises(byol.ConfigError, match=f"over {count} processes into equal parts of at least 2"):
+            RunFolder(tmp_path).stored_plan(small_config(tmp_path), images, World(0, count, cpu))
+    plan = RunFolder(tmp_path).stored_plan(small_config(tmp_path), images, World(0, 4, cpu))
+    assert plan.micro_batch_size == 8
+
+
 def test_a_run_that_was_moved_and_is_told_other_things_is_continued(tmp_path, arrays):
     """What may differ takes effect: how often is logged and saved, how many checkpoints stay.
     The folder's new name is not UTF-8.
@@ -170,3 +203,56 @@ def test_a_run_that_was_moved_and_is_told_other_things_is_continued(tmp_path, ar
         "step-00000010", "step-00000012", "step-00000014",
     ]  # fmt: skip
     assert byol.load_encoder(folder, net=Tiny()).checksum() == run.encoder.checksum()
+
+
+def test_a_run_may_be_anywhere_whatever_the_folders_are_called_and_whether_they_are_there(tmp_path, arrays):
+    """It is stopped, continued, reported and judged there, as one under a plain name is."""
+    images = tmp_path / "photos, Größe 1" / "图 片.npz"
+    images.parent.mkdir()
+    shutil.copy(arrays, images)
+    out = tmp_path / "not there yet" / "naïve #1 & 50%" / "実験"
+    stopped(out, images)
+    run = byol.pretrain(seeded(), images, small_config(out))
+    assert (
+        run.encoder.checksum()
+        == byol.pretrain(seeded(), arrays, small_config(tmp_path / "b")).encoder.checksum()
+    )
+    assert byol.load_encoder(out, net=Tiny()).checksum() == run.encoder.checksum()
+    assert main(["report", str(out)]) == 0
+    assert "実験" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def without_permission(folder: Path, words: list[str]) -> None:
+    """Call byol there as somebody who may not write; root may everywhere."""
+    os.chdir(folder)  # before: that one may not enter the folders above
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setuid(65534)
+    sys.exit(main(words))
+
+
+def test_a_folder_that_may_not_be_written_to_is_one_sentence(tmp_path, arrays, capfd):
+    """A new run in such a folder, or below it; a run that somebody else has stopped there."""
+    shutil.copy(arrays, tmp_path / "images.npz")
+    (tmp_path / "closed").mkdir()
+    stopped(tmp_path / "run", arrays)
+    importlib.import_module("byol.commands.train")  # as the modules themselves may be closed to others
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    folders = [path for path in (tmp_path, *tmp_path.rglob("*")) if path.is_dir()]
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        for out in ("closed", "closed/a", "run"):
+            flags = words(Path("images.npz"), Path(out), encoder="convnet", model__width=2)
+            capfd.readouterr()
+            fork = multiprocessing.get_context("fork")
+            process = fork.Process(target=without_permission, args=(tmp_path, flags))
+            process.start()
+            process.join(100)
+            said = f"The run's folder {out} cannot be used: Permission denied. Choose another --out."
+            assert capfd.readouterr().err == f"byol train: {said}\n"
+            assert process.exitcode == 2
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

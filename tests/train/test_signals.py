@@ -228,6 +228,53 @@ def test_impatient_signals_end_the_process_at_once(name, count, code):
     assert ("KeyboardInterrupt" in done.stderr) == (name == "SIGINT")
 
 
+@pytest.fixture(scope="module")
+def undisturbed(arrays: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The encoder of a run that nobody stopped."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    return encoder_of(out, arrays, small_config(out))
+
+
+def impatient(out: Path, images: Path, signals: int, moment: str) -> int:
+    """A run that SIGTERM stops in step 5, and that is sent the others while it writes that checkpoint."""
+    left, (what, where) = iter(range(signals - 1)), moment.split()
+
+    def watch(event: str, arguments: tuple) -> None:
+        if event == what and where in str(arguments[0]):
+            for _ in left:
+                terminate()
+
+    def begin() -> None:
+        sys.addaudithook(watch)
+        terminate()
+
+    try:
+        byol.pretrain(seeded(Meets, 9, begin), images, small_config(out, save_every_steps=2))
+    except byol.Stopped as stopped:
+        return stopped.exit_code
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("signals", "moment"),
+    [(2, "open manifest.json"), (3, "os.mkdir .tmp-"), (3, "open manifest.json"), (3, "os.rename .tmp-")],
+)
+def test_a_second_sigterm_lets_a_save_finish_and_a_third_ends_it_without_harm(
+    tmp_path, arrays, undisturbed, signals, moment
+):
+    out = tmp_path / "a"
+    process = multiprocessing.get_context("fork").Process(
+        target=lambda: sys.exit(impatient(out, arrays, signals, moment))
+    )
+    process.start()
+    process.join(100)
+    assert process.exitcode == (75 if signals == 2 else -signal.SIGTERM)
+    saved = sorted(int(path.name[5:]) for path in (out / "checkpoints").glob("step-*"))
+    assert saved == ([4, 5] if signals == 2 else [2, 4])
+    assert encoder_of(out, arrays, small_config(out, save_every_steps=2)) == undisturbed
+    assert not list((out / "checkpoints").glob(".*"))
+
+
 def test_a_decoder_that_swallows_every_exception_does_not_swallow_the_second_ctrl_c(tmp_path):
     dataset = Pictures()
     images = byol.open_images(dataset)

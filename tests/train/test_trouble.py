@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from contextlib import ExitStack
 from dataclasses import replace
@@ -87,6 +88,27 @@ def test_a_full_disk_costs_metrics_and_one_warning_and_ends_in_a_sentence(tmp_pa
     assert failure.value.exit_code == 70
     assert sum("Metrics are lost" in record.message for record in caplog.records) == 1
     assert sum("checkpoint of step 14 " in record.message for record in caplog.records) == 1
+
+
+def test_a_disk_that_is_full_for_a_while_costs_the_checkpoints_of_that_time_alone(tmp_path, arrays, caplog):
+    """No file of more than 4 kB can be written in steps 3 to 7; then there is room again."""
+    disk = ExitStack()
+
+    def fill() -> None:
+        disk.enter_context(largest_file(4096))
+        net.left, net.trouble = 10, disk.close
+
+    net = seeded(Meets, 5, fill)  # of two passes a step
+    config = small_config(tmp_path / "a", save_every_steps=1, keep_checkpoints=20)
+    with disk:
+        run = byol.pretrain(net, arrays, config)
+    there = sorted(int(path.name[5:]) for path in (tmp_path / "a" / "checkpoints").iterdir())
+    assert there == [1, 2, *range(8, 15)]
+    lost = [record.getMessage() for record in caplog.records if "is lost" in record.message]
+    assert [int(line.split()[4]) for line in lost] == [3, 4, 5, 6, 7]
+    assert all(re.search(r"\(0\.\d MB\) is lost, training goes on", line) for line in lost)
+    undisturbed = byol.pretrain(seeded(), arrays, replace(config, out=str(tmp_path / "b")))
+    assert run.encoder.checksum() == undisturbed.encoder.checksum()
 
 
 def test_an_image_that_can_be_read_again_is_taken_off_the_list(tmp_path):
