@@ -40,7 +40,7 @@ class World:
     device: torch.device
     meetings: Any = None  # the group that several processes agree in, beside that of gradients and statistics
     store: Any = None  # what each leaves there the others can read without waiting
-    met: Counter[str] = field(default_factory=Counter, compare=False)  # meetings so far, as "count"
+    done: Counter[str] = field(default_factory=Counter, compare=False)  # "meetings" and, of a run, "steps"
 
     @classmethod
     def join(cls, device: str | None = None, *, alone: bool = False, hours: float = 168) -> "World":
@@ -118,9 +118,9 @@ class World:
                 raise failure
             return [*news]
         said: list[Any] = [None] * self.size
-        self.met["count"] += 1
+        self.done["meetings"] += 1
         try:
-            self.store.set(f"met {self.rank}", str(self.met["count"]))
+            self.store.set(f"met {self.rank}", str(self.done["meetings"]))
             some = torch.tensor([failure is not None or len(news) > 0], dtype=torch.int32)
             distributed.all_reduce(some, distributed.ReduceOp.MAX, group=self.meetings)
             if not some:
@@ -224,12 +224,14 @@ class World:
             time.sleep(NOTICE)
             others = [rank for rank in range(self.size) if rank != self.rank]
             met = {rank: int(self.store.get(f"met {rank}")) for rank in others}
-            behind = [rank for rank in others if met[rank] < self.met["count"]]
+            behind = [rank for rank in others if met[rank] < self.done["meetings"]]
             silent = [rank for rank in others if not self.store.check([f"noticed {rank}"])]
             names = [f"{rank} ({self.store.get(f'where {rank}').decode()})" for rank in behind or silent]
         which = f"Process {' and process '.join(names)}" if names else "Another"
+        when = f" after step {self.done['steps']:,}" if "steps" in self.done else ""
         return ProcessLost(
-            f"{which} of the {self.size} processes has ended or stands still; what it said is the reason."
+            f"{which} of the {self.size} processes has ended or stands still{when}; "
+            "what it said is the reason."
         )
 
     def default_precision(self) -> Precision:

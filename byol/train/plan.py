@@ -378,7 +378,7 @@ def checked_batch_size(config: TrainConfig, images: int, usual: int, processes: 
     if size % parts or size // parts < 2:
         shares = f" for each of {processes} processes" if processes > 1 else ""
         micro = f"{config.optim.accumulation} micro-batches{shares}"
-        uneven = f"batch_size {size} does not split into {micro} of equal size and at least 2"
+        uneven = f"batch_size {size} does not split into {micro} of equal size and at least 2 images"
         raise ConfigError(f"{uneven}. Change --batch-size or --optim.accumulation.")
     return size
 

@@ -95,7 +95,7 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
             trained = ProbedLearner(learner, probe)
             optimizer = build_optimizer(learner, plan, probe)
             saver = Saver(folder.checkpoints, trained, optimizer, checksum, config, world)
-            start = saver.restore()
+            world.done["steps"] = start = saver.restore()
             if plan.init and start == 0:
                 put_in_place(learner, plan, setup.source)
         forward = setup.distributed(trained)
@@ -104,8 +104,9 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
             images.release()
             batches = setup.batches(rows, plan, learner, start, lambda *one: found.append(one), probe)
             with closing(batches):
-                for _ in steps(learner, together(world, batches, found), optimizer, plan, start, forward):
-                    pass
+                fed = together(world, batches, found)
+                for result in steps(learner, fed, optimizer, plan, start, forward):
+                    world.done["steps"] = result.step
             knn, verdict, whitened = world.first(lambda: (None, None, None))
             trained_encoder = trained_encoder if whitened is None else whitened.to(world.device)
             return Run(folder.path, trained_encoder.eval(), plan, knn, verdict, images)
@@ -135,7 +136,7 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
                         log.write(monitor.look(0, log.begin, stop.check))
                     warned = "" if finished else heed_collapse(log, config)
                 for result in log.following(steps(learner, fed, optimizer, plan, start, forward)):
-                    done = result.step
+                    done = world.done["steps"] = result.step
                     last = done == plan.total_steps
                     with world.telling():
                         if done % plan.log_every_steps == 0 or last:

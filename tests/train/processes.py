@@ -45,6 +45,9 @@ class Small(nn.Module):
             if self.fault and self.left == 0:
                 if self.fault == "nan":
                     return self.layers(x) * torch.nan
+                if self.fault == "slope":  # the root of 0 adds nothing, and its slope is not finite
+                    x = self.layers(x)
+                    return x + (0 * x).abs().sqrt()
                 if self.fault == "failure":
                     raise RuntimeError("the second GPU has fallen off the bus")
                 os.kill(os.getpid(), signal.Signals[self.fault])

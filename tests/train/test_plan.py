@@ -256,6 +256,19 @@ def test_a_batch_that_does_not_split_into_micro_batches_is_refused():
         plan_run(TrainConfig(out="a", batch_size=256, optim=OptimConfig(accumulation=3)), CIFAR, CPU)
 
 
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(2, 1), (4, 2), (6, 3)])
+def test_one_image_for_each_of_two_processes_is_refused(batch_size, accumulation):
+    """BatchNorm of torch's own kind fails on one, and few shares of two images are no more work."""
+    two = World(0, 2, torch.device("cpu"))
+    optim = OptimConfig(accumulation=accumulation)
+    with pytest.raises(
+        byol.ConfigError, match=r"for each of 2 processes of equal size and at least 2 images"
+    ):
+        plan_run(TrainConfig(out="a", batch_size=batch_size, optim=optim), CIFAR, two)
+    plan = plan_run(TrainConfig(out="a", batch_size=2 * batch_size, optim=optim), CIFAR, two)
+    assert plan.micro_batch_size == 4
+
+
 def test_a_warm_up_longer_than_the_run_is_refused():
     with pytest.raises(byol.ConfigError, match="warmup_epochs=20"):
         plan_run(TrainConfig(out="a", epochs=5, optim=OptimConfig(warmup_epochs=20)), CIFAR, CPU)

@@ -21,6 +21,8 @@ from torch import Tensor, distributed
 from byol import world as world_module
 from byol.cli import main
 from byol.errors import ProcessLost, TrainingError
+from byol.train import run as run_module
+from byol.train.checkpoint import Saver, optimizer_tensors
 from byol.train.config import ModelConfig
 from byol.train.run import pretrain
 from byol.world import World
@@ -144,6 +146,24 @@ def test_a_run_of_one_process_is_continued_by_two(arrays: Path, tmp_path: Path, 
     assert_same_run(runs / "one", tmp_path / "cut")
 
 
+def test_an_unfinished_checkpoint_is_replaced_by_several_processes_and_none_waits_for_ever(
+    arrays: Path, tmp_path: Path, runs: Path
+):
+    """As a copy that was broken off leaves one: under the name of the first step that is saved then."""
+    run = words(arrays, tmp_path / "cut", **PROBED)
+    run_byol(2, run, tmp_path / "log", expected=75, FAULT="SIGTERM 46")
+    steps = sorted(losses(runs / "two"))
+    unfinished = tmp_path / "cut" / "checkpoints" / "step-00000012"
+    unfinished.mkdir()
+    (unfinished / "state.safetensors").write_bytes(b"{")
+    (unfinished / "old" / "deeper").mkdir(parents=True)
+    with started(2, tmp_path / "log", main, [*run, "--save-every-steps", "1"]) as running:
+        assert running.codes(200) == [0, 0], running.said()
+    there = sorted(path.name for path in (tmp_path / "cut" / "checkpoints").iterdir())
+    assert there == [f"step-{step:08d}" for step in steps[-2:]]
+    assert encoder_bytes(tmp_path / "cut") == encoder_bytes(runs / "two")
+
+
 def test_a_run_is_not_continued_by_processes_that_its_batches_do_not_split_over(
     arrays: Path, tmp_path: Path, runs: Path
 ):
@@ -152,24 +172,46 @@ def test_a_run_is_not_continued_by_processes_that_its_batches_do_not_split_over(
     assert said.count("Micro-batches of 8 images do not split over 3 processes") == 1
 
 
-def ends_with_nan(images: Path, out: Path) -> None:
-    net, model = Small(), ModelConfig(projection_size=8, projection_hidden_size=16)
+def ends_with_nan(images: Path, out: Path) -> int:
+    """Leaves what the failed step has left of everything that is trained."""
+    savers: list[Saver] = []
+
+    class Watched(Saver):
+        def restore(self) -> int:
+            savers.append(self)
+            return super().restore()
+
+    run_module.Saver = Watched
+    model = ModelConfig(projection_size=8, projection_hidden_size=16)
     config = small_config(out, model=model, save_every_steps=1, keep_checkpoints=9)
     try:
-        pretrain(net, images, config)
+        pretrain(Small(), images, config)
     except TrainingError as failure:
-        torch.save((str(failure), net.state_dict()), out / f"{os.environ['RANK']}.pt")
+        tensors = savers[0].trained.state_dict() | optimizer_tensors(savers[0].optimizer)
+        torch.save((str(failure), tensors), out / f"{os.environ['RANK']}.pt")
+        return failure.exit_code
+    return 0
 
 
-def test_a_nan_on_one_process_stops_all_before_anything_moves(arrays: Path, tmp_path: Path):
-    with started(2, tmp_path / "log", ends_with_nan, arrays, tmp_path / "a", FAULT="nan 7") as running:
-        assert running.codes() == [0, 0], running.said()
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [("nan", "loss of step 3 is nan"), ("slope", "gradient of step 3 is not finite, though its loss is")],
+)
+def test_a_nan_on_one_process_stops_all_before_anything_moves(
+    arrays: Path, tmp_path: Path, fault: str, says: str
+):
+    """In the loss, or only in a gradient: of weights, target, statistics and optimizer nothing has moved."""
+    with started(2, tmp_path / "log", ends_with_nan, arrays, tmp_path / "a", FAULT=f"{fault} 7") as running:
+        assert running.codes() == [4, 4], running.said()
     saved = state(tmp_path / "a")
+    kinds = ("learner.online.", "learner.target.", "learner.predictor.", "running_var", "optimizer.")
+    assert all(any(kind in name for name in saved) for kind in kinds)
     for rank in (0, 1):
         message, tensors = torch.load(tmp_path / "a" / f"{rank}.pt")
-        assert "loss of step 3 is nan" in message
+        assert says in message
+        assert tensors.keys() == saved.keys()
         for name, value in tensors.items():
-            assert torch.equal(value, saved[f"learner.online.encoder.net.{name}"]), name
+            assert torch.equal(value, saved[name]), name
 
 
 @pytest.mark.parametrize("fault", ["failure", "SIGKILL"])
@@ -179,23 +221,37 @@ def test_what_happens_to_one_process_ends_the_others_in_time(photos: Path, tmp_p
     with started(2, tmp_path / "log", main, run, FAULT=f"{fault} 14") as running:
         codes, said = running.codes(), running.said()
     assert codes == [70, 70 if fault == "failure" else -9], said
-    assert len(re.findall(r"Process 1 \(pid \d+ on .+\) of the 2 processes has ended", said)) == 1
+    named = r"Process 1 \(pid \d+ on .+\) of the 2 processes has ended or stands still after step 6;"
+    assert len(re.findall(named, said)) == 1
     if fault == "failure":
         assert said.index("fallen off the bus") < said.index("Process 1 (pid")
     assert max((tmp_path / "a" / "checkpoints").glob("step-*")).name == "step-00000006"
 
 
+def is_stopped(pid: int | None) -> bool:
+    """Whether a process stands still by a signal."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 def test_a_process_that_stands_still_in_a_step_is_noticed_in_a_minute_and_named(arrays: Path, tmp_path: Path):
-    """It is stopped in its seventh step, by SIGSTOP; the other one waits in the same step."""
+    """It is stopped in its seventh step, by SIGSTOP; the other one waits in the same step, and says so a few
+    seconds after its time is over."""
     run = words(arrays, tmp_path / "a", save_every_steps=2)
     with started(2, tmp_path / "log", main, run, FAULT="SIGSTOP 14") as running:
-        running.processes[0].join(400)
+        while not is_stopped(running.processes[1].pid) and running.processes[0].is_alive():
+            time.sleep(0.05)
+        began = time.monotonic()
+        while "stands still" not in running.said() and running.processes[0].is_alive():
+            time.sleep(0.05)
+        took = time.monotonic() - began
+        running.processes[0].join(100)
         code, said = running.processes[0].exitcode, running.said()
         assert running.processes[1].is_alive()
         named = f"Process 1 (pid {running.processes[1].pid} on "
     assert code == 70, said
     assert said.count(named) == 1
-    assert "stands still" in said.partition(named)[2]
+    assert "of the 2 processes has ended or stands still after step 6;" in said.partition(named)[2]
+    assert took < world_module.STILL + world_module.NOTICE + 5
     assert max((tmp_path / "a" / "checkpoints").glob("step-*")).name == "step-00000006"
 
 
