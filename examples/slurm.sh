@@ -17,19 +17,24 @@ export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
 export PET_SHUTDOWN_TIMEOUT=240
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # restarts on several machines: pytorch#135712
 
+# One task of an array by both numbers: the number of one of them is the array's too, and means all of it.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
+
 requeue() {
     trap '' USR1
     kill -USR1 "$run"
     wait "$run" # until it has saved
-    echo "time is nearly over: job $SLURM_JOB_ID goes back into the queue"
-    scontrol requeue "$SLURM_JOB_ID" || echo "it could not be requeued: submit the same command again" >&2
-    exit 0
+    echo "time is nearly over: job $job goes back into the queue"
+    scontrol requeue "$job" && exit 0
+    echo "warning: job $job could not be requeued; submit the same command again, and it continues" >&2
+    exit 75 # as the processes: stopped and saved, not done
 }
 trap requeue USR1
 
+# The first machine, on which this script runs.
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="${SLURM_GPUS_ON_NODE:-gpu}" --max-restarts=3 \
-    --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$host:${PORT:-29500}" \
+    --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="${host:-$HOSTNAME}:${PORT:-29500}" \
     -m byol train "$@" &
 run=$!
 wait "$run"

@@ -1,6 +1,7 @@
 """examples/slurm.sh with a scontrol and an srun that only note how they were called, and torchrun itself."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,12 +12,13 @@ from pathlib import Path
 import pytest
 from processes import run_byol, words
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 SCRIPT = Path(__file__).parents[2] / "examples" / "slurm.sh"
+# Stands for a run that saves when it is told to; torchrun then ends with 1.
+RUN = 'echo "$@" >> "$NOTES"; trap "kill %1; echo saved; exit 1" USR1; sleep 60 & touch "$NOTES.begun"; wait'
 COMMANDS = {
     "srun": 'exec "$@"',
     "torchrun": f'exec {sys.executable} -m torch.distributed.run "$@"',
-    "scontrol": 'echo "$@" >> "$NOTES"\nif [ "$1" = show ]; then echo 127.0.0.1; fi\nexit "${REFUSE:-0}"',
+    "scontrol": 'echo "$@" >> "$NOTES"\n[ "$1" = show ] && echo 127.0.0.1 || exit "${REFUSE:-0}"',
 }
 
 
@@ -44,6 +46,40 @@ def submit(slurm: dict[str, str], log: Path, run: list[str]) -> subprocess.Popen
         )
 
 
+@pytest.mark.parametrize("number", ["4711", "4700_3"])
+@pytest.mark.parametrize("scontrol", ["requeues", "refuses", "is missing"])
+def test_a_job_goes_back_into_the_queue_by_its_own_number_or_warns_and_is_not_called_done(
+    slurm: dict[str, str], tmp_path: Path, scontrol: str, number: str
+):
+    """A task of an array is named by the array's number and its own: one number alone may mean all of it."""
+    commands = tmp_path / "bin"
+    (commands / "srun").write_text(f"#!/bin/bash\n{RUN}\n")
+    for name in ("bash", "head", "sleep", "touch"):
+        (commands / name).symlink_to(shutil.which(name) or "")
+    if scontrol == "is missing":
+        (commands / "scontrol").unlink()
+    array = {"SLURM_ARRAY_JOB_ID": "4700", "SLURM_ARRAY_TASK_ID": "3"} if "_" in number else {}
+    refuse = {"REFUSE": "1"} if scontrol == "refuses" else {}
+    job = submit({**slurm, **array, **refuse, "PATH": str(commands)}, tmp_path / "log", ["train", "photos"])
+    try:
+        while job.poll() is None and not (tmp_path / "notes.begun").exists():
+            time.sleep(0.01)
+        job.send_signal(signal.SIGUSR1)
+        code = job.wait(60)
+    finally:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+    said, notes = (tmp_path / "log").read_text(), (tmp_path / "notes").read_text().splitlines()
+    assert said.index("saved") < said.index(f"job {number} goes back into the queue")
+    assert [line for line in notes if "requeue" in line] == [f"requeue {number}"] * (scontrol != "is missing")
+    assert (f"warning: job {number} could not be requeued; submit" in said) == (scontrol != "requeues")
+    assert code == (0 if scontrol == "requeues" else 75)
+    machine = socket.gethostname() if scontrol == "is missing" else "127.0.0.1"
+    assert any(f"--rdzv-endpoint={machine}:{slurm['PORT']} -m byol train photos" in line for line in notes)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_job_whose_time_is_nearly_over_saves_requeues_itself_once_and_continues(
     slurm: dict[str, str], arrays: Path, tmp_path: Path
 ):
