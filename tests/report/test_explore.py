@@ -3,12 +3,14 @@
 import base64
 import csv
 import json
+import multiprocessing
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from reading import CLASSES, Page
 
 import byol
 from byol.cli import main
+from byol.commands.explore import serve
 from byol.features.neighbours import near_duplicates, search
 from byol.report import embeddings_file
 from byol.report.explorer import Column, Map
@@ -368,32 +371,53 @@ def test_thumbnails_lie_where_the_page_looks_for_them(explored):
         assert np.abs(middle - wanted).max() <= 4, row
 
 
+def answer(port: int, path: str, host: str) -> tuple[int, bytes]:
+    """What the server says to a request: status and content."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", path, headers={"Host": host})
+    response = connection.getresponse()
+    return response.status, response.read()
+
+
+def test_it_is_served_to_this_machine_alone(tmp_path):
+    """The page's own files and nothing else, and not to a page from elsewhere whose name leads here."""
+    folder, secret = tmp_path / "m", tmp_path / "secret"
+    (folder / "folder").mkdir(parents=True)
+    (folder / "index.html").write_text("a map", encoding="utf-8")
+    secret.write_text("nobody's business", encoding="utf-8")
+    (folder / "link").symlink_to(secret)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = multiprocessing.get_context("fork").Process(target=serve, args=(folder, port))
+    server.start()
+    try:
+        for _ in range(1000):
+            with suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), timeout=5):
+                break
+            time.sleep(0.01)
+        for host in (f"127.0.0.1:{port}", f"localhost:{port}"):
+            assert answer(port, "/index.html", host) == answer(port, "/", host) == (200, b"a map")
+        assert answer(port, "/index.html", "evil.example:80")[0] == 403
+        for path in ("/link", "/folder/", "/../secret", "/..%2fsecret", str(secret)):
+            status, content = answer(port, path, "localhost:1")
+            assert (status, b"business" in content) == (404, False), path
+        with pytest.raises(ConnectionError), socket.create_connection(("127.0.0.2", port), timeout=5):
+            pass  # the whole of 127.0.0.0/8 is this machine; a server for everybody would answer
+    finally:
+        server.kill()
+        server.join()
+
+
 @pytest.mark.slow
-def test_it_is_served_to_this_machine_alone(explored, tmp_path):
+def test_a_map_is_served_until_ctrl_c(explored, tmp_path):
     command = [sys.executable, "-m", "byol", "explore", str(explored[0] / f"{TITLES[1]}.npz"), "--out",
                str(tmp_path / "m"), "--map", "pca", "--clusters", "0", "--serve"]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             said = next(line for line in process.stdout if line.startswith("serving"))
             port = int(re.search(r"127\.0\.0\.1:(\d+)", said)[1])
-            for host, status in (
-                (f"127.0.0.1:{port}", 200),
-                (f"localhost:{port}", 200),
-                ("evil.example:80", 403),
-            ):
-                connection = HTTPConnection("127.0.0.1", port)
-                connection.request("GET", "/index.html", headers={"Host": host})
-                assert connection.getresponse().status == status
-            (tmp_path / "secret").write_text("nobody's business", encoding="utf-8")
-            (tmp_path / "m" / "link").symlink_to(tmp_path / "secret")
-            (tmp_path / "m" / "folder").mkdir()
-            for path in ("/link", "/folder/", "/../secret", "/..%2fsecret", str(tmp_path / "secret")):
-                connection = HTTPConnection("127.0.0.1", port)
-                connection.request("GET", path, headers={"Host": "localhost:1"})
-                answer = connection.getresponse()
-                assert (answer.status, b"business" in answer.read()) == (404, False), path
-            with pytest.raises(ConnectionError), socket.create_connection(("127.0.0.2", port), timeout=5):
-                pass  # the whole of 127.0.0.0/8 is this machine; a server for everybody would answer
+            page = (200, (tmp_path / "m" / "index.html").read_bytes())
+            assert answer(port, "/", f"localhost:{port}") == page
         finally:
             process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
