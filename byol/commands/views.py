@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import tyro
 
 from byol.data.images import Images
+from byol.data.readers.reader import evenly_spaced
 from byol.errors import DataError, show
 from byol.features.neighbours import check_at_least_one
 from byol.features.sheet import Cell, check_sheet, write_sheet
@@ -49,9 +49,8 @@ def views(arguments: Sequence[str]) -> int:
     plan, images = setup.new_plan(), setup.images
     assert isinstance(images, Images)  # no command brings views of its own
     cells: list[Cell] = []
-    rows = np.linspace(0, len(images) - 1, command.count).astype(int).tolist()
     width = 3
-    for row, every in views_of_each(images, rows, plan):
+    for row, every in views_of_each(images, evenly_spaced(len(images), command.count), plan):
         cells += [Cell(images[row], (images.name(row),), framed=True)]
         cells += [Cell(view, (name,)) for name, view in every]
         width = 1 + len(every)

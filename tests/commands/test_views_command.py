@@ -14,6 +14,16 @@ def test_the_sheet_shows_images_beside_their_two_views(labelled, tmp_path, capsy
     assert middles[[0, 3, 6]].argmax(axis=1).tolist() == [2, 1, 0]  # folders by name: blue, green, red
 
 
+def test_fewer_images_than_were_requested_are_shown_once_each(tmp_path):
+    np.save(
+        tmp_path / "images.npy", np.random.default_rng(0).integers(256, size=(2, 32, 32, 3), dtype=np.uint8)
+    )
+    sheets = [tmp_path / "a.png", tmp_path / "b.png"]
+    for sheet, count in zip(sheets, ("2", "15"), strict=True):
+        assert main(["views", str(tmp_path / "images.npy"), "--out", str(sheet), "--count", count]) == 0
+    assert sheets[0].read_bytes() == sheets[1].read_bytes()
+
+
 def test_views_without_any_change_are_the_image(tmp_path, capsys):
     gradient = np.linspace(0, 255, 32, dtype=np.uint8)
     picture = np.stack(

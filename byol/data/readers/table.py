@@ -1,6 +1,7 @@
 """Labels in a CSV or TSV file beside the image files: columns path and label, perhaps a header."""
 
 import csv
+import logging
 import os
 import re
 from array import array
@@ -18,14 +19,18 @@ from byol.errors import DataError, printable
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PATHS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path")
 LABELS = ("label", "labels", "class", "classes", "category", "tags", "target")
+logger = logging.getLogger("byol")
 
 
 class TableReader(FileReader):
-    """Image files named in a table, in the order in which they first occur there, with their labels."""
+    """Image files named in a table, in the order in which they first occur there, with their labels.
+
+    Where some have no label none has, with a warning; only multi-label images may have none.
+    """
 
     def __init__(self, path: Path, where: str = "") -> None:
         images, classes = dict[str, int](), dict[str, int]()  # in the order of the file
-        owners, values, bare, several = array("q"), array("q"), 0, False
+        owners, values, bare, several = array("q"), array("q"), array("q"), False
         where, root = where or str(path), Path(os.path.abspath(path.parent))
         for line, name, text in rows_of(path, where):
             if name not in images and not os.path.isfile(os.path.join(root, name).encode()):
@@ -35,20 +40,22 @@ class TableReader(FileReader):
                     "columns, path and label."
                 )
             row, words = images.setdefault(name, len(images)), re.split("[;|]", text)
-            bare, several = bare or (0 if text else line), several or len(words) > 1
+            bare.extend(() if text else (line,))
+            several = several or len(words) > 1
             for word in filter(None, map(str.strip, words)):
                 if len(word) > LONGEST:
                     raise DataError(f"Line {line} of {where} has a label of over {LONGEST:,} letters.")
                 owners.append(row)
                 values.append(classes.setdefault(word, len(classes)))
         super().__init__(root, map(str.encode, images), where)
+        self._labels: Labels | None
         pairs = np.unique(np.array([owners, values]), axis=1)  # each once
         several |= bool((np.diff(pairs[0]) == 0).any())
         if bare and not several:
-            raise DataError(
-                f"Line {bare} of {where} has no label; expected one for every image. Only among multi-label "
-                "images some may have none."
-            )
+            told = f"{len(bare):,} have no label, line {bare[0]} the first"
+            logger.warning(f"The images in {where} count as unlabelled: {told}.")
+            self._labels = None
+            return
         if several and len(classes) > MOST_CLASSES:
             raise DataError(f"{where} has {len(classes):,} labels; expected at most {MOST_CLASSES:,}.")
         known = tuple(classes)
@@ -61,7 +68,7 @@ class TableReader(FileReader):
         self._labels = Labels(labels, known).renumbered(ordered)
 
     @cached_property
-    def all_labels(self) -> Labels:
+    def all_labels(self) -> Labels | None:
         """With the classes in alphabetical order, or in that of the numbers that they are."""
         return self._labels
 

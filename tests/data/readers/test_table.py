@@ -64,6 +64,14 @@ def test_paths_are_relative_to_the_table_wherever_one_works(
     assert held(open_images("../lists/a.csv")) == {"../photos/a/1.png": "x", str(photos / "a" / "2.png"): "y"}
 
 
+def test_where_an_image_has_no_label_none_has_and_people_are_told(photos: Path, caplog) -> None:
+    """As in folders and archives: training needs none."""
+    (photos / "a.csv").write_text("path,label\na/1.png,x\na/2.png,\nünïcode/5.png,\n")
+    images = open_images(photos / "a.csv")
+    assert (len(images), images.labels, images.classes) == (3, None, None)
+    assert "count as unlabelled: 2 have no label, line 3 the first." in caplog.text
+
+
 def test_numbers_are_classes_in_their_own_order(photos: Path) -> None:
     (photos / "a.csv").write_text("a/1.png,10\na/2.png,9\n")
     images = open_images(photos / "a.csv")
@@ -113,7 +121,6 @@ def test_the_same_row_twice_is_one_image_of_one_label(photos: Path) -> None:
         (b"path,label\n\na/1.png,x\na/9.png,x\n", ["Line 4 ", "'a/9.png'", "not a file", "relative"]),
         (b"photo,kind\na/1.png,x\n", ["Line 1 ", "'photo'", "columns, path and label"]),
         (b"a/1.png,x\na,x\n", ["Line 2 ", "'a'", "not a file"]),
-        (b"a/1.png,x\na/2.png,\n", ["Line 2 ", "no label"]),
         (b'a/1.png,x\na/2.png,"y\n', ["Line 2 "]),
         (b"a/1.png," + b"x" * 1001, ["Line 1 ", "1,000"]),
         (b"a/1.png," + b"x" * 200_000, ["Line 1 "]),
