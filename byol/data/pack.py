@@ -52,11 +52,12 @@ def pack(
 ) -> Packed:
     """Write images into a folder of tar files, `each` images a file, by so many processes.
 
-    Encoded pictures keep their bytes, arrays become PNG. A label is the number of the class in a `.cls`
-    member beside the picture. The images are shuffled once, by the seed, unless they are to stay `in_order`:
-    so every shard holds some of everything. A shard appears as a whole; what is there is kept when the same
-    call is repeated. `progress` is told how many images of how many are done; it may raise, to stop. Raises
-    ConfigError for a folder that holds anything else, DiskError when it cannot be written.
+    Encoded pictures keep their bytes, arrays become PNG of the 8 bits that they are read with. A label is the
+    number of the class in a `.cls` member beside the picture. The images are shuffled once, by the seed,
+    unless they are to stay `in_order`: so every shard holds some of everything. A shard appears as a whole;
+    what is there is kept when the same call is repeated. `progress` is told how many images of how many are
+    done; it may raise, to stop. Raises ConfigError for a folder that holds anything else, DiskError when it
+    cannot be written.
     """
     check_seed(seed)
     if each < 1:
@@ -145,7 +146,7 @@ def hold_folder(out: Path) -> Any:
 
 
 def encoded(images: Images, row: int) -> tuple[str, bytes]:
-    """A picture as it is stored, and what its name ends with; of an array, losslessly. Raises BadImage."""
+    """A picture as it is stored, and what its name ends with; of an array, as it is read. Raises BadImage."""
     raw = images.reader.read(int(images.rows[row]))
     if isinstance(raw, bytes):
         return SUFFIXES[header(raw)[0]], raw

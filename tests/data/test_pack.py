@@ -59,6 +59,21 @@ def test_every_image_is_there_once_with_its_bytes_and_label(photos: Path, tmp_pa
     assert {"00000.tar:a/1.jpg", "00000.tar:a/my_trip_2.png"} <= names
 
 
+def test_folders_that_were_packed_apart_keep_the_names_of_their_classes(tmp_path: Path) -> None:
+    """Class 0 is another one in each."""
+    for name, classes in (("a", ["ant", "bee"]), ("b", ["bee", "cow"])):
+        array = np.stack([photo(12, 16, seed) for seed in range(3)])
+        images = open_images(array, labels=[classes[seed % 2] for seed in range(3)])
+        pack(images, tmp_path / "s" / name, each=2, in_order=True)
+    both = open_images(tmp_path / "s")
+    assert both.classes == ("ant", "bee", "cow")
+    assert both.labels is not None
+    assert [both.classes[one] for one in both.labels] == ["ant", "bee", "ant", "bee", "cow", "bee"]
+    (tmp_path / "s" / "b" / "byol-pack.json").write_text('{"finished": false}')
+    with pytest.raises(DataError, match="b is not finished"):
+        open_images(tmp_path / "s")
+
+
 def test_other_programs_read_the_shards_in_the_webdataset_layout(photos: Path, tmp_path: Path) -> None:
     loose = open_images(photos)
     pack(loose, tmp_path / "s", each=100, in_order=True)

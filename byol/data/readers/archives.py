@@ -36,6 +36,7 @@ SUFFIXES = (".tar", ".zip")
 PACKED = "byol-pack.json"  # what `byol pack` says of a folder of shards
 OPEN = 64  # files at once
 MOST = 10**6  # archives
+NUMBER = re.compile("[0-9]{1,18}")  # of a class
 logger = logging.getLogger("byol")
 
 
@@ -48,8 +49,8 @@ class Storage(Protocol):
     def index(self, place: int) -> tuple[Index, str]:
         """And why there was one that is not good any more, else "". Raises DataError."""
 
-    def beside(self, name: str) -> Any:
-        """What a JSON file beside the first archive holds. Raises OSError without one, and ValueError."""
+    def beside(self, place: int, name: str) -> Any:
+        """What a JSON file beside an archive holds. Raises OSError without one, and ValueError."""
 
     def read(self, place: int, member: Member) -> bytes:
         """A picture. Raises BadImage, and DataError when all of the storage is gone."""
@@ -80,8 +81,8 @@ class Disk:
     def index(self, place: int) -> tuple[Index, str]:
         return index_of(self.places[place])
 
-    def beside(self, name: str) -> Any:
-        return read_json(self.places[0].parent / name)
+    def beside(self, place: int, name: str) -> Any:
+        return read_json(self.places[place].parent / name)
 
     def read(self, place: int, member: Member) -> bytes:
         try:
@@ -127,7 +128,11 @@ class ArchiveReader(Reader):
 
     def __init__(self, storage: Storage, where: str = "") -> None:
         self.where, self.storage = where, storage
-        self.packed = packed(storage)
+        folders = [os.path.dirname(place) for place in storage.places]
+        some = {folder: place for place, folder in enumerate(folders)}  # an archive of each
+        by_folder = {folder: packed(storage, place) for folder, place in some.items()}
+        # By their numbers, as `byol pack` wrote them: of each archive; none where it has not been.
+        self.names_of_classes = [by_folder[folder] for folder in folders]
         with ThreadPoolExecutor(16) as threads:
             found = list(threads.map(storage.index, range(len(storage.places))))
         self.indexes: list[Index] = [index for index, _ in found]
@@ -175,16 +180,23 @@ class ArchiveReader(Reader):
             told = f"{missing:,} of {len(places):,} have no .cls member beside them"
             logger.warning(f"The images in {self.where} count as unlabelled: {told}.")
             return None
-        words = sorted({word for index in self.indexes for word in index.classes})
-        numbers = all(re.fullmatch("[0-9]{1,18}", word) for word in words)
+        names, several = max(self.names_of_classes, key=len), len({*self.names_of_classes}) > 1
+        said = [index.classes for index in self.indexes]
+        if several:  # packed apart: in each a number means another class
+            said = [
+                tuple(own[int(w)] if NUMBER.fullmatch(w) and int(w) < len(own) else w for w in those)
+                for own, those in zip(self.names_of_classes, said, strict=True)
+            ]
+        words = sorted({word for those in said for word in those})
+        numbers = all(NUMBER.fullmatch(word) for word in words)
         value = {word: int(word) if numbers else number for number, word in enumerate(words)}
         values = np.concatenate(
             [
-                np.array([value[word] for word in index.classes], dtype=np.int64)[index.rows["label"]]
-                for index in self.indexes  # of which some may hold no picture
+                np.array([value[word] for word in those], dtype=np.int64)[index.rows["label"]]
+                for index, those in zip(self.indexes, said, strict=True)  # of which some may hold no picture
             ]
         )
-        return found_labels(values, len(self), self.packed.get("classes") if numbers else words)
+        return found_labels(values, len(self), (() if several else names) if numbers else words)
 
     def digest(self, everything: bool) -> bytes | None:
         held = self.storage.checksum(everything)
@@ -211,18 +223,22 @@ def reopened(kind: Callable[[Any], Storage], places: list[Any], where: str) -> A
     return ArchiveReader(kind(places), where)
 
 
-def packed(storage: Storage) -> dict[str, Any]:
-    """What `byol pack` says of archives, nothing where it has not been. Raises DataError when unfinished."""
-    folder = os.path.dirname(storage.places[0])
+def packed(storage: Storage, place: int) -> tuple[str, ...]:
+    """The names of classes that `byol pack` has written beside an archive, nothing where it has not been.
+
+    Raises DataError when it is unfinished.
+    """
+    folder = os.path.dirname(storage.places[place])
     try:
-        told = storage.beside(PACKED)
+        told = storage.beside(place, PACKED)
     except FileNotFoundError:
-        return {}
+        return ()
     except (OSError, ValueError) as failure:
         raise DataError(f"{folder}/{PACKED} cannot be read ({failure}). Pack the images again.") from failure
     if not isinstance(told, dict) or not told.get("finished"):
         raise DataError(f"{folder} is not finished: repeat the `byol pack` that writes it.")
-    return told
+    names = told.get("classes")
+    return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def expanded(pattern: str) -> list[str]:

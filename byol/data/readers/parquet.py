@@ -229,7 +229,19 @@ class ParquetReader(Reader):
             parts = [self._read(file.path, None, label, file.most, 256).to_numpy() for file in self.files]
         except BadImage as failure:
             raise DataError(f"The labels in {self.where} cannot be read: {failure}.") from failure
-        return found_labels(np.concatenate(parts), len(self), self.files[0].classes)
+        names = {file.classes for file in self.files if file.classes is not None}
+        if len(names) < 2:
+            return found_labels(np.concatenate(parts), len(self), next(iter(names), None))
+        # Of several data sets, in each of which a number means another class.
+        each = [
+            found_labels(part, len(part), file.classes) for file, part in zip(self.files, parts, strict=True)
+        ]
+        known = [labels for labels in each if labels is not None]
+        every = tuple(dict.fromkeys(name for labels in known for name in labels.classes))
+        shapes = {labels.values.ndim for labels in known}
+        if len(known) < len(each) or len(shapes) > 1:
+            return None
+        return Labels(np.concatenate([labels.renumbered(every).values for labels in known]), every)
 
     def _read(self, path: Path, groups: list[int] | None, column: str, most: int, rows: int) -> Any:
         """A column of some row groups, of all when None, so many rows at once. Raises BadImage."""

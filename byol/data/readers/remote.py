@@ -85,9 +85,9 @@ class Remote:
         keep(index, identity, in_cache(url))
         return index, why
 
-    def beside(self, name: str) -> Any:
-        """What a JSON file beside the first archive holds. Raises OSError without one, and ValueError."""
-        system, path = located(self.places[0])
+    def beside(self, place: int, name: str) -> Any:
+        """What a JSON file beside an archive holds. Raises OSError without one, and ValueError."""
+        system, path = located(self.places[place])
         url = f"{path.rpartition('/')[0]}/{name}"
         if not (text := patiently(partial(system.cat_file, url), url, absent=b"")):
             raise FileNotFoundError(url)
@@ -140,8 +140,8 @@ class Remote:
 
     def _own(self) -> None:
         if self._owner != os.getpid():
-            self._owner, self._coming, self._systems = os.getpid(), OrderedDict(), {}
-            self._threads = ThreadPoolExecutor(2)
+            self._coming, self._systems, self._threads = OrderedDict(), {}, ThreadPoolExecutor(2)
+            self._owner = os.getpid()  # last: other threads look at it
 
     def _located(self, place: int) -> tuple[Any, str]:
         if place not in self._systems:

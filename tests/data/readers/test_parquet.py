@@ -63,6 +63,16 @@ def test_hugging_face_layout_with_labels(tmp_path: Path) -> None:
     assert images.description == f"7 images in {path} (3 classes)"
 
 
+def test_files_that_number_their_classes_differently_are_united_by_names(tmp_path: Path) -> None:
+    for name, names in (("a", ["cat", "dog"]), ("b", ["dog", "owl", "cat"])):
+        columns = {"image": [row(i) for i in range(3)], "label": [0, 1, 0]}
+        write(tmp_path / f"{name}.parquet", columns, names=names)
+    images = open_images(tmp_path)
+    assert images.classes == ("cat", "dog", "owl")
+    assert images.labels is not None
+    assert [images.classes[one] for one in images.labels] == ["cat", "dog", "cat", "dog", "owl", "dog"]
+
+
 def test_hugging_face_layout_without_labels(tmp_path: Path) -> None:
     images = open_images(write(tmp_path / "a.parquet", {"image": [row(i) for i in range(4)]}))
     assert (images.labels, images.classes) == (None, None)
