@@ -9,10 +9,11 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = ("parquet", "models", "search", "export", "demo", "figures", "test", "docs", "dev")
+EXTRAS = ("parquet", "models", "search", "export", "demo", "figures", "test", "docs", "examples", "dev")
 NEEDED = [
     *PROJECT["dependencies"],
     *(line for extra in EXTRAS for line in PROJECT["optional-dependencies"][extra]),
+    *(line for line in (ROOT / "examples" / "requirements.txt").read_text().splitlines() if line[0] != "#"),
 ]
 
 
