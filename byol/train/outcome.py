@@ -65,8 +65,9 @@ def verdict_of(lines: Sequence[Line], plan: Plan) -> Verdict | None:
     )
     evidence += f"their partner among the others, then {100 * found_first:.0f} %"
     if plan.total_steps < FEW_STEPS:
-        short = f"only {plan.total_steps:,} steps of {plan.batch_size} images were made; {evidence}"
-        more = "Give more --epochs or --budget, or a smaller --batch-size: a few hundred steps at least."
+        short = f"only {plan.total_steps:,} steps of {plan.batch_size} {several} were made; {evidence}"
+        length = "--epochs" if plan.own_views else "--epochs or --budget"
+        more = f"Give more {length}, or a smaller --batch-size: a few hundred steps at least."
         return Verdict("too short", short, more, knn)
     causes = list(hindrances(begin, plan))
     if risen(end) or close < CLOSER * close_first or (better and not causes):

@@ -193,6 +193,7 @@ def test_volumes_of_three_dimensions_are_trained_on_saved_and_loaded(tmp_path):
     assert torch.equal(byol.load_encoder(tmp_path / "a", net=net())(x), run.encoder(x))
     assert run.verdict.state == "too short"
     assert "two views of a sample" in run.verdict.evidence
+    assert "--budget" not in run.verdict.remedy  # which is refused there
 
 
 def test_a_subset_by_a_mask_is_that_of_the_marked_samples():
