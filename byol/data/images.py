@@ -336,7 +336,7 @@ def reader_of_path(text: str) -> Reader:
 
 def reader_of_folder(path: Path, where: str) -> Reader:
     """The reader of the pictures in a folder, or else of its parquet files, or of its archives."""
-    files, others = scan(path, where)
+    files, others, links = scan(path, where)
     seen = ", ".join(f"{count:,} with {suffix}" for suffix, count in sorted(others.most_common(4)))
     for suffix, plugin in ((".heic", "pillow-heif"), (".jxl", "pillow-jxl-plugin")):
         if suffix in others:
@@ -351,6 +351,9 @@ def reader_of_folder(path: Path, where: str) -> Reader:
         raise DataError(f"{where} holds no {held}; expected {expected}{advice}")
     if seen:
         logger.warning(f"Passed over in {where}: {seen}.")
+    if links:
+        such = f"such as {printable(os.fsdecode(links[0]))}"
+        logger.warning(f"Passed over in {where}: {len(links):,} links to what counts already, {such}.")
     labels = files.labels(np.arange(0))
     if labels and {name.lower() for name in labels.classes} <= SPLITS:
         splits, one = ", ".join(labels.classes), labels.classes[0]

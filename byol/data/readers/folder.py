@@ -145,12 +145,14 @@ def suffixes() -> list[str]:
     return [suffix for suffix, kind in SUFFIXES.items() if kind in formats()]
 
 
-def scan(root: Path, where: str = "") -> tuple[FileReader, Counter[str]]:
-    """Every image file under a folder, to any depth, in the order of their names; and other files' suffixes.
+def scan(root: Path, where: str = "") -> tuple[FileReader, Counter[str], list[bytes]]:
+    """Every image file under a folder, to any depth, in the order of their names.
 
-    Hidden entries and __MACOSX do not count. A symbolic link counts once and only when what it points to was
-    not found otherwise; loops end by themselves. Pipes, sockets and dangling links are never opened. Raises
-    DataError if the folder cannot be listed.
+    Also the suffixes of other files, and the links that were passed over since what they lead to counts
+    already. A symbolic link counts once and only when what it points to was not found otherwise; loops end by
+    themselves. Of the names of one file (hard links) one counts, in every class. Hidden entries and __MACOSX
+    do not count; pipes, sockets and dangling links are never opened. Raises DataError if the folder cannot be
+    listed.
     """
     known = {suffix.encode() for suffix in suffixes()}
 
@@ -165,7 +167,8 @@ def scan(root: Path, where: str = "") -> tuple[FileReader, Counter[str]]:
         return state.st_dev, state.st_ino
 
     base = os.fsencode(root)
-    names, links, others = list[bytes](), list[bytes](), Counter[bytes]()
+    names, numbers = list[bytes](), array("Q")  # of inodes, which a listing tells at no cost
+    links, again, others = list[bytes](), list[bytes](), Counter[bytes]()
     folders, linked_folders, visited = [b""], list[bytes](), set[tuple[int, int]]()
     while folders or linked_folders:
         # Links are followed last, so that a file is known by its own path where it has one.
@@ -173,6 +176,7 @@ def scan(root: Path, where: str = "") -> tuple[FileReader, Counter[str]]:
         path = os.path.join(base, place) if place else base
         try:
             if (identity := inode(path)) in visited:
+                again.append(place)
                 continue
             visited.add(identity)
             with os.scandir(path) as listing:
@@ -195,6 +199,7 @@ def scan(root: Path, where: str = "") -> tuple[FileReader, Counter[str]]:
                 deeper.append(name)
             elif entry.is_file() and suffix_of(name) in known:
                 names.append(name)
+                numbers.append(entry.inode())
             elif entry.is_file():
                 others[suffix_of(name)] += 1
         folders += reversed(deeper)
@@ -202,11 +207,40 @@ def scan(root: Path, where: str = "") -> tuple[FileReader, Counter[str]]:
     for name in links:
         folder, file = os.path.split(target := os.path.realpath(os.path.join(base, name)))
         inside = inode(folder) in visited and suffix_of(file) in known and not passed_over(file)
-        if not inside and target not in found:
-            found.add(target)
-            names.append(name)
+        if inside or target in found:
+            again.append(name)
+            continue
+        found.add(target)
+        names.append(name)
+        numbers.append(inode(target)[1])
+    if further := further_names(base, names, numbers):
+        again += further
+        names = list({*names} - {*further})
     counts = Counter({printable(os.fsdecode(suffix)) or "no suffix": n for suffix, n in others.items()})
-    return FileReader(Path(os.path.abspath(root)), sorted(names), where, folders=True), counts
+    return FileReader(Path(os.path.abspath(root)), sorted(names), where, folders=True), counts, again
+
+
+def further_names(base: bytes, names: list[bytes], numbers: "array[int]") -> list[bytes]:
+    """The names of files that have another one (hard links), but for the first in each class.
+
+    A name in another class is kept: it is somebody's word that the image is of that class too.
+    """
+    every = np.array(numbers, dtype=np.uint64)
+    kinds, counts = np.unique(every, return_counts=True)
+    alike = sorted(names[place] for place in np.flatnonzero(np.isin(every, kinds[counts > 1])))
+    if not alike:
+        return []
+    places = {name.partition(b"/")[0] if b"/" in name else None for name in names}
+    classes = None not in places and len(places) > 1  # as FileReader has it
+    seen, further = set[tuple[int, int, bytes]](), list[bytes]()
+    for name in alike:
+        state = os.stat(os.path.join(base, name))
+        # Other disks have the same numbers, and some file systems tell one number for all files.
+        key = state.st_dev, state.st_ino, name.partition(b"/")[0] if classes else b""
+        if state.st_nlink > 1 and key in seen:
+            further.append(name)
+        seen.add(key)
+    return further
 
 
 def listed(path: Path, where: str = "") -> FileReader:

@@ -6,6 +6,7 @@ import pickle
 import socket
 import subprocess
 import sys
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,7 @@ from torchvision.datasets import ImageFolder
 from byol.data.decode import BadImage
 from byol.data.images import open_images
 from byol.data.readers import folder
-from byol.data.readers.folder import FileReader, listed, read_file, scan as scan_and_count
+from byol.data.readers.folder import FileReader, further_names, listed, read_file, scan as scan_and_count
 from byol.errors import DataError
 
 FolderOf = Callable[..., Path]
@@ -106,6 +107,46 @@ def test_links_count_once_and_loops_end(folder_of: FolderOf, tmp_path: Path) -> 
     (root / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (root / "self.png").symlink_to(root / "self.png")
     assert names(scan(root)) == ["a/1.png", "b/2.png", "linked/3.png", "linked/4.png"]
+
+
+def test_links_that_are_passed_over_are_told(
+    folder_of: FolderOf, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = folder_of("a/1.png", "b/2.png")
+    open_images(root)
+    assert not caplog.records
+    (root / "a" / "loop\x1b").symlink_to(root)
+    (root / "b" / "1.png").symlink_to(root / "a" / "1.png")
+    os.link(root / "a" / "1.png", root / "a" / "3.png")
+    assert names(open_images(root).reader) == ["a/1.png", "b/2.png"]
+    (record,) = caplog.records
+    assert record.getMessage().endswith(": 3 links to what counts already, such as a/loop\\x1b.")
+
+
+def test_a_file_of_several_names_counts_once_in_every_class(folder_of: FolderOf, tmp_path: Path) -> None:
+    """A hard link is no less a name than the first; in another class it is a label of its own."""
+    root, outside = folder_of("cats/1.png", "cats/2.png", "dogs/3.png"), folder_of("4.png", root="outside")
+    for other in ("cats/0.png", "cats/deep/1.png", "dogs/1.png", "dogs/9.png"):
+        (root / other).parent.mkdir(exist_ok=True)
+        os.link(root / "cats" / "1.png", root / other)
+    os.link(outside / "4.png", root / "dogs" / "4.png")
+    os.link(outside / "4.png", outside / "5.png")
+    (root / "dogs" / "linked.png").symlink_to(outside / "5.png")
+    images = open_images(root)
+    assert names(images.reader) == ["cats/0.png", "cats/2.png", "dogs/1.png", "dogs/3.png", "dogs/4.png"]
+    assert images.labels is not None
+    assert images.labels.tolist() == [0, 0, 1, 1, 1]
+    # Where folders are no classes, the file has nothing to say twice.
+    os.link(root / "cats" / "1.png", root / "0.png")
+    assert names(scan(root)) == ["0.png", "cats/2.png", "dogs/3.png", "dogs/4.png"]
+
+
+def test_files_of_one_number_are_files_of_their_own_where_it_means_nothing(folder_of: FolderOf) -> None:
+    """As on another disk, or in file systems that tell one number for all files."""
+    root = folder_of("1.png", "2.png", "3.png")
+    os.link(root / "1.png", root / "4.png")
+    every = [b"1.png", b"2.png", b"3.png", b"4.png"]
+    assert further_names(os.fsencode(root), every, array("Q", [7] * 4)) == [b"4.png"]
 
 
 def test_a_linked_file_is_found_when_its_target_is_elsewhere(folder_of: FolderOf) -> None:
