@@ -72,6 +72,7 @@ class ForeignEncoder:
 
 def kind_of(path: Path) -> str:
     """What a file is by its first bytes: "torch", "pickle", or in words."""
+    refuse_distributed(path)
     try:
         with path.open("rb") as file:
             head = file.read(64)
@@ -89,6 +90,18 @@ def kind_of(path: Path) -> str:
     if head[:1] == b"\x80" and head[1:2] > b"\x01":  # protocol 2 or newer
         return "pickle"
     return "damaged, or something else" if head else "empty"
+
+
+def refuse_distributed(path: Path) -> None:
+    """Raise CheckpointError for a checkpoint of torch.distributed.checkpoint, or a file of one."""
+    folder = path if os.path.isdir(path) else path.parent
+    part = path in (folder, folder / ".metadata") or path.suffix == ".distcp"
+    if part and os.path.isfile(folder / ".metadata"):
+        raise CheckpointError(
+            f"{folder} is a checkpoint of torch's distributed format: a pickle tells what is in it, and byol "
+            "executes none. If you trust it, make one file of it: python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} FILE.pt"
+        )
 
 
 def read_foreign(path: Path, prefix: str | None = None) -> ForeignEncoder:

@@ -26,7 +26,7 @@ from byol.encoders.encoder import (
     read,
     ready,
 )
-from byol.encoders.foreign import kind_of
+from byol.encoders.foreign import kind_of, refuse_distributed
 from byol.encoders.pretrained import pretrained_encoder
 from byol.errors import ByolError, CheckpointError, ConfigError, complaint, damaged
 from byol.method.draws import Stream, seed_of
@@ -105,6 +105,7 @@ def find(path: Path) -> Path:
             f"The run in {path} has no encoder yet: it is not finished. Run the same `byol train` command "
             "again to continue it."
         )
+    refuse_distributed(path)
     if os.path.exists(path / "config.json"):
         raise CheckpointError(f"{path} is a folder for timm, without {FILE}. Name the run it was made of.")
     raise CheckpointError(f"There is no encoder at {path}; {EXPECTED}, or torchvision:NAME or timm:NAME.")

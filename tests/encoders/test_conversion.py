@@ -579,16 +579,15 @@ def test_preprocessing_travels_with_the_encoder(tmp_path, resnet):
 
 @pytest.mark.parametrize("forced", [False, True], ids=["", "even if torch is told to"])
 @pytest.mark.parametrize("new_format", [True, False])
-def test_nothing_in_a_torch_checkpoint_is_executed(tmp_path, monkeypatch, forced, new_format):
+@pytest.mark.parametrize("place", ["hyper_parameters", "optimizer_states"])
+def test_nothing_in_a_torch_checkpoint_is_executed(tmp_path, monkeypatch, forced, new_format, place):
     canary, file = tmp_path / "executed", tmp_path / "a.ckpt"
 
     class Canary:
         def __reduce__(self):
             return os.system, (f"touch {canary}",)
 
-    torch.save(
-        {"state_dict": {}, "hyper_parameters": Canary()}, file, _use_new_zipfile_serialization=new_format
-    )
+    torch.save({"state_dict": {}, place: [Canary()]}, file, _use_new_zipfile_serialization=new_format)
     if forced:
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     with pytest.raises(
@@ -597,6 +596,36 @@ def test_nothing_in_a_torch_checkpoint_is_executed(tmp_path, monkeypatch, forced
         convert(file)
     assert not canary.exists()
     torch.load(file, weights_only=False)
+    assert canary.exists()
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process saves
+def test_nothing_in_a_distributed_checkpoint_is_executed_and_the_sentence_tells_how_to_go_on(
+    tmp_path, resnet, images
+):
+    """The list of what is in it, .metadata, is a pickle, which torch itself unpickles without a fence."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    folder, canary = tmp_path / "step-100.dcp", tmp_path / "executed"
+    dcp.save({"model": resnet.state_dict()}, checkpoint_id=folder)
+    dcp_to_torch_save(folder, tmp_path / "FILE.pt")  # what the sentence advises
+    theirs = features_of(resnet, images)
+    found = convert(tmp_path / "FILE.pt", preprocessing=Preprocessing(image_size=64)).encoder
+    torch.testing.assert_close(found(images), theirs, rtol=1e-4, atol=1e-4)
+
+    class Canary:
+        def __reduce__(self):
+            return os.system, (f"touch {canary}",)
+
+    (folder / ".metadata").write_bytes(pickle.dumps(Canary()))
+    for path in (folder, folder / ".metadata", *folder.glob("*.distcp")):
+        for read in (convert, load_encoder):
+            with pytest.raises(CheckpointError, match=r"a pickle tells .* executes none.* dcp_to_torch"):
+                read(path)
+    assert not canary.exists()
+    with pytest.raises(dcp.api.CheckpointException):
+        dcp.load({"model": resnet.state_dict()}, checkpoint_id=folder)
     assert canary.exists()
 
 
