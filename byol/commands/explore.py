@@ -265,7 +265,7 @@ def serve(folder: Path, port: int) -> None:
 
     class Handler(SimpleHTTPRequestHandler):
         def send_head(self) -> Any:
-            host = self.headers.get("Host", "").rpartition(":")[0]
+            host = self.headers.get("Host", "").partition(":")[0]  # of port 80 browsers tell no number
             if host not in ("127.0.0.1", "localhost"):  # a page from elsewhere, by a name that leads here
                 return self.send_error(403)
             if not Path(self.translate_path(self.path)).resolve().is_relative_to(folder.resolve()):

@@ -371,10 +371,13 @@ def test_thumbnails_lie_where_the_page_looks_for_them(explored):
         assert np.abs(middle - wanted).max() <= 4, row
 
 
-def answer(port: int, path: str, host: str) -> tuple[int, bytes]:
+def answer(port: int, path: str, host: str, method: str = "GET") -> tuple[int, bytes]:
     """What the server says to a request: status and content."""
     connection = HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("GET", path, headers={"Host": host})
+    connection.putrequest(method, path, skip_host=True)
+    if host:
+        connection.putheader("Host", host)
+    connection.endheaders()
     response = connection.getresponse()
     return response.status, response.read()
 
@@ -395,10 +398,17 @@ def test_it_is_served_to_this_machine_alone(tmp_path):
             with suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), timeout=5):
                 break
             time.sleep(0.01)
-        for host in (f"127.0.0.1:{port}", f"localhost:{port}"):
+        for host in (f"127.0.0.1:{port}", f"localhost:{port}", "localhost"):
             assert answer(port, "/index.html", host) == answer(port, "/", host) == (200, b"a map")
-        assert answer(port, "/index.html", "evil.example:80")[0] == 403
-        for path in ("/link", "/folder/", "/../secret", "/..%2fsecret", str(secret)):
+        strangers = ("evil.example:80", "evil.example", "127.0.0.1.evil.example", "[::1]:80", "0.0.0.0", "")
+        for host in strangers:
+            assert answer(port, "/index.html", host)[0] == 403, host
+            assert answer(port, "/index.html", host, "HEAD")[0] == 403, host
+        assert answer(port, "/index.html", "localhost", "HEAD") == (200, b"")
+        for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE"):
+            assert answer(port, "/index.html", "localhost", method)[0] == 501, method  # not implemented
+        outside = ("/../secret", "/..%2fsecret", "/%2e%2e/secret", "//..//secret", str(secret))
+        for path in ("/link", "/folder/", *outside, "http://evil.example/index.html"):
             status, content = answer(port, path, "localhost:1")
             assert (status, b"business" in content) == (404, False), path
         with pytest.raises(ConnectionError), socket.create_connection(("127.0.0.2", port), timeout=5):
@@ -450,6 +460,14 @@ def test_what_cannot_be_is_a_sentence(words, part, explored, tmp_path, capsys):
     said = capsys.readouterr().err
     assert part in said
     assert said.count("\n") == 1
+    assert not (tmp_path / "m").exists()
+
+
+def test_no_flag_serves_it_to_other_machines(tmp_path, capsys):
+    with pytest.raises(SystemExit) as refused:
+        main(["explore", "f.npz", "--out", str(tmp_path / "m"), "--serve", "--host", "0.0.0.0"])
+    assert refused.value.code == 2
+    assert "--host" in capsys.readouterr().err
     assert not (tmp_path / "m").exists()
 
 
