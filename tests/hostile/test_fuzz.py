@@ -41,6 +41,11 @@ def linger(path: Path) -> None:
     time.sleep(600)
 
 
+def compute(path: Path) -> None:
+    while True:
+        pass
+
+
 @pytest.mark.parametrize(
     ("reader", "said"),
     [
@@ -48,6 +53,7 @@ def linger(path: Path) -> None:
         (misbehave, "os.system"),
         (stumble, "KeyError"),
         (linger, "not done"),
+        (compute, "not done"),
         (refuse, ""),
     ],
 )
@@ -57,7 +63,10 @@ def test_whatever_goes_wrong_is_noticed(tmp_path, monkeypatch, reader, said):
         held = bytearray(b"x") * (600 * 2**20)
         del held
     if reader is linger:
-        monkeypatch.setattr(fuzz, "SECONDS", 1.0)
+        monkeypatch.setattr(fuzz, "BUSY", 0.05)
+    if reader is compute:
+        monkeypatch.setattr(fuzz, "SECONDS", 0.5)
+        monkeypatch.setattr(fuzz, "BUSY", 1000)
     kind = fuzz.Kind(fuzz.make_list, reader)
     monkeypatch.setitem(fuzz.KINDS, "tried here", kind)
     good = fuzz.prepared("tried here", tmp_path)
