@@ -59,14 +59,23 @@ $(VENV)/.dev: $(VENV)/.python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@
 
-# `make test LOCKED=1` in a fresh checkout installs exactly the files, by their hashes, that the tests ran with.
-# Versions that are locked stay as they are; `make lock UPGRADE=--upgrade` takes the newest.
+# `make test LOCKED=1` in a fresh checkout installs exactly these files, by their hashes. Versions that are locked stay
+# as they are; `make lock UPGRADE=--upgrade` takes the newest. None is younger than a week: a stolen account is mostly
+# noticed by then. The checksum tells which dependencies the file was made for; a test compares.
 lock: $(VENV)/.python
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \
-	  --extra dev $(UPGRADE) pyproject.toml --output-file requirements-dev.lock
-	(echo "# Exact versions with hashes of what the tests last ran with, for every platform; made by: make lock"; \
+	  --extra dev --exclude-newer "7 days" $(UPGRADE) pyproject.toml --output-file requirements-dev.lock
+	(echo "# Exact versions with hashes for every platform; made by: make lock"; $(BIN)/python -c "$$CHECKSUM"; \
 	  cat requirements-dev.lock) > requirements-dev.lock.new && mv requirements-dev.lock.new requirements-dev.lock
+
+define CHECKSUM
+import hashlib, json, tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+asked = [project[key] for key in ("requires-python", "dependencies", "optional-dependencies")]
+print("# for dependencies with the checksum", hashlib.sha256(json.dumps(asked).encode()).hexdigest())
+endef
+export CHECKSUM
 
 clean:
 	rm -rf $(VENV) build dist

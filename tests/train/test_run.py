@@ -371,8 +371,12 @@ def test_continuing_with_other_settings_is_refused_by_name(tmp_path, arrays):
         byol.pretrain(seeded(StopsItself, 5), arrays, small_config(tmp_path))
     with pytest.raises(byol.CheckpointError, match=r"batch_size: 8 -> 16"):
         byol.pretrain(seeded(), arrays, small_config(tmp_path, batch_size=16))
-    with pytest.raises(byol.CheckpointError, match=r"optim\.base_tau: None -> 0\.5"):
-        byol.pretrain(seeded(), arrays, small_config(tmp_path, optim=OptimConfig(base_tau=0.5)))
+    for field, value in {"base_tau": 0.5, "base_lr": 0.3}.items():
+        with pytest.raises(byol.CheckpointError, match=rf"optim\.{field}: None -> {value}"):
+            byol.pretrain(seeded(), arrays, small_config(tmp_path, optim=OptimConfig(**{field: value})))
+    wider = ModelConfig(projection_size=16, projection_hidden_size=16)
+    with pytest.raises(byol.CheckpointError, match=r"model\.projection_size: 8 -> 16"):
+        byol.pretrain(seeded(), arrays, small_config(tmp_path, model=wider))
 
 
 def test_continuing_with_other_images_is_refused(tmp_path, arrays, photos, monkeypatch):
@@ -388,6 +392,24 @@ def test_continuing_with_other_images_is_refused(tmp_path, arrays, photos, monke
     monkeypatch.chdir(tmp_path)
     with pytest.raises(byol.CheckpointError, match=r"images: .* -> others there"):
         byol.pretrain(seeded(), arrays.name, small_config(tmp_path / "b"))
+
+
+def test_a_run_does_not_go_on_with_files_that_were_added_renamed_or_taken_away(tmp_path, photos):
+    shutil.copytree(photos, tmp_path / "photos")
+    config = small_config(tmp_path / "run")
+    with pytest.raises(byol.Stopped):
+        byol.pretrain(seeded(StopsItself, 3), tmp_path / "photos", config)
+    one, other = tmp_path / "photos" / "dark" / "1.png", tmp_path / "photos" / "dark" / "new.png"
+    for change, back, now in (
+        (lambda: shutil.copy(one, other), other.unlink, "41 images"),
+        (lambda: one.rename(other), lambda: other.rename(one), "others there"),
+        (lambda: one.rename(tmp_path / "1.png"), lambda: (tmp_path / "1.png").rename(one), "39 images"),
+    ):
+        change()
+        with pytest.raises(byol.CheckpointError, match=rf"other images \(images: 40 images in .* -> {now}"):
+            byol.pretrain(seeded(), tmp_path / "photos", config)
+        back()
+    byol.pretrain(seeded(), tmp_path / "photos", config)
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, arrays):
