@@ -294,6 +294,27 @@ def test_a_jpeg_whose_data_go_on_behind_its_last_pixel_is_a_bad_image() -> None:
     assert np.array_equal(decode(data + data[half:]), decode(data))  # a film behind it
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_flipped_bit_is_a_bad_image_or_what_pillow_makes_of_it(kind: str) -> None:
+    """A PNG has checksums; of a JPEG most such bits only change colours, and nobody can tell."""
+    generator, told, tried = np.random.default_rng(0), 0, 0
+    for seed in range(5):
+        noise = generator.normal(0, 12, (120, 160, 3))
+        data = encoded((photo(120, 160, seed) + noise).clip(0, 255).astype(np.uint8), kind, quality=90)
+        first, end = (data.index(b"\xff\xda") + 14, -2) if kind == "JPEG" else (data.index(b"IDAT") + 4, -16)
+        for place in generator.integers(first, len(data) + end, 40):
+            damaged = bytearray(data)
+            damaged[place] ^= 1 << int(generator.integers(8))
+            tried += 1
+            try:
+                found = decode(bytes(damaged))
+            except BadImage:
+                told += 1
+            else:
+                assert np.array_equal(found, np.asarray(Image.open(BytesIO(damaged)).convert("RGB")))
+    assert told == tried if kind == "PNG" else 20 < told < 100
+
+
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}])
 def test_a_sound_jpeg_may_be_gray_below(options: dict[str, Any]) -> None:
     for side in range(1, 70):

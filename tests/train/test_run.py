@@ -533,6 +533,20 @@ def test_images_of_many_bands_are_trained_on(tmp_path):
     assert run.encoder(torch.zeros(2, 5, 16, 16)).shape == (2, 32)
 
 
+def test_a_rest_of_one_image_is_trained_on_and_one_image_is_scored(tmp_path, arrays):
+    with np.load(arrays) as held:
+        images = byol.open_images(held["images"][:18], labels=held["labels"][:18])
+    config = small_config(tmp_path, epochs=2, knn=KnnConfig(hold_out_share=0.05, times=2, k=3))
+    run = byol.pretrain("convnet", images, replace(config, model=ModelConfig(width=2)))
+    assert (run.plan.images, run.plan.hold_out_images) == (17, 1)  # two batches and one image more
+    assert run.plan.total_steps == 4
+    assert run.score is not None
+    scores = byol.evaluate(
+        run.encoder, train=images.subset(range(17)), test=images.subset([17]), protocols=("knn", "linear")
+    )
+    assert all(score.top1 in (0.0, 1.0) for score in scores.values())
+
+
 @pytest.mark.parametrize("labelled", [True, False])
 def test_the_speed_of_a_draft_is_measured_without_a_trace(tmp_path, arrays, labelled):
     images = np.load(arrays)["images"] if not labelled else arrays
