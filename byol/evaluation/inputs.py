@@ -19,7 +19,7 @@ from byol.data.labels import Labels
 from byol.data.readers.dataset import Items
 from byol.data.readers.reader import evenly_spaced
 from byol.encoders.encoder import Encoder
-from byol.errors import ConfigError, DataError
+from byol.errors import ConfigError, DataError, printable
 from byol.evaluation.subsets import train_test_split
 from byol.features.embed import embed
 from byol.features.features import Features
@@ -183,6 +183,24 @@ def same_classes(train: Split, test: Split) -> tuple[Split, Split]:
         )
     union = tuple(dict.fromkeys((*train.classes, *test.classes)))
     return with_classes(train, union), with_classes(test, union)
+
+
+def warn_of_untaught(train: Split, test: Split) -> None:
+    """Name the classes of test images of which train has none: no answer to these can be right."""
+    learned, asked = labels_of(train), labels_of(test, "test")
+    if asked.ndim == 1:
+        numbers = np.setdiff1d(asked, learned)
+        count = int(np.isin(asked, numbers).sum())
+    else:
+        numbers = np.flatnonzero(asked.any(axis=0) & ~learned.any(axis=0))
+        count = int(asked[:, numbers].any(axis=1).sum())
+    if len(numbers):
+        names = [printable(test.classes[n]) if test.classes else str(n) for n in numbers[:3].tolist()]
+        more = ", ..." if len(numbers) > 3 else ""
+        logger.warning(
+            f"Train has no image of {len(numbers):,} classes of test ({', '.join(names)}{more}), to which "
+            f"{count:,} of its {len(asked):,} images belong: these cannot be answered right."
+        )
 
 
 def with_classes(split: Split, classes: tuple[str, ...]) -> Split:

@@ -302,6 +302,8 @@ def prepare(
     learned = inputs.opened(train, "train", encoder)
     if share is None:
         splits = inputs.same_classes(learned, inputs.opened(test, "test", encoder, learned.classes))
+        if world.rank == 0:
+            inputs.warn_of_untaught(*splits)
     else:
         splits, words = inputs.divided(learned, share, seed)
     labels = labels_of(splits[0], learned=True)

@@ -630,6 +630,26 @@ def test_features_are_matched_by_the_classes_names_too(encoder):
         assert score.top1 == 1.0
 
 
+def test_classes_of_test_that_train_lacks_are_named(caplog):
+    names = ("a", "b", "c\x1b", "d")
+    every = clusters(80, 4, spread=0.01, names=names)
+    train = Features(every.x[every.y < 2], every.y[every.y < 2], classes=names)
+    unseen = int((every.y > 1).sum())
+    for score in evaluate(train=train, test=every).values():
+        assert score.top1 == pytest.approx(1 - unseen / 80)
+    assert f"no image of 2 classes of test (c\\x1b, d), to which {unseen} of its 80 images" in caplog.text
+    caplog.clear()
+    evaluate(train=every, test=train, protocols="knn")
+    evaluate(train=every, test=every, protocols="knn")
+    assert "no image of" not in caplog.text
+    several = np.eye(4, dtype=np.int64)[every.y]  # of labels of which an image may have many
+    evaluate(
+        train=Features(train.x, several[every.y < 2], classes=names),
+        test=Features(every.x, several, classes=names), protocols="linear",
+    )  # fmt: skip
+    assert f"no image of 2 classes of test (c\\x1b, d), to which {unseen} of its 80 images" in caplog.text
+
+
 def test_one_class_to_learn_from_is_refused_by_every_protocol(encoder):
     one, several = clusters(30, 1), clusters(30, 3)
     for protocol in ("knn", "linear"):
