@@ -29,7 +29,7 @@ from byol.method.hidden import INPUT, OUTPUT, HiddenLayer, Pooling, layer_name
 from byol.method.pixels import ImageCheck, normalise_, prepare
 from byol.models.build import build_encoder, is_own_code
 
-FORMAT = 2  # format 1 called the architecture "encoder"
+FORMAT = 3  # format 1 called the architecture "encoder", up to 2 the convnet had five convolutions
 FILE, DESCRIPTION = "encoder.safetensors", "encoder.json"
 PART = "classifier:"  # in front of the names of a classifier's tensors
 PLAN = "plan.json"  # of the run that an encoder comes from
@@ -231,6 +231,8 @@ def read(file: Path) -> EncoderFile:
             raise ValueError("it has another checksum")
         if description.pop("format") == 1:
             description["architecture"] = description.pop("encoder")
+        if written < 3 and description["architecture"] == "convnet":
+            description["options"] = {"convolutions": 5} | description["options"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as failure:
         raise damaged(file, "is damaged: what it holds does not match its checksum") from failure
     classifier, parts = description.pop("classifier", None), dict[str, Tensor]()

@@ -27,7 +27,7 @@ from byol.train.config import TrainConfig
 from byol.train.plan import Plan
 from byol.world import ALONE, World
 
-FORMAT = 3  # of plan.json
+FORMAT = 4  # of plan.json
 # What may differ when a run is continued: where it runs and what it tells, not what it computes.
 FREE_TO_CHANGE = (
     "out", "workers", "device", "save_every_steps", "keep_checkpoints", "log_every_steps", "data.max_bad",

@@ -6,22 +6,50 @@ from byol.errors import ConfigError
 from byol.method.byol import BYOL
 from byol.models.convnet import ConvNet
 
+FOUR = ((3, 4, 2), (6, 3, 2), (6, 3, 1), (12, 3, 2))  # channels, kernel, stride
+FIVE = ((3, 4, 2), (3, 3, 1), (6, 3, 2), (6, 3, 1), (12, 3, 2))
 
-def test_representation_is_that_of_plain_torch_layers():
-    torch.manual_seed(0)
-    net, layers, channels = ConvNet(width=3, channels=2), [], 2
-    for out, kernel, stride in ((3, 4, 2), (3, 3, 1), (6, 3, 2), (6, 3, 1), (12, 3, 2)):
+
+def plain_layers(stack, channels: int) -> nn.Sequential:
+    layers = []
+    for out, kernel, stride in stack:
         layers += [nn.Conv2d(channels, out, kernel, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
         channels = out
-    plain = nn.Sequential(*layers)
+    return nn.Sequential(*layers)
+
+
+def quarters(maps: torch.Tensor) -> torch.Tensor:
+    """The means of a map's quarters, one channel behind the other."""
+    height, width = maps.shape[2] // 2, maps.shape[3] // 2
+    corners = [(y, x) for y in (0, height) for x in (0, width)]
+    means = [maps[:, :, y : y + height, x : x + width].mean((2, 3)) for y, x in corners]
+    return torch.stack(means, 2).flatten(1)
+
+
+@pytest.mark.parametrize(("stack", "both"), [(FOUR, True), (FIVE, False)], ids=["four", "five"])
+def test_representation_is_that_of_plain_torch_layers(stack, both):
+    torch.manual_seed(0)
+    net, plain = ConvNet(width=3, channels=2, convolutions=len(stack)), plain_layers(stack, 2)
     for ours, theirs in zip(net.parameters(), plain.parameters(), strict=True):
         theirs.data.copy_(ours)
     images = torch.randn(3, 2, 32, 48)
-    maps = plain(images)  # 4 x 6: quarters of 2 x 3
-    quarters = [maps[:, :, y : y + 2, x : x + 3].mean((2, 3)) for y in (0, 2) for x in (0, 3)]
-    torch.testing.assert_close(net(images), torch.stack(quarters, 2).flatten(1))
-    assert net.num_features == 48
-    assert ConvNet().num_features == 1024
+    expected = quarters(plain(images))  # of a map of 4 x 6, and before it of 8 x 12
+    if both:
+        expected = torch.cat([quarters(plain[:-3](images)), expected], dim=1)
+    torch.testing.assert_close(net(images), expected)
+    assert net.num_features == expected.shape[1]
+
+
+def test_the_small_encoder_has_four_convolutions_and_1536_features():
+    net = ConvNet()
+    assert sum(isinstance(module, nn.Conv2d) for module in net.modules()) == 4
+    assert net.num_features == 1536
+
+
+@pytest.mark.parametrize("convolutions", [3, 6, "4", None, 4.0, {}])
+def test_a_number_of_convolutions_that_cannot_be_is_said(convolutions):
+    with pytest.raises(ConfigError, match=f"convolutions is {convolutions!r}; expected 4 or 5"):
+        ConvNet(convolutions=convolutions)
 
 
 def test_initial_weights_keep_the_size_of_activations():

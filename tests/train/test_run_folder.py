@@ -20,7 +20,7 @@ import byol
 from byol.cli import main
 from byol.encoders.encoder import digest
 from byol.train.config import ModelConfig
-from byol.train.run_folder import RunFolder
+from byol.train.run_folder import FORMAT, RunFolder
 from byol.world import World
 
 
@@ -143,7 +143,9 @@ def test_a_plan_that_names_code_as_its_encoder_never_executes_it(tmp_path, array
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize(("written", "advice"), [(2, "with the byol that wrote it"), (4, "Upgrade byol")])
+@pytest.mark.parametrize(
+    ("written", "advice"), [(FORMAT - 1, "with the byol that wrote it"), (FORMAT + 1, "Upgrade byol")]
+)
 def test_a_plan_of_another_version_is_refused_with_what_reads_it(tmp_path, arrays, written, advice):
     stored = stopped(tmp_path, arrays)
     forged(tmp_path, {**stored, "format": written})
@@ -156,9 +158,9 @@ def test_a_plan_of_another_version_is_refused_with_what_reads_it(tmp_path, array
 def test_a_plan_of_another_version_with_which_nothing_was_done_is_made_anew(tmp_path, arrays):
     stored = stopped(tmp_path, arrays)
     shutil.rmtree(tmp_path / "checkpoints")
-    forged(tmp_path, {**stored, "format": 2})
+    forged(tmp_path, {**stored, "format": FORMAT - 1})
     byol.pretrain(seeded(), arrays, small_config(tmp_path))
-    assert json.loads((tmp_path / "plan.json").read_text())["format"] == 3
+    assert json.loads((tmp_path / "plan.json").read_text())["format"] == FORMAT
 
 
 def test_a_plan_with_a_value_of_another_kind_is_a_sentence(tmp_path, arrays):
