@@ -399,7 +399,7 @@ def test_a_run_does_not_go_on_with_files_that_were_added_renamed_or_taken_away(t
     config = small_config(tmp_path / "run")
     with pytest.raises(byol.Stopped):
         byol.pretrain(seeded(StopsItself, 3), tmp_path / "photos", config)
-    one, other = tmp_path / "photos" / "dark" / "1.png", tmp_path / "photos" / "dark" / "new.png"
+    one, other = tmp_path / "photos" / "dark" / "1.png", tmp_path / "photos" / "dark" / "1.jpg"
     for change, back, now in (
         (lambda: shutil.copy(one, other), other.unlink, "41 images"),
         (lambda: one.rename(other), lambda: other.rename(one), "others there"),
