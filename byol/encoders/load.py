@@ -3,14 +3,16 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook as when_registered
+from torch.overrides import TorchFunctionMode
 
 from byol.disk import in_utf8
 from byol.encoders.convert import convert
@@ -127,7 +129,7 @@ def described(file: Path, tensors: Mapping[str, Tensor], info: EncoderInfo) -> n
     if len(numbers) > 1000 or any(len(number) > 5 for number in numbers):
         raise damaged(file, f"describes {name} with options that it cannot have")
     try:
-        with suppress(NotImplementedError), torch.device("meta"), no_larger_than(tensors):  # not all can
+        with suppress(NotImplementedError), torch.device("meta"), NoDraws(), no_larger_than(tensors):
             fill(info.build(name), tensors, file)
         with no_larger_than(tensors):
             return info.build(name)
@@ -135,6 +137,15 @@ def described(file: Path, tensors: Mapping[str, Tensor], info: EncoderInfo) -> n
         raise
     except Exception as failure:  # options that nobody gave: a library raises nearly everything for them
         raise damaged(file, f"describes a network that cannot be built ({complaint(failure)})") from failure
+
+
+class NoDraws(TorchFunctionMode):
+    """Leaves weights without memory as they are: to draw them, torch would load its compiler for seconds."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
 
 
 @contextmanager

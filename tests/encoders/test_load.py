@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -137,3 +138,13 @@ def test_no_file_can_have_a_pickle_executed(encoder_of, tmp_path):
     with pytest.raises(ConfigError, match="fresh weights, and checkpoint_path would load others"):
         load_encoder(file)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["convnet", "resnet18"])
+def test_loading_an_encoder_does_not_load_torchs_compiler(encoder_of, tmp_path, name):
+    """Which takes seconds, in every command that starts from an encoder."""
+    file = save_encoder(encoder_of(name), tmp_path)
+    words = f"import byol, sys; byol.load_encoder({str(file)!r}); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
