@@ -257,7 +257,7 @@ BAD = [
     ("search f.npz --row 1 --device gpu", 2, "device is 'gpu'"),
     ("search nowhere.npz --row 1", 3, "nowhere.npz"),
     ("search nan.npy --row 1", 3, "1 of 3 feature rows hold NaN"),
-    ("search run/encoder.safetensors --row 1", 3, "It holds layers.0.weight, layers.1.bias"),
+    ("search run/encoder.safetensors --row 1", 3, "It holds last.0.weight, last.1.bias"),
     ("search photos/00.png --row 1", 3, "does not hold features"),
     ("search photos --row 1", 3, "photos does not hold features (Is a directory)"),
     ("search f.npz --row 1 --sheet s.png", 2, "--sheet was given without --data"),

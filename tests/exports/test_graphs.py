@@ -250,7 +250,7 @@ def test_a_missing_library_is_named_with_its_extra(exported, tmp_path, monkeypat
 
 
 def test_an_encoder_too_large_for_one_onnx_file_gets_a_sentence(exported, tmp_path, monkeypatch):
-    monkeypatch.setattr(graphs, "PROTOBUF_LIMIT", 10_000)
+    monkeypatch.setattr(graphs, "PROTOBUF_LIMIT", 1_000)
     with pytest.raises(ConfigError, match="ONNX file holds less than 2"):
         byol.export(exported[0], tmp_path / "e.onnx")
     assert not list(tmp_path.iterdir())
