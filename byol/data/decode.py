@@ -15,7 +15,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, ImageFile, UnidentifiedImageError, features
 from torch import Tensor
 
 from byol.errors import DataError
@@ -75,6 +75,8 @@ class Reading:
 
     channels: int = 3  # of pictures 3 (colour) or 1 (gray), of arrays any number
     max_pixels: int = MAX_PIXELS
+    min_side: int = 1  # of the shorter side, pixels
+    truncated: bool = False  # whether a picture that is cut off counts, with gray where it is missing
     levels: Levels | None = None  # of samples of more than 8 bits
     chosen: bool = False  # whether somebody chose the levels; floats go from 0 to 1 unless somebody did
 
@@ -91,10 +93,13 @@ class Reading:
             raise BadImage(
                 f"pictures have 3 channels (colour) or 1 (gray), and {self.channels} were requested"
             )
-        with _decoding(raw):
+        with _decoding(raw, self.truncated):
             picture = _opened(raw, self.max_pixels)
+            self._check_side(*picture.size)
             if picture.format in ("JPEG", "MPO") and isinstance(raw, bytes):
-                load_jpeg(picture, raw)
+                check_scans(raw)
+                if not self.truncated:
+                    load_jpeg(picture, raw)
             picture.load()
             turn = _UPRIGHT.get(_orientation(picture))
             gray = picture.mode[0] in "IF"
@@ -128,7 +133,7 @@ class Reading:
         """
         samples: Array | None = None
         if not isinstance(raw, Tensor | np.ndarray):
-            with _decoding(raw):
+            with _decoding(raw, self.truncated):
                 samples = deep_samples(_opened(raw, self.max_pixels), raw)
         elif (array := to_numpy(raw)).dtype.kind in "iuf" and array.dtype != np.uint8:
             samples = array
@@ -166,6 +171,10 @@ class Reading:
         eight: Pixels = scaled.clip(0, 255).astype(np.uint8)
         return eight
 
+    def _check_side(self, width: int, height: int) -> None:
+        if min(width, height) < self.min_side:
+            raise BadImage(f"{width}x{height} pixels have a side below the limit of {self.min_side}")
+
     def _of_array(self, raw: Array | Tensor) -> Pixels:
         if raw.ndim not in (2, 3) or 0 in raw.shape:
             raise BadImage(f"it has the shape {tuple(raw.shape)}; expected (H, W), (H, W, C) or (C, H, W)")
@@ -173,6 +182,7 @@ class Reading:
         samples = samples[:, :, None] if axis is None else np.moveaxis(samples, axis, 2)
         height, width, own = samples.shape
         _check(width, height, self.max_pixels)
+        self._check_side(width, height)
         pixels = self.eight_bits(samples)
         if own == self.channels:
             return pixels
@@ -298,14 +308,18 @@ def header(raw: Any) -> tuple[str, str]:
     return picture.format or "decoded", picture.mode
 
 
+def check_scans(raw: bytes) -> None:
+    """Raise BadImage for a JPEG of absurdly many scans."""
+    if raw.count(b"\xff\xda") > SCANS and sum(kind == _SCAN for kind, *_ in segments(raw)) > SCANS:
+        raise BadImage(f"it has more than {SCANS} scans, each a pass over the whole picture")
+
+
 def load_jpeg(picture: Any, raw: bytes) -> None:
-    """Decode a JPEG. Raises BadImage for one of absurdly many scans, and for one whose data are damaged.
+    """Decode a JPEG. Raises BadImage for one whose data are damaged.
 
     The decoder makes gray of what is missing and drops what is left over, without a word. So a picture of one
     scan is given to it without what follows its data, and with the last of them only when they are needed.
     """
-    if raw.count(b"\xff\xda") > SCANS and sum(kind == _SCAN for kind, *_ in segments(raw)) > SCANS:
-        raise BadImage(f"it has more than {SCANS} scans, each a pass over the whole picture")
     colours, last = 0, None
     for kind, begin, end in segments(raw):
         if kind in _SEQUENTIAL:
@@ -341,11 +355,13 @@ class _Paused(BytesIO):
 
 
 @contextmanager
-def _decoding(raw: Any) -> Iterator[None]:
+def _decoding(raw: Any, truncated: bool = False) -> Iterator[None]:
     """Make BadImage of what decoders raise over damaged bytes, which is nearly every exception there is.
 
-    Of their warnings, of large pictures and odd metadata, what matters ends as BadImage too.
+    Of their warnings, of large pictures and odd metadata, what matters ends as BadImage too. With `truncated`
+    Pillow fills up what is cut off.
     """
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, truncated
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
@@ -359,6 +375,8 @@ def _decoding(raw: Any) -> Iterator[None]:
             known = (said for start, said in _BEGINNINGS.items() if re.match(start, raw.lstrip(), re.DOTALL))
             reason = next(known, f"it is none of {', '.join(formats())}")
         raise BadImage(reason) from failure
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _opened(raw: Any, most: int | None = None) -> Image.Image:

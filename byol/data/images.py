@@ -199,6 +199,8 @@ def open_images(
     channels: int | None = None,
     labels: Any = None,
     max_pixels: int | None = None,
+    min_side: int | None = None,
+    truncated: bool | None = None,
     black: float | None = None,
     white: float | None = None,
 ) -> Images:
@@ -214,19 +216,22 @@ def open_images(
 
     `channels` is 3 for colour or 1 for gray, for arrays any number; by default 3 for pictures and an array's
     own. `labels`, numbers from 0 or words, take the place of the source's own; of multi-label images rows of
-    0 and 1, a column a class. Larger pictures than `max_pixels` (62 million) count as unreadable. `black` and
-    `white` are for samples of more than 8 bits; by default the fewest bits that hold a sample of the images
-    decide, and floats go from 0 to 1. Raises DataError.
+    0 and 1, a column a class. Larger pictures than `max_pixels` (62 million) count as unreadable, as do those
+    with a side below `min_side` (1) and those that are cut off, unless `truncated`: then gray stands for what
+    is missing. `black` and `white` are for samples of more than 8 bits; by default the fewest bits that hold
+    a sample of the images decide, and floats go from 0 to 1. Raises DataError.
     """
-    for name, number in (("channels", channels), ("max_pixels", max_pixels)):
+    for name, number in (("channels", channels), ("max_pixels", max_pixels), ("min_side", min_side)):
         if number is not None and number < 1:
             raise DataError(f"{name} is {number}; expected at least 1.")
     images = source if isinstance(source, Images) else Images(reader_of(source), Reading(channels=0))
-    requested = channels if channels != images.channels else None, max_pixels, black, white
-    if images is not source or requested != (None, None, None, None):
+    limits: dict[str, Any] = {"max_pixels": max_pixels, "min_side": min_side, "truncated": truncated}
+    limits = {name: value for name, value in limits.items() if value is not None}
+    requested = channels if channels != images.channels else None, black, white
+    if images is not source or limits or requested != (None, None, None):
         if len(images) == 0:
             raise DataError(f"There is no image in {images.reader.where}; expected at least one.")
-        images = images._with(reading=reading_of(images, *requested))
+        images = images._with(reading=reading_of(images, replace(images.reading, **limits), *requested))
     if labels is None:
         return images
     found = class_labels(labels, len(images))
@@ -236,12 +241,11 @@ def open_images(
 
 
 def reading_of(
-    images: Images, channels: int | None, max_pixels: int | None, black: float | None, white: float | None
+    images: Images, before: Reading, channels: int | None, black: float | None, white: float | None
 ) -> Reading:
     """How to read images: as requested, as before, or by a sample. Raises DataError when none can be read."""
-    reader, before = images.reader, images.reading
+    reader, reading = images.reader, before
     sample = images.rows[reader.sample(images.rows)].tolist()
-    reading = replace(before, max_pixels=max_pixels or before.max_pixels)
     ends = []  # of every image of more than 8 bits the smallest and the largest sample
     for index in sample:
         with suppress(BadImage):

@@ -114,7 +114,7 @@ def images_of(record: Record, given: str | None = None) -> Images | str:
     advice = "Give them to byol report with --data."
     if where is None:
         return f"the run's images ({record.images}) are not to be found. {advice}"
-    names = ("channels", "max_pixels", "black", "white")
+    names = ("channels", "max_pixels", "min_side", "truncated", "black", "white")
     try:
         images = open_images(where, **{name: record.config.get(f"data.{name}") for name in names})
     except ByolError as failure:

@@ -142,6 +142,10 @@ class DataConfig(Checked, group="data."):
     max_pixels: Count | None = None
     """Largest picture that is decoded, in pixels, by default 62 million; larger ones count as unreadable.
     Half as many for transparency, more than 8 bits, WebP and progressive JPEG: they take twice the memory."""
+    min_side: Count | None = None
+    """Shortest side of a picture, in pixels, by default 1; those with a shorter one count as unreadable."""
+    truncated: bool | None = None
+    """Take pictures that are cut off as well, with gray where they are missing; else they are unreadable."""
     black: float | None = None
     """Sample of pictures with more than 8 bits that is black. By default 0, or what the images suggest."""
     white: float | None = None

@@ -105,8 +105,15 @@ class Setup:
             images = images if isinstance(images, Samples) else Samples(images)
         else:
             # Open images stay as they are, but for what is requested here.
-            levels = {"black": data.black, "white": data.white}
-            images = open_images(images, channels=data.channels, max_pixels=data.max_pixels, **levels)
+            images = open_images(
+                images,
+                channels=data.channels,
+                max_pixels=data.max_pixels,
+                min_side=data.min_side,
+                truncated=data.truncated,
+                black=data.black,
+                white=data.white,
+            )
         if world.size > 1:
             check_same(images, world.first(images.fingerprint), world.rank)
         return cls(config, own, images, world, started, poll, views)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pictures import decode, encoded, photo, png_16
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from byol.data.decode import BadImage, Reading
 
@@ -264,6 +264,34 @@ def test_a_truncated_picture_is_a_bad_image(kind: str) -> None:
     for cut in cuts:
         with pytest.raises(BadImage):
             decode(data[:cut])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_truncated_picture_counts_when_requested_with_what_pillow_makes_of_it(kind: str) -> None:
+    pixels = photo(120, 160)
+    data = encoded(pixels, kind)
+    cut = data[: len(data) // 2]
+    found = decode(cut, truncated=True)
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+        expected = np.asarray(Image.open(BytesIO(cut)).convert("RGB"))
+    assert np.array_equal(found, expected)
+    whole = decode(data)
+    assert np.array_equal(found[:16], whole[:16])  # its rows come from above
+    assert not np.array_equal(found, whole)
+    assert np.array_equal(decode(data, truncated=True), whole)
+    with pytest.raises(BadImage):
+        decode(b"<html>" + bytes(100), truncated=True)
+
+
+def test_pictures_with_a_side_below_the_limit_are_bad_images() -> None:
+    for height, width in ((20, 30), (30, 20)):
+        data, raw = encoded(photo(height, width), "PNG"), photo(height, width)
+        for image in (data, raw):
+            assert np.asarray(Reading(min_side=20).picture(image)).shape == (height, width, 3)
+            with pytest.raises(BadImage, match=rf"{width}x{height} pixels have a side below the limit of 21"):
+                Reading(min_side=21).picture(image)
 
 
 @pytest.mark.parametrize("gray", [False, True])

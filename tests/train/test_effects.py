@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,8 @@ CHANGES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "data.in_memory": (False, {}, "weights"),  # crops of streamed images are rounded to uint8
     "data.max_bad": (0.0, {"images": "one bad"}, "failure"),
     "data.max_pixels": (100, {"images": "photos"}, "failure"),
+    "data.min_side": (30, {"images": "photos"}, "failure"),
+    "data.truncated": (True, {"images": "one cut off"}, "weights"),
     "data.black": (500.0, {"images": "deep"}, "metrics"),
     "data.white": (1000.0, {"images": "deep"}, "metrics"),
     "knn.hold_out_share": (0.1, {}, "weights"),
@@ -162,10 +165,14 @@ def observed(folder: Path, photos: Path, common: dict[str, Any], change: dict[st
     kind = common.pop("images", "watched")
     watched = Watched(folder.with_suffix(".pids"), bad=5 if kind == "one bad" else None)
     try:
-        usual = {"data.max_bad": 0.5} if kind == "one bad" else {}
+        usual = {"data.max_bad": 0.5} if kind in ("one bad", "one cut off") else {}
         config = with_settings(small_config(folder, **BASE), {**usual, **common, **change})
         sources = {"photos": photos, "deep": watched.images.astype(np.uint16) * 16}
         sources["black"] = np.zeros_like(watched.images)
+        if kind == "one cut off":
+            sources[kind] = shutil.copytree(photos, folder.with_suffix(".photos"))
+            cut = sources[kind] / "light" / "0.png"
+            cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
         byol.pretrain(None, sources.get(kind, watched), config)
     except ByolError as failure:
         return {"failure": str(failure)}
