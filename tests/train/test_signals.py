@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image, PngImagePlugin
@@ -22,6 +24,8 @@ from small_runs import StopsItself, Tiny, seeded, small_config, stopping
 from torch import Tensor
 
 import byol
+from byol.data.readers.folder import FileReader
+from byol.data.readers.parquet import ParquetReader
 from byol.train.config import DataConfig, ModelConfig, OptimConfig
 from byol.train.signals import StopSignals
 
@@ -124,6 +128,33 @@ def test_a_signal_while_an_image_is_read_is_not_a_bad_image(tmp_path, in_memory,
         assert bad_of(out) == ""
         assert encoder_of(out, images, config) == undisturbed
     assert stops >= 3
+
+
+@pytest.mark.parametrize("reader", [FileReader, ParquetReader])
+def test_a_signal_while_a_file_is_read_is_not_a_bad_image(tmp_path, photos, monkeypatch, reader):
+    images, config = photos, small_config(tmp_path, epochs=1, data=STREAMED, workers=0)
+    if reader is ParquetReader:
+        images = tmp_path / "photos.parquet"
+        cells = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(photos.rglob("*.png"))]
+        pq.write_table(pa.table({"image": cells}), images, row_group_size=8)
+    images, read, counter = byol.open_images(images), reader.read, At(0, terminate)
+    met = [counter]
+
+    def meeting(self: Any, index: int) -> bytes:
+        met[0]()
+        return read(self, index)
+
+    monkeypatch.setattr(reader, "read", meeting)
+    undisturbed, stops = encoder_of(tmp_path / "undisturbed", images, config), 0
+    for tenth in (3, 6):
+        out = tmp_path / str(tenth)
+        met[0] = At(counter.calls * tenth // 10, terminate)
+        with suppress(byol.Stopped):
+            byol.pretrain(seeded(), images, replace(config, out=str(out)))
+        stops += not (out / "encoder.safetensors").exists()
+        assert bad_of(out) == ""
+        assert encoder_of(out, images, config) == undisturbed
+    assert stops == 2
 
 
 def test_a_signal_while_a_budget_is_measured_ends_the_run(tmp_path):
