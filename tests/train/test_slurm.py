@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,18 @@ def submit(slurm: dict[str, str], log: Path, run: list[str]) -> subprocess.Popen
         )
 
 
+def warned(job: subprocess.Popen[bytes], begun: Callable[[], bool], seconds: float) -> int:
+    """The exit code of a job that is told, once it has begun, that its time is nearly over."""
+    try:
+        while job.poll() is None and not begun():
+            time.sleep(0.01)
+        job.send_signal(signal.SIGUSR1)
+        return job.wait(seconds)
+    finally:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("number", ["4711", "4700_3"])
 @pytest.mark.parametrize("scontrol", ["requeues", "refuses", "is missing"])
 def test_a_job_goes_back_into_the_queue_by_its_own_number_or_warns_and_is_not_called_done(
@@ -61,14 +74,7 @@ def test_a_job_goes_back_into_the_queue_by_its_own_number_or_warns_and_is_not_ca
     array = {"SLURM_ARRAY_JOB_ID": "4700", "SLURM_ARRAY_TASK_ID": "3"} if "_" in number else {}
     refuse = {"REFUSE": "1"} if scontrol == "refuses" else {}
     job = submit({**slurm, **array, **refuse, "PATH": str(commands)}, tmp_path / "log", ["train", "photos"])
-    try:
-        while job.poll() is None and not (tmp_path / "notes.begun").exists():
-            time.sleep(0.01)
-        job.send_signal(signal.SIGUSR1)
-        code = job.wait(60)
-    finally:
-        if job.poll() is None:
-            os.killpg(job.pid, signal.SIGKILL)
+    code = warned(job, (tmp_path / "notes.begun").exists, 60)
     said, notes = (tmp_path / "log").read_text(), (tmp_path / "notes").read_text().splitlines()
     assert said.index("saved") < said.index(f"job {number} goes back into the queue")
     assert [line for line in notes if "requeue" in line] == [f"requeue {number}"] * (scontrol != "is missing")
@@ -86,15 +92,8 @@ def test_a_job_whose_time_is_nearly_over_saves_requeues_itself_once_and_continue
     flags = {"epochs": 30, "save_every_steps": 100}
     run = words(arrays, tmp_path / "a", **flags)
     job = submit(slurm, tmp_path / "first", run)
-    try:
-        metrics = tmp_path / "a" / "metrics.jsonl"
-        while job.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < 5):
-            time.sleep(0.1)
-        job.send_signal(signal.SIGUSR1)
-        code = job.wait(300)
-    finally:
-        if job.poll() is None:
-            os.killpg(job.pid, signal.SIGKILL)
+    metrics = tmp_path / "a" / "metrics.jsonl"
+    code = warned(job, lambda: metrics.exists() and metrics.read_text().count("\n") >= 5, 300)
     said = (tmp_path / "first").read_text(errors="replace")
     assert code == 0, said
     assert said.count("Stopped by SIGUSR1 and saved at step") == 1, said
