@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image, PngImagePlugin
+from processes import SERVER
 from small_runs import StopsItself, Tiny, seeded, small_config, stopping
 from torch import Tensor
 
@@ -266,8 +267,11 @@ def undisturbed(arrays: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes
     return encoder_of(out, arrays, small_config(out))
 
 
-def impatient(out: Path, images: Path, signals: int, moment: str) -> int:
-    """A run that SIGTERM stops in step 5, and that is sent the others while it writes that checkpoint."""
+def impatient(out: Path, images: Path, signals: int, moment: str) -> None:
+    """A run that SIGTERM stops in step 5, and that is sent the others while it writes that checkpoint.
+
+    To be called in a process that has not computed before: OpenMP's threads do not survive a fork.
+    """
     left, (what, where) = iter(range(signals - 1)), moment.split()
 
     def watch(event: str, arguments: tuple) -> None:
@@ -282,8 +286,7 @@ def impatient(out: Path, images: Path, signals: int, moment: str) -> int:
     try:
         byol.pretrain(seeded(Meets, 9, begin), images, small_config(out, save_every_steps=2))
     except byol.Stopped as stopped:
-        return stopped.exit_code
-    return 0
+        sys.exit(stopped.exit_code)
 
 
 @pytest.mark.parametrize(
@@ -294,11 +297,11 @@ def test_a_second_sigterm_lets_a_save_finish_and_a_third_ends_it_without_harm(
     tmp_path, arrays, undisturbed, signals, moment
 ):
     out = tmp_path / "a"
-    process = multiprocessing.get_context("fork").Process(
-        target=lambda: sys.exit(impatient(out, arrays, signals, moment))
-    )
+    process = SERVER.Process(target=impatient, args=(out, arrays, signals, moment))
     process.start()
     process.join(100)
+    process.kill()  # one that hangs
+    process.join()
     assert process.exitcode == (75 if signals == 2 else -signal.SIGTERM)
     saved = sorted(int(path.name[5:]) for path in (out / "checkpoints").glob("step-*"))
     assert saved == ([4, 5] if signals == 2 else [2, 4])
