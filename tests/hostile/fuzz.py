@@ -16,6 +16,7 @@ import re
 import shutil
 import signal
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
@@ -23,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,7 @@ from safetensors.torch import save_file
 
 import byol
 from byol import cli
+from byol.data.readers.archive_index import SUFFIX as INDEX
 from byol.encoders.encoder import digest
 from byol.errors import ByolError
 from byol.evaluation.data_sets import read_data_sets
@@ -110,6 +113,26 @@ def make_npz(folder: Path) -> Path:
 def make_npy(folder: Path) -> Path:
     np.save(folder / "a.npy", np.stack([np.asarray(one) for one in pictures()]))
     return folder / "a.npy"
+
+
+def make_index(folder: Path) -> Path:
+    with tarfile.open(folder / "a.tar", "w") as archive:
+        for number, one in enumerate(pictures(4)):
+            for suffix, data in (("png", encoded(one)), ("cls", b"ab"[number % 2 :][:1])):
+                member = tarfile.TarInfo(f"{number}.{suffix}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    byol.open_images(folder / "a.tar")
+    return folder / f"a.tar{INDEX}"
+
+
+def read_indexed(path: Path) -> None:
+    read_images(path.with_suffix(""))
+
+
+def seal_index(path: Path) -> None:
+    content = path.read_bytes()[:-16]
+    path.write_bytes(content + blake2b(content, digest_size=16).digest())
 
 
 def make_list(folder: Path) -> Path:
@@ -277,8 +300,6 @@ def convert(path: Path) -> None:
 
 
 def make_official(folder: Path) -> Path:
-    import tarfile
-
     with tarfile.open(GOLDEN / "official_checkpoints.tar.xz") as archive:
         archive.extract("official_tiny.pkl", folder, filter="data")
     return folder / "official_tiny.pkl"
@@ -323,6 +344,8 @@ KINDS = {
     "images in parquet": Kind(make_parquet, read_images),
     "images in .npz": Kind(make_npz, read_images),
     "images in .npy": Kind(make_npy, read_images),
+    "an archive's index": Kind(make_index, read_indexed),
+    "an archive's index with a right checksum": Kind(make_index, read_indexed, text=True, seal=seal_index),
     "a list of paths": Kind(make_list, read_images, text=True),
     "a table of labels": Kind(make_table, read_images, text=True),
     "features in .npz": Kind(features_file(".npz"), read_features),

@@ -30,7 +30,9 @@ SUFFIX = ".byol-index"  # behind the archive's own name
 MAGIC = b"byol-index 1\n"
 BLOCK = 512  # of a tar file
 LONGEST_NAME = 4096
+FARTHEST = 2**62  # bytes from the start of an archive: more the operating system does not take
 LONGEST_HEADER = 2**20  # bytes of a tar member's further header, which holds names
+GROWTH = 2**27  # bytes that a member may unpack to beyond eight times its size: pictures hardly shrink
 SAMPLED = 4096  # bytes that tell archives apart, at three places
 ROW = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<i4"), ("name_end", "<u4"), ("packed", "u1")])
 FILES, FURTHER, LONG_NAME, LONG_LINK = b"0\0" + b"7", b"xg", b"L", b"K"  # kinds of tar members
@@ -161,14 +163,16 @@ def parsed(content: bytes) -> tuple[Index, dict[str, Any]]:
     try:
         told = parse_json(head)
         found, end = dict(told["identity"]), told["samples"] * ROW.itemsize
-        classes, passed_over = tuple(map(str, told["classes"])), Counter[str](told["passed_over"])
+        classes = tuple(map(str, told["classes"]))
+        passed_over = {str(kind): int(count) for kind, count in told["passed_over"].items()}
         rows, names = np.frombuffer(rest[:end], ROW), rest[end:]
         in_bounds = (rows["label"] < len(classes)).all() and (rows["name_end"] <= len(names)).all()
-    except (ValueError, KeyError, TypeError) as failure:
+        in_bounds &= (rows["offset"] < FARTHEST).all()
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as failure:
         raise ValueError("had a damaged index") from failure
     if not in_bounds or len(rows) != told["samples"]:  # somebody else's
         raise ValueError("had a damaged index")
-    return Index(rows, names, classes, dict(passed_over)), found
+    return Index(rows, names, classes, passed_over), found
 
 
 def build(file: BinaryIO, path: Path | str) -> Index:
@@ -336,6 +340,7 @@ def content(read: Read, member: Member, most: int) -> bytes:
     if len(data) < member.size:
         raise ValueError("its archive ends before it does")
     if member.packed:
+        most = min(most, GROWTH + 8 * member.size)
         unpacking = zlib.decompressobj(-15)
         try:
             data = unpacking.decompress(data, most)

@@ -31,6 +31,8 @@ class Arrays(Reader):
         if data.ndim not in (3, 4) or 0 in data.shape or one_image:
             expected = "(N, H, W), (N, H, W, C) or (N, C, H, W), N > 0; a single image as array[None]"
             raise DataError(f"The images in {where} have the shape {data.shape}; expected {expected}.")
+        if data.dtype.itemsize == 0:  # of which a file of no bytes may claim any number
+            raise DataError(f"The images in {where} are of type {data.dtype}; expected numbers.")
         self.data, self.where, self.file, self.tensor, self.all_labels = data, where, file, tensor, labels
 
     def __len__(self) -> int:

@@ -308,12 +308,13 @@ def footer(path: Path) -> File:
         image = next((column for column in IMAGE_NAMES if column in schema.names), "")
         label = next((column for column in LABEL_NAMES if column in schema.names), "")
         size = path.stat().st_size
-        most = size + GROWTH
+        most, claimed = size + GROWTH, 0  # bytes of a row group, and rows of all
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
             rows, unpacked = group.num_rows, group.total_byte_size
-            if rows > size or unpacked > most:  # group.column(0) would end the process where it is damaged
-                raise ValueError(f"{size:,} bytes claim {rows:,} rows of {unpacked:,} bytes")
+            claimed += rows
+            if claimed > size or unpacked > most:  # group.column(0) would end the process where it is damaged
+                raise ValueError(f"{size:,} bytes claim {claimed:,} rows or more, of {unpacked:,} bytes")
             groups.append(Group(path, number, image, rows, unpacked, most))
     except Exception as failure:  # pyarrow raises several unrelated types for damaged files
         raise DataError(f"{name} cannot be read as parquet ({failure}). Give other files.") from failure

@@ -16,6 +16,7 @@ from byol.data.labels import LONGEST, MOST_CLASSES, Labels
 from byol.data.readers.folder import FileReader
 from byol.errors import DataError, printable
 
+MOST_CELLS = 2**25  # of images times labels, beyond 500 for each label of an image: each takes 8 bytes
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PATHS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path")
 LABELS = ("label", "labels", "class", "classes", "category", "tags", "target")
@@ -58,6 +59,12 @@ class TableReader(FileReader):
             return
         if several and len(classes) > MOST_CLASSES:
             raise DataError(f"{where} has {len(classes):,} labels; expected at most {MOST_CLASSES:,}.")
+        if several and (cells := len(images) * len(classes)) > MOST_CELLS + 500 * len(values):
+            told = f"{where} has {len(values):,} labels, which as a matrix of {len(images):,} images and"
+            raise DataError(
+                f"{told} {len(classes):,} classes take {8 * cells / 2**30:,.1f} GiB. Give fewer classes, "
+                "or labels=MATRIX to `open_images`."
+            )
         known = tuple(classes)
         numbers = all(re.fullmatch("[0-9]{1,18}", word) for word in known)
         ordered = tuple(sorted(known, key=lambda word: (int(word) if numbers else 0, word)))

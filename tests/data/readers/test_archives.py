@@ -9,6 +9,7 @@ import sys
 import tarfile
 import zipfile
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from pictures import encoded, photo
 
 from byol.data.decode import BadImage
 from byol.data.images import Images, open_images
-from byol.data.readers import archives
+from byol.data.readers import archive_index, archives
 from byol.errors import ByolError, DataError
 
 KINDS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -174,6 +175,30 @@ def test_an_index_is_kept_and_made_anew_when_its_archive_changes(tmp_path: Path,
     assert index.read_bytes() == good
 
 
+@pytest.mark.parametrize(
+    "forged",
+    [
+        lambda held: replace(held, passed_over={"links": "many"}),
+        lambda held: replace(held, passed_over=["links"]),
+        lambda held: replace(held, passed_over={"links": float("inf")}),
+        lambda held: held.rows["offset"].fill(2**63) or held,
+        lambda held: held.rows["offset"].fill(2**64 - 1) or held,
+        lambda held: held.rows["label"].fill(7) or held,
+        lambda held: held.rows["name_end"].fill(2**31) or held,
+    ],
+)
+def test_an_index_that_somebody_forged_is_made_anew(tmp_path: Path, caplog, forged) -> None:
+    """Its checksum is right, as whoever writes an index can make it."""
+    path = shard(tmp_path / "a.tar", range(4))
+    held, _ = archive_index.index_of(path)
+    held = forged(replace(held, rows=held.rows.copy()))
+    with path.open("rb") as file:
+        archive_index.write_index(archive_index.beside(path), held, archive_index.identity_of(file))
+    images = open_images(path)
+    assert "damaged index" in caplog.text
+    assert [images.reader.read(row) for row in range(4)] == PHOTOS[:4]
+
+
 def test_beside_a_read_only_archive_the_cache_folder_keeps_the_index(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = shard(tmp_path / "shards" / "a.tar", range(4))
@@ -283,14 +308,42 @@ def test_what_is_no_archive_is_a_sentence(tmp_path: Path, name: str, data: bytes
         open_images(tmp_path / name)
 
 
-def test_a_packed_member_that_unpacks_without_end_is_a_bad_image(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(archives, "MAX_BYTES", 10_000)
+@pytest.mark.parametrize(("where", "limit"), [(archives, "MAX_BYTES"), (archive_index, "GROWTH")])
+def test_a_packed_member_that_unpacks_without_end_is_a_bad_image(
+    tmp_path: Path, monkeypatch, where, limit
+) -> None:
+    monkeypatch.setattr(where, limit, 10_000)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("a.png", PHOTOS[0])
         file.writestr("b.png", bytes(10**6))
     images = open_images(tmp_path / "a.zip")
-    with pytest.raises(BadImage, match="10,000"):
+    with pytest.raises(BadImage, match=r"unpacks to more than 1\d,\d\d\d bytes"):
         images.picture(1)
+
+
+@pytest.mark.slow
+def test_a_small_zip_file_of_gigabytes_takes_little_memory(tmp_path: Path) -> None:
+    with (
+        zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as file,
+        file.open("a.png", "w") as member,
+    ):
+        for _ in range(14):
+            member.write(bytes(2**26))
+    script = """
+import resource, sys
+from byol import ByolError, open_images
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+try:
+    open_images(sys.argv[1])
+except ByolError as failure:
+    print(failure)
+print(peak() - before < 500)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "a.zip")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "unpacks to more than" in done.stdout
+    assert done.stdout.endswith("True\n")
 
 
 def test_an_archive_that_shrinks_while_it_is_read_costs_its_images_only(tmp_path: Path) -> None:

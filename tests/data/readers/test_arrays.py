@@ -219,10 +219,12 @@ for path in sys.argv[1:]:
 
 def test_small_files_that_claim_to_be_huge_are_sentences(tmp_path: Path) -> None:
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (%d, 8, 8), }"
-    long, many = tmp_path / "long.npy", tmp_path / "many.npy"
+    long, many, void = (tmp_path / f"{name}.npy" for name in ("long", "many", "void"))
     long.write_bytes(b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + header % 5)  # a header of 4 GB
     text = header % 10**12 + b"\n"
     many.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    text = text.replace(b"|u1", b"|V0")  # 10**12 images of no bytes
+    void.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + b"padding")
     packed = tmp_path / "packed.npz"
     with (
         zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive,
@@ -232,8 +234,9 @@ def test_small_files_that_claim_to_be_huge_are_sentences(tmp_path: Path) -> None
         part.write(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
         for _ in range(12):
             part.write(bytes(2**26))
-    lines = in_little_memory(long, many, packed).splitlines()
-    assert len(lines) == 3
+    lines = in_little_memory(long, many, packed, void).splitlines()
+    assert len(lines) == 4
+    assert lines.pop() == f"The images in {void} are of type |V0; expected numbers."
     for line, path in zip(lines, (long, many, packed), strict=True):
         assert f"{path.name} cannot be read (" in line
         assert "()" not in line

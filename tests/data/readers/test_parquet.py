@@ -288,6 +288,9 @@ def bomb(path: Path, kind: str) -> Path:
         column = pa.DictionaryArray.from_arrays(np.zeros(4000, np.int32), pa.array([picture], pa.binary()))
         options["use_dictionary"] = True
         options["store_schema"] = False
+    elif kind == "rows of nothing in many row groups":  # each of which the file has bytes enough for
+        column = pa.nulls(4 * 10**6, pa.binary())
+        options["row_group_size"] = 20_000
     elif kind == "zeros":
         column = pa.array([bytes(2**20)] * 1000, pa.binary())
     else:
@@ -300,7 +303,12 @@ def bomb(path: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize(
     "kind",
-    ["one picture repeated", pytest.param("zeros", marks=pytest.mark.slow), "ten million rows of nothing"],
+    [
+        "one picture repeated",
+        pytest.param("zeros", marks=pytest.mark.slow),
+        "ten million rows of nothing",
+        "rows of nothing in many row groups",
+    ],
 )
 def test_a_small_file_of_huge_content_is_a_sentence(kind: str, tmp_path: Path) -> None:
     path = bomb(tmp_path / "a.parquet", kind)

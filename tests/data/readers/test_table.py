@@ -97,6 +97,15 @@ def test_several_labels_of_an_image_make_the_set_multi_label(photos: Path, text:
     assert images.label_matrix.tolist() == [[1, 1], [0, 0], [0, 1]]
 
 
+def test_a_small_table_cannot_have_a_large_matrix_made(photos: Path) -> None:
+    """One file by 8,192 names, and as many labels: for a table of 0.4 MB."""
+    names = (f"{number:013b}".replace("0", "./").replace("1", ".//") + "a/1.png" for number in range(8192))
+    lines = [f"{name},{number}|x" for number, name in enumerate(names)]
+    (photos / "a.csv").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"a\.csv has 16,384 labels, .* 8,193 classes take 0\.5 GiB"):
+        open_images(photos / "a.csv")
+
+
 def test_the_same_row_twice_is_one_image_of_one_label(photos: Path) -> None:
     (photos / "a.csv").write_text("a/1.png,cat\na/1.png,cat\na/2.png,dog\n")
     assert held(open_images(photos / "a.csv")) == {"a/1.png": "cat", "a/2.png": "dog"}
