@@ -23,9 +23,9 @@ PART ?= 1/1
 mutants: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py --part $(PART)
 
-check: lint types test variation wheel docs  ## what CI runs; of the wrong changes a third, another one every day
+check: lint types test variation wheel docs  ## what CI runs; of the wrong changes a quarter, another one every day
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
-	$(MAKE) mutants PART=$$(expr $$(date +%j) % 3 + 1)/3
+	$(MAKE) mutants PART=$$(expr $$(date +%j) % 4 + 1)/4
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
