@@ -167,7 +167,11 @@ def look_at(images: Images, row: int) -> Look:
     except BadImage as failure:
         return Look(fault=str(failure))
     size = picture.shape[:2] if isinstance(picture, np.ndarray) else (picture.height, picture.width)
-    data = raw if isinstance(raw, bytes) else np.ascontiguousarray(to_numpy(raw)).tobytes()
+    if isinstance(raw, bytes):
+        data = raw
+    else:
+        array = np.ascontiguousarray(to_numpy(raw))
+        data = f"{array.shape} {array.dtype} ".encode() + array.tobytes()
     ends = None if found is None else (float(found[0]), float(found[1]))
     content = blake2b(data, digest_size=15).digest() + b"."  # numpy strips what is zero at the end
     return Look(content, "", kind, mode, (size[0], size[1]), ends, *likeness(picture))

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -87,8 +88,12 @@ def class_labels(values: Any, count: int, names: Sequence[str] | None = None, of
         if any(len(value) > LONGEST for value in array):  # each would take as much memory as the longest
             raise DataError(f"Some labels are of more than {LONGEST:,} letters; expected names of classes.")
         array = array.astype(str)
-    if array.dtype.kind in "US":
-        words, numbers = np.unique(array.astype(str), return_inverse=True)
+    if array.dtype.kind == "O" and all(isinstance(value, Integral) for value in array):
+        array = np.array(array.tolist())
+    if array.dtype.kind == "S":
+        array = np.char.decode(array, "utf-8", "backslashreplace")
+    if array.dtype.kind == "U":
+        words, numbers = np.unique(array, return_inverse=True)
         return Labels(numbers.astype(np.int64), tuple(words.tolist()))
     if array.dtype.kind in "fO" and (missing := sum(value is None or value != value for value in array)):
         raise DataError(f"{missing:,} of {count:,} images have no label; {expected}")

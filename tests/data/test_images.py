@@ -28,6 +28,12 @@ FolderOf = Callable[..., Path]
         (np.array([[3], [0], [0], [1], [1]], np.uint8), [3, 0, 0, 1, 1], ("0", "1", "2", "3")),
         (["owl", "ant", "bee", "owl", "ant"], [2, 0, 1, 2, 0], ("ant", "bee", "owl")),
         (np.array([True, False, True, True, False]), [1, 0, 1, 1, 0], ("0", "1")),
+        (
+            np.array([2, np.int64(0), 0, 1, 2], object),
+            [2, 0, 0, 1, 2],
+            ("0", "1", "2"),
+        ),  # as pandas may have them
+        (np.array([b"b", b"a", b"\xc3\xa4", b"\xff", b"a"]), [2, 1, 3, 0, 1], ("\\xff", "a", "b", "ä")),
     ],
 )
 def test_labels_can_be_given(labels: Any, values: list[int], classes: tuple[str, ...]) -> None:
@@ -43,6 +49,7 @@ def test_labels_can_be_given(labels: Any, values: list[int], classes: tuple[str,
         (2 * np.eye(5), r"labels have the shape \(5, 5\)"),
         ([0.5] * 5, "labels are float64; expected whole numbers from 0, or words"),
         ([0, 1, 2, -1, 0], "negative numbers"),
+        (np.array([0, "1", 2, 3, 4], object), "labels are object; expected whole numbers from 0, or words"),
         ([0, 1, None, 1, None], "2 of 5 images have no label"),
         ([0.0, 1.0, np.nan, 1.0, 0.0], "1 of 5 images have no label"),
         ([10**12] * 5, "go up to 1000000000000"),

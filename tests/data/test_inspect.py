@@ -96,6 +96,11 @@ def test_arrays_are_inspected_too() -> None:
     assert found.formats == {"array": 7}
 
 
+def test_blank_arrays_of_other_sides_are_not_the_same() -> None:
+    blank = [np.zeros(shape, dtype=np.uint8) for shape in ((20, 30, 3), (30, 20, 3), (20, 30, 3))]
+    assert list(inspect(open_images([(array, 0) for array in blank])).found["duplicate"]) == [2]
+
+
 def test_a_thousand_copies_and_blank_pages_take_seconds() -> None:
     pages = np.zeros((3000, 16, 16, 3), dtype=np.uint8)
     pages[1000:] += (np.arange(2000) % 250).astype(np.uint8)[:, None, None, None]
