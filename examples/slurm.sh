@@ -31,10 +31,10 @@ requeue() {
 }
 trap requeue USR1
 
-# The first machine, on which this script runs.
+# The first machine, on which this script runs, and a port that another job there will hardly have.
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="${SLURM_GPUS_ON_NODE:-gpu}" --max-restarts=3 \
-    --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="${host:-$HOSTNAME}:${PORT:-29500}" \
+    --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="${host:-$HOSTNAME}:${PORT:-$((20000 + SLURM_JOB_ID % 10000))}" \
     -m byol train "$@" &
 run=$!
 wait "$run"
