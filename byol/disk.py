@@ -17,7 +17,9 @@ from typing import Any
 from byol.errors import DISK_TROUBLE, ConfigError, DiskError, complaint
 
 MOST_JSON, MOST_YAML = 2**25, 2**18  # bytes: more than any file has, and still read in seconds
-DEEPEST_YAML = 20
+MOST_VALUES = 2**21  # in JSON: some of 3 bytes take 80 in memory
+MOST_HEADER, MOST_TENSORS = 10**8, 2**16  # of safetensors: bytes that its library reads; names
+DEEPEST_YAML, LONGEST_YAML = 20, 3000  # levels; characters of a value, of which a number would not be printed
 _locks = ExitStack()  # files that this process holds
 # Forked workers live on for a moment when their process is killed; what it held is then free all the same.
 os.register_at_fork(after_in_child=_locks.close)
@@ -157,10 +159,29 @@ def in_utf8(path: Path) -> Iterator[Path]:
         yield path
 
 
+@contextmanager
+def opened_safetensors(path: Path, framework: str = "pt") -> Iterator[Any]:
+    """A safetensors file, as its own library opens it.
+
+    Raises OSError and SafetensorError, and ValueError for one that names millions of tensors.
+    """
+    from safetensors import safe_open
+
+    with path.open("rb") as file:
+        header = file.read(min(int.from_bytes(file.read(8), "little"), MOST_HEADER))
+    if header.count(b"{") > MOST_TENSORS:
+        raise ValueError(f"it names more than {MOST_TENSORS:,} tensors")
+    with in_utf8(path) as named, safe_open(named, framework) as opened:
+        yield opened
+
+
 def parse_json(text: str | bytes) -> Any:
     """The plain values in JSON text. Raises ValueError when it is damaged, too long or nested too deeply."""
     if len(text) > MOST_JSON:
         raise ValueError(f"{len(text):,} characters; expected at most {MOST_JSON:,}")
+    marks: Any = ("[", "{", ",") if isinstance(text, str) else (b"[", b"{", b",")
+    if sum(map(text.count, marks)) > MOST_VALUES:
+        raise ValueError(f"more than {MOST_VALUES:,} values")
     try:
         return json.loads(text)
     except RecursionError:
@@ -176,7 +197,8 @@ def read_json(path: Path) -> Any:
 def read_yaml(path: Path, what: str) -> Any:
     """The plain values in a YAML file; `what` names it in the ConfigError raised when it cannot be read.
 
-    A long one, a deep one, and aliases (`*name`: a few lines can stand for a billion values) are refused.
+    A long one, a deep one, long values and aliases (`*name`: a few lines can stand for a billion values) are
+    refused.
     """
     import yaml
 
@@ -186,8 +208,12 @@ def read_yaml(path: Path, what: str) -> Any:
         def compose_node(self, parent: Any, index: Any) -> Any:
             event: Any = self.peek_event()  # type: ignore[no-untyped-call]
             self.depth += 1
-            if self.depth > DEEPEST_YAML or isinstance(event, yaml.AliasEvent):
-                problem = "an alias" if isinstance(event, yaml.AliasEvent) else "values nested too deeply"
+            problem = "values nested too deeply" if self.depth > DEEPEST_YAML else ""
+            if isinstance(event, yaml.AliasEvent):
+                problem = "an alias"
+            elif isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_YAML:
+                problem = f"a value of more than {LONGEST_YAML:,} letters or digits"
+            if problem:
                 raise yaml.MarkedYAMLError(None, None, problem, event.start_mark)
             node = super().compose_node(parent, index)
             self.depth -= 1

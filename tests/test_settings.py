@@ -29,12 +29,18 @@ ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         (b"{a: " * 30, "nested too deeply"),
         (b"x: 1\n" * 100_000, "longer than"),
         (b"a: " + b"9" * 10_000, "digits"),
+        (b"a: 0x" + b"f" * 10_000, "digits"),
+        (b"0x" + b"f" * 9_000 + b": 1", "line 1"),
+        (b"a: [1, " + b"x" * 3_001 + b"]", "letters"),
         (b"a: 2024-13-45", "month"),
         (b"\xff\xfe", "utf-8"),
         (b"a: !!python/object/apply:os.system [true]", "line 1"),
     ],
-    ids=["aliases", "lists", "mappings in a line", "mappings", "long", "number", "date", "bytes", "object"],
-)
+    ids=[
+        "aliases", "lists", "mappings in a line", "mappings", "long", "number", "of base 16", "name", "word",
+        "date", "bytes", "object",
+    ],
+)  # fmt: skip
 def test_a_hostile_yaml_file_is_one_sentence_in_little_time_and_memory(tmp_path, content, says):
     (tmp_path / "a.yaml").write_bytes(content)
     before = resource.getrusage(resource.RUSAGE_SELF)
@@ -59,6 +65,16 @@ def test_yaml_as_people_write_it_is_read_as_pyyaml_reads_it(tmp_path):
     (tmp_path / "a.yaml").write_bytes(b"\xef\xbb\xbf" + text.encode())  # as some editors begin a file
     held = {"images": {"train": "ä/b", "test": [1, 2.5, True, None]}, "on": "two\nlines\n"}
     assert read_yaml(tmp_path / "a.yaml", "file") == held
+
+
+def test_json_cannot_have_far_more_made_than_it_is_long(tmp_path):
+    for many in ("[],", "{},", "1,", '{"a":[]},'):
+        with pytest.raises(ValueError, match="more than 2,097,152 values"):
+            parse_json(f"[{many * (2**25 // len(many) - 3)}1]")
+    (tmp_path / "a.json").write_text(f"[{'[],' * 2**21}1]")
+    with pytest.raises(ValueError, match="more than 2,097,152 values"):
+        read_json(tmp_path / "a.json")
+    assert parse_json(f"[{'1,' * 2_000_000}1]")[-1] == 1
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[1, 2", "", "\x00"])

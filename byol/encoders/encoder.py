@@ -15,13 +15,13 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from byol.data.images import Images, open_images
-from byol.disk import in_utf8, parse_json, replacing, write_text
+from byol.disk import opened_safetensors, parse_json, replacing, write_text
 from byol.errors import CheckpointError, ConfigError, DataError, complaint, damaged
 from byol.method.byol import evaluating
 from byol.method.crops import Interpolation
@@ -213,7 +213,7 @@ class EncoderFile(NamedTuple):
 def read(file: Path) -> EncoderFile:
     """What an encoder file holds, checked against its checksum."""
     try:
-        with in_utf8(file) as named, safe_open(named, "pt") as opened:
+        with opened_safetensors(file) as opened:
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as failure:

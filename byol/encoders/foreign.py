@@ -2,12 +2,14 @@
 
 import os
 import re
+import zipfile
 from argparse import Namespace
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +52,8 @@ BLOCK = "layer1.0.conv1.weight"  # a tensor that every ResNet has
 CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 # What may stand in a file and is not used: classifiers, auxiliary ones of GoogLeNet and Inception too.
 CLASSIFIERS = (*HEADS, "aux1", "aux2", "AuxLogits")
+MAKING = (b"]", b"}", b"(")  # instructions of a pickle of one byte, each of which makes 80 in memory
+MOST_MADE = 2**21  # of those
 ADVICE = (
     " Name the network with --encoder (torchvision:NAME, timm:NAME or package.module:function), or its place "
     "with --prefix."
@@ -120,6 +124,11 @@ def read_foreign(path: Path, prefix: str | None = None) -> ForeignEncoder:
     prefix = f"{prefix}." if prefix and not prefix.endswith(".") else prefix
     inside = [name for name in names if name.startswith(prefix)]
     tensors = {name.removeprefix(prefix): state[names[name]] for name in inside}
+    if odd := [name for name, tensor in tensors.items() if not is_plain(tensor)]:
+        kinds = "sparse, quantized, complex or without memory"
+        raise CheckpointError(
+            f"{printable(odd[0])} in {path} is {kinds}; expected plain numbers. Save those."
+        )
     seen = seen_in(names)
     if not tensors:
         raise CheckpointError(f"{path} has no tensors under {prefix!r}. Its tensors are {seen}.")
@@ -130,6 +139,12 @@ def read_foreign(path: Path, prefix: str | None = None) -> ForeignEncoder:
     left = Counter(".".join(part[: 2 if part[0] == prefix.partition(".")[0] else 1]) for part in others)
     source = f"torch checkpoint of {library}" + (f", encoder under {prefix!r}" if prefix else "")
     return ForeignEncoder(source, prefix, tensors, dict(left), seen, "momentum_projector" in left)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is of real numbers, all of them in memory: what a network is filled with."""
+    there = tensor.device.type == "cpu" and tensor.layout is torch.strided and not tensor.is_nested
+    return there and not (tensor.is_quantized or tensor.is_complex())
 
 
 def take(
@@ -167,6 +182,7 @@ def load(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             mapped = file.read(4) == ZIP
+            check_pickles(file, mapped)
         with torch.serialization.safe_globals([Namespace]):  # which DINO saves its settings in; it only holds
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as failure:  # damaged files end in nearly every exception there is
@@ -180,6 +196,26 @@ def load(path: Path) -> Any:
         unpickler = re.search(r"WeightsUnpickler error: (.+)", str(failure))
         reason = unpickler[1] if unpickler else complaint(failure)
         raise damaged(path, f"cannot be read as a torch checkpoint ({reason})") from failure
+
+
+def check_pickles(file: BinaryIO, zipped: bool) -> None:
+    """Raise ValueError for a torch file that would take far more memory than it has bytes."""
+    file.seek(0)
+    if zipped:
+        made, most = 0, MOST_MADE
+        with zipfile.ZipFile(file) as archive:
+            for one in archive.infolist():
+                if one.compress_type != zipfile.ZIP_STORED:
+                    raise ValueError("it is compressed, and torch compresses nothing")
+                if one.filename.endswith(".pkl"):
+                    file.seek(one.header_offset)
+                    made += sum(map(file.read(one.file_size).count, MAKING))
+    else:  # the numbers of its tensors are behind its pickles, and any bytes occur among them
+        parts = iter(partial(file.read, 2**20), b"")
+        made = sum(part.count(mark) for part in parts for mark in MAKING)
+        most = MOST_MADE + file.tell() // 32
+    if made > most:
+        raise ValueError(f"it makes {made:,} lists and dicts; expected tensors")
 
 
 def tensors_in(loaded: Any, path: Path) -> dict[str, Tensor]:

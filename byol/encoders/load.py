@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook as when_registered
 from torch.overrides import TorchFunctionMode
 
-from byol.disk import in_utf8
+from byol.disk import opened_safetensors
 from byol.encoders.convert import convert
 from byol.encoders.encoder import (
     FILE,
@@ -92,7 +92,7 @@ def holds_encoder(file: Path) -> bool:
     """Whether a file is an encoder by itself, and not the weights of a library's network."""
     kind = kind_of(file)
     if kind.startswith("a safetensors file"):
-        with suppress(SafetensorError), in_utf8(file) as named, safe_open(named, "pt") as opened:
+        with suppress(SafetensorError, ValueError), opened_safetensors(file) as opened:
             return "byol" in (opened.metadata() or {})
     return kind != "torch"
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from byol.disk import check_writable, in_utf8, parse_json, replacing
+from byol.disk import check_writable, opened_safetensors, parse_json, replacing
 from byol.encoders.encoder import Encoder, EncoderFile, device_of, read, write
 from byol.encoders.load import rebuilt
 from byol.errors import CheckpointError, ConfigError
@@ -283,8 +283,7 @@ def holds_classifier(path: str | Path) -> bool:
     """Whether a file is one of an encoder with a classifier."""
     with (
         suppress(SafetensorError, OSError, ValueError, KeyError, AttributeError),
-        in_utf8(Path(path)) as named,
-        safe_open(named, "pt") as opened,
+        opened_safetensors(Path(path)) as opened,
     ):
         return parse_json((opened.metadata() or {})["byol"]).get("classifier") is not None
     return False

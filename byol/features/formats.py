@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from byol.disk import in_utf8, parse_json
+from byol.disk import in_utf8, opened_safetensors, parse_json
 from byol.errors import ConfigError, DataError
 from byol.machine import available_memory
 
@@ -174,9 +174,7 @@ def _write_safetensors(fields: Fields, path: Path) -> None:
 
 
 def _read_safetensors(path: Path, mapped: bool) -> Fields:
-    from safetensors import safe_open
-
-    with in_utf8(path) as named, safe_open(named, "np") as file:
+    with opened_safetensors(path, "np") as file:
         held, metadata = sorted(file.keys()), file.metadata() or {}
         _check(held)
         parts = {name: file.get_tensor(name) for name in held if name != "x" or not mapped}

@@ -4,6 +4,7 @@ import argparse
 import copy
 import os
 import pickle
+import zipfile
 from collections import OrderedDict
 
 import numpy as np
@@ -637,6 +638,46 @@ def test_torch_checkpoint_that_is_cut_off_or_damaged_is_refused(tmp_path, resnet
             (tmp_path / "a.pt").write_bytes(content[: max(20, int(share * len(content)))])
             with pytest.raises(CheckpointError, match="cannot be read as a torch checkpoint"):
                 convert(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("kind", ["packed pickle", "packed tensors", "lists", "dicts", "lists, old format"])
+def test_a_small_torch_checkpoint_cannot_have_gigabytes_made(tmp_path, kind):
+    torch.save({"a": torch.zeros(3)}, tmp_path / "good.pt")
+    many = {"lists": b"]", "dicts": b"}"}.get(kind.partition(",")[0], b"N") * 3_000_000
+    packed = {"packed pickle": "data.pkl", "packed tensors": "data/0"}.get(kind, "nothing")
+    with zipfile.ZipFile(tmp_path / "good.pt") as good, zipfile.ZipFile(tmp_path / "a.pt", "w") as bad:
+        for one in good.infolist():
+            content = good.read(one)
+            if one.filename.endswith("data.pkl"):
+                content = content[:2] + many + content[2:]
+            how = zipfile.ZIP_DEFLATED if one.filename.endswith(packed) else zipfile.ZIP_STORED
+            bad.writestr(one.filename, content, how)
+    if kind.endswith("old format"):
+        torch.save({"a": torch.zeros(3)}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+        content = (tmp_path / "a.pt").read_bytes()
+        (tmp_path / "a.pt").write_bytes(content[:300] + many + content[300:])
+    said = "compressed" if packed != "nothing" else "lists and dicts"
+    with pytest.raises(CheckpointError, match=f"a.pt cannot be read as a torch checkpoint .*{said}"):
+        convert(tmp_path / "a.pt")
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, that some of these kinds will go
+@pytest.mark.parametrize(
+    "kind",
+    [
+        torch.Tensor.to_sparse,
+        lambda tensor: tensor.to(torch.complex64),
+        lambda tensor: tensor.to("meta"),
+        lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+        lambda tensor: torch.nested.nested_tensor([tensor[0], tensor[1]]),
+    ],
+    ids=["sparse", "complex", "without memory", "quantized", "nested"],
+)
+def test_tensors_of_a_kind_that_no_network_has_are_a_sentence(tmp_path, resnet, kind):
+    state = resnet.state_dict()
+    torch.save({**state, "conv1.weight": kind(state["conv1.weight"])}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"conv1\.weight in .* is sparse, .*expected plain numbers"):
+        convert(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ from torch import nn
 import byol
 from byol.encoders.encoder import FILE, digest, save_encoder
 from byol.encoders.load import load_encoder
-from byol.errors import ByolError, CheckpointError, ConfigError
+from byol.errors import ByolError, CheckpointError, ConfigError, DataError
+from byol.evaluation.classifier import holds_classifier
+from byol.features.features import Features
 
 IMAGES = torch.randint(0, 256, (3, 3, 20, 27), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
@@ -471,6 +473,24 @@ def test_json_that_is_nested_without_end_is_one_sentence(encoder_of, tmp_path, w
     with pytest.raises(CheckpointError, match=f"{FILE} (is damaged|cannot be read)") as told:
         load_encoder(file)
     assert len(str(told.value)) < 1000
+
+
+def test_a_header_of_a_million_tensors_is_one_sentence(tmp_path):
+    """safetensors itself takes 1.2 GB and minutes for such a header of 80 MB."""
+    each = ",".join(
+        f'"{number:x}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}' for number in range(70_000)
+    )
+    header = ("{" + each + "}").encode()
+    file = tmp_path / FILE
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    assert len(load_file(file)) == 70_000  # it is a sound file
+    with pytest.raises(CheckpointError, match="names more than 65,536 tensors"):
+        load_encoder(file)
+    with pytest.raises(DataError, match="names more than 65,536 tensors"):
+        Features.load(file)
+    with pytest.raises(CheckpointError, match="names more than 65,536 tensors"):
+        load_encoder("torchvision:resnet18", weights=file)
+    assert not holds_classifier(file)
 
 
 LARGE = {
