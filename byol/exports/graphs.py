@@ -162,7 +162,8 @@ def attempt(
             # By way of the memory: on a full disk torch itself would end the process.
             held = io.BytesIO()
             torch.export.save(program, held, extra_files={f"{KEY}.json": described})
-            file.write_bytes(held.getbuffer())
+            with held.getbuffer() as written:
+                file.write_bytes(written)
             tool, run = "torch.export", torch.export.load(file).module()
         last = None if classifier is None else classifier.of_features
         return compared(encoder, tool, run, sizes, normalised=not from_pixels, of_features=last)

@@ -78,7 +78,8 @@ def write_torchvision(found: Fitted, encoder: Encoder, file: Path) -> Check:
         # By way of the memory: torch would put the passing name into it, and raise no OSError on a full disk.
         held = io.BytesIO()
         torch.save(found.tensors, held)
-        file.write_bytes(held.getbuffer())
+        with held.getbuffer() as written:
+            file.write_bytes(written)
         loaded = torch.load(file, weights_only=True)
     else:
         save_file(found.tensors, file, metadata={"preprocessing": json.dumps(encoder.info.preprocessing())})
