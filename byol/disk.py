@@ -175,6 +175,13 @@ def opened_safetensors(path: Path, framework: str = "pt") -> Iterator[Any]:
         yield opened
 
 
+def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The torch tensors in a safetensors file by name, and its metadata. Raises as `opened_safetensors`."""
+    with opened_safetensors(path) as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        return tensors, opened.metadata() or {}
+
+
 def parse_json(text: str | bytes) -> Any:
     """The plain values in JSON text. Raises ValueError when it is damaged, too long or nested too deeply."""
     if len(text) > MOST_JSON:

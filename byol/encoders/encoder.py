@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from byol.data.images import Images, open_images
-from byol.disk import opened_safetensors, parse_json, replacing, write_text
+from byol.disk import parse_json, read_safetensors, replacing, write_text
 from byol.errors import CheckpointError, ConfigError, DataError, complaint, damaged
 from byol.method.byol import evaluating
 from byol.method.crops import Interpolation
@@ -213,9 +213,7 @@ class EncoderFile(NamedTuple):
 def read(file: Path) -> EncoderFile:
     """What an encoder file holds, checked against its checksum."""
     try:
-        with opened_safetensors(file) as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        tensors, metadata = read_safetensors(file)
     except (SafetensorError, OSError, ValueError) as failure:
         raise CheckpointError(
             f"{file} cannot be read as safetensors ({failure}). Write it again or take another copy."

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from byol.disk import opened_safetensors
+from byol.disk import read_safetensors
 from byol.encoders import foreign
 from byol.encoders.encoder import Encoder, EncoderInfo, ready
 from byol.errors import CheckpointError, ConfigError, complaint, damaged
@@ -110,7 +110,6 @@ def stored(file: Path) -> dict[str, Tensor]:
     if file.suffix != ".safetensors":
         return foreign.tensors_in(foreign.load(file), file)
     try:
-        with opened_safetensors(file) as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        return read_safetensors(file)[0]
     except Exception as failure:  # damaged files end in nearly every exception there is
         raise damaged(file, f"cannot be read ({complaint(failure)})") from failure

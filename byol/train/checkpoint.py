@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from byol.disk import filling, left_behind, opened_safetensors, read_json, writing
+from byol.disk import filling, left_behind, read_json, read_safetensors, writing
 from byol.encoders.encoder import digest, unshared
 from byol.errors import CheckpointError, DiskError, TrainingError, complaint
 from byol.train.config import TrainConfig
@@ -171,8 +171,7 @@ def latest(folder: Path, plan: str) -> tuple[int, dict[str, Tensor]] | None:
                 raise ValueError(f"its manifest says step {manifest['step']}")
             if _digest(path / TENSORS) != manifest["blake2b"]:
                 raise ValueError(f"{TENSORS} does not match its checksum")
-            with opened_safetensors(path / TENSORS) as opened:
-                return step_of(path), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            return step_of(path), read_safetensors(path / TENSORS)[0]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as damage:
             logger.warning("Checkpoint %s is damaged (%s): the one before is tried.", path.name, damage)
     if found:
