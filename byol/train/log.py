@@ -249,21 +249,15 @@ def whole_lines(path: Path, wanted: Callable[[Any], bool]) -> list[Any]:
 class BadImages:
     """Counts unreadable images, lists each once, and stops the run above the agreed share.
 
-    Those that an earlier part of the run listed are tried again: a disk may have been away for a moment.
+    Those that an earlier part of the run listed are tried again, and all of them before it is stopped: a disk
+    may have been away for a moment.
     """
 
     def __init__(self, path: Path, images: Images | Samples, share: float) -> None:
-        self.path, self.images, self.share = path, len(images), share
+        self.path, self.images, self.share = path, images, share
         self.reasons: dict[str, str] = {}  # by the images' names
-        listed = {entry["name"] for entry in whole_lines(path, lambda one: isinstance(one["name"], str))}
-        for row in range(len(images)) if listed else ():
-            if isinstance(images, Images) and (name := images.name(row)) in listed:
-                try:
-                    images.array(row)
-                except BadImage as failure:
-                    self.reasons[name] = str(failure)
-        if listed:
-            write_text(path, "".join(map(self._line, self.reasons)))
+        if listed := {entry["name"] for entry in whole_lines(path, lambda one: isinstance(one["name"], str))}:
+            self._try_again(listed)
 
     def __call__(self, name: str, reason: str) -> None:
         """Take note of an image; raises DataError when more than the agreed share is unreadable."""
@@ -271,10 +265,24 @@ class BadImages:
             return
         self.reasons[name] = reason
         append_text(self.path, self._line(name))
-        if len(self.reasons) > self.share * self.images:
-            bad = f"{len(self.reasons)} of {self.images:,} images cannot be read ({self._summary()})"
+        most = self.share * len(self.images)
+        if len(self.reasons) > most and isinstance(self.images, Images):
+            self._try_again(set(self.reasons))
+        if len(self.reasons) > most:
+            bad = f"{len(self.reasons)} of {len(self.images):,} images cannot be read ({self._summary()})"
             where = f"more than {100 * self.share:g} %. They are listed in {self.path}"
             raise DataError(f"{bad}, {where}. Remove them, or allow more with --data.max-bad.")
+
+    def _try_again(self, listed: set[str]) -> None:
+        """Take what can be read by now off the list."""
+        self.reasons = {}
+        for row in range(len(self.images)):
+            if isinstance(self.images, Images) and (name := self.images.name(row)) in listed:
+                try:
+                    self.images.array(row)
+                except BadImage as failure:
+                    self.reasons[name] = str(failure)
+        write_text(self.path, "".join(map(self._line, self.reasons)))
 
     def __str__(self) -> str:
         """For a run's last line."""

@@ -126,9 +126,24 @@ def test_an_image_that_can_be_read_again_is_taken_off_the_list(tmp_path):
     listed = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["name"] for line in listed] == ["03.png"]
     assert str(now).startswith("; 1 unreadable image (1 x ")
-    now("07.png", "it is away")
-    with pytest.raises(byol.DataError, match=r"3 of 20 images cannot be read \(2 x it is away; 1 x "):
-        now("08.png", "it is away")
+
+
+def test_images_that_were_away_more_than_once_stop_no_run_that_can_read_them_again(tmp_path):
+    for number in range(20):
+        Image.new("RGB", (20, 20), (number * 10, 0, 0)).save(tmp_path / f"{number:02}.png")
+    images, path = byol.open_images(tmp_path), tmp_path / "bad_files.jsonl"
+    bad = BadImages(path, images, 0.12)
+    for number in range(9):
+        bad(f"{number:02}.png", "it is away")
+    assert len(path.read_text().splitlines()) <= 2
+    for number in (1, 2, 3):
+        (tmp_path / f"{number:02}.png").write_bytes(b"")
+    bad("01.png", "it is empty")
+    bad("02.png", "it is empty")
+    with pytest.raises(byol.DataError, match=r"3 of 20 images cannot be read \(3 x "):
+        bad("03.png", "it is empty")
+    listed = [json.loads(line)["name"] for line in path.read_text().splitlines()]
+    assert listed == ["01.png", "02.png", "03.png"]
 
 
 @pytest.mark.slow
