@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
+import torch
 from full_disk import largest_file
 from PIL import Image
 
@@ -28,6 +29,7 @@ from byol.disk import (
     write_text,
 )
 from byol.errors import ConfigError, DiskError
+from byol.train import checkpoint
 
 
 def names(folder: Path) -> list[str]:
@@ -178,12 +180,18 @@ def test_file_reaches_the_disk_before_its_name_and_the_name_before_the_return(tm
 
 
 def test_a_folder_s_files_reach_the_disk_before_its_name_and_the_name_before_the_return(tmp_path, done):
-    """As checkpoints are written."""
+    """As checkpoints are written, of which the oldest goes only then."""
     with filling(tmp_path / "a") as folder:
         (folder / "1").write_text("one")
         (folder / "2").write_text("two")
     assert sorted(done[:2]) == ["fsync 1", "fsync 2"]
     assert done[2:] == [f"fsync .tmp-{os.getpid()}-a", "rename", f"fsync {tmp_path.name}"]
+    for step in (1, 2):
+        done.clear()
+        checkpoint.save(tmp_path / "run", step, {"a": torch.ones(2)}, "plan", keep=1)
+        assert sorted(done[:2]) == ["fsync manifest.json", "fsync state.safetensors"]
+        named = [f"fsync .tmp-{os.getpid()}-step-{step:08d}", "rename", "fsync run"]
+        assert done[2:] == named + ["rename"] * (step - 1)
 
 
 def test_full_disk_leaves_the_old_file_and_no_temporary(tmp_path):

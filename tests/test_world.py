@@ -10,10 +10,13 @@ from byol.errors import ConfigError
 from byol.world import World, pick_device
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "cpu:x", ""])
+@pytest.mark.parametrize(
+    "name", ["gpu", "cuda:99", "cpu:x", "", *([] if torch.cuda.is_available() else ["cuda"])]
+)
 def test_a_device_that_is_not_there_is_a_sentence(name):
-    with pytest.raises(ConfigError, match="device is"):
+    with pytest.raises(ConfigError, match="device is") as told:
         World.join(name)
+    assert told.value.exit_code == 2
 
 
 def test_several_processes_are_refused_until_they_would_train_together(monkeypatch):
@@ -47,13 +50,14 @@ def test_a_card_that_torch_cannot_use_is_told(tmp_path, monkeypatch, caplog):
         assert device.type in ("cuda", "mps", "cpu")
 
 
-@pytest.mark.parametrize("fault", ["no address", "a port of another program's"])
+@pytest.mark.parametrize("fault", ["MASTER_ADDR", "MASTER_PORT", "RANK", "a port of another program's"])
 def test_processes_that_cannot_meet_are_told_how_to_be_started(monkeypatch, fault):
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(other.getsockname()[1])}
         for name, value in {"WORLD_SIZE": "2", "RANK": "0", **address}.items():
             monkeypatch.setenv(name, value)
-        if fault == "no address":
-            monkeypatch.delenv("MASTER_ADDR")
-        with pytest.raises(ConfigError, match=r"WORLD_SIZE is 2.* do not meet.* torchrun"):
+        monkeypatch.delenv(fault, raising=False)
+        with pytest.raises(ConfigError, match=r"WORLD_SIZE is 2.* do not meet.* torchrun") as told:
             World.join("cpu")
+        assert told.value.exit_code == 2
+        assert fault in str(told.value) or "port" in fault

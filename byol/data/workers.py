@@ -66,7 +66,8 @@ def made(
 
     The pixels take at most `room` bytes and are the caller's until the next are requested; a worker has room
     for `ahead` results. `poll` is called while a worker is waited for, and may raise. An exception of `work`
-    is raised here as it is; a worker that died, or takes longer than `patience` seconds, is one sentence.
+    is raised here as it is; a worker that died, or takes longer than `patience` seconds, is one sentence,
+    which names it.
     """
     if workers == 0:
         yield from map(work, tasks)
@@ -99,6 +100,7 @@ class _Worker:
     """
 
     def __init__(self, work: Callable[[Any], Made], number: int, room: int, ahead: int) -> None:
+        self.number = number
         self.life = mmap(-1, 1)  # changes whenever a part of a task is done
         self.slots = [torch.frombuffer(mmap(-1, room), dtype=torch.uint8) for _ in range(ahead)]
         fork = multiprocessing.get_context("fork")
@@ -136,15 +138,17 @@ class _Worker:
             if reply is None:
                 self.process.join(1)
                 code = self.process.exitcode or 0
-                how = f"died ({signal.Signals(-code).name if code < 0 else f'exit {code}'})"
+                ended = signal.Signals(-code).name if code < 0 else f"exit {code}"
+                memory, itself = "the usual cause is too little memory", "its data or a library have ended it"
+                how = f"died ({ended}): {memory if ended == 'SIGKILL' else itself}"
                 break
             if isinstance(reply, Exception):
                 raise reply
             shape, dtype, rest = reply
             return self.slots[slot][: shape.numel() * dtype.itemsize].view(dtype).view(shape), rest
         raise ByolError(
-            f"A worker process {how}. The usual cause is too little memory. Lower --workers (0 works in the "
-            "main process); the same command continues the run."
+            f"Worker {self.number} (pid {self.process.pid}) {how}. Lower --workers (0 works in the main "
+            "process); the same command continues the run."
         )
 
     def serve(self, work: Callable[[Any], Made], number: int, tasks: Connection, parent: int) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -73,7 +74,8 @@ class RunFolder:
         try:
             lock.truncate(0)
             with suppress(OSError):  # on a full disk the folder is held all the same
-                lock.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
+                since = time.strftime("%Y-%m-%d %H:%M:%S")
+                lock.write(f"process {os.getpid()} on {os.uname().nodename} since {since}".encode())
             yield
         except TrainingError as failure:
             raise type(failure)(f"{failure} {last_good(self.checkpoints)}") from failure
@@ -148,7 +150,8 @@ class RunFolder:
             changed = [line for line in changed if line.split(":")[0] not in FREE_TO_CHANGE]
             if stored["data"] != source.fingerprint():
                 before, now = stored["images"], source.description
-                changed.append(f"images: {before} -> {'others there' if now == before else now}")
+                now = "others there" if now == before else now
+                changed.append(f"images: {before} ({stored['data']}) -> {now} ({source.fingerprint()})")
         except (ValueError, KeyError, TypeError, AttributeError) as damage:
             if begun:
                 found = f"{self.plan} cannot be read ({damage}): edited, damaged, or of another version"

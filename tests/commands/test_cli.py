@@ -495,3 +495,46 @@ def test_names_that_the_terminal_cannot_show_cost_nothing(labelled, tmp_path):
     assert "\\x1b[31m.png" in said
     names = {name.encode(errors="surrogateescape") for name in Features.load(features).names}
     assert names >= {"blue/\N{BUTTERFLY}.png".encode(), b"gr\xfcn/\xff\xfe\n.png"}
+
+
+ALONE = """
+import os, sys
+heard = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)  # workers, which are forked, have it too
+events = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.bind", "socket.sendto")
+
+def hook(event, arguments):
+    if event in events:
+        os.write(heard, f"{event} {arguments}\\n".encode())
+
+sys.addaudithook(hook)
+from byol.cli import main
+for words in sys.argv[2:]:
+    assert main(words.split()) == 0, words
+import socket
+with socket.create_server(("127.0.0.1", 0)):
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_no_command_opens_a_connection(labelled, tmp_path):
+    """A run with workers, and whatever is done with its encoder; the server at the end is the proof that one
+    would be heard.
+    """
+    run, features, heard = tmp_path / "run", tmp_path / "f.npz", tmp_path / "heard"
+    classifier = tmp_path / "c.safetensors"
+    commands = (
+        f"check {labelled} --workers 1",
+        f"train {labelled} --out {run} {TINY} --workers 1 --data.in-memory False",
+        f"evaluate {run} --train {labelled} --test 0.3 --protocols linear --save-classifier {classifier}",
+        f"embed {run} --data {labelled} --out {features}",
+        f"predict {classifier} --data {labelled} --out {tmp_path}/labels.csv",
+        f"search {features} --outliers 2",
+        f"explore {features} --data {labelled} --out {tmp_path}/map --map pca --clusters 0 --k 3",
+        f"report {run}",
+        f"export {run} --out {tmp_path}/e.pt2",
+    )
+    words = [sys.executable, "-c", ALONE, str(heard), *commands]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in heard.read_text().splitlines()] == ["socket.bind"]

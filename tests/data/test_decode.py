@@ -162,6 +162,8 @@ import sys, resource
 from byol.data.decode import BadImage, Reading
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before = peak()
+mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (mapped + 2**31,) * 2)  # a bomb that goes off ends this process alone
 for path in sys.argv[1:]:
     try:
         Reading().picture(open(path, "rb").read())

@@ -46,9 +46,11 @@ def test_gray_is_what_pillow_calls_gray(folder_of: FolderOf) -> None:
 
 
 def test_content_decides_not_the_suffix(tmp_path: Path) -> None:
-    (tmp_path / "really-a-png.jpg").write_bytes(encoded(photo()))
-    (tmp_path / "really-a-webp.png").write_bytes(encoded(photo(), "WEBP", lossless=True))
-    assert np.array_equal(arrays(open_images(tmp_path)), np.stack([photo(), photo()]))
+    (tmp_path / "1 is a png.jpg").write_bytes(encoded(photo()))
+    (tmp_path / "2 is a webp.png").write_bytes(encoded(photo(), "WEBP", lossless=True))
+    (tmp_path / "3 is a jpeg.png").write_bytes(encoded(photo(), "JPEG"))
+    jpeg = np.asarray(Image.open(tmp_path / "3 is a jpeg.png", formats=["JPEG"]))
+    assert np.array_equal(arrays(open_images(tmp_path)), np.stack([photo(), photo(), jpeg]))
 
 
 def test_lists_of_files(folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

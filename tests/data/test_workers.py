@@ -104,12 +104,13 @@ def squares(task: int) -> tuple[torch.Tensor, str]:
 
 
 def started(work: Callable[[int], Any], workers: int, **options: Any) -> tuple[Iterator[Any], list[Any]]:
-    """Endless results, two of each worker taken, so that all are up; and the processes behind them."""
+    """Endless results, two of each worker taken, so that all are up; and their processes, in order."""
     others = multiprocessing.active_children()
     results = made(work, range(10**9), workers=workers, room=48, **options)
     for _ in range(2 * workers):
         next(results)
-    return results, [worker for worker in multiprocessing.active_children() if worker not in others]
+    own = [worker for worker in multiprocessing.active_children() if worker not in others]
+    return results, sorted(own, key=lambda one: int(one.name.rpartition("-")[2]))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -168,7 +169,8 @@ def test_a_dead_worker_is_one_sentence() -> None:
     deadline = time.monotonic() + 0.2
     while time.monotonic() < deadline:  # the run is busy with its step: nothing may be raised here
         sum(range(1000))
-    with pytest.raises(ByolError, match=r"SIGKILL.*--workers") as caught:
+    told = rf"orker 0 \(pid {workers[0].pid}\) .*SIGKILL.* memory.*--workers"
+    with pytest.raises(ByolError, match=told) as caught:
         for _ in results:
             pass
     assert "\n" not in str(caught.value)
@@ -182,15 +184,17 @@ def test_a_worker_that_leaves_is_one_sentence() -> None:
     def leaving(task: int) -> tuple[torch.Tensor, int]:
         return (torch.zeros(1), task) if task < 3 else sys.exit(3)
 
-    with pytest.raises(ByolError, match=r"died \(exit 3\).*--workers") as caught:
+    with pytest.raises(ByolError, match=r"orker 0 \(pid \d+\) died \(exit 3\).*--workers") as caught:
         list(made(leaving, range(9), workers=1, room=4))
     assert caught.value.exit_code == 70
+    assert "memory" not in str(caught.value)  # which has nothing to do with it
 
 
 def test_a_worker_that_stands_still_is_one_sentence() -> None:
     results, workers = started(squares, 2, patience=0.5)
-    os.kill(workers[0].pid, signal.SIGSTOP)
-    with pytest.raises(ByolError, match=r"0\.5 seconds.*--workers") as caught:
+    os.kill(workers[1].pid, signal.SIGSTOP)
+    told = rf"orker 1 \(pid {workers[1].pid}\) .*0\.5 seconds.* stopped.*--workers"
+    with pytest.raises(ByolError, match=told) as caught:
         for _ in results:
             pass
     assert caught.value.exit_code == 70

@@ -1,5 +1,6 @@
 """Checkpoints: complete or not there, verified, and never a way to run code."""
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -9,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,6 +43,18 @@ def test_the_newest_are_kept_and_the_others_retired(tmp_path):
     for step in (1, 2, 3, 10):
         checkpoint.save(tmp_path, step, tensors(step), "plan", keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000010"]
+
+
+def test_what_is_not_whole_takes_no_place_among_those_that_are_kept(tmp_path):
+    """Folders of later steps without a manifest, as copies that were broken off: two would have cost all."""
+    checkpoint.save(tmp_path, 1, tensors(1), "plan")
+    for step in (8, 9):
+        (tmp_path / f"step-{step:08d}").mkdir()
+        (tmp_path / f"step-{step:08d}" / "state.safetensors").write_text("{")
+    for step, kept in ((2, [1, 2]), (3, [2, 3])):
+        checkpoint.save(tmp_path, step, tensors(step), "plan")
+        assert sorted(checkpoint.step_of(path) for path in checkpoint.complete(tmp_path)) == kept
+        assert checkpoint.latest(tmp_path, "plan")[0] == step
 
 
 @pytest.mark.parametrize("file", ["state.safetensors", "manifest.json"])
@@ -168,9 +183,19 @@ def test_the_newest_checkpoint_is_that_of_the_highest_step(tmp_path):
 
 
 def test_checkpoints_do_not_travel_through_the_temporary_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "not there"))
-    checkpoint.save(tmp_path, 1, tensors(), "plan")
-    assert checkpoint.latest(tmp_path, "plan")[0] == 1
+    """Nothing is made in it, not for a moment: that would show in the time it was changed."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    os.utime(temporary, (0, 0))
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # what Python has found before
+    assert tempfile.gettempdir() == str(temporary)
+    os.utime(temporary, (0, 0))  # Python has tried whether it can write there
+    folder = tmp_path / "checkpoints"
+    for step in (1, 2, 3):
+        checkpoint.save(folder, step, tensors(), "plan")
+    assert checkpoint.latest(folder, "plan")[0] == 3
+    assert temporary.stat().st_mtime == 0
 
 
 def test_an_unfinished_folder_under_a_checkpoints_name_is_replaced(tmp_path):
@@ -235,6 +260,27 @@ def test_a_checkpoint_that_cannot_be_deleted_is_a_warning(tmp_path, caplog):
     checkpoint.save(tmp_path, 3, tensors(3), "plan")
     assert "Could not delete the old checkpoint step-00000001" in caplog.text
     assert checkpoint.latest(tmp_path, "plan")[0] == 3
+
+
+def test_a_checkpoint_that_can_be_deleted_in_part_only_is_a_warning(tmp_path, monkeypatch, caplog):
+    """As on a disk that fails meanwhile. It has lost its name, and the next start tries again."""
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, tensors(step), "plan")
+
+    def refuse(*words: object, **more: object) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        checkpoint.save(tmp_path, 3, tensors(3), "plan")
+    assert "Could not delete the old checkpoint step-00000001" in caplog.text
+    left = [path.name for path in tmp_path.iterdir() if path.name.startswith(".del-")]
+    assert len(left) == 1
+    assert [checkpoint.step_of(path) for path in checkpoint.complete(tmp_path)] == [3, 2]
+    checkpoint.save(tmp_path, 4, tensors(4), "plan")
+    assert checkpoint.latest(tmp_path, "plan")[0] == 4
+    checkpoint.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
 
 
 def test_a_copy_under_the_name_of_another_step_is_not_taken_up(tmp_path, caplog):
@@ -421,12 +467,24 @@ def saves_on_and_on(folder, told):
             stop.check()
 
 
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for temporary files on another file system than the tests', where there is one."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
+        monkeypatch.setenv("TMPDIR", name)
+        monkeypatch.setattr(tempfile, "tempdir", None)  # what Python has found before
+        yield Path(name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_signal_at_any_moment_while_saving_costs_no_checkpoint_that_was_complete(tmp_path, number):
-    """A hundred times: after SIGKILL the newest is as good, after SIGTERM it is finished."""
+def test_a_signal_at_any_moment_while_saving_costs_no_checkpoint_that_was_complete(
+    tmp_path, elsewhere, number
+):
+    """Two hundred times: after SIGKILL the newest is as good, after SIGTERM it is finished."""
     fork, chance, newest = multiprocessing.get_context("fork"), random.Random(0), 0
-    for _ in range(100 if number == signal.SIGKILL else 20):
+    for _ in range(200 if number == signal.SIGKILL else 20):
         hears, told = fork.Pipe(duplex=False)
         process = fork.Process(target=saves_on_and_on, args=(tmp_path, told))
         process.start()
@@ -444,6 +502,7 @@ def test_a_signal_at_any_moment_while_saving_costs_no_checkpoint_that_was_comple
         assert (tensors["a"] == step).all()
         checkpoint.sweep(tmp_path)
         assert len(list(tmp_path.iterdir())) <= 3  # one more where a kill came before the oldest was retired
+    assert not list(elsewhere.iterdir())
 
 
 @pytest.mark.slow

@@ -2,8 +2,11 @@
 
 import json
 import os
+import platform
+import re
 import shutil
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +49,8 @@ def test_a_stopped_and_resumed_run_gives_the_same_bytes_as_an_uninterrupted_one(
     tmp_path, photos, arrays, route, workers, optimizer
 ):
     images = photos if route == "photos" else arrays
-    config = small_config(tmp_path / "a", workers=workers, optim=OptimConfig(name=optimizer, accumulation=2))
+    optim = OptimConfig(name=optimizer, accumulation=2)
+    config = small_config(tmp_path / "a", workers=workers, optim=optim, log_every_steps=1)
     whole = byol.pretrain(seeded(), images, config)
     # Two passes of two micro-batches a step: in the first half of step 5, which is given up.
     with pytest.raises(byol.Stopped) as stopped:
@@ -57,6 +61,7 @@ def test_a_stopped_and_resumed_run_gives_the_same_bytes_as_an_uninterrupted_one(
     assert resumed.plan.total_steps == whole.plan.total_steps > 5
     assert state_of(tmp_path / "a") == state_of(tmp_path / "b")
     assert losses_of(tmp_path / "a") == losses_of(tmp_path / "b")
+    assert len(losses_of(tmp_path / "a")) == whole.plan.total_steps
 
 
 @pytest.mark.parametrize("route", ["resident", "photos"])
@@ -131,11 +136,16 @@ def test_the_number_of_workers_does_not_change_a_run(tmp_path, photos):
 
 
 def test_a_run_may_continue_with_another_number_of_workers(tmp_path, photos):
-    byol.pretrain(seeded(), photos, small_config(tmp_path / "a"))
-    with pytest.raises(byol.Stopped):
-        byol.pretrain(seeded(StopsItself, 7), photos, small_config(tmp_path / "b", workers=2))
-    byol.pretrain(seeded(), photos, small_config(tmp_path / "b", workers=1))
+    """None, then two, then one."""
+    data = DataConfig(in_memory=False)
+    byol.pretrain(seeded(), photos, small_config(tmp_path / "a", data=data))
+    for workers, at_pass in ((0, 5), (2, 4)):  # of two passes a step
+        config = small_config(tmp_path / "b", data=data, workers=workers)
+        with pytest.raises(byol.Stopped):
+            byol.pretrain(seeded(StopsItself, at_pass), photos, config)
+    byol.pretrain(seeded(), photos, small_config(tmp_path / "b", data=data, workers=1))
     assert state_of(tmp_path / "a") == state_of(tmp_path / "b")
+    assert losses_of(tmp_path / "a") == losses_of(tmp_path / "b")
 
 
 def test_another_seed_gives_another_run(tmp_path, arrays):
@@ -390,7 +400,8 @@ def test_continuing_with_other_images_is_refused(tmp_path, arrays, photos, monke
     with pytest.raises(byol.Stopped):
         byol.pretrain(seeded(StopsItself, 5), arrays.name, small_config(tmp_path / "b"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(byol.CheckpointError, match=r"images: .* -> others there"):
+    before, now = (byol.open_images(path).fingerprint() for path in (arrays, tmp_path / arrays.name))
+    with pytest.raises(byol.CheckpointError, match=rf"images: .* \({before}\) -> others there \({now}\)"):
         byol.pretrain(seeded(), arrays.name, small_config(tmp_path / "b"))
 
 
@@ -420,7 +431,9 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, arrays):
 
 
 def test_a_folder_in_use_by_another_run_is_refused(tmp_path, arrays):
-    in_use = pytest.raises(byol.CheckpointError, match=f"in use by process {os.getpid()}")
+    """By whom and since when: a lock that nobody's process holds any more is none."""
+    holder = rf"in use by process {os.getpid()} on {re.escape(platform.node())} since {time.strftime('%Y')}-"
+    in_use = pytest.raises(byol.CheckpointError, match=holder)
     with RunFolder(tmp_path).held(), in_use:
         byol.pretrain(seeded(), arrays, small_config(tmp_path))
 

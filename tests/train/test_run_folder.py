@@ -5,6 +5,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -75,7 +76,7 @@ def test_of_two_processes_that_train_in_one_folder_the_second_is_refused_and_doe
             time.sleep(0.01)
         os.kill(first.processes[0].pid, signal.SIGSTOP)  # so that it is not over before the second has begun
         said = run_byol(1, run, tmp_path / "second", expected=2)
-        assert f"in use by process {first.processes[0].pid}" in said
+        assert f"in use by process {first.processes[0].pid} on {platform.node()} since" in said
         first.processes[0].kill()
         first.processes[0].join()
         said = run_byol(1, run, tmp_path / "third")
@@ -208,11 +209,13 @@ def test_a_run_that_was_moved_and_is_told_other_things_is_continued(tmp_path, ar
 
 
 def test_a_run_may_be_anywhere_whatever_the_folders_are_called_and_whether_they_are_there(tmp_path, arrays):
-    """It is stopped, continued, reported and judged there, as one under a plain name is."""
+    """It is stopped, continued, reported and judged there, as one under a plain name is. The longest name
+    that a folder can have is one of them.
+    """
     images = tmp_path / "photos, Größe 1" / "图 片.npz"
     images.parent.mkdir()
     shutil.copy(arrays, images)
-    out = tmp_path / "not there yet" / "naïve #1 & 50%" / "実験"
+    out = tmp_path / "not there yet" / "naïve #1 & 50%" / ("x" * 255) / "実験"
     stopped(out, images)
     run = byol.pretrain(seeded(), images, small_config(out))
     assert (

@@ -239,7 +239,7 @@ def damage(kind: str, path: Path) -> None:
     """A hostile tar file."""
     if kind in ("link", "absolute", "up", "sparse", "device"):
         with tarfile.open(path, "w") as file:
-            names = {"absolute": "/etc/a.png", "up": "../../b.png"}
+            names = {"absolute": str(path.parents[2] / "elsewhere.png"), "up": "../../elsewhere.png"}
             info = tarfile.TarInfo(names.get(kind, "a.png"))
             if kind == "link":
                 info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
@@ -280,16 +280,19 @@ def test_a_hostile_tar_file_is_a_sentence(tmp_path: Path, caplog, kind: str, sai
     with pytest.raises(DataError) as told:
         open_images(tmp_path / "a.tar")
     assert said in str(told.value) + caplog.text
+    assert "a.tar" in str(told.value)
 
 
 @pytest.mark.parametrize("kind", ["absolute", "up"])
 def test_names_that_lead_elsewhere_are_but_names(tmp_path: Path, kind: str) -> None:
-    damage(kind, tmp_path / "a.tar")
+    """Both to a file above the archive's folder, which is not written."""
+    (folder := tmp_path / "1" / "2").mkdir(parents=True)
+    damage(kind, folder / "a.tar")
     before = sorted(tmp_path.rglob("*"))
-    images = open_images(tmp_path / "a.tar")
+    images = open_images(folder / "a.tar")
     assert raw(images) == [PHOTOS[0]]
     assert not images.name(0).startswith("/")
-    assert set(tmp_path.rglob("*")) - set(before) == {tmp_path / "a.tar.byol-index"}
+    assert set(tmp_path.rglob("*")) - set(before) == {folder / "a.tar.byol-index"}
 
 
 @pytest.mark.parametrize(
