@@ -1,5 +1,6 @@
 """A run's folder: the name of every file in it, its plan, its lock, and what a failure means for it."""
 
+import errno
 import json
 import os
 import platform
@@ -111,6 +112,9 @@ class RunFolder:
             if others and not any(path.exists() for path in (self.plan, self.config, self.environment)):
                 foreign = f"{self.path} does not hold a run (it has {others[0]!r})"
                 raise CheckpointError(f"{foreign}. Choose a new folder with --out.")
+            for path in (self.metrics, self.transcript, self.bad_files, self.scores, self.confusions):
+                if path.is_symlink():  # what is added to a file would go through it, to wherever it leads
+                    raise OSError(errno.ELOOP, f"its {path.name} is a link, take that away")
             return made, hold(self.lock)
         except BlockingIOError as failure:
             holder = self.lock.read_bytes()[:200].decode(errors="replace") or "another process"

@@ -517,6 +517,7 @@ with socket.create_server(("127.0.0.1", 0)):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_no_command_opens_a_connection(labelled, tmp_path):
     """A run with workers, and whatever is done with its encoder; the server at the end is the proof that one
     would be heard.
@@ -535,6 +536,6 @@ def test_no_command_opens_a_connection(labelled, tmp_path):
         f"export {run} --out {tmp_path}/e.pt2",
     )
     words = [sys.executable, "-c", ALONE, str(heard), *commands]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in heard.read_text().splitlines()] == ["socket.bind"]

@@ -453,6 +453,19 @@ def test_a_lock_that_is_something_else_is_a_sentence_and_stays_as_it_is(tmp_path
     assert (tmp_path / "precious").read_text() == "work"
 
 
+@pytest.mark.parametrize("name", ["train.log", "metrics.jsonl", "scores.jsonl", "bad_files.jsonl"])
+def test_nothing_is_added_to_a_file_that_a_link_in_the_folder_leads_to(tmp_path, arrays, name):
+    """As in a run of a stranger's that is continued here."""
+    with pytest.raises(byol.Stopped):
+        byol.pretrain(seeded(StopsItself, 5), arrays, small_config(tmp_path / "run"))
+    (tmp_path / "precious").write_text("work")
+    (tmp_path / "run" / name).unlink(missing_ok=True)
+    (tmp_path / "run" / name).symlink_to(tmp_path / "precious")
+    with pytest.raises(byol.ConfigError, match=rf"its {name} is a link.*--out"):
+        byol.pretrain(seeded(), arrays, small_config(tmp_path / "run"))
+    assert (tmp_path / "precious").read_text() == "work"
+
+
 def test_a_name_that_no_folder_can_have_is_a_sentence(tmp_path, arrays):
     with pytest.raises(byol.ConfigError, match=r"cannot be used: File name too long.*--out"):
         byol.pretrain(seeded(), arrays, small_config(tmp_path / ("x" * 256)))
