@@ -21,12 +21,11 @@ from byol.disk import check_writable, opened_safetensors, parse_json, replacing
 from byol.encoders.encoder import Encoder, EncoderFile, device_of, read, write
 from byol.encoders.load import rebuilt
 from byol.errors import CheckpointError, ConfigError
-from byol.evaluation.inputs import tensor_of
 from byol.evaluation.knn import check_votes, knn_predictions
 from byol.evaluation.metrics import likeliest, predict
 from byol.evaluation.sgd import capped, finite
 from byol.features.embed import Progress, Store, check_encoder, embed
-from byol.features.features import Rows, Values
+from byol.features.features import Rows, Values, tensor_of
 
 COLUMNS = ("path", "class", "probability")  # what `open_images` reads of a table are the first two
 ODD = "surrogateescape"  # how names of files that are not UTF-8 are held

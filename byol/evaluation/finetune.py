@@ -20,13 +20,13 @@ from byol.data.images import Images
 from byol.encoders.encoder import Encoder, device_of
 from byol.errors import DataError, TrainingError
 from byol.evaluation.classifier import Classifier, LinearClassifier, names_of
-from byol.evaluation.inputs import Predictions, labels_of, tensor_of
+from byol.evaluation.inputs import Predictions, labels_of
 from byol.evaluation.metrics import BLOCK, measure, predict
 from byol.evaluation.sgd import ClassifierConfig, Trial, batch_size_for, finite, fit, logits_of
 from byol.evaluation.subsets import Amount, few, validation_split
 from byol.evaluation.train_batches import TrainImages
 from byol.features.embed import check_encoder, embed
-from byol.features.features import Features
+from byol.features.features import Features, tensor_of
 from byol.machine import settle
 from byol.world import World
 

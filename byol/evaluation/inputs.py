@@ -2,16 +2,13 @@
 
 import logging
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from byol.data.decode import BadImage
 from byol.data.images import Images, open_images
@@ -20,12 +17,10 @@ from byol.data.readers.dataset import Items
 from byol.data.readers.reader import evenly_spaced
 from byol.encoders.encoder import Encoder
 from byol.errors import ConfigError, DataError, printable
+from byol.evaluation.classifier import Classifier
 from byol.evaluation.subsets import train_test_split
 from byol.features.embed import embed
 from byol.features.features import Features
-
-if TYPE_CHECKING:
-    from byol.evaluation.classifier import Classifier
 
 Array = np.ndarray[Any, Any]
 Split = Features | Images  # to learn from or to score
@@ -42,14 +37,7 @@ class Predictions:
     labels: Array | None  # of the same images; None where they carry none, and then there is no score
     settings: dict[str, Any]  # requested and chosen
     train_images: int  # learned from, those that settings were chosen on included
-    classifier: "Classifier | None" = None  # that said so; None for features without an encoder
-
-
-def tensor_of(array: Array) -> Tensor:
-    """An array as a tensor to read from, without a copy where it is in one piece."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that a mapped file cannot be written to
-        return torch.from_numpy(np.ascontiguousarray(array))
+    classifier: Classifier | None = None  # that said so; None for features without an encoder
 
 
 def opened(given: Any, role: str, encoder: Encoder | None, classes: Sequence[str] | None = None) -> Split:

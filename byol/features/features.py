@@ -1,6 +1,7 @@
 """`Features`: a matrix with a row per image."""
 
 import mmap
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +118,13 @@ def matrix(features: Features | Array) -> Values:
     return features.x if isinstance(features, Features) else Features(features).x
 
 
+def tensor_of(array: Array) -> Tensor:
+    """An array as a tensor to read from, without a copy where it is in one piece."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that a mapped file cannot be written to
+        return torch.from_numpy(np.ascontiguousarray(array))
+
+
 def blocks(x: Any) -> Iterator[tuple[int, Any]]:
     """Consecutive rows of an array or tensor (N, D), BLOCK bytes at a time, with the first row's number.
 
@@ -140,8 +148,7 @@ def block_rows(x: Any) -> int:
 def unit_blocks(x: Tensor | Array, device: torch.device) -> Iterator[tuple[int, Tensor]]:
     """As `blocks`, each scaled to rows of length 1, float32 on the device."""
     for first, block in blocks(x):
-        if isinstance(block, np.ndarray):  # torch takes none that is read-only without a copy
-            block = torch.from_numpy(block if block.flags.writeable else block.copy())
+        block = tensor_of(block) if isinstance(block, np.ndarray) else block
         yield first, unit(block.to(device))
 
 
