@@ -143,6 +143,15 @@ def build_optimizer(learner: BYOL, plan: Plan, probe: OnlineProbe | None = None)
         groups += [{**group, "lr_factor": factor} for group in part_groups]
     if plan.optimizer == "lars":
         return LARS(groups, lr=plan.lr, momentum=plan.momentum)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    # One pass over the memory takes a CPU a quarter of the time, and knows nothing of strides.
+    way = {"fused": True} if all(map(in_one_piece, parameters)) else {"foreach": True}
     if plan.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=plan.lr, momentum=plan.momentum, foreach=True)
-    return torch.optim.AdamW(groups, lr=plan.lr, betas=(plan.momentum, plan.beta2), foreach=True)
+        return torch.optim.SGD(groups, lr=plan.lr, momentum=plan.momentum, **way)
+    return torch.optim.AdamW(groups, lr=plan.lr, betas=(plan.momentum, plan.beta2), **way)
+
+
+def in_one_piece(parameter: Tensor) -> bool:
+    """Whether a parameter is of real numbers that lie in memory without gaps, in whatever order."""
+    alike = torch.empty_like(parameter, device="meta")  # in the same order where there are none
+    return parameter.is_floating_point() and alike.stride() == parameter.stride()
