@@ -5,7 +5,6 @@ workers, before or after a resume, gives the same batches. Two routes. Photograp
 picture once, cut and resize its crops, and send uint8. Small images: one tensor on the device, cropped there.
 """
 
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -33,6 +32,11 @@ NONE_READABLE = "None of the {} images can be read. Run on other files, or see b
 CHUNK = 32  # images a worker sends at once: small enough to keep several workers busy within one batch
 Place = tuple[int, int]  # where images stand in the stream of epochs: the first, and how many
 Report = Callable[[int, str], object]  # is told the row of an unreadable image, and why; may raise, to stop
+Begin = Callable[[str], object]  # is told what begins: "waiting" for images, or making "views"
+
+
+def untimed(part: str) -> None:
+    """For who does not measure the time."""
 
 
 class Batch(NamedTuple):
@@ -89,22 +93,28 @@ class BatchPlan:
 
 
 class Batches(Iterator[Batch]):
-    """Finishes the views of crops as they come; `waited` adds up the seconds that the crops were waited for.
+    """Finishes the views of crops as they come.
 
-    `start` is the step that the first crops belong to. `poll` is called before each, and may raise, to stop.
+    `start` is the step that the first crops belong to. `poll` is called before each, and may raise, to stop;
+    `begin` is told when crops are waited for and when their views are made.
     """
 
     def __init__(
-        self, cropped: Iterator[Cropped], plan: BatchPlan, start: int = 0, poll: Callable[[], object] = never
+        self,
+        cropped: Iterator[Cropped],
+        plan: BatchPlan,
+        start: int = 0,
+        poll: Callable[[], object] = never,
+        begin: Begin = untimed,
     ) -> None:
-        self.cropped, self.plan, self.poll, self.waited = cropped, plan, poll, 0.0
+        self.cropped, self.plan, self.poll, self.begin = cropped, plan, poll, begin
         self._count = start * plan.accumulation  # of micro-batches
 
     def __next__(self) -> Batch:
+        self.begin("waiting")
         self.poll()
-        began = time.perf_counter()
         crops, indices, extra = next(self.cropped)
-        self.waited += time.perf_counter() - began
+        self.begin("views")
         step, micro = divmod(self._count, self.plan.accumulation)
         self._count += 1
         first = micro * self.plan.micro_batch_size + self.plan.first
@@ -145,11 +155,17 @@ def members(
     return torch.arange(position, end) // images, torch.cat(parts)
 
 
-def resident_batches(images: Tensor, plan: BatchPlan, start: int = 0) -> Generator[Cropped]:
-    """Micro-batches from step `start` on, cropped on the device from all images, uint8 (N, C, H, W)."""
+def resident_batches(
+    images: Tensor, plan: BatchPlan, start: int = 0, begin: Begin = untimed
+) -> Generator[Cropped]:
+    """Micro-batches from step `start` on, cropped on the device from all images, uint8 (N, C, H, W).
+
+    None of them is waited for: `begin` is told that views are made.
+    """
     height, width = images.shape[2:]
     share = plan.share
     for position in range(start * plan.batch_size, 2**62, plan.micro_batch_size):
+        begin("views")
         epochs, indices = members(position + plan.first, share, plan.seed, plan.images)
         parts = []
         for views, count, stream in plan.parts:

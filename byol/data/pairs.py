@@ -6,7 +6,6 @@ from those is the same with any number of workers and processes, before and afte
 """
 
 import random
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from byol.data.batches import Batch, members
+from byol.data.batches import Batch, Begin, members, untimed
 from byol.data.samples import Samples, batches_of, collated, on_device
 from byol.data.workers import going_on, never
 from byol.errors import ByolError, ConfigError, DataError
@@ -31,16 +30,24 @@ class Pairs:
         self.samples, self.views = samples, views
 
     def __getitem__(self, place: Place) -> tuple[Any, Any]:
+        return self.made(place)
+
+    def made(self, place: Place, begin: Begin = untimed) -> tuple[Any, Any]:
+        """The same; `begin` is told when the sample is read and when its views are made."""
         index, seed = place
         set_random_states(seed)
-        return viewed(self.samples[index], self.views, self.samples.name(index))
+        begin("waiting")
+        sample = self.samples[index]
+        begin("views")
+        return viewed(sample, self.views, self.samples.name(index))
 
 
 class PairBatches(Iterator[Batch]):
-    """The micro-batches of a run from step `start` on; `waited` adds up the seconds they were waited for.
+    """The micro-batches of a run from step `start` on.
 
     Of several processes that share a micro-batch each makes its own part, of `share` samples from `first` on.
     `poll` is called before each, between samples, and while a worker is waited for; it may raise, to stop.
+    `begin` is told when samples are waited for and when views are made, as far as this process makes them.
     """
 
     def __init__(
@@ -56,7 +63,10 @@ class PairBatches(Iterator[Batch]):
         device: torch.device,
         workers: int = 0,
         poll: Callable[[], object] = never,
+        begin: Begin = untimed,
     ) -> None:
+        here = begin if workers == 0 else untimed  # in another process nobody counts
+
         def work(position: int) -> tuple[Any, Any, Tensor]:
             epochs, rows = members(position + first, share, seed, len(pairs.samples))
             drawn = uniforms((seed, Stream.OWN_VIEWS, epochs, rows), 1)[:, 0] * 2.0**53
@@ -65,19 +75,19 @@ class PairBatches(Iterator[Batch]):
                 if workers == 0:  # else it is called while they are waited for, in this process
                     poll()
                 going_on()
-                several.append(pairs[place])
+                several.append(pairs.made(place, here))
             view1, view2 = zip(*several, strict=True)
             return collated([*view1]), collated([*view2]), rows
 
         positions = range(steps.start * batch_size, steps.stop * batch_size, micro_batch_size)
         self._batches = batches_of(work, positions, workers=workers, poll=poll)
-        self.device, self.poll, self.waited = device, poll, 0.0
+        self.device, self.poll, self.begin = device, poll, begin
 
     def __next__(self) -> Batch:
+        self.begin("waiting")
         self.poll()
-        began = time.perf_counter()
         view1, view2, indices = next(self._batches)
-        self.waited += time.perf_counter() - began
+        self.begin("views")
         return Batch(on_device(view1, self.device), on_device(view2, self.device), indices)
 
     def close(self) -> None:

@@ -195,18 +195,21 @@ def ranges(name: str, title: str, groups: Sequence[tuple[str, Sequence[Range]]])
     return Figure(name, title, "; ".join(told), joined(*parts), WIDTH, y + 14)
 
 
-def bar(name: str, title: str, shares: Sequence[tuple[str, float]]) -> Figure:
-    """Shares of a whole as one bar, each named below it; they sum to 1."""
+def bar(name: str, title: str, shares: Sequence[tuple[str, float, str]]) -> Figure:
+    """Shares of a whole as one bar, each named below it with its amount in words; they sum to 1."""
     x, parts, told = float(EDGE), [element("text", title, x=EDGE, y=18, class_="title")], []
-    for place, (word, share) in enumerate(shares):
-        long, kind, below = share * (WIDTH - 2 * EDGE), f"fill s{place}", 78 + 22 * place
+    for place, (word, share, amount) in enumerate(shares):
+        long, kind, below = share * (WIDTH - 2 * EDGE), f"fill s{place % 8}", 78 + 22 * place
         size = {"x": f"{x:.1f}", "width": f"{max(long - 2, 0.5):.1f}", "y": 32, "height": 22, "rx": 3}
+        percent = f"{100 * share:.1f} %"
         parts += [
             element("rect", **size, class_=kind),
             element("rect", x=EDGE, y=below - 11, width=12, height=12, rx=2, class_=kind),
-            element("text", f"{100 * share:.1f} %  {word}", x=EDGE + 20, y=below),
+            element("text", word, x=EDGE + 20, y=below),
+            element("text", percent, x=WIDTH - EDGE - 82, y=below, class_="end"),
+            element("text", amount, x=WIDTH - EDGE, y=below, class_="tick end"),
         ]
-        told.append(f"{100 * share:.1f} % {word}")
+        told.append(f"{percent} {word}, {amount}")
         x += long
     return Figure(name, title, "; ".join(told), joined(*parts), WIDTH, 70 + 22 * len(shares))
 

@@ -53,7 +53,7 @@ def page(records: Sequence[Record], pictures: Sequence[Html] = ()) -> str:
 
 def summary(record: Record) -> dict[str, str]:
     """What a run was, in a few numbers."""
-    plan, seconds = record.plan, sum(seconds for seconds, _ in record.spans())
+    plan, seconds = record.plan, sum(record.spent.values())
     return {
         "Images": f"{plan.images:,}",
         "Encoder": plan.encoder,

@@ -38,6 +38,18 @@ CURVES = (
     ("tau", "tau", "Tau", "", "The share of the target that a step keeps; at 1 the target stands still."),
 )  # fmt: skip
 RIVALS = {"knn_top1": "pixels_top1", "representation_retrieval": "pixels_retrieval"}
+# What a run's time is spent on, in words.
+SPENT = {
+    "waiting": "waiting for images to be read",
+    "views": "making views",
+    "online": "online network, forward and backward",
+    "target": "target network",
+    "optimizer": "optimizer and moving average",
+    "looks": "looks: scores, signs of health",
+    "saving": "saving",
+    "rest": "the rest: planning, setting up",
+    "together": "computing, looks and saving",
+}
 Group = tuple[str, list[Range]]  # scores of the same test images
 
 
@@ -112,16 +124,16 @@ def scores(records: Sequence[Record]) -> Figure | None:
 
 
 def time(record: Record) -> Figure | None:
-    """How much of the time images were waited for, which is what a run's log knows of it."""
-    spans = [*record.spans()]
-    whole, waited = (sum(part) for part in zip(*spans, strict=True)) if spans else (0.0, 0.0)
+    """What the time was spent on; of a run by an older byol, what that knew."""
+    whole = sum(record.spent.values())
     if whole <= 0:
         return None
-    share = min(1.0, max(0.0, waited / whole))
     speed = record.step * record.plan.batch_size / whole
-    shares = [("computing, looks and saving", 1 - share)]
-    shares += [("waiting for images to be read", share)]
-    return bar("time", f"About {duration(whole)}, {speed:,.0f} images/s", shares)
+    parts = [
+        (SPENT[part], seconds / whole, duration(seconds) if seconds >= 10 else f"{seconds:.1f}s")
+        for part, seconds in record.spent.items()
+    ]
+    return bar("time", f"About {duration(whole)}, {speed:,.0f} images/s", parts)
 
 
 def write_figures(records: Sequence[Record], folder: Path, more: Sequence[Figure] = ()) -> list[Path]:

@@ -1,7 +1,7 @@
 """What a run has left in its folder. Nothing there is changed, so a run can be looked at while it runs."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from byol.train.log import sound
 from byol.train.outcome import FEW, Verdict, looks_of, trouble, verdict_of
 from byol.train.plan import Plan
 from byol.train.run_folder import FORMAT, RunFolder
+from byol.train.stopwatch import from_metrics
 
 Line = Mapping[str, Any]  # of metrics.jsonl
 
@@ -65,14 +66,23 @@ class Record:
         names = {"knn_top1", "knn_low", "knn_high", "knn_images"}
         return [x for x in looks_of(self.lines) if x.keys() >= names and x["knn_images"] >= FEW]
 
-    def spans(self) -> Iterator[tuple[float, float]]:
-        """Seconds of training between two lines of metrics, and those of them that images were waited for."""
+    @property
+    def spent(self) -> dict[str, float]:
+        """Seconds that each part of the run took, until its last line of metrics.
+
+        Of a time when no parts were told, by an older byol, they are "waiting" and "together", all others.
+        """
+        spent = next((found for line in reversed(self.lines) if (found := from_metrics(line))), {})
         before = 0
         for line in self.lines:
             if line.get("images_per_second", 0) > 0:
-                seconds = (line["step"] - before) * self.plan.batch_size / line["images_per_second"]
-                yield seconds, seconds * line.get("data_wait", 0)
+                if not from_metrics(line):
+                    seconds = (line["step"] - before) * self.plan.batch_size / line["images_per_second"]
+                    waited = seconds * min(1.0, max(0.0, line.get("data_wait", 0.0)))
+                    spent["waiting"] = spent.get("waiting", 0.0) + waited
+                    spent["together"] = spent.get("together", 0.0) + seconds - waited
                 before = line["step"]
+        return spent
 
 
 def read_record(path: str) -> Record:

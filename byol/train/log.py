@@ -10,13 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from time import monotonic, strftime
+from time import strftime
 from typing import Any
 
-from byol.data.batches import Batches
 from byol.data.decode import BadImage
 from byol.data.images import Images
-from byol.data.pairs import PairBatches
 from byol.data.samples import Samples
 from byol.disk import append_text, parse_json, write_text
 from byol.errors import DataError, DiskError, printable, show
@@ -24,6 +22,7 @@ from byol.train.loggers import Loggers
 from byol.train.outcome import FEW, accuracy, is_look, state_so_far
 from byol.train.plan import Plan
 from byol.train.step import StepResult
+from byol.train.stopwatch import Stopwatch, from_metrics, to_metrics
 
 logger = logging.getLogger("byol")
 # Between looks at the loss for people, which wait for the device: at the first, on a terminal, in a file.
@@ -39,17 +38,26 @@ class RunLog:
         path: Path,
         plan: Plan,
         start: int,
-        batches: Batches | PairBatches,
-        clock: Callable[[], float] = monotonic,
+        watch: Stopwatch,
         loggers: Loggers | None = None,
         transcript: Path | None = None,
     ) -> None:
         self.loggers, self.transcript = loggers, transcript
-        self.path, self.plan, self.start, self.batches, self.clock = path, plan, start, batches, clock
-        self._logged = self._moment(start)  # of the metrics before
+        self.path, self.plan, self.start, self.watch = path, plan, start, watch
+        self.clock = watch.clock
         self._warned = False
-        # The others are done again; of a run without a checkpoint all are.
-        self.lines = whole_lines(path, lambda values: bool(start) and sound(values, start))
+        spent: dict[str, float] = {}  # before, on what is done again too
+
+        def kept(values: Any) -> bool:
+            if not sound(values, plan.total_steps):
+                return False
+            spent.update(from_metrics(values))
+            # The others are done again; of a run without a checkpoint all are.
+            return 0 < start >= int(values["step"])
+
+        self.lines = whole_lines(path, kept)
+        watch.add(spent)
+        self._logged = self._moment(start)  # of the metrics before
         self._known = known_by(self.lines)
 
     @property
@@ -73,6 +81,9 @@ class RunLog:
         return self
 
     def __exit__(self, kind: object, failure: object, traceback: object) -> None:
+        if self.lines and self.start < self.plan.total_steps:  # the time since the last line belongs to it
+            self.lines[-1] |= to_metrics(self.watch.seconds())
+            self._store(write_text, self.lines)
         if self.loggers is not None:
             self.loggers.close(failed=kind is not None)
         logger.removeFilter(self._keep_warning)
@@ -91,6 +102,7 @@ class RunLog:
         begin: Moment | None = None
         shown: Moment | None = None
         for result in results:
+            self.watch.begin("rest")
             step, last = result.step, result.step == self.plan.total_steps
             self._bar.update(self._task, completed=step)
             if self.clock() >= due or last:
@@ -130,19 +142,23 @@ class RunLog:
         return {"step": step, "epoch": self.plan.epoch(step), **told, **rates}
 
     def write(self, values: dict[str, Any]) -> None:
-        """Append one line of metrics; a score is told at once."""
+        """Append one line of metrics, with what the time was spent on; a score is told at once."""
+        values = values | to_metrics(self.watch.seconds())
         self.lines.append(values)
-        try:
-            append_text(self.path, json.dumps(values) + "\n")
-        except DiskError as failure:
-            if not self._warned:
-                logger.warning("Metrics are lost, training goes on: %s", failure)
-            self._warned = True
+        self._store(append_text, [values])
         if self.loggers is not None:
             self.loggers.write(values)
         self._known = known_by(self.lines)
         if "representation_retrieval" in values:
             self.say(f"{self._place(values['step'])}  {seen(values)}")
+
+    def _store(self, write: Callable[[Path, str], object], lines: Sequence[Mapping[str, Any]]) -> None:
+        try:
+            write(self.path, "".join(json.dumps(values) + "\n" for values in lines))
+        except DiskError as failure:
+            if not self._warned:
+                logger.warning("Metrics are lost, training goes on: %s", failure)
+            self._warned = True
 
     def say(self, *lines: str) -> None:
         """Lines for people that are not metrics; above the bar, if there is one."""
@@ -166,13 +182,13 @@ class RunLog:
         return True
 
     def _moment(self, step: int) -> Moment:
-        return self.clock(), step, self.batches.waited
+        return self.clock(), step, self.watch.seconds()["waiting"]
 
     def _rates(self, since: Moment, step: int) -> dict[str, float]:
         seconds, done = max(self.clock() - since[0], 1e-9), step - since[1]
         return {
             "images_per_second": done * self.plan.batch_size / seconds,
-            "data_wait": (self.batches.waited - since[2]) / seconds,
+            "data_wait": (self.watch.seconds()["waiting"] - since[2]) / seconds,
             "seconds_left": (self.plan.total_steps - step) * seconds / max(done, 1),
         }
 

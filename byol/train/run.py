@@ -35,6 +35,7 @@ from byol.train.setup import Setup, split, together
 from byol.train.signals import StopSignals
 from byol.train.source import put_in_place
 from byol.train.step import build_optimizer, steps
+from byol.train.stopwatch import Stopwatch
 from byol.world import World
 
 HOURS = 3  # that the other processes wait while rank 0 reads, looks or saves
@@ -110,16 +111,18 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
             knn, verdict, whitened = world.first(lambda: (None, None, None))
             trained_encoder = trained_encoder if whitened is None else whitened.to(world.device)
             return Run(folder.path, trained_encoder.eval(), plan, knn, verdict, images)
+        watch = Stopwatch(world.device, setup.started)
+        watch.follow(learner, forward, optimizer)
         with world.telling():
             saver.check_room()
             bad = BadImages(folder.bad_files, images, config.data.max_bad)
             looked_at = images, (rows, hold_out_rows)
             monitor = Monitor(learner, trained_encoder, *looked_at, plan, config.knn, bad, probe, setup.views)
             images.release()  # what was read until now is not needed as it was read
-        batches = setup.batches(rows, plan, learner, start, bad, probe)
-        fed = together(world, batches, bad=bad)
+        batches = setup.batches(rows, plan, learner, start, bad, probe, watch.begin)
+        fed = together(world, batches, bad=bad, begin=watch.begin)
         loggers = Loggers(config.log, folder, plan)
-        log = RunLog(folder.metrics, plan, start, batches, loggers=loggers, transcript=folder.transcript)
+        log = RunLog(folder.metrics, plan, start, watch, loggers=loggers, transcript=folder.transcript)
         finished = start == plan.total_steps and is_sound(folder.encoder)
         began = time.perf_counter()
 
@@ -131,14 +134,14 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
                 log.say(f"processes  {world.size}, each with {share} images of a micro-batch")
             done = start
             try:
-                with world.telling():
+                with world.telling(), watch.during("looks"):
                     if start == 0:
                         log.write(monitor.look(0, log.begin, stop.check))
                     warned = "" if finished else heed_collapse(log, config)
                 for result in log.following(steps(learner, fed, optimizer, plan, start, forward)):
                     done = world.done["steps"] = result.step
                     last = done == plan.total_steps
-                    with world.telling():
+                    with world.telling(), watch.during("looks"):
                         if done % plan.log_every_steps == 0 or last:
                             log.write(
                                 log.metrics(result) | step_signs(learner) | (probe.metrics() if probe else {})
@@ -147,6 +150,7 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
                             log.write(monitor.look(done, log.begin, never if last else stop.check))
                         if log.lines and log.lines[-1]["step"] == done:
                             warned = heed_collapse(log, config, warned)
+                    with world.telling(), watch.during("saving"):
                         if saver.due(done, plan.save_every_steps) or last:
                             saver.save(done)
             except ByolError as failure:
@@ -154,7 +158,8 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
                 spoiled = isinstance(failure, TrainingError) and not isinstance(failure, CollapseError)
                 if done == start or spoiled or isinstance(failure, ProcessLost):
                     raise
-                saved, place = saver.save(done), f"step {done:,} of {plan.total_steps:,}"
+                with watch.during("saving"):
+                    saved, place = saver.save(done), f"step {done:,} of {plan.total_steps:,}"
                 if not isinstance(failure, Stopped):
                     raise
                 if saved:
@@ -170,8 +175,10 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
                         trained_encoder = load_encoder(folder.encoder).to(world.device)
                 else:
                     if plan.whiten:
-                        trained_encoder = monitor.whitened()
-                    save_encoder(trained_encoder, folder.path)
+                        with watch.during("looks"):
+                            trained_encoder = monitor.whitened()
+                    with watch.during("saving"):
+                        save_encoder(trained_encoder, folder.path)
                     took = duration(time.perf_counter() - began)
                     log.say(f"finished   {plan.total_steps - start:,} steps in {took}{bad}")
                 verdict = verdict_of(log.lines, plan)

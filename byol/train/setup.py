@@ -17,10 +17,12 @@ from byol.data.batches import (
     Batch,
     Batches,
     BatchPlan,
+    Begin,
     Cropped,
     load_resident,
     resident_batches,
     streamed_batches,
+    untimed,
 )
 from byol.data.decode import BadImage
 from byol.data.images import Images, open_images
@@ -263,6 +265,7 @@ class Setup:
         start: int = 0,
         bad: Callable[[str, str], None] | None = None,  # is told the name of an unreadable image, and why
         probe: OnlineProbe | None = None,
+        begin: Begin = untimed,  # is told when images are waited for and when views are made
     ) -> Batches | PairBatches:
         """The run's micro-batches of some images from step `start` on. Nothing is read before the first."""
         images, device, world = self.images.subset(rows), self.world.device, self.world
@@ -273,6 +276,7 @@ class Setup:
                 Pairs(images, self.views), seed=plan.seed, batch_size=plan.batch_size,
                 micro_batch_size=plan.micro_batch_size, steps=range(start, plan.total_steps),
                 first=world.rank * share, share=share, device=device, workers=plan.workers, poll=self.poll,
+                begin=begin,
             )  # fmt: skip
         assert learner.views is not None
         what = BatchPlan(
@@ -291,7 +295,7 @@ class Setup:
             if plan.in_memory and not plan.memory_side:
                 pixels = load_resident(images, report, self.poll).to(device)
                 images.release()
-                yield from resident_batches(pixels, what, start)
+                yield from resident_batches(pixels, what, start, begin)
             else:
                 source = images
                 if plan.in_memory:
@@ -302,7 +306,7 @@ class Setup:
                     report=report, poll=self.poll,
                 )  # fmt: skip
 
-        return Batches(cropped(), what, start, self.poll)
+        return Batches(cropped(), what, start, self.poll, begin)
 
     def speed(self, draft: Plan) -> Speed:
         """Time some real steps of a draft plan on throw-away networks, and how long images take to read."""
@@ -352,11 +356,13 @@ def together(
     found: list[tuple[str, str]] | None = None,
     bad: Callable[[str, str], None] | None = None,
     patient: bool = False,
+    begin: Begin = untimed,
 ) -> Iterator[Batch]:
     """Batches, each once every process has its part: what one fails with, or a signal to it, ends all.
 
     `found` is filled with the unreadable images of this process; rank 0 tells `bad` of them. Unless `patient`
-    one that stands still is noticed soon, once it is known how long a batch takes.
+    one that stands still is noticed soon, once it is known how long a batch takes. `begin` is told when the
+    others' parts are waited for.
     """
     if world.size == 1:
         yield from batches
@@ -365,6 +371,7 @@ def together(
     for count in itertools.count():
         with world.telling():
             batch = next(batches)
+        begin("waiting")
         news = world.meet(news=found)
         found.clear()
         if news:

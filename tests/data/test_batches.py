@@ -31,6 +31,7 @@ from byol.errors import DataError
 from byol.method.crops import crop_boxes, crop_draws
 from byol.method.extra import extra_views
 from byol.method.views import ViewConfig, Views
+from byol.train.stopwatch import Stopwatch
 
 
 def test_each_epoch_is_a_permutation_that_follows_from_seed_and_epoch() -> None:
@@ -269,7 +270,7 @@ def test_processes_share_a_run_whose_number_may_change_and_no_image_is_lost_or_c
         torch.testing.assert_close(ours[:2], theirs[:2], rtol=1e-5, atol=1e-5)
 
 
-def test_waiting_for_crops_is_counted_and_finishing_views_is_not() -> None:
+def test_waiting_for_crops_and_finishing_their_views_are_counted_apart() -> None:
     crops = Cropped(torch.zeros(10, 2, 3, 16, 16), torch.arange(10))
 
     class Slow(Views):
@@ -282,10 +283,24 @@ def test_waiting_for_crops_is_counted_and_finishing_views_is_not() -> None:
             time.sleep(0.2)
             yield crops
 
-    come, ready = Batches(slow(), plan_for()), Batches(iter([crops] * 3), replace(plan_for(), views=Slow(16)))
-    assert len(list(come)) == len(list(ready)) == 3
-    assert come.waited >= 0.6
-    assert ready.waited < 0.6
+    come, ready = Stopwatch(), Stopwatch()
+    slow_to_come = Batches(slow(), plan_for(), begin=come.begin)
+    slow_to_finish = Batches(iter([crops] * 3), replace(plan_for(), views=Slow(16)), begin=ready.begin)
+    assert len(list(slow_to_come)) == len(list(slow_to_finish)) == 3
+    assert come.seconds()["waiting"] >= 0.6
+    assert ready.seconds()["views"] >= 0.6
+    assert ready.seconds()["waiting"] < 0.6
+
+
+def test_images_in_memory_are_not_waited_for_while_they_are_cropped() -> None:
+    watch, resident = Stopwatch(), torch.randint(0, 256, (40, 3, 64, 64), dtype=torch.uint8)
+    batches = Batches(resident_batches(resident, plan_for(), 0, watch.begin), plan_for(), begin=watch.begin)
+    next(batches)
+    began = time.perf_counter()
+    for _ in range(20):
+        next(batches)
+    passed, spent = time.perf_counter() - began, watch.seconds()
+    assert spent["views"] > 0.8 * passed
 
 
 def test_crops_are_tensors_of_their_own(files: Path) -> None:

@@ -67,6 +67,15 @@ def seeded(net: type[nn.Module] = Tiny, *args: object) -> nn.Module:
     return net(*args)
 
 
+def untimed(line: dict) -> dict:
+    """A line of metrics without what the clock says."""
+    return {
+        name: value
+        for name, value in line.items()
+        if name not in ("images_per_second", "data_wait") and not name.startswith("seconds_")
+    }
+
+
 def small_config(out: Path, **changes: object) -> TrainConfig:
     """A run of a few steps: 16 pixels, batches of 8, fp32."""
     settings: dict = {

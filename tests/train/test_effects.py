@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from small_runs import small_config
+from small_runs import small_config, untimed
 
 import byol
 from byol.errors import ByolError
@@ -119,7 +119,6 @@ CHANGES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "probe.online": (True, {}, "metrics"),
 }
 BEFORE: dict[str, dict[str, Any]] = {}  # what the runs of the unchanged settings left behind
-TIMES = ("images_per_second", "data_wait", "seconds_left")
 
 
 def settings(owner: type = TrainConfig, prefix: str = "") -> list[str]:
@@ -186,7 +185,7 @@ def observed(folder: Path, photos: Path, common: dict[str, Any], change: dict[st
         "heads": sorted(
             (name, tuple(t.shape)) for name, t in state.items() if "predictor" in name or "projector" in name
         ),
-        "metrics": [{k: v for k, v in line.items() if k not in TIMES} for line in lines],
+        "metrics": [untimed(line) for line in lines],
         "checkpoints": [path.name for path in checkpoints],
         "files": sorted(path.name for path in folder.iterdir()),
         "processes": len(pids),

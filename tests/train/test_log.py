@@ -18,13 +18,12 @@ import torch
 from small_runs import seeded, small_config, stopping
 
 import byol
-from byol.data.batches import Batches, BatchPlan
 from byol.errors import Stopped
-from byol.method.views import Views
 from byol.train.log import BadImages, RunLog
 from byol.train.outcome import PARTS, SIGNS
 from byol.train.plan import ImageFacts, plan_run
 from byol.train.step import StepResult
+from byol.train.stopwatch import Stopwatch
 from byol.world import World
 
 
@@ -53,15 +52,17 @@ def told(
     facts = ImageFacts(8 * steps, (16, 16), 3, False)
     plan = plan_run(small_config(path, epochs=1), facts, World.join("cpu"))
     assert plan.total_steps == steps
-    batches = Batches(iter(()), BatchPlan(0, 8 * steps, 8, 1, Views(16)))
+    watch = Stopwatch(clock=clock)
 
     def results() -> Iterable[StepResult]:
         for step, passed in enumerate(seconds, start + 1):
-            clock.now += passed
-            batches.waited += passed / 4
+            watch.begin("waiting")
+            clock.now += passed / 4
+            watch.begin("online")
+            clock.now += passed * 3 / 4
             yield StepResult(step, torch.tensor(1.25), 0.1, 0.99, None)
 
-    with RunLog(path / "metrics.jsonl", plan, start, batches, clock, transcript=path / "train.log") as log:
+    with RunLog(path / "metrics.jsonl", plan, start, watch, transcript=path / "train.log") as log:
         for number, look in enumerate(looks):
             log.write({"step": 100 * number, "epoch": 0.0, **look})
         for result in log.following(results()):

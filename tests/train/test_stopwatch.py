@@ -1,0 +1,218 @@
+"""What a run's time was spent on: each part gets what it took, all of them are the run's whole time, and
+nothing of it changes what is computed.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_runs import Tiny, seeded, small_config, stopping, untimed
+from torch import Tensor, nn
+
+import byol
+from byol.evaluation.online import ProbedLearner
+from byol.train.config import ExtraConfig, ModelConfig, OptimConfig
+from byol.train.stopwatch import PARTS, Stopwatch
+
+
+def spent(out: Path, line: int = -1) -> dict[str, float]:
+    """Seconds by parts, as a line of metrics tells them; without such a line none."""
+    lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return {part: json.loads(lines[line])[f"seconds_{part}"] for part in PARTS}
+
+
+def wall(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def test_the_parts_are_the_whole_time_of_a_run_and_each_takes_some(tmp_path, photos):
+    config = small_config(tmp_path, epochs=6)
+    whole = wall(lambda: byol.pretrain(seeded(), photos, config))
+    parts = spent(tmp_path)
+    assert sum(parts.values()) == pytest.approx(whole, rel=0.05)
+    assert {part for part, seconds in parts.items() if seconds == 0} == set()
+
+
+class Slow(Tiny):
+    """Sleeps in each of its passes: as the online network, as the target, and when it is looked at."""
+
+    NAPS = {"online": 0.02, "target": 0.04, "looks": 0.06}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slept = dict.fromkeys(self.NAPS, 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        part = "looks" if not self.training else "online" if torch.is_grad_enabled() else "target"
+        time.sleep(self.NAPS[part])
+        self.slept[part] += self.NAPS[part]
+        return super().forward(x)
+
+    def __deepcopy__(self, memo: dict) -> "Slow":
+        """Copies count with it."""
+        copy = Slow()
+        copy.load_state_dict(self.state_dict())
+        copy.slept = self.slept
+        return copy
+
+
+class Samples:
+    """32 pictures, each of which takes its time."""
+
+    NAP = 0.01
+
+    def __len__(self) -> int:
+        return 32
+
+    def __getitem__(self, index: int) -> Tensor:
+        time.sleep(self.NAP)
+        return torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(index))
+
+
+def test_time_is_counted_where_it_was_spent(tmp_path, monkeypatch):
+    """A slow data set as waiting, slow views as views, a slow network where it is slow, a slow disk as saving."""
+    nap, sync, synced = 0.02, os.fsync, []
+
+    def slow_views(x: Tensor) -> tuple[Tensor, Tensor]:
+        time.sleep(nap)
+        return x, x + 0.1 * torch.randn(x.shape)
+
+    def slow_sync(file: int) -> None:
+        time.sleep(0.1)
+        synced.append(file)
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", slow_sync)
+    config = small_config(tmp_path, image_size=None, hidden_layer="output", save_every_steps=2)
+    net = seeded(Slow)
+    whole = wall(lambda: byol.pretrain(net, Samples(), config, views=slow_views))
+    parts, steps = spent(tmp_path), json.loads((tmp_path / "plan.json").read_text())["plan"]["total_steps"]
+    least = {"waiting": 8 * steps * Samples.NAP, "views": 8 * steps * nap, **net.slept}
+    least["saving"] = 0.1 * steps / 2  # a checkpoint has several files
+    assert {part: (parts[part], seconds) for part, seconds in least.items() if parts[part] < seconds} == {}
+    assert len(synced) > steps / 2
+    assert sum(parts.values()) == pytest.approx(whole, rel=0.05)
+
+
+def test_worker_processes_are_waited_for(tmp_path):
+    config = small_config(tmp_path, image_size=None, hidden_layer="output", workers=1)
+    byol.pretrain(seeded(), Samples(), config, views=lambda x: (x, x + 0.1 * torch.randn(x.shape)))
+    parts = spent(tmp_path)
+    assert parts["waiting"] > 32 * Samples.NAP
+    assert parts["views"] < parts["waiting"]
+
+
+def test_a_slow_optimizer_is_counted_as_the_optimizer(tmp_path, photos):
+    class Slowly(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            time.sleep(0.05)
+            return super().step(closure)
+
+    loop = byol.prepare_loop(seeded(), photos, small_config(tmp_path))
+    optimizer = Slowly([p for p in loop.learner.parameters() if p.requires_grad], lr=0.1)
+    watch, forward = Stopwatch(), ProbedLearner(loop.learner)
+    watch.follow(loop.learner, forward, optimizer)
+    for _ in byol.steps(loop.learner, loop.batches, optimizer, loop.plan, forward=forward):
+        watch.begin("rest")
+    assert watch.seconds()["optimizer"] >= 0.05 * loop.plan.total_steps
+
+
+def test_a_run_that_was_stopped_and_broke_off_has_the_time_of_all_its_parts(tmp_path, arrays):
+    """What was done in vain too; and its metrics are otherwise those of a run that nobody touched."""
+
+    class Breaks(Tiny):
+        left = 15
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.left -= self.training and torch.is_grad_enabled()
+            if self.left == 0:
+                raise RuntimeError("the GPU has fallen off the bus")
+            return super().forward(x)
+
+    config = small_config(tmp_path / "whole", save_every_steps=4, log_every_steps=1, epochs=4)
+    byol.pretrain(seeded(), arrays, config)
+    config = replace(config, out=str(tmp_path / "parts"))
+    ends = []
+    parts: list[tuple[nn.Module, type[Exception] | None]] = [
+        (stopping(seeded(), 9), byol.Stopped),
+        (seeded(Breaks), RuntimeError),
+        (stopping(seeded(), 12), byol.Stopped),
+        (seeded(), None),
+    ]
+    for net, failure in parts:
+
+        def part(net: nn.Module = net, failure: Any = failure) -> None:
+            if failure is None:
+                byol.pretrain(net, arrays, config)
+            else:
+                with pytest.raises(failure):
+                    byol.pretrain(net, arrays, config)
+
+        ends.append((wall(part), sum(spent(tmp_path / "parts").values())))
+    walls, sums = zip(*ends, strict=True)
+    assert list(sums) == pytest.approx(np.cumsum(walls).tolist(), rel=0.05)
+    whole, resumed = (
+        [untimed(json.loads(line)) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("whole", "parts")
+    )
+    assert whole == resumed
+
+
+def squeezed() -> nn.Module:
+    """Blocks that can be computed again, behind one layer that cannot."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(6, 6, 3, 1, 1, bias=False), nn.BatchNorm2d(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.relu(self.bn(self.conv(x)))
+
+    torch.manual_seed(0)
+    stem = nn.Conv2d(3, 6, 3, 2)
+    return nn.Sequential(stem, nn.Sequential(Block(), Block()), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+
+
+def compiled() -> nn.Module:
+    net = squeezed()
+    net.compile(backend="eager")
+    return net
+
+
+WAYS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "gradient accumulation": (seeded, {"optim": OptimConfig(accumulation=2)}),
+    "extra views": (seeded, {"extra": ExtraConfig(local=1, cutout=1, targets=1)}),
+    "recomputed activations": (
+        squeezed,
+        {"model": ModelConfig(projection_size=8, projection_hidden_size=16, recompute=True)},
+    ),
+    "a compiled network": (compiled, {"hidden_layer": "output"}),
+    "bf16": (seeded, {"precision": "bf16"}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_whose_time_is_told_computes_what_a_bare_loop_does(way, tmp_path, photos):
+    """Which has no stopwatch: bit for bit."""
+    net_of, changes = WAYS[way]
+    config = small_config(tmp_path / "run", **changes)
+    run = byol.pretrain(net_of(), photos, config)
+    loop = byol.prepare_loop(net_of(), photos, config)
+    assert loop.plan == run.plan
+    for _ in byol.steps(loop.learner, loop.batches, loop.optimizer, loop.plan):
+        pass
+    newest = max((tmp_path / "run" / "checkpoints").glob("step-*"))
+    theirs, ours = load_file(newest / "state.safetensors"), ProbedLearner(loop.learner).state_dict()
+    assert len(ours) > 20
+    assert [name for name, value in ours.items() if not torch.equal(value, theirs[name])] == []
