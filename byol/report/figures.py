@@ -199,7 +199,7 @@ def bar(name: str, title: str, shares: Sequence[tuple[str, float, str]]) -> Figu
     """Shares of a whole as one bar, each named below it with its amount in words; they sum to 1."""
     x, parts, told = float(EDGE), [element("text", title, x=EDGE, y=18, class_="title")], []
     for place, (word, share, amount) in enumerate(shares):
-        long, kind, below = share * (WIDTH - 2 * EDGE), f"fill s{place % 8}", 78 + 22 * place
+        long, kind, below = share * (WIDTH - 2 * EDGE + 2), f"fill s{place % 8}", 78 + 22 * place
         size = {"x": f"{x:.1f}", "width": f"{max(long - 2, 0.5):.1f}", "y": 32, "height": 22, "rx": 3}
         percent = f"{100 * share:.1f} %"
         parts += [

@@ -40,15 +40,15 @@ CURVES = (
 RIVALS = {"knn_top1": "pixels_top1", "representation_retrieval": "pixels_retrieval"}
 # What a run's time is spent on, in words.
 SPENT = {
-    "waiting": "waiting for images to be read",
-    "views": "making views",
-    "online": "online network, forward and backward",
-    "target": "target network",
-    "optimizer": "optimizer and moving average",
-    "looks": "looks: scores, signs of health",
-    "saving": "saving",
-    "rest": "the rest: planning, setting up",
-    "together": "computing, looks and saving",
+    "waiting": "Waiting for images to be read",
+    "views": "Making views",
+    "online": "Online network, with its gradients",
+    "target": "Target network",
+    "optimizer": "Optimizer and moving average",
+    "looks": "Looks: scores, signs of health",
+    "saving": "Saving",
+    "rest": "The rest, such as planning",
+    "together": "Computing, looks and saving",
 }
 Group = tuple[str, list[Range]]  # scores of the same test images
 

@@ -177,6 +177,62 @@ def test_text_and_curves_stand_out_from_what_is_behind_them(colours):
     assert contrast("ink", "heat") >= 4.5  # the numbers of a confusion table
 
 
+def spent(page: Page) -> str:
+    """What the page says of where the time went, to those who do not see it."""
+    (said,) = [a["aria-label"] for _, a, _ in page.all("svg") if "images/s" in a["aria-label"]]
+    return said
+
+
+def test_the_time_of_a_run_is_told_by_its_parts_in_percent_and_minutes(run):
+    parts = {"waiting": 60, "views": 120, "online": 300, "target": 60, "optimizer": 30, "looks": 24,
+             "saving": 4.5, "rest": 1.5}  # fmt: skip
+    rewritten(run, lambda line: line | {f"seconds_{part}": seconds for part, seconds in parts.items()})
+    page = reported(run)
+    shown = [text for text in page.texts("text") if re.fullmatch(r"[\d.]+ %|(\d+m )?[\d.]+s", text)]
+    for percent, amount in zip(
+        ("10.0 %", "20.0 %", "50.0 %", "10.0 %", "5.0 %", "4.0 %", "0.8 %", "0.2 %"),
+        ("1m 00s", "2m 00s", "5m 00s", "1m 00s", "30s", "24s", "4.5s", "1.5s"),
+        strict=True,
+    ):
+        assert (percent, amount) in [*pairwise(shown)]
+    assert "About 10m 00s" in spent(page)
+    assert "about 10m 00s" in page.texts("dd")
+    words = "20.0 % Making views, 2m 00s"
+    assert words in spent(page)
+    reported(run, "--figures", run / "figures", "--out", run / "again.html")
+    figure = ET.fromstring((run / "figures" / "time.svg").read_text(encoding="utf-8"))
+    assert words in figure.find(f"{SVG}desc").text
+
+
+def test_a_run_of_before_shows_what_it_knows_of_its_time(run):
+    """Until it is continued by a byol that tells more: then both."""
+    batch = json.loads(RunFolder(run).plan.read_text(encoding="utf-8"))["plan"]["batch_size"]
+
+    def older(line: dict) -> dict:
+        line = {name: value for name, value in line.items() if not name.startswith("seconds_")}
+        return line | ({"images_per_second": batch / 10, "data_wait": 0.25} if "loss" in line else {})
+
+    rewritten(run, older)
+    lines = [json.loads(line) for line in RunFolder(run).metrics.read_text(encoding="utf-8").splitlines()]
+    steps = max(line["step"] for line in lines)
+    assert f"25.0 % Waiting for images to be read, {clock(steps * 10 / 4)}; 75.0 % Computing" in spent(
+        reported(run)
+    )
+    half = sorted(line["step"] for line in lines if "loss" in line)[len(lines) // 3]
+    told = {"waiting": 1.0, "views": 3.0, "online": 5.0, "target": 0, "optimizer": 0, "looks": 0, "saving": 0}
+    told = {f"seconds_{part}": seconds for part, seconds in (told | {"rest": 0}).items()}
+    rewritten(run, lambda line: line | (told if line["step"] > half else {}))
+    said = spent(reported(run))
+    assert f"About {clock(half * 10 + 9)}" in said
+    assert f"Computing, looks and saving, {clock(half * 7.5)}" in said
+    assert f"Waiting for images to be read, {clock(half * 2.5 + 1)}" in said
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+
+
 def test_a_running_run_is_told_from_one_that_broke_off(run):
     folder = RunFolder(run)
     folder.encoder.unlink()
@@ -268,7 +324,7 @@ def every_figure():
     yield ranges(
         "b", "Scores $x^2$", [("knn", [Range("ours", 0.7, 0.6, 0.8, ours=True), Range("b", 0.2, 0.1, 0.3)])]
     )
-    yield bar("c", "Time", [("computing", 0.7), ("waiting", 0.3)])
+    yield bar("c", "Time", [("computing", 0.7, "7m 00s"), ("waiting", 0.3, "3m 00s")])
     yield matrix("d", "Confusion", ["ant", "bee", "cat"], [[0.9, 0.1, 0], [0, 1, 0], [0.3, 0.3, 0.4]])
     pixels = np.zeros((20, 40, 3), np.uint8) + np.array([200, 40, 40], np.uint8)
     thumb = element(

@@ -14,17 +14,22 @@ import numpy as np
 import pytest
 import torch
 from processes import Small, run_byol, started, words
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_runs import small_config
 from torch import Tensor, distributed
 
 from byol import world as world_module
 from byol.cli import main
+from byol.data.batches import untimed
 from byol.errors import ProcessLost, TrainingError
+from byol.evaluation.online import ProbedLearner
 from byol.train import run as run_module
 from byol.train.checkpoint import Saver, optimizer_tensors
-from byol.train.config import ModelConfig
+from byol.train.config import ModelConfig, OptimConfig
 from byol.train.run import pretrain
+from byol.train.setup import Setup, split, together
+from byol.train.step import build_optimizer, steps
+from byol.train.stopwatch import Stopwatch
 from byol.world import World
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -70,6 +75,38 @@ def assert_same_run(one: Path, other: Path) -> None:
         difference = (theirs[name].double() - value.double()).norm()
         # A bias that BatchNorm subtracts again has no gradient but rounding, and stays next to 0.
         assert difference <= 1e-5 * value.double().norm().clamp(min=0.1), name
+
+
+def loop(images: Path, out: Path, watched: bool) -> int:
+    """The steps of a run, on rank 0 with a stopwatch or without one; its weights are left in `out`."""
+    config = small_config(out, image_size=12, batch_size=16, optim=OptimConfig(accumulation=2))
+    with World.join("cpu") as world:
+        setup = Setup.of("processes:small", images, config, world=world)
+        plan = setup.new_plan()
+        learner = setup.learner(plan)
+        forward, optimizer = setup.distributed(ProbedLearner(learner)), build_optimizer(learner, plan)
+        begin = untimed
+        if watched and world.rank == 0:
+            watch = Stopwatch(world.device)
+            watch.follow(learner, forward, optimizer)
+            begin = watch.begin
+        batches = setup.batches(split(len(setup.images), plan)[0], plan, learner, begin=begin)
+        for _ in steps(learner, together(world, batches, begin=begin), optimizer, plan, forward=forward):
+            pass
+        if world.rank == 0:
+            save_file({name: value.contiguous() for name, value in learner.state_dict().items()}, out)
+            if begin is not untimed:
+                assert min(watch.seconds()[part] for part in ("waiting", "online", "target", "optimizer")) > 0
+    return 0
+
+
+def test_a_stopwatch_changes_nothing_of_what_two_processes_compute(arrays: Path, tmp_path: Path):
+    for watched, name in ((False, "bare"), (True, "watched")):
+        with started(2, tmp_path / "log", loop, arrays, tmp_path / name, watched) as running:
+            assert running.codes() == [0, 0], running.said()
+    bare, watched_too = (load_file(tmp_path / name) for name in ("bare", "watched"))
+    assert len(bare) > 20
+    assert [name for name, value in bare.items() if not torch.equal(value, watched_too[name])] == []
 
 
 def test_two_processes_are_the_run_of_one(runs: Path):

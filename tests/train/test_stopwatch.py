@@ -22,6 +22,8 @@ from byol.evaluation.online import ProbedLearner
 from byol.train.config import ExtraConfig, ModelConfig, OptimConfig
 from byol.train.stopwatch import PARTS, Stopwatch
 
+NAPS = {"online": 0.02, "target": 0.04, "looks": 0.06}  # seconds
+
 
 def spent(out: Path, line: int = -1) -> dict[str, float]:
     """Seconds by parts, as a line of metrics tells them; without such a line none."""
@@ -46,16 +48,14 @@ def test_the_parts_are_the_whole_time_of_a_run_and_each_takes_some(tmp_path, pho
 class Slow(Tiny):
     """Sleeps in each of its passes: as the online network, as the target, and when it is looked at."""
 
-    NAPS = {"online": 0.02, "target": 0.04, "looks": 0.06}
-
     def __init__(self) -> None:
         super().__init__()
-        self.slept = dict.fromkeys(self.NAPS, 0.0)
+        self.slept = dict.fromkeys(NAPS, 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         part = "looks" if not self.training else "online" if torch.is_grad_enabled() else "target"
-        time.sleep(self.NAPS[part])
-        self.slept[part] += self.NAPS[part]
+        time.sleep(NAPS[part])
+        self.slept[part] += NAPS[part]
         return super().forward(x)
 
     def __deepcopy__(self, memo: dict) -> "Slow":
@@ -80,7 +80,7 @@ class Samples:
 
 
 def test_time_is_counted_where_it_was_spent(tmp_path, monkeypatch):
-    """A slow data set as waiting, slow views as views, a slow network where it is slow, a slow disk as saving."""
+    """A slow data set as waiting, slow views as views, a slow disk as saving, a slow network as itself."""
     nap, sync, synced = 0.02, os.fsync, []
 
     def slow_views(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,3 +216,57 @@ def test_a_run_whose_time_is_told_computes_what_a_bare_loop_does(way, tmp_path, 
     theirs, ours = load_file(newest / "state.safetensors"), ProbedLearner(loop.learner).state_dict()
     assert len(ours) > 20
     assert [name for name, value in ours.items() if not torch.equal(value, theirs[name])] == []
+
+
+class Gpu:
+    """A device that the host runs ahead of, and its events; neither can be waited for."""
+
+    def __init__(self) -> None:
+        self.host = self.busy_until = 0.0  # seconds
+
+    def launch(self, seconds: float) -> None:
+        """Work of so many seconds, which the host does not wait for."""
+        self.busy_until = max(self.busy_until, self.host) + seconds
+
+    def event(self, enable_timing: bool) -> Any:
+        assert enable_timing
+        return Event(self)
+
+
+class Event:
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu = gpu
+
+    def record(self, stream: object) -> None:
+        self.at = max(self.gpu.busy_until, self.gpu.host)
+
+    def query(self) -> bool:
+        return self.gpu.host >= self.at
+
+    def elapsed_time(self, end: "Event") -> float:
+        assert self.query()
+        assert end.query()
+        return 1000 * (end.at - self.at)
+
+
+def test_on_a_gpu_its_work_counts_where_it_was_launched_and_waiting_where_it_stood_still(monkeypatch):
+    gpu = Gpu()
+    monkeypatch.setattr(torch.cuda, "Event", gpu.event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "its stream")
+    watch = Stopwatch(torch.device("cuda"), started=-7.0, clock=lambda: gpu.host)
+    for images_take in (3.0, 10.0):  # less than what is left to compute, and more
+        watch.begin("waiting")
+        gpu.host += images_take
+        watch.begin("views")
+        gpu.launch(1.0)
+        watch.begin("online")
+        gpu.launch(4.0)
+        watch.begin("target")
+        gpu.launch(2.0)
+        assert sum(watch.seconds().values()) == pytest.approx(7.0 + gpu.host)  # also while it is behind
+    watch.begin("rest")
+    gpu.host += 100.0
+    watch.begin("rest")
+    # It stood still for the first 3 seconds, and for 3 of the 10 after the 7 that it computed.
+    expected = {"waiting": 6.0, "views": 2.0, "online": 8.0, "target": 4.0, "rest": 7.0 + 93.0}
+    assert {part: seconds for part, seconds in watch.seconds().items() if seconds} == pytest.approx(expected)

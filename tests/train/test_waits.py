@@ -18,6 +18,7 @@ from byol.method.byol import BYOL
 from byol.method.lars import LARS, parameter_groups
 from byol.train import step
 from byol.train.plan import ImageFacts, plan_run
+from byol.train.stopwatch import Stopwatch
 from byol.world import World
 
 
@@ -53,8 +54,12 @@ def training(device: torch.device, folder: Path) -> Any:
     probe = OnlineProbe(learner, source, 0)
     optimizer = LARS([*parameter_groups(learner, 1e-6), *parameter_groups(probe, 1e-6)], lr=0.1)
     what = BatchPlan(0, 24, 8, 1, learner.views)
-    batches = Batches(resident_batches(images.to(device), what), what)
-    yield from step.steps(learner, batches, optimizer, plan, forward=ProbedLearner(learner, probe))
+    watch, forward = Stopwatch(device), ProbedLearner(learner, probe)
+    watch.follow(learner, forward, optimizer)
+    batches = Batches(resident_batches(images.to(device), what), what, begin=watch.begin)
+    for result in step.steps(learner, batches, optimizer, plan, forward=forward):
+        watch.begin("rest")
+        yield result
 
 
 def test_a_step_copies_to_the_device_without_waiting(tmp_path, monkeypatch):
