@@ -14,7 +14,7 @@ from torch import nn
 from byol.method.byol import BYOL
 
 # Waiting for images; making views of them; the online network, forward and backward; the target network; the
-# optimizer, with the target's moving average; looks at the representation and metrics; checkpoints.
+# optimizer, with the target's moving average; looks at the representation, and metrics; checkpoints.
 PARTS = ("waiting", "views", "online", "target", "optimizer", "looks", "saving", "rest")
 
 
@@ -35,8 +35,9 @@ class Mark(NamedTuple):
 class Stopwatch:
     """Counts the seconds of each part, of a run that began at `started` by the clock.
 
-    On a GPU they are those of its own timeline, by events that are read once it has come to them: so its work
-    counts where it was launched, waiting only where it stood still, and nothing ever waits for it.
+    On an NVIDIA GPU they are those of its own timeline, by events that are read once it has come to them: so
+    its work counts where it was launched, waiting only where it stood still, and nothing ever waits for it.
+    Elsewhere they are the host's.
     """
 
     def __init__(
