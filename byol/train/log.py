@@ -22,7 +22,7 @@ from byol.train.loggers import Loggers
 from byol.train.outcome import FEW, accuracy, is_look, state_so_far
 from byol.train.plan import Plan
 from byol.train.step import StepResult
-from byol.train.stopwatch import Stopwatch, from_metrics, to_metrics
+from byol.train.stopwatch import PARTS, Stopwatch, from_metrics, to_metrics
 
 logger = logging.getLogger("byol")
 # Between looks at the loss for people, which wait for the device: at the first, on a terminal, in a file.
@@ -45,7 +45,7 @@ class RunLog:
         self.loggers, self.transcript = loggers, transcript
         self.path, self.plan, self.start, self.watch = path, plan, start, watch
         self.clock = watch.clock
-        self._warned = False
+        self._warned, self._done = False, start
         spent: dict[str, float] = {}  # before, on what is done again too
 
         def kept(values: Any) -> bool:
@@ -53,7 +53,7 @@ class RunLog:
                 return False
             spent.update(from_metrics(values))
             # The others are done again; of a run without a checkpoint all are.
-            return 0 < start >= int(values["step"])
+            return 0 < start >= int(values["step"]) and not tells_time_alone(values)
 
         self.lines = whole_lines(path, kept)
         watch.add(spent)
@@ -81,9 +81,8 @@ class RunLog:
         return self
 
     def __exit__(self, kind: object, failure: object, traceback: object) -> None:
-        if self.lines and self.start < self.plan.total_steps:  # the time since the last line belongs to it
-            self.lines[-1] |= to_metrics(self.watch.seconds())
-            self._store(write_text, self.lines)
+        if failure is not None:  # what the time since the last line was spent on, until the run is continued
+            self.write({"step": self._done, "epoch": self.plan.epoch(self._done)})
         if self.loggers is not None:
             self.loggers.close(failed=kind is not None)
         logger.removeFilter(self._keep_warning)
@@ -103,7 +102,8 @@ class RunLog:
         shown: Moment | None = None
         for result in results:
             self.watch.begin("rest")
-            step, last = result.step, result.step == self.plan.total_steps
+            self._done = step = result.step
+            last = step == self.plan.total_steps
             self._bar.update(self._task, completed=step)
             if self.clock() >= due or last:
                 due = self.clock() + pause
@@ -145,20 +145,17 @@ class RunLog:
         """Append one line of metrics, with what the time was spent on; a score is told at once."""
         values = values | to_metrics(self.watch.seconds())
         self.lines.append(values)
-        self._store(append_text, [values])
+        try:
+            append_text(self.path, json.dumps(values) + "\n")
+        except DiskError as failure:
+            if not self._warned:
+                logger.warning("Metrics are lost, training goes on: %s", failure)
+            self._warned = True
         if self.loggers is not None:
             self.loggers.write(values)
         self._known = known_by(self.lines)
         if "representation_retrieval" in values:
             self.say(f"{self._place(values['step'])}  {seen(values)}")
-
-    def _store(self, write: Callable[[Path, str], object], lines: Sequence[Mapping[str, Any]]) -> None:
-        try:
-            write(self.path, "".join(json.dumps(values) + "\n" for values in lines))
-        except DiskError as failure:
-            if not self._warned:
-                logger.warning("Metrics are lost, training goes on: %s", failure)
-            self._warned = True
 
     def say(self, *lines: str) -> None:
         """Lines for people that are not metrics; above the bar, if there is one."""
@@ -246,6 +243,11 @@ def sound(values: Any, start: int) -> bool:
         name for name in numbers if name.startswith(("step", "views", "images", "knn_")) or "top1" in name
     }
     return values["step"] <= start and exact <= finite
+
+
+def tells_time_alone(values: Mapping[str, Any]) -> bool:
+    """Whether a line is the last of a run that was stopped: of its time, with no metric."""
+    return values.keys() <= {"step", "epoch", *to_metrics(dict.fromkeys(PARTS, 0.0))}
 
 
 def whole_lines(path: Path, wanted: Callable[[Any], bool]) -> list[Any]:
