@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import byol
 from byol.evaluation.online import ProbedLearner
 from byol.train.config import ExtraConfig, ModelConfig, OptimConfig
+from byol.train.run import pretrain  # before the clock runs: `byol.pretrain` would load it then
 from byol.train.stopwatch import PARTS, Stopwatch
 
 NAPS = {"online": 0.02, "target": 0.04, "looks": 0.06}  # seconds
@@ -40,7 +41,7 @@ def wall(work: Callable[[], object], out: Path) -> float:
 
 def test_the_parts_are_the_whole_time_of_a_run_and_each_takes_some(tmp_path, photos):
     config = small_config(tmp_path, epochs=6)
-    whole = wall(lambda: byol.pretrain(seeded(), photos, config), tmp_path)
+    whole = wall(lambda: pretrain(seeded(), photos, config), tmp_path)
     parts = spent(tmp_path)
     assert sum(parts.values()) == pytest.approx(whole, rel=0.05)
     assert {part for part, seconds in parts.items() if seconds == 0} == set()
@@ -96,7 +97,7 @@ def test_time_is_counted_where_it_was_spent(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", slow_sync)
     config = small_config(tmp_path, image_size=None, hidden_layer="output", save_every_steps=2)
     net = seeded(Slow)
-    whole = wall(lambda: byol.pretrain(net, Samples(), config, views=slow_views), tmp_path)
+    whole = wall(lambda: pretrain(net, Samples(), config, views=slow_views), tmp_path)
     parts, steps = spent(tmp_path), json.loads((tmp_path / "plan.json").read_text())["plan"]["total_steps"]
     least = {"waiting": 8 * steps * Samples.NAP, "views": 8 * steps * nap, **net.slept}
     least["saving"] = 0.1 * steps / 2  # a checkpoint has several files
@@ -107,7 +108,7 @@ def test_time_is_counted_where_it_was_spent(tmp_path, monkeypatch):
 
 def test_worker_processes_are_waited_for(tmp_path):
     config = small_config(tmp_path, image_size=None, hidden_layer="output", workers=1)
-    byol.pretrain(seeded(), Samples(), config, views=lambda x: (x, x + 0.1 * torch.randn(x.shape)))
+    pretrain(seeded(), Samples(), config, views=lambda x: (x, x + 0.1 * torch.randn(x.shape)))
     parts = spent(tmp_path)
     assert parts["waiting"] > 32 * Samples.NAP
     assert parts["views"] < parts["waiting"]
@@ -141,7 +142,7 @@ def test_a_run_that_was_stopped_and_broke_off_has_the_time_of_all_its_parts(tmp_
             return super().forward(x)
 
     config = small_config(tmp_path / "whole", save_every_steps=4, log_every_steps=1, epochs=4)
-    byol.pretrain(seeded(), arrays, config)
+    pretrain(seeded(), arrays, config)
     config = replace(config, out=str(tmp_path / "parts"))
     ends = []
     parts: list[tuple[nn.Module, type[Exception] | None]] = [
@@ -154,10 +155,10 @@ def test_a_run_that_was_stopped_and_broke_off_has_the_time_of_all_its_parts(tmp_
 
         def part(net: nn.Module = net, failure: Any = failure) -> None:
             if failure is None:
-                byol.pretrain(net, arrays, config)
+                pretrain(net, arrays, config)
             else:
                 with pytest.raises(failure):
-                    byol.pretrain(net, arrays, config)
+                    pretrain(net, arrays, config)
 
         seconds = wall(part, tmp_path / "parts")
         ends.append((seconds, sum(spent(tmp_path / "parts").values())))
@@ -209,7 +210,7 @@ def test_a_run_whose_time_is_told_computes_what_a_bare_loop_does(way, tmp_path, 
     """Which has no stopwatch: bit for bit."""
     net_of, changes = WAYS[way]
     config = small_config(tmp_path / "run", **changes)
-    run = byol.pretrain(net_of(), photos, config)
+    run = pretrain(net_of(), photos, config)
     loop = byol.prepare_loop(net_of(), photos, config)
     assert loop.plan == run.plan
     for _ in byol.steps(loop.learner, loop.batches, loop.optimizer, loop.plan):
