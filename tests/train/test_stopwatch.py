@@ -48,7 +48,7 @@ def test_the_parts_are_the_whole_time_of_a_run_and_each_takes_some(tmp_path, pho
 
 
 class Slow(Tiny):
-    """Sleeps in each of its passes: as the online network, as the target, and when it is looked at."""
+    """Sleeps in each of its passes: as the online network, also backward, as the target, and in looks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,9 +56,16 @@ class Slow(Tiny):
 
     def forward(self, x: Tensor) -> Tensor:
         part = "looks" if not self.training else "online" if torch.is_grad_enabled() else "target"
-        time.sleep(NAPS[part])
-        self.slept[part] += NAPS[part]
-        return super().forward(x)
+
+        def nap(_: Tensor | None = None) -> None:
+            time.sleep(NAPS[part])
+            self.slept[part] += NAPS[part]
+
+        nap()
+        x = super().forward(x)
+        if part == "online":
+            x.register_hook(nap)
+        return x
 
     def __deepcopy__(self, memo: dict) -> "Slow":
         """Copies count with it."""
