@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook as when_registered
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook as when_buffer_is_registered,
+    register_module_parameter_registration_hook as when_registered,
+)
 from torch.overrides import TorchFunctionMode
 
 from byol.disk import opened_safetensors
@@ -36,6 +39,7 @@ from byol.method.hidden import OUTPUT
 from byol.models.build import LIBRARIES, is_own_code
 from byol.world import pick_device
 
+LARGER = "it would be far larger than the tensors in the file"
 EXPECTED = "expected a run's folder, an encoder.safetensors file or an official .pkl"
 
 
@@ -148,22 +152,43 @@ class NoDraws(TorchFunctionMode):
         return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
 
 
+class NoneLarger(TorchFunctionMode):
+    """Raises ValueError where a tensor of more than so many numbers is made."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.numel() > self.most:
+            raise ValueError(LARGER)
+        return made
+
+
 @contextmanager
 def no_larger_than(tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Raise ValueError once a network is far larger than some tensors, before it takes memory."""
-    parameters, numbers = 4 * len(tensors) + 1000, 4 * sum(t.numel() for t in tensors.values()) + 2**24
+    """Raise ValueError once a network is far larger than some tensors, before it takes memory.
 
-    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-        nonlocal parameters, numbers
-        parameters, numbers = parameters - 1, numbers - parameter.numel()
-        if min(parameters, numbers) < 0:
-            raise ValueError("it would be far larger than the tensors in the file")
+    Its parameters count, buffers that no file holds, and each tensor that these are computed from.
+    """
+    count, numbers = 4 * len(tensors) + 1000, 4 * sum(t.numel() for t in tensors.values()) + 2**24
 
-    handle = when_registered(count)
+    def take(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal count, numbers
+        count, numbers = count - 1, numbers - (0 if tensor is None else tensor.numel())
+        if min(count, numbers) < 0:
+            raise ValueError(LARGER)
+
+    handles = when_registered(take), when_buffer_is_registered(take)
     try:
-        yield
+        with NoneLarger(numbers):
+            yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def untrained(encoder: Encoder, *, seed: int = 0, net: nn.Module | str | None = None) -> Encoder:
