@@ -1,5 +1,6 @@
 """The command line: what people type and what they see, in real processes."""
 
+import ast
 import os
 import re
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -412,23 +414,23 @@ def test_a_full_disk_that_nobody_foresaw_is_not_called_a_bug(run, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "train {images} --out {name} {tiny}",
-        "embed {run} --data nowhere --out {name}.npz",
-        "predict nowhere --data nowhere --out {name}.csv",
-        "evaluate {run} --train nowhere --test nowhere --out {name}",
-        "check nowhere --out {name}.json",
-        "pack {images} --out {name}",
-        "views nowhere --out {name}.png",
-        "report {run} --out {name}.html",
-        "export {run} --out {name}.onnx",
-        "convert nowhere --out {name}",
-        "search nowhere --outliers 1 --data nowhere --sheet {name}.png",
-        "explore nowhere --out {name}",
-    ],
-)
+WRITING = [
+    "train {images} --out {name} {tiny}",
+    "embed {run} --data nowhere --out {name}.npz",
+    "predict nowhere --data nowhere --out {name}.csv",
+    "evaluate {run} --train nowhere --test nowhere --out {name}",
+    "check nowhere --out {name}.json",
+    "pack {images} --out {name}",
+    "views nowhere --out {name}.png",
+    "report {run} --out {name}.html",
+    "export {run} --out {name}.onnx",
+    "convert nowhere --out {name}",
+    "search nowhere --outliers 1 --data nowhere --sheet {name}.png",
+    "explore nowhere --out {name}",
+]  # with a name to write to, which is looked at before the work
+
+
+@pytest.mark.parametrize("words", WRITING)
 def test_a_name_that_no_file_can_have_is_a_sentence_of_every_command(words, run, labelled, tmp_path, capsys):
     name = tmp_path / ("x" * 256)
     words = words.format(run=run, images=labelled, name=name, tiny=TINY)
@@ -437,6 +439,63 @@ def test_a_name_that_no_file_can_have_is_a_sentence_of_every_command(words, run,
     assert said.count("\n") == 1
     assert "File name too long" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def on_a_read_only_disk(folder: Path, script: str) -> str:
+    """What a script prints in a namespace of its own, where `read_only()` makes a folder a read-only disk."""
+    begin = (
+        "import os, sys, threading, time; from pathlib import Path; from byol.cli import main\n"
+        "def read_only():\n"
+        f"    assert os.system('mount --bind {folder} {folder} && mount -o remount,ro,bind {folder}') == 0\n"
+    )
+    words = ["unshare", "--map-root-user", "--mount", sys.executable, "-c", begin + script]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=250)
+    if done.stderr.startswith(("unshare:", "mount:")):
+        pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+@pytest.mark.slow
+def test_a_read_only_disk_is_one_sentence_of_every_command(run, labelled, tmp_path):
+    held = shutil.copytree(run, tmp_path / "disk" / "run")
+    names = {"run": held, "images": labelled, "name": tmp_path / "disk" / "x", "tiny": TINY}
+    commands = [*WRITING, "train {images} --out {run} {tiny}", "report {run}"]
+    commands += ["evaluate {run} --train nowhere --test nowhere", "embed {run} --data nowhere --out {name}/"]
+    every = [words.format(**names).split() for words in commands]
+    before = sorted((tmp_path / "disk").rglob("*"))
+    told = on_a_read_only_disk(
+        tmp_path / "disk", f"read_only(); print([main(w) for w in {every}], file=sys.stderr)"
+    )
+    *said, codes = told.splitlines()
+    assert len(said) == len(commands), told
+    assert all("Read-only file system" in line for line in said), told
+    assert set(ast.literal_eval(codes)) <= {2, 70}, told
+    assert sorted((tmp_path / "disk").rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_a_disk_that_becomes_read_only_ends_the_run_in_a_sentence_and_costs_no_checkpoint(labelled, tmp_path):
+    out = tmp_path / "disk"
+    out.mkdir()
+    words = ["train", str(labelled), "--out", str(out), *TINY.split(), "--epochs", "60"]
+    script = f"""
+def turn():
+    while not list(Path({str(out)!r}).glob("checkpoints/step-*")):
+        time.sleep(0.001)
+    read_only()
+threading.Thread(target=turn).start()
+print(main({[*words, "--save-every-steps", "2"]}), file=sys.stderr)
+"""
+    told = on_a_read_only_disk(out, script)
+    *_, sentence, code = told.splitlines()
+    assert code == "70", told
+    assert "Traceback" not in told
+    assert "Read-only file system" in sentence
+    assert "The last good checkpoint is" in sentence
+    assert told.count("Metrics are lost") == 1
+    assert "training goes on" in told
+    assert main([*words, "--save-every-steps", "2"]) == 0
 
 
 @pytest.mark.slow
