@@ -8,18 +8,21 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from byol.errors import DISK_TROUBLE, ConfigError, DiskError, complaint
 
 MOST_JSON, MOST_YAML = 2**25, 2**18  # bytes: more than any file has, and still read in seconds
 MOST_VALUES = 2**21  # in JSON: some of 3 bytes take 80 in memory
+MOST_DAMAGED = 2**19  # lines of a JSON lines file that are read in vain
 MOST_HEADER, MOST_TENSORS = 10**8, 2**16  # of safetensors: bytes that its library reads; names
 DEEPEST_YAML, LONGEST_YAML = 20, 3000  # levels; characters of a value, of which a number would not be printed
+Item = TypeVar("Item")
 _locks = ExitStack()  # files that this process holds
 # Forked workers live on for a moment when their process is killed; what it held is then free all the same.
 os.register_at_fork(after_in_child=_locks.close)
@@ -199,6 +202,27 @@ def read_json(path: Path) -> Any:
     """The plain values in a JSON file. Raises OSError, and ValueError as `parse_json` does."""
     with path.open("rb") as file:
         return parse_json(file.read(MOST_JSON + 1))
+
+
+def json_lines(path: Path, word: str, read: Callable[[Any], Item | None]) -> Iterator[Item]:
+    """What `read` makes of the lines of a JSON lines file, one after the other; nothing where it is missing.
+
+    Lines are passed over that are damaged or of which `read` makes None, or fails; behind half a million of
+    them no more is read. Those without `word`, which every good line holds in quotes, are not even parsed.
+    """
+    if not path.exists():
+        return
+    key, vain = f'"{word}"'.encode(), 0
+    with path.open("rb") as file:
+        for line in iter(partial(file.readline, MOST_JSON + 1), b""):
+            item = None
+            # Not JSON, not a dictionary, no such key, an absurd number.
+            with suppress(ValueError, TypeError, KeyError, OverflowError):
+                item = read(parse_json(line)) if key in line else None
+            if item is not None:
+                yield item
+            elif (vain := vain + 1) > MOST_DAMAGED:
+                return
 
 
 def read_yaml(path: Path, what: str) -> Any:

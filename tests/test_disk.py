@@ -24,6 +24,7 @@ from byol.disk import (
     hold,
     in_utf8,
     is_held,
+    json_lines,
     left_behind,
     replacing,
     write_text,
@@ -386,3 +387,19 @@ def test_whether_a_lock_is_held_is_seen_without_making_it(tmp_path):
     with hold(tmp_path / "lock"):
         assert is_held(tmp_path / "lock")
     assert not is_held(tmp_path / "lock")
+
+
+def test_the_good_lines_of_a_file_are_read_in_turn_and_the_others_passed_over(tmp_path):
+    bad = [b'{"a": 1', b"", b"[]", b'["a"]', b'{"b": 3}', b'"a"', b'{"a": "\xff"}', b'{"a": ' + b"[" * 10**5]
+    good = [b'{"a": 1}', '{"a": "\u2028\u00e9"}'.encode(), b'{"a": 2}\r', b'{"a": 3}']
+    path = tmp_path / "a.jsonl"
+    assert [*json_lines(path, "a", lambda one: one["a"])] == []
+    path.write_bytes(b"\n".join([good[0], *bad, *good[1:]]))
+    assert [*json_lines(path, "a", lambda one: one["a"])] == [1, "\u2028\u00e9", 2, 3]
+
+
+def test_behind_half_a_million_damaged_lines_no_more_is_read(tmp_path):
+    path = tmp_path / "a.jsonl"
+    for count, found in ((400_000, [1, 2]), (600_000, [1])):
+        path.write_bytes(b'{"a": 1}\n' + b"\n" * count + b'{"a": 2}\n')
+        assert [*json_lines(path, "a", lambda one: one["a"])] == found

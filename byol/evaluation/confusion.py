@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from byol.disk import append_text, parse_json
+from byol.disk import append_text, json_lines
 from byol.evaluation.inputs import labels_of
 from byol.evaluation.protocols import Task
 from byol.evaluation.score import Score
@@ -17,6 +16,7 @@ from byol.evaluation.tables import aligned
 
 CONFUSIONS = "confusions.jsonl"  # beside scores.jsonl
 MATRIX = 12  # classes up to which the whole table is printed; of more the worst
+SAME = ("protocol", "metric", "value", "data_set", "encoder_checksum")  # in a score and its confusion
 WORST, WIDTH = 10, 8  # lines, and letters of a column's name
 Array = np.ndarray[Any, Any]
 
@@ -36,9 +36,13 @@ class Confusion:
     ]  # places in `names`: an image's class, what it was taken for; images
     nowhere: tuple[str, ...]  # classes that no train image has
 
+    @property
+    def score(self) -> tuple[Any, ...]:
+        """What the score that it belongs to is known by."""
+        return tuple(getattr(self, name) for name in SAME)
+
     def belongs_to(self, score: Score) -> bool:
-        same = ("protocol", "metric", "value", "data_set", "encoder_checksum")
-        return all(getattr(self, name) == getattr(score, name) for name in same)
+        return all(getattr(self, name) == getattr(score, name) for name in SAME)
 
     @property
     def counts(self) -> Array:
@@ -121,15 +125,19 @@ def write_confusion(found: Confusion, path: Path) -> None:
 
 
 def read_confusions(path: Path) -> list[Confusion]:
-    """Those in a file, oldest first; a line that is none is passed over, as where a kill has cut it."""
-    found = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        with suppress(ValueError, KeyError, TypeError, OverflowError):
-            values = parse_json(line)
-            names, most = tuple(map(str, values["names"])), 2**53  # more are no counts
-            cells = tuple(tuple(map(int, cell)) for cell in values["cells"])
-            count = len(names)
-            if cells and all(0 <= a < count and -1 <= b < count and 0 < n < most for a, b, n in cells):
-                nowhere = tuple(map(str, values["nowhere"]))
-                found.append(Confusion(**{**values, "names": names, "cells": cells, "nowhere": nowhere}))
-    return found
+    """The newest of each score in a file; a line that is none is passed over, as where a kill has cut it."""
+    found = json_lines(path, "cells", confusion_in)
+    return [*{one.score: one for one in found}.values()]
+
+
+def confusion_in(values: Any) -> Confusion | None:
+    """What a line holds; None, or any of `json_lines`' failures, where it can be none."""
+    names, most = tuple(map(str, values["names"])), 2**53  # more are no counts
+    cells = tuple(tuple(map(int, cell)) for cell in values["cells"])
+    count = len(names)
+    if not cells or not all(0 <= a < count and -1 <= b < count and 0 < n < most for a, b, n in cells):
+        return None
+    nowhere = tuple(map(str, values["nowhere"]))
+    one = Confusion(**{**values, "names": names, "cells": cells, "nowhere": nowhere})
+    hash(one.score)  # of words and a number
+    return one

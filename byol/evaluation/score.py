@@ -84,16 +84,22 @@ def write_scores(scores: Mapping[str, Score], path: str | Path) -> None:
 def read_scores(path: Path) -> list[Score]:
     """The scores in a file, oldest first. Raises CheckpointError for a line that is not one."""
     scores = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            values = {OLD_NAMES.get(name, name): value for name, value in parse_json(line).items()}
-            if values["metric"] not in METRICS:
-                raise ValueError(f"there is no metric {values['metric']!r}")
-            if values.pop("same_images", False):  # in files written before
-                values["overlap"] = values["test_images"]
-            scores.append(Score(**{**values, "seeds": tuple(values["seeds"])}))
-        except (ValueError, KeyError, TypeError, AttributeError) as failure:
-            raise CheckpointError(
-                f"Line {number} of {path} is not a score that this version reads ({failure}). Remove it."
-            ) from failure
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                scores.append(score_in(line))
+            except (ValueError, KeyError, TypeError, AttributeError) as failure:
+                raise CheckpointError(
+                    f"Line {number} of {path} is not a score that this version reads ({failure}). Remove it."
+                ) from failure
     return scores
+
+
+def score_in(line: bytes) -> Score:
+    """The score that a line holds."""
+    values = {OLD_NAMES.get(name, name): value for name, value in parse_json(line).items()}
+    if values["metric"] not in METRICS:
+        raise ValueError(f"there is no metric {values['metric']!r}")
+    if values.pop("same_images", False):  # in files written before
+        values["overlap"] = values["test_images"]
+    return Score(**{**values, "seeds": tuple(values["seeds"])})

@@ -1,24 +1,27 @@
 """What a run has left in its folder. Nothing there is changed, so a run can be looked at while it runs."""
 
 import math
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from byol.disk import parse_json, read_json
+from byol.disk import read_json
 from byol.encoders.encoder import DESCRIPTION
 from byol.errors import CheckpointError
 from byol.evaluation.confusion import Confusion, read_confusions
 from byol.evaluation.score import Score, read_scores
 from byol.settings import flat
-from byol.train.log import sound
-from byol.train.outcome import FEW, Verdict, looks_of, trouble, verdict_of
+from byol.train.log import metrics_in
+from byol.train.outcome import FEW, Verdict, is_look, looks_of, trouble, verdict_of
 from byol.train.plan import Plan
 from byol.train.run_folder import FORMAT, RunFolder
 from byol.train.stopwatch import from_metrics
 
+MOST_POINTS = 2**14  # of a curve: more do not show
 Line = Mapping[str, Any]  # of metrics.jsonl
 
 
@@ -121,12 +124,24 @@ def read_record(path: str) -> Record:
 
 
 def metrics(path: Path, plan: Plan) -> list[Line]:
-    """The lines of metrics.jsonl, of finite numbers; what a kill left there is passed over."""
-    lines: list[Line] = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        with suppress(ValueError, TypeError, KeyError, OverflowError):  # as where a run reads them
-            values = parse_json(text)
-            if sound(values, plan.total_steps):
-                finite = {k: v for k, v in values.items() if isinstance(v, str) or math.isfinite(v)}
-                lines += [finite] if finite.keys() >= {"step", "epoch"} else []
-    return lines
+    """The lines of metrics.jsonl, of finite numbers; what a kill left there is passed over.
+
+    Of very many those between the looks are thinned out evenly, but for the last three.
+    """
+    Placed = tuple[int, Line]
+    looks, others, last, every = list[Placed](), list[Placed](), deque[Placed](maxlen=3), 1
+    passed = 0
+    for place, values in enumerate(metrics_in(path, plan.total_steps)):  # as where a run reads them
+        line = {k: v for k, v in values.items() if isinstance(v, str) or math.isfinite(v)}
+        if "epoch" not in line:
+            continue
+        if is_look(line):
+            looks.append((place, line))
+        else:
+            last.append((place, line))
+            others += [(place, line)] if passed % every == 0 else []
+            passed += 1
+            if len(others) > MOST_POINTS:
+                others, every = others[::2], 2 * every
+    before = [one for one in others if one[0] < last[0][0]]
+    return [line for _, line in sorted([*before, *last, *looks], key=itemgetter(0))]

@@ -6,9 +6,10 @@ import logging
 import math
 import re
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 from time import strftime
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from byol.data.decode import BadImage
 from byol.data.images import Images
 from byol.data.samples import Samples
-from byol.disk import append_text, parse_json, write_text
+from byol.disk import append_text, json_lines, replacing, write_text
 from byol.errors import DataError, DiskError, printable, show
 from byol.train.loggers import Loggers
 from byol.train.outcome import FEW, accuracy, is_look, state_so_far
@@ -27,6 +28,7 @@ from byol.train.stopwatch import PARTS, Stopwatch, from_metrics, to_metrics
 logger = logging.getLogger("byol")
 # Between looks at the loss for people, which wait for the device: at the first, on a terminal, in a file.
 FIRST_SECONDS, BAR_SECONDS, FILE_SECONDS = 3.0, 2.0, 10.0
+MOST_NUMBERS = 200  # in a line of metrics
 Moment = tuple[float, int, float]  # seconds by the clock, steps done, seconds that images were waited for
 
 
@@ -48,17 +50,28 @@ class RunLog:
         self._warned, self._done = False, start
         spent: dict[str, float] = {}  # before, on what is done again too
 
-        def kept(values: Any) -> bool:
+        def kept(values: Any) -> dict[str, Any] | None:
             if not sound(values, plan.total_steps):
-                return False
+                return None
             spent.update(from_metrics(values))
             # The others are done again; of a run without a checkpoint all are.
-            return 0 < start >= int(values["step"]) and not tells_time_alone(values)
+            return values if 0 < start >= int(values["step"]) and not tells_time_alone(values) else None
 
-        self.lines = whole_lines(path, kept)
+        self.looks: list[dict[str, Any]] = []
+        self.recent: deque[dict[str, Any]] = deque(maxlen=3)  # of the other lines
+        for line in tidied(path, kept):
+            self._remember(line)
         watch.add(spent)
         self._logged = self._moment(start)  # of the metrics before
         self._known = known_by(self.lines)
+
+    def _remember(self, line: dict[str, Any]) -> None:
+        (self.looks if is_look(line) else self.recent).append(line)
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """Those of metrics.jsonl that a verdict follows from; a long run has too many to keep them all."""
+        return sorted([*self.recent, *self.looks], key=itemgetter("step"))
 
     @property
     def begin(self) -> dict[str, Any]:
@@ -72,7 +85,7 @@ class RunLog:
 
         logger.addFilter(self._keep_warning)
         if self.loggers is not None:
-            self.loggers.start(self.lines)
+            self.loggers.start(lambda: metrics_in(self.path, self.start))
         self._terminal = sys.stderr.isatty()  # a notebook is none: it gets lines
         self._bar = progress_bar(Console(stderr=True), shown=self._terminal)
         self._bar.start()
@@ -144,7 +157,7 @@ class RunLog:
     def write(self, values: dict[str, Any]) -> None:
         """Append one line of metrics, with what the time was spent on; a score is told at once."""
         values = values | to_metrics(self.watch.seconds())
-        self.lines.append(values)
+        self._remember(values)
         try:
             append_text(self.path, json.dumps(values) + "\n")
         except DiskError as failure:
@@ -232,17 +245,15 @@ def duration(seconds: float) -> str:
 
 def sound(values: Any, start: int) -> bool:
     """Whether a line of metrics is of the steps up to `start`, and of numbers; accuracies are finite ones."""
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or len(values) > MOST_NUMBERS or "epoch" not in values:
         return False
-    numbers = {name: value for name, value in values.items() if not name.endswith("_right")}
-    if not all(isinstance(number, int | float) for number in numbers.values()):
-        return False
-    # An absurd integer is no float: OverflowError.
-    finite = {name for name, number in numbers.items() if math.isfinite(float(number))}
-    exact = {
-        name for name in numbers if name.startswith(("step", "views", "images", "knn_")) or "top1" in name
-    }
-    return values["step"] <= start and exact <= finite
+    for name, value in values.items():
+        if name.endswith("_right"):
+            if not isinstance(value, str):
+                return False
+        elif not isinstance(value, int | float) or not (math.isfinite(value) or may_be_infinite(name)):
+            return False  # of an absurd integer isfinite raises OverflowError
+    return bool(values["step"] <= start)
 
 
 def tells_time_alone(values: Mapping[str, Any]) -> bool:
@@ -250,18 +261,30 @@ def tells_time_alone(values: Mapping[str, Any]) -> bool:
     return values.keys() <= {"step", "epoch", *to_metrics(dict.fromkeys(PARTS, 0.0))}
 
 
-def whole_lines(path: Path, wanted: Callable[[Any], bool]) -> list[Any]:
-    """The wanted lines of a JSON lines file; others, and those that a kill or the disk cut, are taken out."""
+def may_be_infinite(name: str) -> bool:
+    """Whether a metric is told as it is, whatever it is; counts and accuracies are finite."""
+    return not name.startswith(("step", "views", "images", "knn_")) and "top1" not in name
+
+
+def metrics_in(path: Path, last: int) -> Iterator[dict[str, Any]]:
+    """The sound lines of metrics.jsonl up to a step; those that a kill or the disk cut are passed over."""
+    return json_lines(path, "epoch", lambda values: values if sound(values, last) else None)
+
+
+def tidied(path: Path, kept: Callable[[Any], dict[str, Any] | None]) -> Iterator[dict[str, Any]]:
+    """The lines of metrics.jsonl that are kept by a run that goes on; all others are taken out."""
     if not path.exists():
-        return []
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        # Not JSON, not a dictionary, no such key, an absurd number.
-        with suppress(ValueError, TypeError, KeyError, OverflowError):
-            values = parse_json(line)
-            kept += [values] if wanted(values) else []
-    write_text(path, "".join(json.dumps(values) + "\n" for values in kept))
-    return kept
+        return
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for line in json_lines(path, "epoch", kept):
+            file.write(json.dumps(line) + "\n")
+            yield line
+
+
+def name_in(entry: Any) -> str | None:
+    """The name in a line of bad_files.jsonl."""
+    name = entry["name"]
+    return name if isinstance(name, str) else None
 
 
 class BadImages:
@@ -274,7 +297,8 @@ class BadImages:
     def __init__(self, path: Path, images: Images | Samples, share: float) -> None:
         self.path, self.images, self.share = path, images, share
         self.reasons: dict[str, str] = {}  # by the images' names
-        if listed := {entry["name"] for entry in whole_lines(path, lambda one: isinstance(one["name"], str))}:
+        listed = {*json_lines(path, "name", name_in)}
+        if path.exists():
             self._try_again(listed)
 
     def __call__(self, name: str, reason: str) -> None:
@@ -294,7 +318,7 @@ class BadImages:
     def _try_again(self, listed: set[str]) -> None:
         """Take what can be read by now off the list."""
         self.reasons = {}
-        for row in range(len(self.images)):
+        for row in range(len(self.images)) if listed else ():
             if isinstance(self.images, Images) and (name := self.images.name(row)) in listed:
                 try:
                     self.images.array(row)

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from queue import SimpleQueue
@@ -147,7 +147,7 @@ class Loggers:
         self.thread = Thread(target=self._deliver, name="loggers", daemon=True)
         self.failed = False
 
-    def start(self, lines: Sequence[Mapping[str, Any]]) -> None:
+    def start(self, lines: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
         """Find or make the run in each program; those that have nothing of it are told all lines so far."""
         if not self.names:
             return
@@ -158,7 +158,7 @@ class Loggers:
         for name in dict.fromkeys(self.names):
             try:
                 one = self.open[name] = KINDS[name](self.folder, plan, keys.get(name))
-                for line in lines if one.key is None or name not in keys else ():
+                for line in lines() if one.key is None or name not in keys else ():
                     one.write(*told(line))
                 keys |= {name: one.key} if one.key is not None else {}
             except Exception as failure:  # of any type: it is no reason to stop a run

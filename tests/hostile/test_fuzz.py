@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import fuzz
@@ -18,6 +19,36 @@ MANY, FEW = 40, 6  # changes for each kind of file; few where each continues a r
 def test_a_damaged_file_is_a_result_or_one_sentence(name):
     found = fuzz.tried(name, range(FEW if fuzz.KINDS[name].read in (fuzz.go_on, fuzz.report) else MANY))
     assert not found, "\n".join(f"seed {seed}: {said}" for seed, said in found.items())
+
+
+def filled_with(make, line: Callable[[int], bytes], size: int = 30 * 2**20):
+    """What makes good files and then fills the one to be read with so many bytes of lines."""
+
+    def filled(folder: Path) -> Path:
+        path = make(folder)
+        path.write_bytes(b"".join(map(line, range(size // len(line(10**6))))))
+        return path
+
+    return filled
+
+
+METRICS, CONFUSIONS = "metrics.jsonl", "confusions.jsonl"
+LONG = {
+    "metrics of steps alone": (fuzz.of_a_run(METRICS), lambda n: b'{"step":0}\n', fuzz.go_on),
+    "unreadable images": (fuzz.make_bad_files, lambda n: b'{"name":"%08d"}\n' % n, fuzz.go_on),
+    "reported metrics of empty lines": (fuzz.of_a_report(METRICS), lambda n: b"\n", fuzz.report),
+    "reported mistakes of nothing": (fuzz.of_a_report(CONFUSIONS), lambda n: b"{}\n", fuzz.report),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LONG)
+def test_a_long_file_of_short_lines_takes_little_memory_and_time(tmp_path, monkeypatch, name):
+    make, line, read = LONG[name]
+    kind = fuzz.Kind(filled_with(make, line), read)
+    monkeypatch.setitem(fuzz.KINDS, "tried here", kind)
+    good = fuzz.prepared("tried here", tmp_path)
+    assert fuzz.attempt(kind, good, tmp_path, seed=None) == ""
 
 
 def eat(path: Path) -> None:
