@@ -32,6 +32,8 @@ COMMANDS = (
     "explore",
     "export",
 )
+TOGETHER = ("train", "evaluate", "embed")  # what the processes of torchrun share; the others work alone
+HELPING = ("-h", "--help", "--help-all")
 OVERVIEW = f"""byol {__version__}: learn an encoder from unlabelled images (Bootstrap Your Own Latent)
 
 usage: byol COMMAND ...
@@ -94,7 +96,12 @@ def done(words: list[str]) -> int:
         print(completion(), end="")
         return 0
     try:
-        return command_named(words[0])(words[1:])
+        command = command_named(words[0])
+        if words[0] not in TOGETHER and "WORLD_SIZE" in os.environ and not {*HELPING} & {*words}:
+            from byol.world import check_alone  # which loads torch
+
+            check_alone()
+        return command(words[1:])
     except ByolError as failure:
         first = os.environ.get("RANK", "0") == "0"
         if not failure.shared or first:

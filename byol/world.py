@@ -51,18 +51,9 @@ class World:
         for a device that is not there, when the processes cannot find each other, and with `alone` when there
         are several: each would do all the work.
         """
-        words = os.environ.get("WORLD_SIZE", "1")
-        if not words.isdecimal() or int(words) < 1:
-            raise ConfigError(
-                f"WORLD_SIZE is {words!r}; expected the number of processes. Unset it to use one."
-            )
-        size = int(words)
-        if alone and size > 1:
-            failure = ConfigError(
-                f"WORLD_SIZE is {size}, but this works in one process. Start it without torchrun."
-            )
-            failure.shared = True  # told once
-            raise failure
+        size = process_count()
+        if alone:
+            check_alone()
         chosen = pick_device(device)
         if chosen.type == "cpu":
             settle()
@@ -279,6 +270,24 @@ def _shared(failure: Exception) -> Exception:
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """bf16 arithmetic for convolutions and products; weights, loss and EMA stay float32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def process_count() -> int:
+    """How many processes torchrun has started; one without it. Raises ConfigError where that is no number."""
+    words = os.environ.get("WORLD_SIZE", "1")
+    if not words.isdecimal() or int(words) < 1:
+        raise ConfigError(f"WORLD_SIZE is {words!r}; expected the number of processes. Unset it to use one.")
+    return int(words)
+
+
+def check_alone() -> None:
+    """Raise ConfigError, which one of them tells, where there are several processes: each would do it all."""
+    if (size := process_count()) > 1:
+        failure = ConfigError(
+            f"WORLD_SIZE is {size}, but this works in one process. Start it without torchrun."
+        )
+        failure.shared = True  # told once
+        raise failure
 
 
 def is_first() -> bool:

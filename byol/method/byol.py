@@ -65,8 +65,9 @@ class BYOL(nn.Module):
     another network of the same architecture, as the official code does, instead of a copy. `joint_batchnorm`
     lets both views share their BatchNorm statistics, which the paper does not. `sync_batchnorm` shares them
     over the processes of a distributed run, as the paper does; None does so in a process group, on GPUs
-    (NCCL) even if the network is moved there only afterwards. `extra` names kinds of views beside the two:
-    each gets a predictor of its own (MULAN, arXiv 2602.05845; not the paper's), and `forward` takes them.
+    (NCCL) even if the network is moved there only afterwards. On CPUs the group has to come first. `extra`
+    names kinds of views beside the two: each gets a predictor of its own (MULAN, arXiv 2602.05845; not the
+    paper's), and `forward` takes them.
 
     Variants of other papers, off by default: `linear_predictor` (Tian et al., arXiv 2102.06810); heads
     without BatchNorm, `head_batchnorm=False` (Richemond et al., arXiv 2010.10241); `ema_statistics`, a target
@@ -159,6 +160,7 @@ class BYOL(nn.Module):
             self.target.train(not ema_statistics)
         if not net.training:
             logger.warning("%s is in eval mode; call learner.train() before training it.", type(net).__name__)
+        self._before_meeting = bool(sync_batchnorm) and not several_processes()
         if several_processes() if sync_batchnorm is None else sync_batchnorm:
             parts = ("online", "predictor", "extra_predictors", "target")
             for name in parts if use_momentum else parts[:3]:
@@ -206,6 +208,8 @@ class BYOL(nn.Module):
                 return representation
             self._check_counts(len(representation))
             return self.online.projector(representation), representation
+        if self._before_meeting and self.training and several_processes():
+            self._check_shared()
         if view2 is None:
             view1, view2 = self.draw_views(view1)
         elif self.views is not None and not self.views.drawn:
@@ -248,7 +252,8 @@ class BYOL(nn.Module):
     def draw_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Two views of each image, from torch's own random state: torch.manual_seed repeats them.
 
-        Of several processes each needs a seed of its own, or all draw alike.
+        Of several processes each draws its own ones, whatever its seed; functions of your own (`augment_fn`)
+        draw as they do.
         """
         if self.augment_fn is not None and self.augment_fn2 is not None:
             return self.augment_fn(images), self.augment_fn2(images)
@@ -349,6 +354,15 @@ class BYOL(nn.Module):
 
     def extra_repr(self) -> str:
         return f"frozen={', '.join(self.frozen)}" if self.frozen else ""
+
+    def _check_shared(self) -> None:
+        """Raise ConfigError for torch's shared BatchNorm on a CPU: it was chosen before there were others."""
+        shared = any(isinstance(part, nn.SyncBatchNorm) for part in self.modules())
+        if shared and next(self.parameters()).device.type == "cpu":
+            raise ConfigError(
+                "sync_batchnorm was set before there was a process group, and on CPUs torch's SyncBatchNorm "
+                "does not work. Call torch.distributed.init_process_group first, then build the learner."
+            )
 
     def _check_counts(self, *counts: int) -> None:
         if len(set(counts)) > 1:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from byol.errors import ConfigError
 from byol.method import color
 from byol.method.crops import Crops, Size, crop_boxes, crop_draws, crop_resize, to_device
-from byol.method.draws import Stream, uniforms
+from byol.method.draws import Stream, seed_of, uniforms
 from byol.method.pixels import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -27,6 +27,7 @@ from byol.method.pixels import (
     prepare,
     to_float,
 )
+from byol.method.shared_norm import several_processes
 
 CACHE = 2**18  # numbers that are worked on at once on a CPU, so that they stay in its cache
 Function = Callable[[Tensor, Tensor], Tensor]  # images and a parameter for each, (B,), to images
@@ -132,10 +133,14 @@ class Views:
     def __call__(self, images: Tensor, *, seed: int | None = None, step: int = 0) -> tuple[Tensor, Tensor]:
         """Two views, float32 (B, C, h, w) normalised, of images (B, C, H, W) uint8 or float in [0, 1].
 
-        The draws follow from (seed, step, row); without a seed, from torch's own random state.
+        The draws follow from (seed, step, row); without a seed, from torch's own random state and, of several
+        processes, the rank.
         """
         self._check(images)
-        seed = int(torch.randint(2**62, ())) if seed is None else seed
+        if seed is None:
+            seed = int(torch.randint(2**62, ()))
+            if several_processes():  # which often have all the same seed
+                seed = seed_of(seed, distributed.get_rank())
         rows = torch.arange(len(images))
         steps, heights, widths = (torch.full_like(rows, value) for value in (step, *images.shape[2:]))
         crops = []

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from tiny import TINY
 
-from byol.cli import main
+from byol.cli import COMMANDS, main
 from byol.encoders.load import load_encoder
 from byol.features.features import Features
 
@@ -398,6 +398,22 @@ def test_a_run_s_config_with_a_budget_takes_epochs_beside_it(labelled, tmp_path)
     assert "budget: null" in (tmp_path / "a" / "config.yaml").read_text()
 
 
+@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"train", "evaluate", "embed"}))
+def test_what_works_in_one_process_is_refused_by_several_and_told_by_one(name, monkeypatch, capsys):
+    for rank, told in (("0", "WORLD_SIZE is 2"), ("1", "")):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", rank)
+        assert main([name, "nowhere"]) == 2
+        said = capsys.readouterr().err
+        assert told in said
+        assert bool(said) == bool(told)
+    monkeypatch.setenv("WORLD_SIZE", "x")
+    assert main([name, "nowhere"]) == 2
+    assert "WORLD_SIZE is 'x'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        main([name, "--help"])
+
+
 def test_a_full_disk_that_nobody_foresaw_is_not_called_a_bug(run, tmp_path):
     """The answer itself goes to a full disk: the file behind stdout may not grow."""
     script = (
@@ -500,7 +516,7 @@ print(main({[*words, "--save-every-steps", "2"]}), file=sys.stderr)
 
 @pytest.mark.slow
 def test_a_name_of_ones_own_reaches_the_terminal_without_its_escapes_and_line_ends(
-    run, labelled, tmp_path, capfd
+    run, labelled, tmp_path, capfd, caplog
 ):
     odd = str(tmp_path / "a\x1b[31m\nb")
     for words in (
@@ -515,6 +531,12 @@ def test_a_name_of_ones_own_reaches_the_terminal_without_its_escapes_and_line_en
         said = "".join(capfd.readouterr())
         assert "a\\x1b[31m\\nb" in said
         assert all(line.isprintable() for line in said.split("\n"))
+    newest = max(Path(odd).glob("checkpoints/step-*"))
+    (newest / "manifest.json").write_text("{}")
+    assert main(["train", str(labelled), *TINY.split(), "--out", odd]) == 0
+    warned = [record.getMessage() for record in caplog.records]
+    assert any("a\\x1b[31m\\nb" in line for line in warned), warned
+    assert all(line.isprintable() for line in warned)
 
 
 @pytest.mark.slow
