@@ -190,7 +190,7 @@ def parse_json(text: str | bytes) -> Any:
     if len(text) > MOST_JSON:
         raise ValueError(f"{len(text):,} characters; expected at most {MOST_JSON:,}")
     marks: Any = ("[", "{", ",") if isinstance(text, str) else (b"[", b"{", b",")
-    if sum(map(text.count, marks)) > MOST_VALUES:
+    if len(text) > MOST_VALUES and sum(map(text.count, marks)) > MOST_VALUES:
         raise ValueError(f"more than {MOST_VALUES:,} values")
     try:
         return json.loads(text)
@@ -215,10 +215,11 @@ def json_lines(path: Path, word: str, read: Callable[[Any], Item | None]) -> Ite
     key, vain = f'"{word}"'.encode(), 0
     with path.open("rb") as file:
         for line in iter(partial(file.readline, MOST_JSON + 1), b""):
-            item = None
-            # Not JSON, not a dictionary, no such key, an absurd number.
-            with suppress(ValueError, TypeError, KeyError, OverflowError):
+            try:
                 item = read(parse_json(line)) if key in line else None
+            # Not JSON, not a dictionary, no such key, an absurd number.
+            except (ValueError, TypeError, KeyError, OverflowError):
+                item = None
             if item is not None:
                 yield item
             elif (vain := vain + 1) > MOST_DAMAGED:
