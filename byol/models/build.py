@@ -106,10 +106,10 @@ def library_encoder(
         fixed = {"model_name": model, "pretrained": False, "num_classes": 0, "in_chans": channels}
         usual = found.get_pretrained_cfg(model)  # whose fixed_input_size tells that a model takes img_size
         offered: dict[str, Any] = {"img_size": size} if size and usual and usual.fixed_input_size else {}
-        takes = inspect.signature(kind).parameters if inspect.isclass(kind) else {}
+        takes = taken_by_name(kind) if inspect.isclass(kind) else []
     else:
         builder, fixed = found.models.get_model_builder(model), {"weights": None}
-        takes = inspect.signature(get_type_hints(builder)["return"]).parameters
+        takes = taken_by_name(get_type_hints(builder)["return"])
         # GoogLeNet and Inception: one output instead of three, and no warning about how the weights start.
         offered = {"aux_logits": False, "init_weights": True}
         if size is not None:
@@ -130,6 +130,12 @@ def library_encoder(
         if channels != 3:
             adapt_channels(name, net, channels)
     return net
+
+
+def taken_by_name(kind: type) -> list[str]:
+    """The names that a class itself has for what it can be given; **kwargs is none."""
+    parameters = inspect.signature(kind).parameters.values()
+    return [one.name for one in parameters if one.kind is not one.VAR_KEYWORD]
 
 
 def imported_encoder(name: str, offered: dict[str, Any], options: dict[str, Any]) -> nn.Module:

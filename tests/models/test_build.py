@@ -221,6 +221,7 @@ def test_a_name_that_means_nothing_gets_a_sentence(own_code, no_network, name, s
         ("torchvision:vit_b_16", {"image_size": 33}, "cannot be built with image_size=33"),
         ("torchvision:resnet18", {"pretrained": True}, "fresh weights, and pretrained would load others"),
         ("timm:test_vit", {"drop_path": 0.1}, "Did you mean 'drop_path_rate'"),
+        ("timm:poolformer_s12", {"layers": [1, 1, 1, 1]}, "Did you mean 'norm_layers'?"),  # and not 'kwargs'
         ("timm:resnet10t", {"stem": "small"}, "cannot be built with stem='small'"),
         ("timm:resnet10t", {"pretrained": True}, "fresh weights, and pretrained would load others"),
         ("own_encoders:small", {"hiden": 3}, "Did you mean 'hidden'?"),
