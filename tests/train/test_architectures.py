@@ -46,7 +46,7 @@ TIMM: list[tuple[str, int, dict[str, Any]]] = [
     ("vgg11", 32, {"mlp_ratio": 0.01}),
     ("regnety_002", 32, {}),
     ("test_efficientnet", 32, {}),
-    ("tf_efficientnetv2_b0", 32, {}),
+    ("tf_efficientnetv2_b0", 64, {}),
     ("mobilenetv4_conv_small", 32, {}),
     ("convnext_atto", 32, {"depths": [1, 1, 1, 1]}),
     ("hrnet_w18_small", 32, {}),
@@ -58,7 +58,7 @@ TIMM: list[tuple[str, int, dict[str, Any]]] = [
     ("deit_tiny_distilled_patch16_224", 32, {"depth": 1}),
     ("beit_base_patch16_224", 32, {"depth": 1, "embed_dim": 48, "num_heads": 3}),
     ("eva02_tiny_patch14_224", 28, {"depth": 1}),
-    ("cait_xxs24_224", 32, {"depth": 2}),
+    ("cait_xxs24_224", 32, {"depth": 2, "init_values": 0.1}),
     ("xcit_nano_12_p16_224", 32, {"depth": 1}),
     ("swin_tiny_patch4_window7_224", 64, {"depths": [1, 1, 1, 1], "embed_dim": 24}),
     ("swinv2_tiny_window8_256", 64, {"depths": [1, 1, 1, 1], "embed_dim": 24}),
@@ -66,7 +66,7 @@ TIMM: list[tuple[str, int, dict[str, Any]]] = [
     ("test_coatnet", 64, {}),
     ("mixer_s32_224", 64, {}),
     ("resmlp_12_224", 32, {}),
-    ("poolformer_s12", 32, {"depths": [1, 1, 1, 1]}),
+    ("poolformer_s12", 32, {}),
     ("levit_128s", 64, {}),
     ("swiftformer_xs", 64, {}),
     ("efficientformer_l1", 224, {"depths": [1, 1, 1, 1]}),
@@ -165,7 +165,8 @@ def check(
     assert math.isfinite(losses[0])
 
     # The weights that the features depend on have moved.
-    load(net.eval(), started, classifier)
+    load(net, started, classifier)
+    settle(net, features, x)
     features(net, x).square().mean().backward()
     saved = load_file(out / "encoder.safetensors")
     gradients = {
@@ -175,25 +176,31 @@ def check(
     assert depends
     assert [name for name in depends if torch.equal(saved[name], started[name])] == []
 
-    # The loaded encoder has them all, and gives what the library gives. With BatchNorm's first statistics
-    # all images look the same to a deep network: both get those of the images.
+    # The loaded encoder has them all, and gives what the library gives.
     encoder = byol.load_encoder(out, net=build and build())
     loaded = encoder.tensors()
     assert loaded.keys() == saved.keys()
     assert [name for name in saved if not torch.equal(loaded[name], saved[name])] == []
     load(net, saved, classifier)
-    for module in net.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = 1.0
+    settle(net, features, x)
     with torch.no_grad():
-        features(net.train(), x)
-        expected = features(net.eval(), x)
+        expected = features(net, x)
     load(encoder.net, {name: net.state_dict()[name] for name in saved})
     found = encoder(images)
     assert found.shape == expected.shape
     differ = (expected - expected.mean(0)).abs().max()  # from image to image
     assert differ > 1e-3 * expected.abs().max()
     assert (found - expected).abs().max() < 1e-3 * differ
+
+
+def settle(net: nn.Module, features: Callable[[nn.Module, Tensor], Tensor], x: Tensor) -> None:
+    """Give BatchNorm the statistics of these images: with its first ones they look alike."""
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    with torch.no_grad():
+        features(net.train(), x)
+    net.eval()
 
 
 def load(net: nn.Module, tensors: dict[str, Tensor], classifier: Sequence[nn.Module] = ()) -> None:
