@@ -303,7 +303,11 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
 
     kind = config.kind or kind_of(facts.channels, facts.gray_share)
     optimizer: OptimizerName = optim.name or ("adamw" if cpu else "lars")
-    usual_lr = {"lars": 0.3 if batch_size >= 1024 else 1.0, "sgd": 0.1, "adamw": 2e-3}[optimizer]
+    usual_rates = {
+        "lars": 0.3 if batch_size >= 1024 else 1.0,
+        "sgd": 0.1,
+        "adamw": 3e-3 if encoder == "convnet" and config.init is None else 2e-3,
+    }
     usual_decay = {"lars": 1e-6, "sgd": 5e-4, "adamw": 0.01}[optimizer]
     usual_tau = 0.99 if epochs < 500 else 0.996
     if config.init is not None:  # what is there already is kept: docs/decisions.md
@@ -313,7 +317,7 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
     workers = (
         min(16, max(1, usable_cores() // world.neighbours())) if config.workers is None else config.workers
     )
-    base_lr = optim.base_lr or usual_lr
+    base_lr = optim.base_lr or usual_rates[optimizer]
     lr = base_lr * scaled_batch(batch_size, optim.lr_scaling) / 256
     return Plan(
         encoder=encoder, encoder_options=options, channels=facts.channels,
