@@ -613,7 +613,7 @@ def test_a_run_leaves_the_same_trajectory_as_ever(tmp_path, arrays):
     """
     options = ("convolutions=5",)  # what the encoder was when these numbers were written down
     model = ModelConfig(width=4, options=options, projection_hidden_size=16, projection_size=8)
-    optim = OptimConfig(predictor_lr=1.0, weight_decay=0.05)
+    optim = OptimConfig(base_lr=2e-3, predictor_lr=1.0, weight_decay=0.05)
     byol.pretrain("convnet", arrays, small_config(tmp_path, kind="paper", model=model, optim=optim))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
