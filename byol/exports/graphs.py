@@ -162,8 +162,9 @@ def attempt(
             # By way of the memory: on a full disk torch itself would end the process.
             held = io.BytesIO()
             torch.export.save(program, held, extra_files={f"{KEY}.json": described})
-            with held.getbuffer() as written:
-                file.write_bytes(written)
+            # Not write_bytes: it takes a view of its own, and Python 3.12.1 crashes after a failed write.
+            with held.getbuffer() as written, file.open("wb") as stream:
+                stream.write(written)
             tool, run = "torch.export", torch.export.load(file).module()
         last = None if classifier is None else classifier.of_features
         return compared(encoder, tool, run, sizes, normalised=not from_pixels, of_features=last)

@@ -78,8 +78,9 @@ def write_torchvision(found: Fitted, encoder: Encoder, file: Path) -> Check:
         # By way of the memory: torch would put the passing name into it, and raise no OSError on a full disk.
         held = io.BytesIO()
         torch.save(found.tensors, held)
-        with held.getbuffer() as written:
-            file.write_bytes(written)
+        # Not write_bytes: it takes a view of its own, and Python 3.12.1 crashes after a failed write.
+        with held.getbuffer() as written, file.open("wb") as stream:
+            stream.write(written)
         loaded = torch.load(file, weights_only=True)
     else:
         save_file(found.tensors, file, metadata={"preprocessing": json.dumps(encoder.info.preprocessing())})
