@@ -21,7 +21,7 @@ def test_a_damaged_file_is_a_result_or_one_sentence(name):
     assert not found, "\n".join(f"seed {seed}: {said}" for seed, said in found.items())
 
 
-def filled_with(make, line: Callable[[int], bytes], size: int = 30 * 2**20):
+def filled_with(make, line: Callable[[int], bytes], size: int = 20 * 2**20):
     """What makes good files and then fills the one to be read with so many bytes of lines."""
 
     def filled(folder: Path) -> Path:
