@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import blocks
 from safetensors.torch import load_file
 from small_runs import Tiny, seeded, small_config, stopping, untimed
 from torch import Tensor, nn
@@ -181,18 +182,8 @@ def test_a_run_that_was_stopped_and_broke_off_has_the_time_of_all_its_parts(tmp_
 
 def squeezed() -> nn.Module:
     """Blocks that can be computed again, behind one layer that cannot."""
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.bn = nn.Conv2d(6, 6, 3, 1, 1, bias=False), nn.BatchNorm2d(6)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x + torch.relu(self.bn(self.conv(x)))
-
     torch.manual_seed(0)
-    stem = nn.Conv2d(3, 6, 3, 2)
-    return nn.Sequential(stem, nn.Sequential(Block(), Block()), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    return blocks(3, None)
 
 
 def compiled() -> nn.Module:
