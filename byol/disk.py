@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import json
 import os
 import re
@@ -202,6 +203,19 @@ def read_json(path: Path) -> Any:
     """The plain values in a JSON file. Raises OSError, and ValueError as `parse_json` does."""
     with path.open("rb") as file:
         return parse_json(file.read(MOST_JSON + 1))
+
+
+@contextmanager
+def by_way_of_memory(path: Path) -> Iterator[io.BytesIO]:
+    """Give a file in memory, which becomes the file at `path` in the end.
+
+    For torch's own writing, which on a full disk ends the process or raises no OSError.
+    """
+    held = io.BytesIO()
+    yield held
+    # Not write_bytes: it takes a view of its own, and Python 3.12.1 crashes after a failed write.
+    with held.getbuffer() as written, path.open("wb") as stream:
+        stream.write(written)
 
 
 def json_lines(path: Path, word: str, read: Callable[[Any], Item | None]) -> Iterator[Item]:

@@ -1,7 +1,6 @@
 """The encoder as a graph: torch.export and ONNX, for any number of images and any size the network takes."""
 
 import copy
-import io
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from byol.disk import by_way_of_memory
 from byol.encoders.encoder import Encoder
 from byol.errors import ByolError, ConfigError
 from byol.evaluation.classifier import Classifier, KnnClassifier
@@ -159,12 +159,8 @@ def attempt(
             def run(images: Tensor) -> Tensor:
                 return torch.from_numpy(session.run([output], {INPUT: images.numpy()})[0])
         else:
-            # By way of the memory: on a full disk torch itself would end the process.
-            held = io.BytesIO()
-            torch.export.save(program, held, extra_files={f"{KEY}.json": described})
-            # Not write_bytes: it takes a view of its own, and Python 3.12.1 crashes after a failed write.
-            with held.getbuffer() as written, file.open("wb") as stream:
-                stream.write(written)
+            with by_way_of_memory(file) as held:
+                torch.export.save(program, held, extra_files={f"{KEY}.json": described})
             tool, run = "torch.export", torch.export.load(file).module()
         last = None if classifier is None else classifier.of_features
         return compared(encoder, tool, run, sizes, normalised=not from_pixels, of_features=last)

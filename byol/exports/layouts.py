@@ -1,6 +1,5 @@
 """Layouts that torchvision and timm load: the same tensors by the same names give the same features."""
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from byol.disk import replacing, write_text
+from byol.disk import by_way_of_memory, replacing, write_text
 from byol.encoders.encoder import Encoder, unshared
 from byol.errors import ByolError, ConfigError
 from byol.exports.verify import Check, compared
@@ -75,12 +74,8 @@ def fitted(encoder: Encoder, source: str, model: str | None = None) -> Fitted:
 def write_torchvision(found: Fitted, encoder: Encoder, file: Path) -> Check:
     """Write tensors by torchvision's names, without the classifier; load and compare them."""
     if file.suffix == ".pth":
-        # By way of the memory: torch would put the passing name into it, and raise no OSError on a full disk.
-        held = io.BytesIO()
-        torch.save(found.tensors, held)
-        # Not write_bytes: it takes a view of its own, and Python 3.12.1 crashes after a failed write.
-        with held.getbuffer() as written, file.open("wb") as stream:
-            stream.write(written)
+        with by_way_of_memory(file) as held:  # also, torch would put the passing name into the file
+            torch.save(found.tensors, held)
         loaded = torch.load(file, weights_only=True)
     else:
         save_file(found.tensors, file, metadata={"preprocessing": json.dumps(encoder.info.preprocessing())})
