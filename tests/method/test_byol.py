@@ -640,7 +640,6 @@ def test_representation_of_view_1_comes_with_the_loss_and_without_gradient(joint
 @pytest.mark.parametrize("own_views", [False, True])
 def test_compiled_learner_trains_as_before_and_each_network_is_one_graph(own_views):
     """torch's compiler warns of its own look at gradients."""
-    torch._dynamo.reset()
     learner, twin = small_learner(), small_learner()
     learner.compile(backend="eager", fullgraph=True)
     for seed in range(3):

@@ -329,7 +329,6 @@ def test_what_a_layer_is_fed_is_what_the_layer_before_gives(layer):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_pass_that_stops_at_the_hidden_layer_compiles_into_one_graph():
     """Also where the layer runs several times; afterwards the network is as it was."""
-    torch._dynamo.reset()
     for net, layer, x in (
         (small_net(), "pool", IMAGES),
         (small_net(), None, IMAGES),
@@ -348,7 +347,6 @@ def test_a_pass_that_stops_at_the_hidden_layer_compiles_into_one_graph():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_network_that_is_compiled_in_place_gives_the_same():
-    torch._dynamo.reset()
     net = small_net()
     expected = representation(net, "flat")
     net.compile(backend="eager")

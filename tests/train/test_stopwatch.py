@@ -204,6 +204,8 @@ WAYS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's compiler looks at it
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_whose_time_is_told_computes_what_a_bare_loop_does(way, tmp_path, photos):
     """Which has no stopwatch: bit for bit."""
