@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -78,6 +79,14 @@ def test_imports_point_down_only():
             if name.split(".")[0] == "byol" and there not in (here, "__version__"):
                 wrong += [f"{path} imports {name}"] * (LEVEL[there] >= LEVEL[here])
     assert wrong == []
+
+
+def test_the_picture_of_the_house_has_every_room_on_its_floor():
+    drawn = ElementTree.parse(PACKAGE.parent / "docs" / "house.svg").iterfind(".//{*}text[@class='room']")
+    places = [(float(room.attrib["y"]), room.text) for room in drawn]
+    assert {room for _, room in places} == {*LEVEL} - {"__main__"}
+    for height, here in places:
+        assert all(LEVEL[there] < LEVEL[here] for below, there in places if below > height), here
 
 
 def test_readers_know_nothing_of_what_is_built_on_them():
