@@ -514,7 +514,7 @@ LARGE = {
 BUFFERS = {
     "gigabytes of masks": {"img_size": 2048, "window_size": 64, "depths": [2]},
     "gigabytes on the way to them": {"img_size": 512, "window_size": 128, "depths": [1]},
-    "many of some size": {"img_size": 256, "window_size": 64, "depths": [30]},
+    "many of some size": {"img_size": 176, "window_size": 44, "depths": [60]},
 }
 
 
