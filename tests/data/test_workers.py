@@ -178,6 +178,29 @@ def test_a_dead_worker_is_one_sentence() -> None:
     assert not workers[1].is_alive()
 
 
+def test_a_worker_that_died_is_told_though_a_process_that_it_has_started_lives() -> None:
+    """Which has the worker's end of the pipe, as a process that a dataset starts may have."""
+
+    def starting(task: int) -> tuple[torch.Tensor, int]:
+        own = os.fork() if task == 0 else 0
+        if task == 0 and own == 0:
+            time.sleep(60)
+            os._exit(0)
+        return torch.zeros(1), own
+
+    others = multiprocessing.active_children()
+    results = made(starting, range(10**9), workers=1, room=4, patience=20)
+    own = next(results)[1]
+    (worker,) = (worker for worker in multiprocessing.active_children() if worker not in others)
+    try:
+        worker.kill()
+        with pytest.raises(ByolError, match=r"orker 0 \(pid \d+\) died \(SIGKILL\)"):
+            for _ in results:
+                pass
+    finally:
+        os.kill(own, signal.SIGKILL)
+
+
 def test_a_worker_that_leaves_is_one_sentence() -> None:
     """As a dataset that calls sys.exit makes it."""
 
@@ -223,7 +246,7 @@ def test_waiting_for_a_worker_that_stands_still_answers_signals() -> None:
 
     before = signal.signal(signal.SIGALRM, lambda number, frame: heard.append(number))
     try:
-        results, workers = started(squares, 1, poll=poll)
+        results, workers = started(squares, 1, poll=poll, patience=20)  # not for ever where it is deaf
         os.kill(workers[0].pid, signal.SIGSTOP)
         signal.setitimer(signal.ITIMER_REAL, 0.5)
         with pytest.raises(StopNow):
@@ -270,7 +293,7 @@ import torch
 from byol.data.workers import made
 
 def work(task):
-    time.sleep(0 if task < 4 else 600)
+    time.sleep(0 if task < 1 else 600)
     return torch.zeros(3), None
 
 results = made(work, range(100), workers=1, room=12)

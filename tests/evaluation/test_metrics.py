@@ -218,6 +218,9 @@ def test_interval_of_all_right_or_all_wrong_is_wilsons(count):
     labels = np.repeat([0, 1], count)
     low, high = interval("mean_per_class", [np.zeros((2 * count, 1), dtype=np.int64)], labels)
     assert low < 0.5 < high  # one class always right, the other never
+    several = np.eye(2, dtype=np.int64)[labels]
+    expected = stats.binomtest(2 * count, 2 * count).proportion_ci(method="wilson")
+    assert interval("map11", [several.astype(float)], several) == pytest.approx(tuple(expected), abs=1e-6)
 
 
 def test_interval_stays_within_0_and_1_and_holds_plain_floats():

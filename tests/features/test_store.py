@@ -1,7 +1,9 @@
 """Features that are kept: found the next time, and those of large sets stopped, continued and shared out."""
 
+import multiprocessing
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -519,6 +521,19 @@ def test_a_second_process_at_the_same_folder_is_refused(tiny, tmp_path):
 
     embed_into(tmp_path / "f", tiny, open_images(arrays), progress=another)
     into(tmp_path / "f", tiny, arrays)  # the first one has ended
+
+
+def test_a_process_that_a_job_has_forked_and_that_outlives_it_does_not_hold_its_folder(tiny, tmp_path):
+    """As the workers of a job that was killed do for a moment."""
+    arrays = np.zeros((6, 8, 8, 3), dtype=np.uint8)
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    embed_into(tmp_path / "f", tiny, open_images(arrays), progress=lambda *_: worker.pid or worker.start())
+    try:
+        into(tmp_path / "f", tiny, arrays)
+        assert worker.is_alive()
+    finally:
+        worker.kill()
+        worker.join()
 
 
 def test_a_folder_of_something_else_is_left_as_it_is(tiny, photos, tmp_path, small_parts):

@@ -58,8 +58,9 @@ def test_a_resumed_run_continues_the_probe_bit_for_bit(tmp_path, photos, arrays,
     accumulate = OptimConfig(name="lars", accumulation=2)
     config = small_config(tmp_path / "a", probe=ONLINE, optim=accumulate, log_every_steps=4)
     byol.pretrain(seeded(), images, config)
-    with pytest.raises(byol.Stopped):  # between two lines of metrics
-        byol.pretrain(seeded(StopsItself, 18), images, replace(config, out=str(tmp_path / "b")))
+    with pytest.raises(byol.Stopped, match="saved at step 6 "):  # between two lines of metrics
+        byol.pretrain(seeded(StopsItself, 24), images, replace(config, out=str(tmp_path / "b")))
+    assert tensors_of(tmp_path / "b")["probe.seen_count"] == 2 * 8  # of step 5 and 6, which no line tells
     byol.pretrain(seeded(), images, replace(config, out=str(tmp_path / "b")))
     whole, resumed = tensors_of(tmp_path / "a"), tensors_of(tmp_path / "b")
     assert whole.keys() == resumed.keys()
