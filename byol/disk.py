@@ -20,10 +20,13 @@ from byol.errors import DISK_TROUBLE, ConfigError, DiskError, complaint
 
 MOST_JSON, MOST_YAML = 2**25, 2**18  # bytes: more than any file has, and still read in seconds
 MOST_VALUES = 2**21  # in JSON: some of 3 bytes take 80 in memory
+MOST_OF_A_RUN = 2**20  # bytes of JSON that describes a run: hundreds of times as many as it takes
 MOST_DAMAGED = 2**19  # lines of a JSON lines file that are read in vain
 MOST_HEADER, MOST_TENSORS = 10**8, 2**16  # of safetensors: bytes that its library reads; names
+DEEPEST, NO_BRACKETS = 100, bytes({*range(256)} - {*b"[]{}"})  # levels of JSON
 DEEPEST_YAML, LONGEST_YAML = 20, 3000  # levels; characters of a value, of which a number would not be printed
 Item = TypeVar("Item")
+NOT_OWN = "it is a link, has a second name elsewhere, or is no file. Take it away"
 _locks = ExitStack()  # files that this process holds
 # Forked workers live on for a moment when their process is killed; what it held is then free all the same.
 os.register_at_fork(after_in_child=_locks.close)
@@ -37,7 +40,7 @@ def hold(path: Path) -> FileIO:
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     file = _locks.enter_context(os.fdopen(descriptor, "r+b", buffering=0))
-    if not _is_own(descriptor):
+    if not _has_one_name(os.fstat(descriptor)):
         file.close()
         raise OSError(errno.EINVAL, f"its {path.name} is something else, take that away", os.fspath(path))
     try:
@@ -63,9 +66,22 @@ def is_held(path: Path) -> bool:
     return False
 
 
-def _is_own(descriptor: int) -> bool:
-    state = os.fstat(descriptor)
+def can_be_added_to(path: Path) -> bool:
+    """Whether a file is not there yet, or is one that has no other name."""
+    try:
+        state = os.lstat(path)
+    except OSError:  # that is told where it is written to
+        return True
+    return _has_one_name(state)
+
+
+def _has_one_name(state: os.stat_result) -> bool:
     return stat.S_ISREG(state.st_mode) and state.st_nlink <= 1
+
+
+def at_once(path: str, flags: int) -> int:
+    """An `opener` for files that somebody else may have put there: a pipe is never waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 @contextmanager
@@ -141,10 +157,13 @@ def write_text(path: Path, text: str) -> None:
 def append_text(path: Path, text: str) -> None:
     """Add to the end of a file, all or none, in one write that lines of another process do not fall between.
 
-    Raises DiskError when it cannot be written.
+    Raises DiskError when it cannot be written, and for a link, a pipe or a file of several names, as a
+    stranger's folder may hold: what is added would be elsewhere too.
     """
     content = text.encode()
-    with writing(path), path.open("ab", buffering=0) as file:
+    if not can_be_added_to(path):
+        raise DiskError(errno.EINVAL, NOT_OWN, os.fspath(path))
+    with writing(path), open(path, "ab", buffering=0, opener=at_once) as file:
         end = file.seek(0, os.SEEK_END)
         if file.write(content) < len(content):
             file.truncate(end)
@@ -171,7 +190,9 @@ def opened_safetensors(path: Path, framework: str = "pt") -> Iterator[Any]:
     """
     from safetensors import safe_open
 
-    with path.open("rb") as file:
+    with open(path, "rb", opener=at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is no file")
         header = file.read(min(int.from_bytes(file.read(8), "little"), MOST_HEADER))
     if header.count(b"{") > MOST_TENSORS:
         raise ValueError(f"it names more than {MOST_TENSORS:,} tensors")
@@ -186,23 +207,35 @@ def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         return tensors, opened.metadata() or {}
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, most: int = MOST_JSON) -> Any:
     """The plain values in JSON text. Raises ValueError when it is damaged, too long or nested too deeply."""
-    if len(text) > MOST_JSON:
-        raise ValueError(f"{len(text):,} characters; expected at most {MOST_JSON:,}")
+    if len(text) > most:
+        raise ValueError(f"{len(text):,} characters; expected at most {most:,}")
     marks: Any = ("[", "{", ",") if isinstance(text, str) else (b"[", b"{", b",")
     if len(text) > MOST_VALUES and sum(map(text.count, marks)) > MOST_VALUES:
         raise ValueError(f"more than {MOST_VALUES:,} values")
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    if sum(map(text.count, marks[:2])) > DEEPEST and _is_deeper(text, DEEPEST):
+        raise ValueError("it is nested too deeply")  # whatever goes through it level by level could fail
+    return value
 
 
-def read_json(path: Path) -> Any:
+def _is_deeper(text: str | bytes, levels: int) -> bool:
+    """Whether JSON has more levels, by its brackets alone: each round takes away those that hold nothing."""
+    content = text.encode(errors="replace") if isinstance(text, str) else text
+    brackets = re.sub(rb'"(?:[^"\\]|\\.)*"', b"", content).translate(None, NO_BRACKETS)
+    for _ in range(levels):
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+    return bool(brackets)
+
+
+def read_json(path: Path, most: int = MOST_JSON) -> Any:
     """The plain values in a JSON file. Raises OSError, and ValueError as `parse_json` does."""
-    with path.open("rb") as file:
-        return parse_json(file.read(MOST_JSON + 1))
+    with open(path, "rb", opener=at_once) as file:
+        return parse_json(file.read(most + 1), most)
 
 
 @contextmanager
@@ -227,7 +260,7 @@ def json_lines(path: Path, word: str, read: Callable[[Any], Item | None]) -> Ite
     if not path.exists():
         return
     key, vain = f'"{word}"'.encode(), 0
-    with path.open("rb") as file:
+    with open(path, "rb", opener=at_once) as file:
         for line in iter(partial(file.readline, MOST_JSON + 1), b""):
             try:
                 item = read(parse_json(line)) if key in line else None

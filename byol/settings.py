@@ -113,7 +113,8 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What changed between two plain configs, one 'name: before -> now' each."""
     old, new = flat(before), flat(now)
     names = dict.fromkeys([*old, *new])
-    return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
+    changed = [name for name in names if old.get(name) != new.get(name)]
+    return [f"{name:.200}: {old.get(name)!s:.200} -> {new.get(name)!s:.200}" for name in changed]
 
 
 def preset_names() -> list[str]:

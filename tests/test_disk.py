@@ -26,6 +26,8 @@ from byol.disk import (
     is_held,
     json_lines,
     left_behind,
+    opened_safetensors,
+    read_json,
     replacing,
     write_text,
 )
@@ -403,3 +405,30 @@ def test_behind_half_a_million_damaged_lines_no_more_is_read(tmp_path):
     for count, found in ((400_000, [1, 2]), (600_000, [1])):
         path.write_bytes(b'{"a": 1}\n' + b"\n" * count + b'{"a": 2}\n')
         assert [*json_lines(path, "a", lambda one: one["a"])] == found
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "second name", "pipe", "folder"])
+def test_nothing_is_added_to_something_else_that_has_a_file_s_name(tmp_path, kind):
+    path, precious = tmp_path / "a.jsonl", tmp_path / "precious"
+    if kind != "link to nothing":
+        precious.write_text("work")
+    {
+        "link": lambda: path.symlink_to(precious), "link to nothing": lambda: path.symlink_to(precious),
+        "second name": lambda: os.link(precious, path), "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+    }[kind]()  # fmt: skip
+    with pytest.raises(
+        DiskError, match=r"a\.jsonl cannot be written: it is a link, has a second name"
+    ) as told:
+        append_text(path, "more")
+    assert told.value.exit_code == 2
+    assert not precious.exists() if kind == "link to nothing" else precious.read_text() == "work"
+
+
+def test_a_pipe_that_has_a_file_s_name_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a")
+    assert [*json_lines(tmp_path / "a", "a", lambda one: one)] == []
+    with pytest.raises(ValueError, match="Expecting value"):
+        read_json(tmp_path / "a")
+    with pytest.raises(ValueError, match="no file"), opened_safetensors(tmp_path / "a"):
+        pass

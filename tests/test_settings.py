@@ -77,6 +77,17 @@ def test_json_cannot_have_far_more_made_than_it_is_long(tmp_path):
     assert parse_json(f"[{'1,' * 2_000_000}1]")[-1] == 1
 
 
+@pytest.mark.parametrize(("start", "end"), [("[", "]"), ('{"a":', "}"), ('{"a":[', "]}")])
+def test_json_is_no_deeper_than_what_goes_through_it_level_by_level_can_bear(start, end):
+    for text in (start * 300 + "1" + end * 300, f'["]}}\\"", {start * 300}1{end * 300}]'):
+        for one in (text, text.encode()):
+            with pytest.raises(ValueError, match="nested too deeply"):
+                parse_json(one)
+    wide = f"[{','.join([start * 40 + '1' + end * 40] * 20)}]"
+    assert len(parse_json(wide)) == 20
+    assert parse_json(json.dumps(["[{" * 500])) == ["[{" * 500]
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[1, 2", "", "\x00"])
 def test_json_that_is_damaged_or_deep_is_a_value_error(text):
     with pytest.raises(ValueError):  # noqa: PT011  as of the json module itself

@@ -12,7 +12,7 @@ from pathlib import Path
 import tyro
 
 from byol.data.images import Images
-from byol.disk import check_writable, writing
+from byol.disk import NOT_OWN, can_be_added_to, check_writable, writing
 from byol.encoders.encoder import Encoder
 from byol.encoders.load import OwnNetwork, folder_of, load_encoder
 from byol.errors import ConfigError, did_you_mean, show
@@ -176,6 +176,14 @@ def check(command: Evaluate) -> None:
             )
 
 
+def check_kept(folder: Path, advice: str) -> None:
+    """Raise ConfigError, before any work, where scores could not be added to a folder."""
+    check_writable(folder, advice)
+    for path in (folder / SCORES, folder / CONFUSIONS):
+        if not can_be_added_to(path):
+            raise ConfigError(f"Nothing can be added to {path}: {NOT_OWN}. {advice}")
+
+
 def tasks_of(command: Evaluate, world: World) -> list[tuple[Path | None, Task]]:
     """Every encoder on every data set, opened and checked, with the folder of its scores."""
     protocols = protocols_named(command.protocols, command.settings)
@@ -184,7 +192,7 @@ def tasks_of(command: Evaluate, world: World) -> list[tuple[Path | None, Task]]:
     main = None if command.run is None else loaded(command.run, command)
     own = Path(command.out) if command.out is not None else folder_of(command.run) if command.run else None
     if own is not None:
-        check_writable(own, "Name another folder with --out.")
+        check_kept(own, "Name another folder with --out.")
     given = {name: getattr(command, name) for name in ("seed", "seeds", "device", "workers")}
     usual: list[str] = []
     if main is not None and command.transfer is None:  # there they would take twice as long again
@@ -218,7 +226,7 @@ def tasks_of(command: Evaluate, world: World) -> list[tuple[Path | None, Task]]:
             encoder, folder = loaded(word, command), folder_of(word)
             try:
                 if folder is not None:
-                    check_writable(folder, "Its scores are shown and not kept.")
+                    check_kept(folder, "Its scores are shown and not kept.")
             except ConfigError as failure:
                 logger.warning("%s", failure)
                 folder = None

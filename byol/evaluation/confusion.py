@@ -1,7 +1,7 @@
 """Where a classifier errs: which classes are taken for which, in words and as lines of confusions.jsonl."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from byol.evaluation.tables import aligned
 CONFUSIONS = "confusions.jsonl"  # beside scores.jsonl
 MATRIX = 12  # classes up to which the whole table is printed; of more the worst
 SAME = ("protocol", "metric", "value", "data_set", "encoder_checksum")  # in a score and its confusion
+MOST_READ, LONGEST = 2**19, 200  # classes and cells of all confusions in a file; letters of a class's name
 WORST, WIDTH = 10, 8  # lines, and letters of a column's name
 Array = np.ndarray[Any, Any]
 
@@ -37,12 +38,8 @@ class Confusion:
     nowhere: tuple[str, ...]  # classes that no train image has
 
     @property
-    def score(self) -> tuple[Any, ...]:
-        """What the score that it belongs to is known by."""
-        return tuple(getattr(self, name) for name in SAME)
-
-    def belongs_to(self, score: Score) -> bool:
-        return all(getattr(self, name) == getattr(score, name) for name in SAME)
+    def size(self) -> int:
+        return len(self.names) + len(self.cells) + len(self.nowhere)
 
     @property
     def counts(self) -> Array:
@@ -124,20 +121,38 @@ def write_confusion(found: Confusion, path: Path) -> None:
     append_text(path, json.dumps(asdict(found)) + "\n")
 
 
-def read_confusions(path: Path) -> list[Confusion]:
-    """The newest of each score in a file; a line that is none is passed over, as where a kill has cut it."""
-    found = json_lines(path, "cells", confusion_in)
-    return [*{one.score: one for one in found}.values()]
+def score_key(one: Confusion | Score) -> tuple[Any, ...]:
+    """What a score, or the one that a confusion belongs to, is known by."""
+    return tuple(getattr(one, name) for name in SAME)
+
+
+def read_confusions(path: Path, scores: Iterable[Score]) -> dict[tuple[Any, ...], Confusion]:
+    """Those of some scores in a file, by `score_key`, the newest of each.
+
+    A line that is none is passed over, as where a kill has cut it; and so are those that do not fit among
+    half a million classes and cells, more than a page could show.
+    """
+    wanted, room = set(map(score_key, scores)), MOST_READ
+    found: dict[tuple[Any, ...], Confusion] = {}
+
+    def read(values: Any) -> Confusion | None:
+        size = sum(len(values[name]) for name in ("names", "cells", "nowhere"))
+        known = tuple(values[name] for name in SAME) in wanted
+        return confusion_in(values) if known and size <= room else None
+
+    for one in json_lines(path, "cells", read):
+        before = found.get(score_key(one))
+        room += (before.size if before else 0) - one.size
+        found[score_key(one)] = one
+    return found
 
 
 def confusion_in(values: Any) -> Confusion | None:
     """What a line holds; None, or any of `json_lines`' failures, where it can be none."""
-    names, most = tuple(map(str, values["names"])), 2**53  # more are no counts
+    names, most = tuple(str(name)[:LONGEST] for name in values["names"]), 2**53  # more are no counts
     cells = tuple(tuple(map(int, cell)) for cell in values["cells"])
     count = len(names)
     if not cells or not all(0 <= a < count and -1 <= b < count and 0 < n < most for a, b, n in cells):
         return None
-    nowhere = tuple(map(str, values["nowhere"]))
-    one = Confusion(**{**values, "names": names, "cells": cells, "nowhere": nowhere})
-    hash(one.score)  # of words and a number
-    return one
+    nowhere = tuple(str(name)[:LONGEST] for name in values["nowhere"])
+    return Confusion(**{**values, "names": names, "cells": cells, "nowhere": nowhere})

@@ -1,5 +1,6 @@
 """How an encoder did: one `Score` for each protocol, and the lines of scores.jsonl."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,13 +9,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from byol.disk import append_text, parse_json
+from byol.disk import append_text, at_once, parse_json
 from byol.errors import CheckpointError
 from byol.evaluation.inputs import Predictions
 from byol.evaluation.metrics import METRICS, TOP, interval, measure
 from byol.settings import Checked, Count, NotNegative, Share
 
 SCORES = "scores.jsonl"  # beside an encoder
+MOST_SCORES = 2**23  # bytes of it
 OLD_NAMES = {"spread": "std", "encoder": "encoder_name", "blake2b": "encoder_checksum"}  # in older files
 
 
@@ -82,10 +84,16 @@ def write_scores(scores: Mapping[str, Score], path: str | Path) -> None:
 
 
 def read_scores(path: Path) -> list[Score]:
-    """The scores in a file, oldest first. Raises CheckpointError for a line that is not one."""
+    """The scores in a file, oldest first. Raises CheckpointError for a line that is not one, or too many."""
     scores = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+    with open(path, "rb", opener=at_once) as file:
+        content = file.read(MOST_SCORES + 1)
+        if len(content) > MOST_SCORES:
+            raise CheckpointError(
+                f"{path} has more than {MOST_SCORES:,} bytes, which are more than ten thousand scores. "
+                "Move it away, or take lines out."
+            )
+        for number, line in enumerate(io.BytesIO(content), start=1):
             try:
                 scores.append(score_in(line))
             except (ValueError, KeyError, TypeError, AttributeError) as failure:

@@ -1,12 +1,15 @@
 """Where the classifiers on a run's encoder err: a table as a picture, and how often each class is right."""
 
-from byol.evaluation.confusion import Confusion
+import numpy as np
+
+from byol.evaluation.confusion import Confusion, score_key
 from byol.evaluation.metrics import wilson
 from byol.report.figures import Figure, Range, matrix, ranges
 from byol.report.markup import Html, element, folded, scrolled, section, table
 from byol.report.record import Record
 
 DRAWN = 20  # classes at most; of more those with the most mistakes
+LISTED, SHOWN = 1000, 50  # classes in a table, of more the lowest; scores, the best
 NAMED = 3  # classes that another is most often taken for
 
 
@@ -16,16 +19,14 @@ def confusions_of(record: Record) -> list[Confusion]:
     for score in record.scores:
         if score.encoder_name and score.encoder_checksum == record.checksum:
             newest[score.data_set, score.protocol, score.metric] = score
-    found = [
-        (score.value, one) for score in newest.values() for one in record.confusions if one.belongs_to(score)
-    ]
-    return [one for _, one in sorted(found, key=lambda pair: -pair[0])]
+    best = sorted(newest.values(), key=lambda score: -score.value)
+    return [record.confusions[key] for key in map(score_key, best) if key in record.confusions]
 
 
 def mistake_section(record: Record) -> tuple[Html | None, list[Figure]]:
     """The section, and its figures; None where no labels have told of mistakes."""
     parts, figures = [], list[Figure]()
-    for number, one in enumerate(confusions_of(record)):
+    for number, one in enumerate(confusions_of(record)[:SHOWN]):
         title, suffix = f"{one.data_set} {one.protocol}".strip(), f"-{number + 1}" if number else ""
         drawn = drawn_matrix(one, f"confusion{suffix}", title)
         right = class_accuracies(one, f"class-accuracy{suffix}", title)
@@ -33,7 +34,7 @@ def mistake_section(record: Record) -> tuple[Html | None, list[Figure]]:
         pictures = [wide(drawn), element("figure", right.inline(), class_="wide")]
         whole = [
             element("div", *pictures, class_="beside"),
-            folded("Every class in numbers", class_table(one)),
+            class_table(one),
         ]
         parts += whole if not number else [folded(f"The same of {title}", *whole)]
     if not parts:
@@ -70,16 +71,21 @@ def class_accuracies(one: Confusion, name: str, title: str) -> Figure:
 
 
 def class_table(one: Confusion) -> Html:
-    """All classes: how many, how often right, what they are taken for."""
+    """All classes, of very many the lowest: how many, how often right, what they are taken for."""
+    counts, right = one.counts, one.right
+    tested = np.flatnonzero(counts)
+    lowest = tested[np.argsort(right[tested] / counts[tested], kind="stable")]
+    some = f"The {LISTED:,} lowest of {len(tested):,} classes" if len(tested) > LISTED else "Every class"
     taken = dict[int, list[str]]()
     for true, said, times in one.mistakes():
         taken.setdefault(true, []).append(f"{one.names[said]} {times:,}")
     rows = []
-    for at, (name, count, right) in enumerate(zip(one.names, one.counts, one.right, strict=True)):
-        if count:
-            others = ", ".join(taken.get(at, ["-"])[:NAMED])
-            rows.append([name, f"{count:,}", f"{right:,}", f"{100 * right / count:.1f} %", others])
-    return table(["class", "test images", "right", "percent", "most often taken for"], rows, "Every class")
+    for at in sorted(lowest[:LISTED].tolist()):
+        others = ", ".join(taken.get(at, ["-"])[:NAMED])
+        percent = f"{100 * right[at] / counts[at]:.1f} %"
+        rows.append([one.names[at], f"{counts[at]:,}", f"{right[at]:,}", percent, others])
+    heads = ["class", "test images", "right", "percent", "most often taken for"]
+    return folded(f"{some} in numbers", table(heads, rows, some))
 
 
 def wide(figure: Figure) -> Html:

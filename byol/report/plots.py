@@ -51,6 +51,7 @@ SPENT = {
     "together": "Computing, looks and saving",
 }
 Group = tuple[str, list[Range]]  # scores of the same test images
+MOST_DRAWN = 100  # scores; the others are in the table alone
 
 
 def curves(records: Sequence[Record]) -> list[tuple[Figure, str]]:
@@ -119,7 +120,10 @@ def held_out(record: Record) -> list[Range]:
 
 
 def scores(records: Sequence[Record]) -> Figure | None:
-    groups = score_groups(records)
+    groups, room = list[Group](), MOST_DRAWN
+    for title, rows in score_groups(records):
+        groups += [(title, rows[:room])] if room else []
+        room -= len(rows[:room])
     return ranges("scores", "Scores with their 95 % intervals", groups) if groups else None
 
 

@@ -1,7 +1,6 @@
 """What a run has left in its folder. Nothing there is changed, so a run can be looked at while it runs."""
 
 import math
-from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,13 +8,13 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from byol.disk import read_json
+from byol.disk import MOST_OF_A_RUN, read_json
 from byol.encoders.encoder import DESCRIPTION
 from byol.errors import CheckpointError
 from byol.evaluation.confusion import Confusion, read_confusions
 from byol.evaluation.score import Score, read_scores
 from byol.settings import flat
-from byol.train.log import metrics_in
+from byol.train.log import MOST_LOOKS, Thinned, metrics_in
 from byol.train.outcome import FEW, Verdict, is_look, looks_of, trouble, verdict_of
 from byol.train.plan import Plan
 from byol.train.run_folder import FORMAT, RunFolder
@@ -36,10 +35,11 @@ class Record:
     fingerprint: str  # of the images
     lines: list[Line]
     scores: list[Score]
-    confusions: list[Confusion]
+    confusions: Mapping[tuple[Any, ...], Confusion]  # by `score_key`
     state: Literal["finished", "running", "unfinished"]
     config: dict[str, Any]  # what was requested, by dotted names
     environment: dict[str, Any]
+    checksum: str | None  # of its encoder, by which its scores are known
 
     @property
     def verdict(self) -> Verdict | None:
@@ -51,13 +51,6 @@ class Record:
         """Where the images were read from, if something is there now."""
         where = self.environment.get("images")
         return where if isinstance(where, str) and Path(where).exists() else None
-
-    @property
-    def checksum(self) -> str | None:
-        """Of its encoder, by which its scores are known."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            return str(read_json(self.folder.path / DESCRIPTION)["blake2b"])
-        return None
 
     @property
     def step(self) -> int:
@@ -99,7 +92,7 @@ def read_record(path: str) -> Record:
             f"{path} {there or 'is a file'}; expected the folder of a run, as `byol train --out` was given."
         )
     try:
-        stored = read_json(folder.plan)
+        stored = read_json(folder.plan, MOST_OF_A_RUN)
         if stored["format"] != FORMAT:
             raise ValueError(f"format {stored['format']!r:.20}, expected {FORMAT}")
         plan, config = Plan(**stored["plan"]), flat(stored["config"])
@@ -110,38 +103,32 @@ def read_record(path: str) -> Record:
         ) from failure
     environment: dict[str, Any] = {}
     with suppress(OSError, ValueError):  # it tells where a run ran, no more
-        environment = dict(read_json(folder.environment))
+        environment = dict(read_json(folder.environment, MOST_OF_A_RUN))
+    checksum = None
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        checksum = str(read_json(folder.path / DESCRIPTION, MOST_OF_A_RUN)["blake2b"])
+    scores = read_scores(folder.scores) if folder.scores.exists() else []
     running = folder.in_use()
     finished = not running and folder.encoder.exists()
     return Record(
         name=str(path), folder=folder, plan=plan, images=images, fingerprint=fingerprint,
         lines=metrics(folder.metrics, plan),
-        scores=read_scores(folder.scores) if folder.scores.exists() else [],
-        confusions=read_confusions(folder.confusions),
+        scores=scores,
+        confusions=read_confusions(folder.confusions, [s for s in scores if s.encoder_checksum == checksum]),
         state="running" if running else "finished" if finished else "unfinished",
-        config=config, environment=environment,
+        config=config, environment=environment, checksum=checksum,
     )  # fmt: skip
 
 
 def metrics(path: Path, plan: Plan) -> list[Line]:
     """The lines of metrics.jsonl, of finite numbers; what a kill left there is passed over.
 
-    Of very many those between the looks are thinned out evenly, but for the last three.
+    Very many are thinned out evenly, the looks and the others, but for the last look and the last three.
     """
-    Placed = tuple[int, Line]
-    looks, others, last, every = list[Placed](), list[Placed](), deque[Placed](maxlen=3), 1
-    passed = 0
+    looks, others = Thinned(MOST_LOOKS), Thinned(MOST_POINTS, last=3)
     for place, values in enumerate(metrics_in(path, plan.total_steps)):  # as where a run reads them
         line = {k: v for k, v in values.items() if isinstance(v, str) or math.isfinite(v)}
         if "epoch" not in line:
             continue
-        if is_look(line):
-            looks.append((place, line))
-        else:
-            last.append((place, line))
-            others += [(place, line)] if passed % every == 0 else []
-            passed += 1
-            if len(others) > MOST_POINTS:
-                others, every = others[::2], 2 * every
-    before = [one for one in others if one[0] < last[0][0]]
-    return [line for _, line in sorted([*before, *last, *looks], key=itemgetter(0))]
+        (looks if is_look(line) else others).add((place, line))
+    return [line for _, line in sorted([*looks, *others], key=itemgetter(0))]

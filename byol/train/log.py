@@ -9,6 +9,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from time import strftime
@@ -28,7 +29,8 @@ from byol.train.stopwatch import PARTS, Stopwatch, from_metrics, to_metrics
 logger = logging.getLogger("byol")
 # Between looks at the loss for people, which wait for the device: at the first, on a terminal, in a file.
 FIRST_SECONDS, BAR_SECONDS, FILE_SECONDS = 3.0, 2.0, 10.0
-MOST_NUMBERS = 200  # in a line of metrics
+MOST_NUMBERS, LONGEST = 100, 2**16  # in a line of metrics; letters of what is no number
+MOST_LOOKS = 2**12  # that are kept
 Moment = tuple[float, int, float]  # seconds by the clock, steps done, seconds that images were waited for
 
 
@@ -57,7 +59,7 @@ class RunLog:
             # The others are done again; of a run without a checkpoint all are.
             return values if 0 < start >= int(values["step"]) and not tells_time_alone(values) else None
 
-        self.looks: list[dict[str, Any]] = []
+        self.looks = Thinned(MOST_LOOKS)
         self.recent: deque[dict[str, Any]] = deque(maxlen=3)  # of the other lines
         for line in tidied(path, kept):
             self._remember(line)
@@ -66,7 +68,10 @@ class RunLog:
         self._known = known_by(self.lines)
 
     def _remember(self, line: dict[str, Any]) -> None:
-        (self.looks if is_look(line) else self.recent).append(line)
+        if is_look(line):
+            self.looks.add(line)
+        else:
+            self.recent.append(line)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -206,6 +211,31 @@ class RunLog:
         return f"step {step:,}/{self.plan.total_steps:,}  epoch {self.plan.epoch(step):.1f}"
 
 
+class Thinned:
+    """Items in their order: all of a few, of very many the first and evenly spaced ones; and the last.
+
+    Whoever wrote the file that they are from, no more than `most` are kept beside the `last`.
+    """
+
+    def __init__(self, most: int, last: int = 1) -> None:
+        self.most, self.every, self.count = most, 1, 0
+        self.kept: list[tuple[int, Any]] = []  # with their places
+        self.last: deque[Any] = deque(maxlen=last)
+
+    def add(self, item: Any) -> None:
+        if self.count % self.every == 0:
+            self.kept.append((self.count, item))
+        self.last.append(item)
+        self.count += 1
+        if len(self.kept) > self.most:
+            self.kept, self.every = self.kept[::2], 2 * self.every
+
+    def __iter__(self) -> Iterator[Any]:
+        last = self.count - len(self.last)
+        yield from (item for place, item in self.kept if place < last)
+        yield from self.last
+
+
 def known_by(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The last score and the verdict so far, in a word or two each, as far as there are any."""
     look = next((line for line in reversed(lines) if is_look(line)), None)
@@ -249,7 +279,7 @@ def sound(values: Any, start: int) -> bool:
         return False
     for name, value in values.items():
         if name.endswith("_right"):
-            if not isinstance(value, str):
+            if not isinstance(value, str) or len(value) > LONGEST:
                 return False
         elif not isinstance(value, int | float) or not (math.isfinite(value) or may_be_infinite(name)):
             return False  # of an absurd integer isfinite raises OverflowError
@@ -297,7 +327,7 @@ class BadImages:
     def __init__(self, path: Path, images: Images | Samples, share: float) -> None:
         self.path, self.images, self.share = path, images, share
         self.reasons: dict[str, str] = {}  # by the images' names
-        listed = {*json_lines(path, "name", name_in)}
+        listed = {*islice(json_lines(path, "name", name_in), len(images))}  # a run lists no more
         if path.exists():
             self._try_again(listed)
 

@@ -17,7 +17,7 @@ import torch
 from byol import __version__
 from byol.data.images import Images
 from byol.data.samples import Samples
-from byol.disk import hold, is_held, read_json, write_text
+from byol.disk import MOST_OF_A_RUN, NOT_OWN, can_be_added_to, hold, is_held, read_json, write_text
 from byol.encoders import encoder
 from byol.errors import ByolError, CheckpointError, ConfigError, DiskError, TrainingError, complaint
 from byol.evaluation.confusion import CONFUSIONS
@@ -30,6 +30,7 @@ from byol.train.plan import Plan
 from byol.world import ALONE, World
 
 FORMAT = 4  # of plan.json
+FEW = 10  # settings that are told
 # What may differ when a run is continued: where it runs and what it tells, not what it computes.
 FREE_TO_CHANGE = (
     "out", "workers", "device", "save_every_steps", "keep_checkpoints", "log_every_steps", "data.max_bad",
@@ -113,8 +114,8 @@ class RunFolder:
                 foreign = f"{self.path} does not hold a run (it has {others[0]!r})"
                 raise CheckpointError(f"{foreign}. Choose a new folder with --out.")
             for path in (self.metrics, self.transcript, self.bad_files, self.scores, self.confusions):
-                if path.is_symlink():  # what is added to a file would go through it, to wherever it leads
-                    raise OSError(errno.ELOOP, f"its {path.name} is a link, take that away")
+                if not can_be_added_to(path):
+                    raise OSError(errno.EINVAL, f"its {path.name}: {NOT_OWN}")
             return made, hold(self.lock)
         except BlockingIOError as failure:
             holder = self.lock.read_bytes()[:200].decode(errors="replace") or "another process"
@@ -141,7 +142,7 @@ class RunFolder:
         if not self.plan.exists():
             return None
         try:
-            stored = read_json(self.plan)
+            stored = read_json(self.plan, MOST_OF_A_RUN)
             if not isinstance(stored, dict):
                 raise ValueError("it is not a plan")
             if stored.pop("blake2b", None) != encoder.digest({}, stored):
@@ -170,8 +171,11 @@ class RunFolder:
             self.extend(stored, plan, config)
             changed = []
         if changed:
-            other = f"{self.path} holds a run with other settings or other images ({'; '.join(changed)})"
-            more = " Epochs can be raised when it has finished." if "epochs: " in other else ""
+            more = f"; and {len(changed) - FEW:,} more" if len(changed) > FEW else ""
+            told = "; ".join(changed[:FEW]) + more
+            other = f"{self.path} holds a run with other settings or other images ({told})"
+            raised = any(line.startswith("epochs: ") for line in changed)
+            more = " Epochs can be raised when it has finished." if raised else ""
             raise CheckpointError(f"{other}. Repeat them to continue it, or choose another --out.{more}")
         if plan.micro_batch_size % world.size or plan.micro_batch_size < 2 * world.size:
             uneven = f"do not split over {world.size} processes into equal parts of at least 2"

@@ -1,9 +1,11 @@
 """`byol evaluate` as people type it."""
 
 import json
+import os
 import shutil
 
 import numpy as np
+import pytest
 import torch
 
 import byol
@@ -408,3 +410,23 @@ def test_the_untrained_network_has_statistics_of_the_train_images(run, labelled,
     expected = byol.evaluate(fair, train=images, test=images, protocols="knn", k=3)["knn"]
     [found] = [score for score in scores if score["encoder_name"] == "untrained"]
     assert (found["encoder_checksum"], found["value"]) == (fair.checksum(), expected.value)
+
+
+@pytest.mark.parametrize("name", ["scores.jsonl", "confusions.jsonl"])
+@pytest.mark.parametrize("kind", ["link", "second name", "pipe"])
+def test_scores_are_added_to_nothing_outside_of_a_run_that_a_stranger_made(
+    run, labelled, tmp_path, capsys, name, kind
+):
+    copy, precious = tmp_path / "run", tmp_path / "precious"
+    shutil.copytree(run, copy)
+    precious.write_text("work")
+    (copy / name).unlink(missing_ok=True)
+    make = {"link": lambda to: to.symlink_to(precious), "second name": lambda to: os.link(precious, to)}
+    make.get(kind, os.mkfifo)(copy / name)
+    words = ["evaluate", str(copy), "--train", str(labelled), "--test", "0.5", "--protocols", "knn"]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert f"Nothing can be added to {copy / name}: it is a link, has a second name" in said
+    assert "--out" in said
+    assert precious.read_text() == "work"
+    assert not (copy / "features").exists()  # it is told before any work

@@ -46,6 +46,14 @@ def test_a_disk_that_fills_up_leaves_whole_lines(tmp_path, room):
     assert path.read_bytes() == before
 
 
+def test_a_file_of_more_scores_than_can_be_is_a_sentence(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    line = json.dumps(asdict(score("knn", 100, k=20))) + "\n"
+    path.write_text(line * (2**23 // len(line) + 1))
+    with pytest.raises(CheckpointError, match=r"scores\.jsonl has more than 8,388,608 bytes"):
+        read_scores(path)
+
+
 @pytest.mark.parametrize("line", ["no", "7", "{}", '{"seeds": [], "surprise": 1}'])
 def test_a_line_that_is_not_a_score_is_told_by_its_number(tmp_path, line):
     path = tmp_path / "scores.jsonl"

@@ -1,11 +1,13 @@
 """What the scores of an encoder and of its baselines say in words."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import confusion_matrix
 
-from byol.evaluation.confusion import confusion, read_confusions, write_confusion
+from byol.evaluation.confusion import confusion, read_confusions, score_key, write_confusion
 from byol.evaluation.inputs import Predictions
 from byol.evaluation.protocols import EvaluationConfig, prepare, protocols_named
 from byol.evaluation.score import Score, score_of
@@ -158,9 +160,22 @@ def test_a_confusion_is_kept_whole_and_known_by_its_score_though_lines_are_damag
         for other_cells in ("[0, 7, ", f"[0, 0, {2**60}", "[Infinity, 0, 1], [0, 0, "):
             file.write(whole.replace("[0, 0, ", other_cells))
         file.write('{"names": 3}\n[]\nnull\n{"na')
-    assert read_confusions(path) == [found]
-    assert found.belongs_to(ours)
-    assert not found.belongs_to(other)
+    assert read_confusions(path, [other, ours]) == {score_key(ours): found}
+    assert read_confusions(path, [other]) == {}
     assert found.counts.tolist() == [30, 0, 40]
     assert found.right.tolist() == [sum((said == one) & (labels == one)) for one in range(3)]
     assert found.shares(range(3)).sum(axis=1) == pytest.approx([29 / 30, 0, 1])
+
+
+def test_of_confusions_no_more_cells_are_kept_than_a_page_can_show(tmp_path):
+    labels = np.repeat([0, 2], [30, 40])
+    scores = [score(labels, labels), score(np.full(70, 2), labels)]
+    found = [confusion(task(LABELS, labels), one) for one in scores]
+    path = tmp_path / "confusions.jsonl"
+    many = replace(found[0], cells=((0, 0, 1),) * 520_000)
+    for one in (many, replace(found[1], cells=many.cells), many, found[1]):
+        write_confusion(one, path)
+    kept = read_confusions(path, scores)
+    assert {key: len(one.cells) for key, one in kept.items()} == {
+        score_key(scores[0]): 520_000, score_key(scores[1]): len(found[1].cells)
+    }  # fmt: skip

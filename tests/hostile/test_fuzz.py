@@ -1,5 +1,6 @@
 """Whatever a file says: a result or one sentence. More of the same: `python tests/hostile/fuzz.py --help`."""
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 
 import byol
 from byol.machine import settle
+from byol.train import outcome
 
 MANY, FEW = 40, 6  # changes for each kind of file; few where each continues a run
 
@@ -33,12 +35,52 @@ def filled_with(make, line: Callable[[int], bytes], size: int = 20 * 2**20):
 
 
 METRICS, CONFUSIONS = "metrics.jsonl", "confusions.jsonl"
+LOOK = json.dumps(dict.fromkeys((*outcome.LOOK, "step", "epoch"), 1)).encode() + b"\n"
+
+
+def mistakes(count: int, letters: int, scores: int) -> Callable[[Path], Path]:
+    """What writes the mistakes of some scores, each of so many classes with names of so many letters."""
+
+    def make(folder: Path) -> Path:
+        path = fuzz.of_a_report(CONFUSIONS)(folder)
+        known, score = (json.loads(x.read_text()) for x in (path, path.with_name("scores.jsonl")))
+        known |= {"names": [f"{place:0{letters}}" for place in range(count)]}
+        known |= {"cells": [[place, (place + by) % count, 1] for place in range(count) for by in range(10)]}
+        ours = [{"data_set": str(number)} for number in range(scores)]
+        path.write_text("".join(json.dumps(known | one) + "\n" for one in ours))
+        path.with_name("scores.jsonl").write_text("".join(json.dumps(score | one) + "\n" for one in ours))
+        return path
+
+    return make
+
+
 LONG = {
     "metrics of steps alone": (fuzz.of_a_run(METRICS), lambda n: b'{"step":0}\n', fuzz.go_on),
     "unreadable images": (fuzz.make_bad_files, lambda n: b'{"name":"%08d"}\n' % n, fuzz.go_on),
     "reported metrics of empty lines": (fuzz.of_a_report(METRICS), lambda n: b"\n", fuzz.report),
     "reported mistakes of nothing": (fuzz.of_a_report(CONFUSIONS), lambda n: b"{}\n", fuzz.report),
 }
+
+
+LARGE = {
+    "looks": fuzz.Kind(filled_with(fuzz.of_a_run(METRICS), lambda n: LOOK, 50 * 2**20), fuzz.go_on),
+    "reported looks": fuzz.Kind(
+        filled_with(fuzz.of_a_report(METRICS), lambda n: LOOK, 50 * 2**20), fuzz.report
+    ),
+    "unreadable images": fuzz.Kind(
+        filled_with(fuzz.make_bad_files, lambda n: b'{"name":"%07x"}\n' % n, 50 * 2**20), fuzz.go_on
+    ),
+    "mistakes of many classes": fuzz.Kind(mistakes(5000, 4, 40), fuzz.report),
+    "mistakes of long names": fuzz.Kind(mistakes(20, 10**6, 1), fuzz.report),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_file_of_a_run_takes_little_memory_and_time(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(fuzz.KINDS, "tried here", LARGE[name])
+    good = fuzz.prepared("tried here", tmp_path)
+    assert fuzz.attempt(LARGE[name], good, tmp_path, seed=None) == ""
 
 
 @pytest.mark.slow

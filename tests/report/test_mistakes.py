@@ -83,6 +83,27 @@ def test_mistakes_of_another_score_are_not_shown(run, hostile):
     assert "Mistakes" not in reported(run).texts("h2")
 
 
+def test_of_very_many_classes_and_scores_a_page_shows_those_that_need_a_look(run, hostile):
+    words = ["--train", str(hostile), "--test", "0.5", "--protocols", "knn", "--no-baselines"]
+    assert main(["evaluate", str(run), *words]) == 0
+    score = json.loads((run / "scores.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    one = json.loads((run / "confusions.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    one["names"] = [f"class {place}" for place in range(3000)]
+    one["cells"] = [[place, place if place >= 900 else 2999, 1] for place in range(3000)]
+    more = [score | {"data_set": f"set {number}"} for number in range(300)]
+    (run / "scores.jsonl").write_text("".join(json.dumps(x) + "\n" for x in [*more, score]))
+    (run / "confusions.jsonl").write_text(json.dumps(one) + "\n")
+    page = reported(run)
+    rows = rows_of(page, "The 1,000 lowest of 3,000 classes")
+    assert [row[0] for row in rows] == one["names"][:1000]
+    assert [row[3] for row in rows] == ["0.0 %"] * 900 + ["100.0 %"] * 100
+    (drawn,) = [e for e in page.elements if (e[1].get("aria-label") or "").startswith("Scores with their")]
+    assert drawn[1]["aria-label"].count("; ") == 99
+    assert len(rows_of(page, "Each interval is a bootstrap over the test images")) >= 301
+    (run / "plan.json").write_text(" " * 2**20 + (run / "plan.json").read_text(encoding="utf-8"))
+    assert main(["report", str(run)]) == 2
+
+
 @pytest.fixture
 def shipped(tmp_path, monkeypatch):
     """A folder of presets, in the place of the package's."""

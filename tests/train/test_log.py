@@ -10,6 +10,7 @@ import sys
 import termios
 import threading
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from small_runs import seeded, small_config, stopping
 
 import byol
 from byol.errors import Stopped
-from byol.train.log import BadImages, RunLog
+from byol.train.log import BadImages, RunLog, Thinned
 from byol.train.outcome import PARTS, SIGNS
 from byol.train.plan import ImageFacts, plan_run
 from byol.train.step import StepResult
@@ -242,3 +243,15 @@ def drained(parent: int) -> bytes:
         return os.read(parent, 4096)
     except OSError:  # the terminal is gone
         return b""
+
+
+def test_of_very_many_lines_evenly_spaced_ones_and_the_last_are_kept():
+    few, many = Thinned(100, last=3), Thinned(100, last=3)
+    for number in range(50):
+        few.add(number)
+    for number in range(100_000):
+        many.add(number)
+    assert [*few] == [*range(50)]
+    assert [*many][:3] == [0, 1024, 2048]
+    assert {b - a for a, b in pairwise([*many][:-3])} == {1024}
+    assert [*many][-3:] == [99_997, 99_998, 99_999]
