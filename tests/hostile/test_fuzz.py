@@ -35,7 +35,8 @@ def filled_with(make, line: Callable[[int], bytes], size: int = 20 * 2**20):
 
 
 METRICS, CONFUSIONS = "metrics.jsonl", "confusions.jsonl"
-LOOK = json.dumps(dict.fromkeys((*outcome.LOOK, "step", "epoch"), 1)).encode() + b"\n"
+NUMBERS = (*outcome.LOOK, "step", "epoch", *map(str, range(80)))
+LOOK = json.dumps(dict.fromkeys(NUMBERS, 1)).encode() + b"\n"
 
 
 def mistakes(count: int, letters: int, scores: int) -> Callable[[Path], Path]:
