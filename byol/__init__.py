@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from byol.evaluation.protocols import evaluate as evaluate
     from byol.evaluation.score import Score as Score
     from byol.exports.export import Exported as Exported, export as export
+    from byol.exports.hub import Pushed as Pushed, push as push
     from byol.features.embed import embed as embed
     from byol.features.embedder import Embedder as Embedder
     from byol.features.features import Features as Features
@@ -92,6 +93,7 @@ _HOMES = {
     "byol.train.step": ("StepResult", "steps"),
     "byol.train.trainer": ("BYOLTrainer", "MockDataset"),
     "byol.exports.export": ("Exported", "export"),
+    "byol.exports.hub": ("Pushed", "push"),
     "byol.encoders.encoder": ("Encoder",),
     "byol.encoders.official": ("official_state",),
     "byol.world": ("World",),

@@ -31,6 +31,7 @@ COMMANDS = (
     "search",
     "explore",
     "export",
+    "push",
 )
 TOGETHER = ("train", "evaluate", "embed")  # what the processes of torchrun share; the others work alone
 HELPING = ("-h", "--help", "--help-all")
@@ -51,6 +52,7 @@ usage: byol COMMAND ...
   search      find images by likeness:      byol search features.npz --query photo.jpg --run runs/a
   explore     walk through images:          byol explore features.npz --data photos/ --out map
   export      the encoder for other tools:  byol export runs/a --out encoder.onnx
+  push        to the Hugging Face Hub:      byol push runs/a user/name
 
 `byol COMMAND --help` lists a command's flags; `byol --completion` makes bash complete them.
 Exit codes: 0 done, 1 `check` has found something, 2 usage or settings, 3 images, 4 diverged, 5 collapsed,

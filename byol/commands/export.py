@@ -79,6 +79,8 @@ def export(arguments: Sequence[str]) -> int:
             names = ", ".join(exported.classes[:SHOWN])
             more = ", ..." if len(exported.classes) > SHOWN else ""
             show(f"gives      probabilities float32 (B, {len(exported.classes)}): {names}{more}")
+    if done.format == "huggingface" and tool == "byol":
+        show("note       neither timm nor transformers has this network: the folder is for byol alone")
     model = (command.model or encoder.info.architecture or "").rpartition(":")[2]
     read = "torch.load" if done.path.suffix == ".pth" else "safetensors.torch.load_file"
     show(f"load       {LOADS[tool].format(path=done.path, read=read, model=model, output=output)}")

@@ -1,6 +1,7 @@
 """Layouts that torchvision and timm load: the same tensors by the same names give the same features."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,20 +85,35 @@ def write_torchvision(found: Fitted, encoder: Encoder, file: Path) -> Check:
     return compared(encoder, "torchvision", found.net)
 
 
+def centred_crop(height: int, width: int, ratio: float) -> float:
+    """The share of the shorter side that timm has to crop, so that its crop lies where ours does.
+
+    timm resizes first, to whole pixels, and crops then: where an odd number of them has to go, its crop is
+    off by half of one. The nearest size that leaves an even number is a smaller difference.
+    """
+    wanted = width / ratio
+    if height != width or (math.floor(wanted) - width) % 2 == 0:
+        return ratio
+    side = width + 2 * max(1, round((wanted - width) / 2))
+    return math.floor(1e4 * width / side) / 1e4  # timm rounds down the size that it makes of it
+
+
 def write_timm(found: Fitted, encoder: Encoder, folder: Path) -> Check:
     """Fill a folder for timm's `local-dir:`; load and compare it."""
     timm, info = library("timm"), encoder.info
     theirs = timm.get_pretrained_cfg(found.model)
+    # timm takes it from input_size, transformers does not.
+    sized = {"img_size": list(info.image_size)} if theirs and theirs.fixed_input_size else {}
     config = {
         "architecture": found.model,
         "num_classes": 0,
         "num_features": info.features,
-        "model_args": found.options,
+        "model_args": sized | found.options,
         "pretrained_cfg": {
             "input_size": [info.channels, *info.image_size],
             "fixed_input_size": bool(theirs and theirs.fixed_input_size),
             "interpolation": info.interpolation,
-            "crop_pct": info.crop_ratio,
+            "crop_pct": centred_crop(*info.image_size, info.crop_ratio),
             "crop_mode": "center",
             "mean": list(info.mean),
             "std": list(info.std),
