@@ -29,6 +29,7 @@ Count = Annotated[int, "at least 1", partial(le, 1)]
 Positive = Annotated[float, "a positive number", partial(lt, 0)]
 NotNegative = Annotated[float, "at least 0", partial(le, 0)]
 Share = Annotated[float, "a number from 0 to 1", lambda value: 0 <= value <= 1]
+ShareAbove0 = Annotated[float, "a number above 0, at most 1", lambda value: 0 < value <= 1]
 ShareBelow1 = Annotated[float, "a number from 0 to less than 1", lambda value: 0 <= value < 1]
 Side = Annotated[int, "at least 8", partial(le, 8)]  # pixels
 TwoOrMore = Annotated[int, "at least 2", partial(le, 2)]

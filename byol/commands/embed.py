@@ -35,6 +35,9 @@ class Embed:
     """package.module:function that builds the network, for a run that trained one of your own."""
     weights: str | None = None
     """File of a torchvision: or timm: network's tensors; by default what the library has downloaded."""
+    eval_crop: float | None = None
+    """Side of the central square that is taken of every image, as a share of its shorter side; 1 takes the
+    largest. By default what the encoder was trained to be scored with, mostly 0.875."""
     device: str | None = None
     """cpu, cuda, cuda:N or mps. By default the GPU when there is one."""
     workers: int = 0
@@ -54,6 +57,7 @@ def embed(arguments: Sequence[str]) -> int:
     with StopSignals() as stop, World.join(command.device) as world:
         device = str(world.device)
         encoder = load_encoder(command.run, net=command.encoder, weights=command.weights, device=device)
+        encoder = encoder if command.eval_crop is None else encoder.with_crop(command.eval_crop)
         images = encoder.open(command.data)
         if in_parts:
             files, rows = embed_into(
@@ -86,6 +90,7 @@ def embed(arguments: Sequence[str]) -> int:
     words = ["byol", "search", str(out), "--query", "PICTURE", "--run", command.run]
     words += ["--encoder", command.encoder] if command.encoder is not None else []
     words += ["--weights", command.weights] if command.weights is not None else []
+    words += ["--eval-crop", f"{command.eval_crop:g}"] if command.eval_crop is not None else []
     show(f"next       {shlex.join(words)}")
     return 0
 

@@ -71,6 +71,9 @@ class Evaluate:
     the --protocols, one of --seeds and of --k."""
     weights: str | None = None
     """File of a torchvision: or timm: network's tensors; by default what the library downloaded before."""
+    eval_crop: float | None = None
+    """Side of the central square that is taken of every image, as a share of its shorter side; 1 takes the
+    largest. By default what the encoder was trained to be scored with, mostly 0.875."""
     out: str | None = None
     """Folder for scores.jsonl and kept features; by default that of the run or encoder file."""
     no_cache: bool = False
@@ -255,7 +258,13 @@ def tasks_of(command: Evaluate, world: World) -> list[tuple[Path | None, Task]]:
 
 
 def loaded(word: str, command: Evaluate) -> Encoder:
-    """An encoder by its path or its name in a library; --encoder builds a network of the user's own."""
+    """An encoder by its path or its name in a library, with the central crop that is to be scored."""
+    encoder = found(word, command)
+    return encoder if command.eval_crop is None else encoder.with_crop(command.eval_crop)
+
+
+def found(word: str, command: Evaluate) -> Encoder:
+    """The encoder itself; --encoder builds a network of the user's own."""
     if word.startswith(LIBRARIES):
         return load_encoder(word, weights=command.weights, device=command.device)
     try:

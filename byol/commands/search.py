@@ -49,6 +49,8 @@ class Search:
     """package.module:function that builds the network, for a run that trained one of your own."""
     weights: str | None = None
     """File of a torchvision: or timm: network's tensors; by default what the library has downloaded."""
+    eval_crop: float | None = None
+    """That of `byol embed`, where it was given there."""
     labelled: str | None = None
     """Text file of the names of images that are labelled already: --pick looks for images unlike them."""
     uncertainty: str | None = None
@@ -179,6 +181,7 @@ def by_query(queries: Sequence[str], run: str, command: Search, features: Featur
             what = "a folder" if os.path.isdir(path) else "not there"
             raise DataError(f"--query '{printable(path)}' is {what}; expected pictures.")
     encoder = load_encoder(run, net=command.encoder, weights=command.weights, device=command.device)
+    encoder = encoder if command.eval_crop is None else encoder.with_crop(command.eval_crop)
     same = features.encoder_checksum in (None, encoder.checksum())
     if not same or encoder.info.features != features.x.shape[1]:
         raise ConfigError(

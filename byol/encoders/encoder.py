@@ -8,7 +8,7 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from types import MappingProxyType
@@ -129,6 +129,10 @@ class Encoder(nn.Module):
     def net(self) -> nn.Module:
         """The network that was trained."""
         return self.network.net
+
+    def with_crop(self, share: float) -> "Encoder":
+        """This encoder for the central square of another share of the shorter side; it shares the network."""
+        return Encoder(self.network, replace(self.info, crop_ratio=share))
 
     def tensors(self) -> dict[str, Tensor]:
         """The network's tensors by their plain names. Raises ConfigError for state that is not a tensor."""

@@ -12,7 +12,17 @@ from byol.disk import parse_json
 from byol.errors import ConfigError
 from byol.method.draws import check_seed
 from byol.method.views import ViewConfig
-from byol.settings import Checked, Count, NotNegative, Positive, Share, ShareBelow1, Side, TwoOrMore
+from byol.settings import (
+    Checked,
+    Count,
+    NotNegative,
+    Positive,
+    Share,
+    ShareAbove0,
+    ShareBelow1,
+    Side,
+    TwoOrMore,
+)
 from byol.train.recipe import Kind
 from byol.world import Precision
 
@@ -196,6 +206,9 @@ class TrainConfig(Checked):
     """Side of the views in pixels."""
     eval_size: Side | None = None
     """Side at which images are scored and embedded. By default image_size."""
+    eval_crop: ShareAbove0 | None = None
+    """Of such an image: the side of its central square, as a share of its shorter side; 1 takes the largest
+    square. By default that of --init, or 0.875. Images that have eval_size already are taken whole."""
     epochs: Positive | None = None
     """Passes over the images."""
     batch_size: TwoOrMore | None = None

@@ -14,7 +14,7 @@ from byol.machine import usable_cores
 from byol.method.extra import CUTOUT, LOCAL, ExtraViews, extra_views, local_size
 from byol.method.schedules import learning_rate, tau
 from byol.method.views import ViewConfig, Views
-from byol.settings import Checked, Count
+from byol.settings import Checked, Count, ShareAbove0
 from byol.train.config import OptimizerName, TrainConfig, seconds_of
 from byol.train.recipe import SMALL_SIDE, Kind, in_words, kind_of, views_of
 from byol.world import Precision, World
@@ -96,6 +96,7 @@ class Plan(Checked):
     log_every_steps: Count
     save_every_steps: Count
     look_every_steps: Count  # between scores
+    eval_crop: ShareAbove0 = 0.875  # side of the central square, as a share of the shorter side
     init: dict[str, Any] = field(default_factory=dict)  # the encoder it was started from, if there is one
     extended_at: int = 0  # the step at which it had finished, and was made longer
     beta2: float = 0.95  # of adamw
@@ -321,7 +322,7 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
     lr = base_lr * scaled_batch(batch_size, optim.lr_scaling) / 256
     return Plan(
         encoder=encoder, encoder_options=options, channels=facts.channels,
-        image_size=(side, side), eval_size=(eval_side or side,) * 2,
+        image_size=(side, side), eval_size=(eval_side or side,) * 2, eval_crop=config.eval_crop or 0.875,
         kind=kind, views=views_of(kind, config.views, side),
         projection_size=config.model.projection_size or (128 if cpu else 256),
         projection_hidden_size=config.model.projection_hidden_size or (1024 if cpu else 4096),

@@ -48,9 +48,9 @@ from byol.train.plan import ImageFacts, Plan, Speed, plan_run
 from byol.train.run_folder import RunFolder
 from byol.train.source import (
     adopted,
+    preprocessing,
     put_in_place,
     read_source,
-    source_preprocessing,
     source_views,
     started_from,
 )
@@ -239,7 +239,7 @@ class Setup:
             network, plan.encoder if self.own is None else None, plan.encoder_options,
             image_size=plan.eval_size, channels=plan.channels, mean=views.mean, std=views.std,
             features=learner.representation_size, levels=self.images.reading.levels,
-            **source_preprocessing(plan),
+            **preprocessing(plan),
         )  # fmt: skip
         encoder = Encoder(network, info)
         sizes = {"--eval-size": plan.eval_size}
@@ -392,7 +392,11 @@ def check_own_views(config: TrainConfig, own: nn.Module | None) -> None:
             "With views of your own the encoder is a module too: only you know what it takes. Give one; "
             "byol.build_encoder(name, channels=..., image_size=...) builds those that have names."
         )
-    unused = [name for name in ("init", "kind", "image_size", "eval_size", "budget") if getattr(config, name)]
+    unused = [
+        name
+        for name in ("init", "kind", "image_size", "eval_size", "eval_crop", "budget")
+        if getattr(config, name)
+    ]
     usual = {"views": ViewConfig(), "extra": ExtraConfig(), "data": DataConfig()}
     unused += [name for name, default in usual.items() if getattr(config, name) != default]
     if unused:

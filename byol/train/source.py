@@ -61,7 +61,8 @@ def started_from(plan: Plan, config: TrainConfig, source: Encoder) -> Plan:
     init = {"weights": config.init, "checksum": source.checksum(), "info": to_plain(source.info)}
     name = source.info.architecture or plan.encoder
     name = config.encoder if config.encoder and is_own_code(config.encoder) else name
-    return replace(plan, encoder=name, encoder_options=source.info.options, init=init)
+    crop = config.eval_crop or source.info.crop_ratio
+    return replace(plan, encoder=name, encoder_options=source.info.options, init=init, eval_crop=crop)
 
 
 def source_views(plan: Plan, views: ViewConfig) -> ViewConfig:
@@ -72,10 +73,11 @@ def source_views(plan: Plan, views: ViewConfig) -> ViewConfig:
     return replace(views, mean=tuple(info["mean"]), std=tuple(info["std"]))
 
 
-def source_preprocessing(plan: Plan) -> dict[str, Any]:
-    """How the source prepares whole images, which the run's encoder does too."""
-    names = ("crop_ratio", "interpolation", "antialias")
-    return {name: plan.init["info"][name] for name in names} if plan.init else {}
+def preprocessing(plan: Plan) -> dict[str, Any]:
+    """How the run's encoder prepares whole images: resized as the source does."""
+    names = ("interpolation", "antialias")
+    resized = {name: plan.init["info"][name] for name in names} if plan.init else {}
+    return {"crop_ratio": plan.eval_crop, **resized}
 
 
 def put_in_place(learner: BYOL, plan: Plan, source: Encoder) -> None:

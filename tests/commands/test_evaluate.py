@@ -12,6 +12,7 @@ import byol
 from byol.cli import main
 from byol.encoders.load import untrained
 from byol.evaluation.protocols import settled
+from byol.features.features import Features
 
 
 def test_evaluate_prints_and_keeps_scores(run, labelled, capsys):
@@ -69,6 +70,16 @@ def test_evaluate_computes_features_once_and_repeats_what_is_random(run, labelle
     assert {line["encoder_name"] for line in lines} == {str(run)}
     assert lines[0]["test"] == f"24 images in {labelled}/ (3 classes)"
     assert "standard deviation over the seeds 0, 1" in capsys.readouterr().out
+
+
+def test_the_central_crop_that_is_scored_can_be_another(run, labelled, tmp_path):
+    words = ["evaluate", str(run), "--train", str(labelled), "--test", str(labelled), "--protocols", "knn"]
+    assert main([*words, "--no-baselines", "--out", str(tmp_path), "--eval-crop", "1"]) == 0
+    (scored,) = (tmp_path / "features").glob("*/*.npz")
+    encoder = byol.load_encoder(run)
+    whole, usual = (byol.embed(one, labelled).x for one in (encoder.with_crop(1), encoder))
+    np.testing.assert_allclose(Features.load(scored).x, whole, rtol=1e-4, atol=1e-5)
+    assert np.abs(whole - usual).max() > 1e-3
 
 
 def test_evaluate_puts_runs_and_baselines_side_by_side(run, labelled, tmp_path, capsys):

@@ -65,6 +65,27 @@ def test_missing_folders_are_made(here, capsys):
     assert (here / "other" / "s.png").exists()
 
 
+def test_features_and_queries_of_the_largest_central_square(here, capsys):
+    """Whose pictures are 40 pixels wide and 56 high: rows 8 to 47 are the square."""
+    (here / "tall").mkdir()
+    (here / "squares").mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (56, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(here / "tall" / f"{number}.png")
+        Image.fromarray(pixels[8:48]).save(here / "squares" / f"{number}.png")
+    out, _ = told(capsys, "embed run --data tall --out tall.npz --eval-crop 1")
+    assert "--eval-crop 1" in out
+    told(capsys, "embed run --data squares --out squares.npz --eval-crop 1")
+    told(capsys, "embed run --data tall --out usual.npz")
+    tall, squares, usual = (Features.load(f"{name}.npz").x for name in ("tall", "squares", "usual"))
+    np.testing.assert_allclose(tall, squares, rtol=1e-4, atol=1e-5)
+    assert np.abs(tall - usual).max() > 0.01
+    found, _ = told(capsys, "search tall.npz --query tall/1.png --run run --eval-crop 1 --json")
+    assert json.loads(found)
+    assert main(["search", "tall.npz", "--query", "tall/1.png", "--run", "run"]) == 2
+    assert main(["embed", "run", "--data", "tall", "--out", "f2.npz", "--eval-crop", "1.5"]) == 2
+
+
 @pytest.mark.parametrize("kind", [".npz", ".parquet", ".safetensors"])
 def test_a_query_by_another_encoder_of_the_same_width_is_refused(here, encoder_of, capsys, kind):
     told(capsys, f"embed run --data photos --out g{kind}")

@@ -42,6 +42,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "kind": ("textures", {}, "weights"),
     "image_size": (24, {}, "weights"),
     "eval_size": (24, {}, "weights"),  # the encoder's file says how its images are prepared
+    "eval_crop": (1.0, {}, "weights"),
     "epochs": (0.5, {}, "metrics"),
     "batch_size": (16, {}, "weights"),
     "budget": ("0.001s", {}, "failure"),  # in the place of epochs

@@ -72,8 +72,8 @@ def unreadable(path: Path, count: int) -> BadImages:
 
 
 def mistakes(path: Path, count: int) -> Iterable[object]:
-    found = read_confusions(path)
-    assert found == [CONFUSION]
+    found = read_confusions(path, [CONFUSION])
+    assert [*found.values()] == [CONFUSION]
     return found
 
 

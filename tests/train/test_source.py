@@ -93,6 +93,18 @@ def test_the_encoder_of_the_run_loads_by_its_name_and_prepares_images_as_the_sou
     assert new.image_size == (32, 32)
 
 
+def test_the_central_crop_is_the_source_s_unless_it_is_set(tmp_path, arrays):
+    def crop(name: str, encoder: str | None, **settings: object) -> float:
+        config = small_config(tmp_path / name, epochs=0.2, **settings)
+        byol.pretrain(encoder, arrays, config)
+        return byol.load_encoder(tmp_path / name).info.crop_ratio
+
+    assert crop("a", "convnet", model=NARROW, eval_crop=0.75) == 0.75
+    later = {"init": str(tmp_path / "a"), "model": HEADS, "image_size": None}
+    assert crop("b", None, **later) == 0.75
+    assert crop("c", None, **later, eval_crop=1.0) == 1
+
+
 def test_a_run_from_other_weights_says_so_and_adopts_their_normalisation(tmp_path, arrays, source, capsys):
     run = byol.pretrain(
         None, arrays, small_config(tmp_path / "b", init=str(source), model=HEADS, epochs=1, image_size=None)
