@@ -31,7 +31,7 @@ def push(arguments: Sequence[str]) -> int:
     """Upload an encoder with its model card to the Hugging Face Hub."""
     description = (
         "Upload the encoder with its model card to the Hugging Face Hub, by the token of `hf auth login` or "
-        "of HF_TOKEN. This is the one command that uses the network."
+        "of HF_TOKEN."
     )
     command = parse(Push, arguments, prog="byol push", description=description, switches=True)
     encoder = load_encoder(command.run, net=command.encoder, weights=command.weights)

@@ -152,7 +152,8 @@ def test_scores_that_cannot_be_written_are_told_in_a_sentence(run, labelled, tmp
     ]
     assert main([*words, "--out", str(tmp_path)]) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("byol evaluate: ")]
-    assert line.startswith(f"byol evaluate: {tmp_path}/scores.jsonl cannot be written: ")
+    assert f" {tmp_path}/scores.jsonl: " in line
+    assert "--out" in line
 
 
 def test_a_run_that_cannot_be_written_to_can_be_compared_with(run, labelled, capsys, caplog):
@@ -429,7 +430,7 @@ def test_scores_are_added_to_nothing_outside_of_a_run_that_a_stranger_made(
     run, labelled, tmp_path, capsys, name, kind
 ):
     copy, precious = tmp_path / "run", tmp_path / "precious"
-    shutil.copytree(run, copy)
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("features"))
     precious.write_text("work")
     (copy / name).unlink(missing_ok=True)
     make = {"link": lambda to: to.symlink_to(precious), "second name": lambda to: os.link(precious, to)}
