@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 
 from byol.commands.embed import kept_in, progress_of
-from byol.disk import check_writable
+from byol.disk import at_once, check_writable
 from byol.errors import ConfigError, show
 from byol.evaluation.classifier import COLUMNS, load_classifier
 from byol.features.embed import store_beside
@@ -70,9 +70,9 @@ def check_out(out: Path, data: str) -> None:
     if out.suffix != ".csv" or os.path.isdir(out):
         raise ConfigError(f"--out is {out}; expected the name of a .csv file.")
     if os.path.exists(out):
-        with out.open("rb") as file:
+        with open(out, "rb", opener=at_once) as file:  # a pipe has nothing
             start = file.read(256)
-        written = start.startswith(",".join(COLUMNS).encode())
+        written = (start or b"").startswith(",".join(COLUMNS).encode())
         if not written or (os.path.exists(data) and os.path.samefile(out, data)):
             raise ConfigError(
                 f"--out is {out}, which is there already and is not replaced. Give another name."

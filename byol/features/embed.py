@@ -218,6 +218,8 @@ def _rows(file: Path) -> int | None:
     import pyarrow.parquet as pq
 
     try:
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise OSError("it is not a file")
         return int(pq.read_metadata(file).num_rows)
     except FileNotFoundError:
         return None

@@ -1,6 +1,7 @@
 """`Features`: a matrix with a row per image."""
 
 import mmap
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -93,6 +94,8 @@ class Features:
         when used. Raises DataError when the file is missing or holds something else.
         """
         try:
+            if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+                raise DataError("It is not a file.")
             return cls(**read(Path(path), mapped=mapped))
         except ByolError as failure:
             reason = printable(str(failure))

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +64,26 @@ def test_missing_folders_are_made(here, capsys):
     assert len(Features.load("new/folder/f.npz").x) == 11
     told(capsys, "search f.npz --outliers 2 --sheet other/s.png --data photos")
     assert (here / "other" / "s.png").exists()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("words", ["embed run --data photos --out p.npz", "search p.npz --outliers 2"])
+def test_a_pipe_in_the_place_of_features_is_a_sentence_and_not_waited_for(here, capsys, words):
+    os.mkfifo("p.npz")
+    assert main(words.split()) in (2, 3)
+    assert "p.npz" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_among_the_files_of_a_folder_of_features_is_replaced(here, capsys, caplog):
+    told(capsys, "embed run --data photos --out f/")
+    (part,) = Path("f").glob("part-*")
+    whole = part.read_bytes()
+    part.unlink()
+    os.mkfifo(part)
+    told(capsys, "embed run --data photos --out f/")
+    assert "is damaged" in caplog.text
+    assert part.read_bytes() == whole
 
 
 def test_features_and_queries_of_the_largest_central_square(here, capsys):
