@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import stat
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -94,8 +95,8 @@ class Features:
         when used. Raises DataError when the file is missing or holds something else.
         """
         try:
-            if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-                raise DataError("It is not a file.")
+            if stat.S_ISFIFO(os.stat(path).st_mode):  # it would be waited for
+                raise ValueError("it is a pipe")
             return cls(**read(Path(path), mapped=mapped))
         except ByolError as failure:
             reason = printable(str(failure))
