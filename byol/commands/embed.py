@@ -57,7 +57,7 @@ def embed(arguments: Sequence[str]) -> int:
     with StopSignals() as stop, World.join(command.device) as world:
         device = str(world.device)
         encoder = load_encoder(command.run, net=command.encoder, weights=command.weights, device=device)
-        encoder = encoder if command.eval_crop is None else encoder.with_crop(command.eval_crop)
+        encoder = encoder.with_crop(command.eval_crop)
         images = encoder.open(command.data)
         if in_parts:
             files, rows = embed_into(

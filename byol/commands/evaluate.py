@@ -258,18 +258,17 @@ def tasks_of(command: Evaluate, world: World) -> list[tuple[Path | None, Task]]:
 
 
 def loaded(word: str, command: Evaluate) -> Encoder:
-    """An encoder by its path or its name in a library, with the central crop that is to be scored."""
-    encoder = found(word, command)
-    return encoder if command.eval_crop is None else encoder.with_crop(command.eval_crop)
+    """An encoder by its path or its name in a library, with the central crop that is to be scored.
 
-
-def found(word: str, command: Evaluate) -> Encoder:
-    """The encoder itself; --encoder builds a network of the user's own."""
+    --encoder builds a network of the user's own.
+    """
     if word.startswith(LIBRARIES):
-        return load_encoder(word, weights=command.weights, device=command.device)
-    try:
-        return load_encoder(word, device=command.device)
-    except OwnNetwork:
-        if command.encoder is None:
-            raise
-        return load_encoder(word, net=command.encoder, device=command.device)
+        encoder = load_encoder(word, weights=command.weights, device=command.device)
+    else:
+        try:
+            encoder = load_encoder(word, device=command.device)
+        except OwnNetwork:
+            if command.encoder is None:
+                raise
+            encoder = load_encoder(word, net=command.encoder, device=command.device)
+    return encoder.with_crop(command.eval_crop)

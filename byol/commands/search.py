@@ -181,7 +181,7 @@ def by_query(queries: Sequence[str], run: str, command: Search, features: Featur
             what = "a folder" if os.path.isdir(path) else "not there"
             raise DataError(f"--query '{printable(path)}' is {what}; expected pictures.")
     encoder = load_encoder(run, net=command.encoder, weights=command.weights, device=command.device)
-    encoder = encoder if command.eval_crop is None else encoder.with_crop(command.eval_crop)
+    encoder = encoder.with_crop(command.eval_crop)
     same = features.encoder_checksum in (None, encoder.checksum())
     if not same or encoder.info.features != features.x.shape[1]:
         raise ConfigError(

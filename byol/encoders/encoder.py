@@ -130,9 +130,12 @@ class Encoder(nn.Module):
         """The network that was trained."""
         return self.network.net
 
-    def with_crop(self, share: float) -> "Encoder":
-        """This encoder for the central square of another share of the shorter side; it shares the network."""
-        return Encoder(self.network, replace(self.info, crop_ratio=share))
+    def with_crop(self, share: float | None) -> "Encoder":
+        """This encoder for the central square of another share of the shorter side; it shares the network.
+
+        None leaves the crop as it is.
+        """
+        return self if share is None else Encoder(self.network, replace(self.info, crop_ratio=share))
 
     def tensors(self) -> dict[str, Tensor]:
         """The network's tensors by their plain names. Raises ConfigError for state that is not a tensor."""

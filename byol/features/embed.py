@@ -27,7 +27,17 @@ from byol.data.decode import BadImage
 from byol.data.images import Images
 from byol.data.samples import Samples, on_device, sample_batches
 from byol.data.workers import Made, going_on, made, never
-from byol.disk import check_writable, hold, left_behind, parse_json, read_json, replacing, write_text, writing
+from byol.disk import (
+    at_once,
+    check_writable,
+    hold,
+    left_behind,
+    parse_json,
+    read_json,
+    replacing,
+    write_text,
+    writing,
+)
 from byol.encoders.encoder import Encoder, device_of, digest
 from byol.errors import CheckpointError, ConfigError, DataError, printable
 from byol.features.features import Features as Features, Rows, Values, check_finite, unit
@@ -218,9 +228,8 @@ def _rows(file: Path) -> int | None:
     import pyarrow.parquet as pq
 
     try:
-        if file.exists() and not file.is_file():  # a pipe would be waited for
-            raise OSError("it is not a file")
-        return int(pq.read_metadata(file).num_rows)
+        with open(file, "rb", opener=at_once) as opened:
+            return int(pq.read_metadata(opened).num_rows)
     except FileNotFoundError:
         return None
     except (pa.ArrowInvalid, OSError) as failure:

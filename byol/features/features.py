@@ -1,8 +1,6 @@
 """`Features`: a matrix with a row per image."""
 
 import mmap
-import os
-import stat
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -95,8 +93,6 @@ class Features:
         when used. Raises DataError when the file is missing or holds something else.
         """
         try:
-            if stat.S_ISFIFO(os.stat(path).st_mode):  # it would be waited for
-                raise ValueError("it is a pipe")
             return cls(**read(Path(path), mapped=mapped))
         except ByolError as failure:
             reason = printable(str(failure))

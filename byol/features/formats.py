@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from byol.disk import in_utf8, opened_safetensors, parse_json
+from byol.disk import at_once, in_utf8, opened_safetensors, parse_json
 from byol.errors import ConfigError, DataError
 from byol.machine import available_memory
 
@@ -67,7 +67,7 @@ def write(fields: Fields, path: Path) -> None:
 
 def read(path: Path, *, mapped: bool) -> Fields:
     """What a file holds. Raises DataError, or whatever a library raises of files missing or damaged."""
-    with path.open("rb") as file:
+    with open(path, "rb", opener=at_once) as file:
         start, seal = file.read(6), _bytes_before(file, len(SEAL) + 32)
         if path.suffix == ".parquet":
             fields = _read_parquet(path)
