@@ -7,14 +7,12 @@ computing.
 """
 
 import argparse
-import ctypes
 import io
 import json
 import os
 import random
 import re
 import shutil
-import signal
 import sys
 import tarfile
 import tempfile
@@ -25,6 +23,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,10 @@ from byol.errors import ByolError
 from byol.evaluation.data_sets import read_data_sets
 from byol.evaluation.score import read_scores
 
+SERVER = get_context("forkserver")  # starts processes that hold no more than what is imported
+SERVER.set_forkserver_preload(
+    ["byol.commands.train", "byol.evaluation.knn", "pyarrow.parquet", "safetensors"]
+)
 MEMORY, SECONDS = 500 * 2**20, 20.0
 BUSY = 10  # times as long may be waited where other programs compute too
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -468,36 +473,25 @@ def attempt(kind: Kind, good: Path, folder: Path, seed: int | None) -> str:
         after = changed(before, chance, kind.text)
     path.write_bytes(after)
     allowed = MEMORY + max(len(before), len(after))
-    readable, writable = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(readable)
-        os.chdir(copy)
-        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
-            trim(0)  # what the process before freed and kept would be room that nobody sees
-        with suppress(OSError):  # forget the peak of the process that this one came from
-            Path("/proc/self/clear_refs").write_text("5")
-        base = memory("VmRSS")
-        said = in_the_child(kind, path, before, refusal=seed is not None)
-        grown = memory("VmHWM") - base
-        if not said and grown > allowed:
-            said = f"took {grown / 2**20:.0f} MB for a file of {len(after) / 2**20:.1f} MB"
-        os.write(writable, said.encode(errors="backslashreplace")[-60_000:])
-        os._exit(0)
-    os.close(writable)
-    deadline, done = time.monotonic() + BUSY * SECONDS, 0
-    while not done and computed(child) < SECONDS and time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        time.sleep(0.002)
+    receive, send = SERVER.Pipe(duplex=False)
+    read = (kind.read, kind.seal, copy, Path(relative), before)
+    child = SERVER.Process(target=in_the_child, args=(send, *read, allowed, seed is not None))
+    child.start()
+    send.close()
+    deadline = time.monotonic() + BUSY * SECONDS
+    while not (done := receive.poll(0.005)) and computed(child) < SECONDS and time.monotonic() < deadline:
+        pass
     if not done:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    with open(readable, "rb") as pipe:
-        said = pipe.read().decode()
-    if not done:
-        said = f"not done after {SECONDS:g} s of computing, or {BUSY * SECONDS:g} s"
-    elif status and not said:
-        said = f"ended with {os.waitstatus_to_exitcode(status)}"
+        child.kill()
+    child.join()
+    said = (
+        f"ended with {child.exitcode}"
+        if done
+        else f"not done after {SECONDS:g} s of computing, or {BUSY * SECONDS:g} s"
+    )
+    with suppress(EOFError):
+        said = receive.recv() if done else said
+    receive.close()
     if (copy / "canary").exists():
         said = "code ran"
     shutil.rmtree(copy)
@@ -512,9 +506,12 @@ def changed_description(header: bytes, chance: random.Random) -> bytes:
     return json.dumps(whole).encode()
 
 
-def computed(process: int) -> float:
-    """Seconds that a process has computed."""
-    parts = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+def computed(child: BaseProcess) -> float:
+    """Seconds that a process has computed; 0 when it has ended."""
+    try:
+        parts = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
     return sum(map(int, parts[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
@@ -525,7 +522,34 @@ def memory(what: str) -> int:
     return int(found[1]) * 1024
 
 
-def in_the_child(kind: Kind, path: Path, before: bytes, refusal: bool) -> str:
+def in_the_child(
+    answer: Connection,
+    read: Callable[[Path], object],
+    seal: Callable[[Path], None] | None,
+    folder: Path,
+    file: Path,
+    before: bytes,
+    allowed: int,
+    refusal: bool,
+) -> None:
+    """Answer what reading a file in a folder ends in, or how much memory it takes beyond what is allowed."""
+    os.chdir(folder)
+    size, base = (folder / file).stat().st_size, memory("VmRSS")
+    said = outcome_of(read, seal, folder / file, before, refusal)
+    grown = memory("VmHWM") - base
+    if not said and grown > allowed:
+        said = f"took {grown / 2**20:.0f} MB for a file of {size / 2**20:.1f} MB"
+    answer.send(said[-60_000:])
+    os._exit(0)
+
+
+def outcome_of(
+    read: Callable[[Path], object],
+    seal: Callable[[Path], None] | None,
+    path: Path,
+    before: bytes,
+    refusal: bool,
+) -> str:
     """Read the file. Returns "" for a result or, with `refusal`, for a sentence; else what went wrong."""
     with open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 1)
@@ -538,13 +562,13 @@ def in_the_child(kind: Kind, path: Path, before: bytes, refusal: bool) -> str:
             caught.append(f"{event} {arguments!r:.200}")
 
     sys.addaudithook(watch)
-    if kind.seal:
+    if seal:
         try:
-            kind.seal(path)
+            seal(path)
         except Exception:  # so damaged that it cannot be sealed; the unsealed kind covers that
             path.write_bytes(before)
     try:
-        kind.read(path)
+        read(path)
     except ByolError:
         if not refusal:
             return traceback.format_exc()
