@@ -16,6 +16,7 @@ from typing import Any
 from measure import machine, table
 
 import byol
+from byol.encoders.load import untrained
 from byol.method.views import ViewConfig
 from byol.train.config import ModelConfig, OptimConfig
 
@@ -28,8 +29,9 @@ class Row:
     optim: dict[str, Any] = field(default_factory=dict)
 
 
+PLAIN, UNTRAINED = "BYOL", "untrained"
 ROWS = {
-    "BYOL": Row("72.5"),
+    PLAIN: Row("72.5"),
     "no momentum (SimSiam)": Row("0.3 (T5a, tau 0)", model={"use_momentum": False}),
     "target stands still": Row("18.8 (T5a, tau 1)", optim={"base_tau": 1.0}),
     "linear predictor": Row("71.5 (T14a)", model={"linear_predictor": True}),
@@ -37,21 +39,22 @@ ROWS = {
     "EMA of BatchNorm statistics": Row("-", model={"ema_statistics": True}),
     "joint BatchNorm": Row("-", model={"joint_batchnorm": True}),
     "symmetric views": Row("72.5 (T17)", views={"blur": (0.5, 0.5), "solarize": (0.2, 0.2)}),
+    UNTRAINED: Row("1.4 (T5a)"),
 }
 
 
 def scored(name: str, row: Row, seed: int, options: argparse.Namespace) -> dict[str, float]:
     """kNN and linear top-1 of a run with this change; of one that is there already it is only scored."""
-    folder = Path(options.out) / f"{name.replace(' ', '-')}-{seed}"
+    folder = Path(options.out) / f"{(PLAIN if name == UNTRAINED else name).replace(' ', '-')}-{seed}"
     config = byol.TrainConfig(
         out=str(folder), encoder=options.encoder, epochs=options.epochs, seed=seed,
         on_collapse="warn", kind="paper", model=ModelConfig(**row.model), optim=OptimConfig(**row.optim),
         views=ViewConfig(**row.views),
     )  # fmt: skip
-    run = byol.pretrain(None, options.train, config)
-    scores = byol.evaluate(
-        run.encoder, train=options.train, test=options.test, cache=Path(options.out) / "cache"
-    )
+    encoder = byol.pretrain(None, options.train, config).encoder
+    if name == UNTRAINED:
+        encoder = untrained(encoder, seed=seed)
+    scores = byol.evaluate(encoder, train=options.train, test=options.test, cache=Path(options.out) / "cache")
     return {protocol: score.top1 for protocol, score in scores.items() if score.top1 is not None}
 
 

@@ -40,8 +40,7 @@ class SharedBatchNorm(_BatchNorm):
 
 def shared_statistics(x: Tensor) -> tuple[float, Tensor, Tensor]:
     """Count, mean and variance (C,) of x (B, C, ...) over all processes, alike on each of them."""
-    own, dims = wide(x.detach()), [0, *range(2, x.ndim)]
-    var, mean = torch.var_mean(own, dims, correction=0)
+    mean, var = torch.batch_norm_update_stats(wide(x.detach()), None, None, 0.0)  # a third of var_mean's time
     said = torch.cat([mean, var, mean.new_tensor([x.numel() / x.shape[1]])])
     every = [torch.empty_like(said) for _ in range(distributed.get_world_size())]
     distributed.all_gather(every, said)
@@ -77,21 +76,20 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Any) -> tuple[Tensor | None, ...]:
         x, weight, mean, scale = ctx.saved_tensors
-        slope, shape = wide(slopes[0]), (1, -1, *[1] * (x.ndim - 2))
-        dims = [0, *range(2, x.ndim)]
-        centred = wide(x) - mean.view(shape)
+        x_wide, slope, one = wide(x), wide(slopes[0]), torch.ones_like(scale)
         # Of this process: the gradients of bias and weight, which are averaged later with all others.
-        bias_slope, weight_slope = slope.sum(dims), (slope * centred).sum(dims) * scale
+        _, weight_slope, bias_slope = torch.ops.aten.native_batch_norm_backward(
+            slope, x_wide, one, None, None, mean, scale, True, 0.0, [False, True, True]
+        )
         sums = torch.cat([bias_slope, weight_slope])
         distributed.all_reduce(sums)
         of_mean, of_scale = (sums / ctx.count).chunk(2)
         factor = scale if weight is None else scale * weight
-        x_slope = torch.addcmul(
-            slope - of_mean.view(shape), centred, (of_scale * scale).view(shape), value=-1
-        )
-        x_slope = (x_slope * factor.view(shape)).to(x.dtype)
+        # (slope - of_mean - (x - mean) * scale * of_scale) * factor, in the passes of torch's own kernels.
+        x_slope = nn.functional.batch_norm(slope, of_mean, one, factor, eps=0.0)
+        x_slope -= nn.functional.batch_norm(x_wide, mean, one, factor * scale * of_scale, eps=0.0)
         learned = (None, None) if weight is None else (weight_slope, bias_slope)
-        return x_slope, *learned, None, None, None, None
+        return x_slope.to(x.dtype), *learned, None, None, None, None
 
 
 class Shared1d(SharedBatchNorm, nn.BatchNorm1d):
