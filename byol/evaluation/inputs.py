@@ -16,7 +16,7 @@ from byol.data.labels import Labels
 from byol.data.readers.dataset import Items
 from byol.data.readers.reader import evenly_spaced
 from byol.encoders.encoder import Encoder
-from byol.errors import ConfigError, DataError, printable
+from byol.errors import ByolError, ConfigError, DataError, printable
 from byol.evaluation.classifier import Classifier
 from byol.evaluation.subsets import train_test_split
 from byol.features.embed import embed
@@ -49,9 +49,9 @@ def opened(given: Any, role: str, encoder: Encoder | None, classes: Sequence[str
     if path is not None and path.suffix in FEATURES:
         try:
             given = Features.load(path)
-        except DataError:
+        except ByolError:
             if encoder is None or path.suffix == ".safetensors":
-                raise  # else it may be a file of images
+                raise  # else it may be a file of images, whose reader says what it lacks
     if isinstance(given, Features):
         return given
     if encoder is None:

@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -331,6 +332,17 @@ def test_features_need_no_encoder(encoder, tmp_path):
         evaluate(train=tmp_path / "missing.npz", test=test)
     with pytest.raises(ConfigError, match="works on images"):
         evaluate(train=train, test=test, protocols="semi-10")
+
+
+def test_images_in_parquet_without_its_library_are_not_taken_for_features(tmp_path, encoder, monkeypatch):
+    for name in ("train", "test"):
+        pq.write_table(
+            pa.table({"image": [picture(name, 0).tobytes()], "label": [0]}), tmp_path / f"{name}.parquet"
+        )
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"parquet.*pip install") as refused:
+        evaluate(encoder, train=tmp_path / "train.parquet", test=tmp_path / "test.parquet")
+    assert "eatures" not in str(refused.value)
 
 
 def test_numbers_of_numpy_are_settings_and_words_are_not(encoder, tmp_path):
