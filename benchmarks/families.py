@@ -78,7 +78,7 @@ FAMILIES = {
     ),
     "ConvNeXt": Family("timm:convnext_atto", ("patch_size=2", "depths=[1,1,2,1]", "dims=[32,64,128,256]")),
     "EfficientNet": Family("timm:test_efficientnet", ("output_stride=8",)),
-    "MobileNet": Family("timm:mobilenetv3_small_050", ("output_stride=8",)),
+    "MobileNet": Family("timm:mobilenetv3_small_050"),
     "ResNet with GroupNorm": Family(
         "timm:resnet18", ("norm_layer=groupnorm", "layers=[1,1,1,1]", "channels=[32,64,128,256]")
     ),

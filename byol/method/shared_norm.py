@@ -40,7 +40,7 @@ class SharedBatchNorm(_BatchNorm):
 
 def shared_statistics(x: Tensor) -> tuple[float, Tensor, Tensor]:
     """Count, mean and variance (C,) of x (B, C, ...) over all processes, alike on each of them."""
-    mean, var = torch.batch_norm_update_stats(wide(x.detach()), None, None, 0.0)  # a third of var_mean's time
+    mean, var = torch.batch_norm_update_stats(wide(x.detach()), None, None, 0.0)  # var_mean is much slower
     said = torch.cat([mean, var, mean.new_tensor([x.numel() / x.shape[1]])])
     means, vars_, counts = gathered(said).split([len(mean), len(mean), 1], dim=1)
     shares = counts / counts.sum()

@@ -45,9 +45,7 @@ from byol.evaluation.data_sets import read_data_sets
 from byol.evaluation.score import read_scores
 
 SERVER = get_context("forkserver")  # starts processes that hold no more than what is imported
-SERVER.set_forkserver_preload(
-    ["byol.commands.train", "byol.evaluation.knn", "pyarrow.parquet", "safetensors"]
-)
+SERVER.set_forkserver_preload(["byol.commands.train", "byol.evaluation.knn", "pyarrow.parquet"])
 MEMORY, SECONDS = 500 * 2**20, 20.0
 BUSY = 10  # times as long may be waited where other programs compute too
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -484,13 +482,12 @@ def attempt(kind: Kind, good: Path, folder: Path, seed: int | None) -> str:
     if not done:
         child.kill()
     child.join()
-    said = (
-        f"ended with {child.exitcode}"
-        if done
-        else f"not done after {SECONDS:g} s of computing, or {BUSY * SECONDS:g} s"
-    )
-    with suppress(EOFError):
-        said = receive.recv() if done else said
+    said = f"not done after {SECONDS:g} s of computing, or {BUSY * SECONDS:g} s"
+    if done:
+        try:
+            said = receive.recv()
+        except EOFError:
+            said = f"ended with {child.exitcode}"
     receive.close()
     if (copy / "canary").exists():
         said = "code ran"
