@@ -24,6 +24,7 @@ from byol.data.images import Images, open_images
 from byol.disk import parse_json, read_safetensors, replacing, write_text
 from byol.errors import CheckpointError, ConfigError, DataError, complaint, damaged
 from byol.method.byol import evaluating
+from byol.method.cpu import laid_out
 from byol.method.crops import Interpolation
 from byol.method.hidden import INPUT, OUTPUT, HiddenLayer, Pooling, layer_name
 from byol.method.pixels import ImageCheck, normalise_, prepare
@@ -297,7 +298,7 @@ def filled(
 def ready(net: nn.Module, layer: str, info: EncoderInfo, device: torch.device) -> Encoder:
     """An encoder on a device, in the memory format that is fast there for images, in eval mode."""
     encoder = Encoder(HiddenLayer(net, layer, info.pooling, info.skip, info.calls), info).to(device).eval()
-    return encoder.to(memory_format=torch.channels_last) if info.takes_images else encoder
+    return laid_out(encoder) if info.takes_images else encoder
 
 
 def plain_name(net: nn.Module, name: str) -> str:

@@ -33,8 +33,8 @@ from byol.encoders.encoder import Encoder, EncoderInfo, check_savable
 from byol.errors import ConfigError, DataError, complaint
 from byol.evaluation.online import OnlineProbe, ProbedLearner
 from byol.machine import usable_cores
-from byol.method.bf16 import wrong_in_bf16
 from byol.method.byol import BYOL, evaluating
+from byol.method.cpu import laid_out, wrong_in_bf16
 from byol.method.draws import Stream, seed_of, uniforms
 from byol.method.extra import local_size
 from byol.method.hidden import OUTPUT
@@ -165,7 +165,7 @@ class Setup:
                 continue
             if self.config.precision is not None:
                 raise ConfigError(
-                    f"precision is bf16, and {views} are smaller than the stride when they come to {name}, "
+                    f"precision is bf16, and {views} are too small for the kernel when they come to {name}, "
                     "whose gradient a CPU then computes wrong in bf16. Give --precision fp32, or a larger "
                     "--image-size."
                 )
@@ -214,7 +214,7 @@ class Setup:
         if plan.recompute:
             recompute(learner.online.encoder)
         learner = learner.to(self.world.device)
-        return learner if plan.own_views else learner.to(memory_format=torch.channels_last)
+        return learner if plan.own_views else laid_out(learner)
 
     def example(self, seed: int) -> Any:
         """View 1 of a few samples, a batch: what the network is tried with."""

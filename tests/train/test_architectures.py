@@ -186,7 +186,7 @@ def check(
     load(encoder.net, {name: net.state_dict()[name] for name in saved})
     prepared = encoder.prepare(images, normalised=True)
     assert (prepared - x).abs().max() < 1e-5
-    # In float64: of the batch's own statistics some are nearly zero, and rounding is magnified layer by layer.
+    # In float64: some of a batch's variances are nearly zero, and magnify rounding from layer to layer.
     encoder.net.double().register_forward_pre_hook(lambda module, fed: (fed[0].double(), *fed[1:]))
     with torch.no_grad():
         expected = features(net.double(), prepared.double()).float()
