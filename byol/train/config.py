@@ -84,6 +84,11 @@ class ModelConfig(Checked, group="model."):
             name, equals, value = option.partition("=")
             if not (name.isidentifier() and equals):
                 raise ConfigError(f"model.options has {option!r}; expected NAME=VALUE, such as patch_size=4.")
+            if name in ("name", "channels", "image_size"):  # arguments of build_encoder itself
+                raise ConfigError(
+                    f"model.options gives {name}, which comes from --encoder, the images or --image-size. For "
+                    "a network that has such an option give a function of your own, package.module:function."
+                )
             if name in found:
                 raise ConfigError(f"model.options gives {name} once more: {option}. Give it once.")
             found[name] = value

@@ -227,6 +227,7 @@ BAD = [
     (["train", "{pictures}", "--out", "{tmp}/o", "--encoder", "resnet51"], 2, "resnet50"),
     (["train", "{pictures}", "--out", "{tmp}/o", "--preset", "imagnet-300"], 2, "imagenet-300"),
     (["train", "{pictures}", "--out", "{tmp}/o", "--model.options", "depth"], 2, "expected NAME=VALUE"),
+    (["train", "{pictures}", "--out", "{tmp}/o", "--model.options", "channels=[8,8]"], 2, "of your own"),
     (["train", "{pictures}", "--out", "o", "--model.width", "4", "--model.options", "width=5"], 2, "once"),
     (["train", "{pictures}", "--out", "{tmp}/o", "--model.options", "widht=4"], 2, "Did you mean 'width'"),
     (["train", "{pictures}", "--out", "{tmp}/o", "--batch-size", "4096"], 3, "only 24 images"),
