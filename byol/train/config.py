@@ -86,7 +86,7 @@ class ModelConfig(Checked, group="model."):
                 raise ConfigError(f"model.options has {option!r}; expected NAME=VALUE, such as patch_size=4.")
             if name in ("name", "channels", "image_size"):  # arguments of build_encoder itself
                 raise ConfigError(
-                    f"model.options gives {name}, which comes from --encoder, the images or --image-size. For "
+                    f"model.options gives {name}, which --encoder, the images or --image-size give. For "
                     "a network that has such an option give a function of your own, package.module:function."
                 )
             if name in found:
