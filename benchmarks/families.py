@@ -65,23 +65,28 @@ class Family:
     encoder: str | Callable[[], nn.Module]
     options: tuple[str, ...] = ()
     optim: dict[str, Any] = field(default_factory=dict)
+    side: int | None = None  # of the views, for networks that take one size only; else the budget settles it
 
 
 FAMILIES = {
     "ViT": Family(
-        "timm:vit_tiny_patch16_224", ("patch_size=4", "embed_dim=96", "depth=4", "num_heads=4"), TRANSFORMER
+        "timm:vit_tiny_patch16_224",
+        ("patch_size=4", "embed_dim=96", "depth=4", "num_heads=4"),
+        TRANSFORMER,
+        32,
     ),
     "Swin": Family(
         "timm:swin_tiny_patch4_window7_224",
-        ("patch_size=2", "window_size=4", "depths=[2,2]", "embed_dim=48", "num_heads=[2,4]"),
+        ("patch_size=4", "window_size=4", "depths=[2,2]", "embed_dim=64", "num_heads=[2,4]"),
         TRANSFORMER,
+        32,
     ),
     "ConvNeXt": Family("timm:convnext_atto", ("patch_size=2", "depths=[1,1,2,1]", "dims=[32,64,128,256]")),
     "EfficientNet": Family("timm:test_efficientnet", ("output_stride=8",)),
     "MobileNet": Family("timm:mobilenetv3_small_050"),
     "ResNet with GroupNorm": Family("timm:resnet18", ("norm_layer=groupnorm", "layers=[1,1,1,1]")),
     "Hugging Face's ResNet": Family(hugging_face),
-    "MLP": Family(mlp),
+    "MLP": Family(mlp, side=32),
     "3-D ResNet": Family(video_resnet),
 }
 
@@ -104,14 +109,15 @@ def row(name: str, family: Family, options: argparse.Namespace) -> list[str]:
     test: Any
     if of_clips:
         train, test = byol.Samples(*videos(2000)), byol.Samples(*videos(2000))
-        # Views of one's own know no budget; in bf16 this network's first gradient was not finite on a CPU.
-        settings, views = (
-            {"hidden_layer": "output", "epochs": options.epochs, "batch_size": 64, "precision": "fp32"},
-            two_views,
-        )
+        # Views of one's own know no budget.
+        settings, views = {"hidden_layer": "output", "epochs": options.epochs, "batch_size": 64}, two_views
     else:
         train, test = byol.open_images(options.train), byol.open_images(options.test)
-        settings = {"image_size": 32, "encoder": family.encoder if named else None, "budget": options.budget}
+        settings = {
+            "image_size": family.side,
+            "encoder": family.encoder if named else None,
+            "budget": options.budget,
+        }
         views = None
     config = byol.TrainConfig(
         out=str(Path(options.out) / name.replace(" ", "-")), on_collapse="warn",

@@ -131,10 +131,16 @@ def _write_parquet(fields: Fields, path: Path) -> None:
 def _read_parquet(path: Path) -> Fields:
     check_format(path)
     import pyarrow.parquet as pq
-    from pyarrow import compute
+    from pyarrow import compute, types
 
     with in_utf8(path) as named:
-        names = pq.read_schema(named).names
+        schema = pq.read_schema(named)
+    names = schema.names
+    if "x" in names:
+        kind = schema.field("x").type
+        each = kind.value_type if hasattr(kind, "value_type") else kind
+        if each is kind or not (types.is_floating(each) or types.is_integer(each)):
+            raise DataError(f"Its column x is of {kind}; expected lists of numbers, all of one length.")
     held = [name for name in ("name", "label", "x") if name in names]
     how = {"read_dictionary": held[: held.count("name")], "page_checksum_verification": True}
     with in_utf8(path) as named, pq.ParquetFile(named, **how) as file:

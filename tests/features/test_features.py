@@ -541,6 +541,14 @@ def test_hostile_files_are_a_sentence_soon(tmp_path, name, mapped):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kilobytes
 
 
+@pytest.mark.parametrize("x", [[1.0], [[[1.0, 2.0]]], [["a"]], [[True]], [{"a": 1.0}]], ids=str)
+def test_a_column_that_is_no_list_of_numbers_is_a_sentence(tmp_path, x):
+    """Whatever numpy makes of it: from a list of lists some versions make numbers."""
+    pq.write_table(pa.table({"x": x}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet .*[iI]ts column x is of .*; expected lists of numbers"):
+        Features.load(tmp_path / "a.parquet")
+
+
 def test_a_small_parquet_file_of_more_than_the_memory_is_a_sentence(tmp_path, monkeypatch):
     """A machine with 10 MB, because a file for the memory of this one would take minutes to write."""
     width, rows = 1000, 5000
