@@ -12,6 +12,7 @@ from byol.data.pack import pack as packed
 from byol.errors import show
 from byol.machine import usable_cores
 from byol.settings import parse
+from byol.train.plan import counted
 from byol.train.signals import StopSignals
 
 
@@ -51,7 +52,7 @@ def pack(arguments: Sequence[str]) -> int:
         show(f"left out   {images.name(row)}: {reason}")
     if (missing := len(images) - done.images) > SHOWN:
         show(f"left out   {missing:,} of {len(images):,} images in all, which cannot be read")
-    size = f"{done.bytes / 1e6:,.1f} MB"
-    show(f"written    {command.out}: {done.images:,} images in {done.shards:,} shards, {size}")
+    made = f"{counted(done.images, 'image')} in {counted(done.shards, 'shard')}"
+    show(f"written    {command.out}: {made}, {done.bytes / 1e6:,.1f} MB")
     show(f"next       {shlex.join(['byol', 'train', command.out, '--out', 'runs/a'])}")
     return 0

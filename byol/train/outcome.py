@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
-from byol.train.plan import Plan
+from byol.train.plan import Plan, counted
 
 State = Literal["learning", "slow", "too short", "collapsing", "collapsed", "diverging"]
 Line = Mapping[str, Any]  # of metrics.jsonl
@@ -65,7 +65,8 @@ def verdict_of(lines: Sequence[Line], plan: Plan) -> Verdict | None:
     )
     evidence += f"their partner among the others, then {100 * found_first:.0f} %"
     if plan.total_steps < FEW_STEPS:
-        short = f"only {plan.total_steps:,} steps of {plan.batch_size} {several} were made; {evidence}"
+        made = f"{counted(plan.total_steps, 'step')} of {plan.batch_size} {several}"
+        short = f"only {made} {'was' if plan.total_steps == 1 else 'were'} made; {evidence}"
         length = "--epochs" if plan.own_views else "--epochs or --budget"
         more = f"Give more {length}, or a smaller --batch-size: a few hundred steps at least."
         return Verdict("too short", short, more, knn)

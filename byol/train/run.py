@@ -29,7 +29,7 @@ from byol.train.log import BadImages, RunLog, duration
 from byol.train.loggers import Loggers
 from byol.train.monitor import Monitor, step_signs
 from byol.train.outcome import Verdict, trouble, verdict_of
-from byol.train.plan import Plan
+from byol.train.plan import Plan, counted
 from byol.train.run_folder import RunFolder
 from byol.train.setup import Setup, split, together
 from byol.train.signals import StopSignals
@@ -180,7 +180,7 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
                     with watch.during("saving"):
                         save_encoder(trained_encoder, folder.path)
                     took = duration(time.perf_counter() - began)
-                    log.say(f"finished   {plan.total_steps - start:,} steps in {took}{bad}")
+                    log.say(f"finished   {counted(plan.total_steps - start, 'step')} in {took}{bad}")
                 verdict = verdict_of(log.lines, plan)
                 if verdict is not None and not finished:
                     write_text(folder.verdict, json.dumps(asdict(verdict), indent=1))

@@ -298,3 +298,4 @@ def test_nothing_collapses_before_the_statistics_of_batchnorm_have_settled(tmp_p
     run = byol.pretrain(net, arrays, small_config(tmp_path, epochs=0.6, knn=knn, hidden_layer="output"))
     assert metrics_of(tmp_path)[-1]["representation_std"] < 0.05
     assert run.verdict.state == "too short"
+    assert "only 1 step of 8 images was made" in run.verdict.evidence
