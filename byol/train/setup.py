@@ -138,6 +138,8 @@ class Setup:
     def new_plan(self) -> Plan:
         """A plan of what was given."""
         config = self.config
+        if self.own is not None:  # so that nothing is planned as for an encoder of this package
+            config = replace(config, encoder=type(self.own).__name__)
         if config.init is not None:
             assert isinstance(self.images, Images)
             config = adopted(config, self.source.info, self.images)
@@ -174,8 +176,6 @@ class Setup:
 
     def with_network(self, plan: Plan) -> Plan:
         """A plan with the network that was given, or that of the weights to start from."""
-        if self.own is not None:
-            plan = replace(plan, encoder=type(self.own).__name__, encoder_options={}, whiten=False)
         if self.views is not None:
             plan = plan.of_samples(self.config.workers or 0)
         return plan if self.config.init is None else started_from(plan, self.config, self.source)

@@ -30,6 +30,16 @@ def test_a_setting_that_could_not_take_effect_is_refused(tmp_path, arrays, run, 
     assert not (tmp_path / "a").exists()
 
 
+def test_a_module_of_ones_own_is_planned_as_a_network_with_a_name_not_as_the_small_encoder(tmp_path):
+    images = np.zeros((64, 32, 32, 3), np.uint8)
+    own, named = (
+        byol.prepare_loop(net, images, byol.TrainConfig(str(tmp_path / "a"), device="cpu", workers=0)).plan
+        for net in (Tiny(), "torchvision:squeezenet1_1")
+    )
+    assert (own.base_lr, own.image_size, own.whiten) == (named.base_lr, named.image_size, named.whiten)
+    assert (own.encoder, own.base_lr, own.image_size) == ("Tiny", 2e-3, (32, 32))
+
+
 def test_images_that_are_open_already_are_read_as_the_config_says(tmp_path, arrays):
     images = byol.open_images(arrays)
     loop = byol.prepare_loop("convnet", images, small_config(tmp_path / "a", data=DataConfig(channels=1)))
