@@ -23,6 +23,7 @@ from torch import nn
 
 import byol
 from byol.encoders.load import untrained
+from byol.method.views import ViewConfig
 from byol.train.config import KnnConfig, ModelConfig, OptimConfig
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
@@ -65,6 +66,7 @@ class Family:
     encoder: str | Callable[[], nn.Module]
     options: tuple[str, ...] = ()
     optim: dict[str, Any] = field(default_factory=dict)
+    views: ViewConfig = field(default_factory=ViewConfig)
     side: int | None = None  # of the views, for networks that take one size only; else the budget settles it
 
 
@@ -73,20 +75,20 @@ FAMILIES = {
         "timm:vit_tiny_patch16_224",
         ("patch_size=4", "embed_dim=96", "depth=4", "num_heads=4"),
         TRANSFORMER,
-        32,
+        side=32,
     ),
     "Swin": Family(
         "timm:swin_tiny_patch4_window7_224",
         ("patch_size=4", "window_size=4", "depths=[2,2]", "embed_dim=64", "num_heads=[2,4]"),
         TRANSFORMER,
-        32,
+        side=32,
     ),
     "ConvNeXt": Family("timm:convnext_atto", ("patch_size=2", "depths=[1,1,2,1]", "dims=[32,64,128,256]")),
     "EfficientNet": Family("timm:test_efficientnet", ("output_stride=8",)),
     "MobileNet": Family("timm:mobilenetv2_035", ("output_stride=8",)),
     "ResNet with GroupNorm": Family("timm:resnet18", ("norm_layer=groupnorm", "layers=[1,1,1,1]")),
     "Hugging Face's ResNet": Family(hugging_face),
-    "MLP": Family(mlp, side=32),
+    "MLP": Family(mlp, optim={"base_lr": 3e-3}, views=ViewConfig(crop_area=(0.5, 1.0)), side=32),
     "3-D ResNet": Family(video_resnet),
 }
 
@@ -116,10 +118,12 @@ def row(name: str, family: Family, options: argparse.Namespace) -> list[str]:
         settings = {"image_size": family.side, "encoder": family.encoder if named else None}
         settings["budget"] = options.budget
         views = None
+    rate = {} if options.base_lr is None else {"base_lr": options.base_lr}
     config = byol.TrainConfig(
         out=str(Path(options.out) / name.replace(" ", "-")), on_collapse="warn",
         model=ModelConfig(options=family.options),
-        optim=OptimConfig(**family.optim, base_lr=options.base_lr),
+        views=family.views,
+        optim=OptimConfig(**(family.optim | rate)),
         knn=KnnConfig(hold_out_share=0.0, times=2), **settings,
     )  # fmt: skip
     net, fresh = (None if isinstance(family.encoder, str) else family.encoder() for _ in range(2))

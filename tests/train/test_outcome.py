@@ -94,6 +94,13 @@ def test_images_that_are_all_the_same_are_named_before_a_step_is_made(tmp_path, 
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
+def test_one_step_is_told_as_one(tmp_path, arrays, capsys):
+    run = byol.pretrain(seeded(), arrays, small_config(tmp_path, epochs=0.15, knn=FOUR_LOOKS))
+    assert run.plan.total_steps == 1
+    assert "only 1 step of 8 images was made" in run.verdict.evidence
+    assert "finished   1 step in " in capsys.readouterr().err
+
+
 def test_twenty_five_steps_are_too_short(tmp_path, arrays):
     run = byol.pretrain(seeded(), arrays, small_config(tmp_path, epochs=3.5, knn=FOUR_LOOKS))
     assert run.plan.total_steps == 25
@@ -298,4 +305,3 @@ def test_nothing_collapses_before_the_statistics_of_batchnorm_have_settled(tmp_p
     run = byol.pretrain(net, arrays, small_config(tmp_path, epochs=0.6, knn=knn, hidden_layer="output"))
     assert metrics_of(tmp_path)[-1]["representation_std"] < 0.05
     assert run.verdict.state == "too short"
-    assert "only 1 step of 8 images was made" in run.verdict.evidence
