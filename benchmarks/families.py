@@ -23,7 +23,6 @@ from torch import nn
 
 import byol
 from byol.encoders.load import untrained
-from byol.method.views import ViewConfig
 from byol.train.config import KnnConfig, ModelConfig, OptimConfig
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
@@ -66,7 +65,6 @@ class Family:
     encoder: str | Callable[[], nn.Module]
     options: tuple[str, ...] = ()
     optim: dict[str, Any] = field(default_factory=dict)
-    views: ViewConfig = field(default_factory=ViewConfig)
     side: int | None = None  # of the views, for networks that take one size only; else the budget settles it
 
 
@@ -88,7 +86,7 @@ FAMILIES = {
     "MobileNet": Family("timm:mobilenetv2_035", ("output_stride=8",)),
     "ResNet with GroupNorm": Family("timm:resnet18", ("norm_layer=groupnorm", "layers=[1,1,1,1]")),
     "Hugging Face's ResNet": Family(hugging_face),
-    "MLP": Family(mlp, optim={"base_lr": 3e-3}, views=ViewConfig(crop_area=(0.5, 1.0)), side=32),
+    "MLP": Family(mlp, optim={"base_lr": 3e-3}, side=32),
     "3-D ResNet": Family(video_resnet),
 }
 
@@ -122,7 +120,6 @@ def row(name: str, family: Family, options: argparse.Namespace) -> list[str]:
     config = byol.TrainConfig(
         out=str(Path(options.out) / name.replace(" ", "-")), on_collapse="warn",
         model=ModelConfig(options=family.options),
-        views=family.views,
         optim=OptimConfig(**(family.optim | rate)),
         knn=KnnConfig(hold_out_share=0.0, times=2), **settings,
     )  # fmt: skip
@@ -143,7 +140,7 @@ def main() -> None:
     )
     parser.add_argument("--test", required=True)
     parser.add_argument("--budget", default="8m", help="of each run")
-    parser.add_argument("--epochs", type=float, default=20, help="of the clips, instead")
+    parser.add_argument("--epochs", type=float, default=8, help="of the clips, instead")
     parser.add_argument("--base-lr", type=float, help="instead of the default")
     parser.add_argument("--judged", type=int, default=10_000, help="images of each split")
     parser.add_argument("--out", default="runs/families")
