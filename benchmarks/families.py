@@ -3,7 +3,7 @@
 python benchmarks/families.py --train cifar10/train.parquet --test cifar10/test.parquet --budget 8m
 
 kNN and linear accuracy of 10,000 test images by 10,000 training images, beside the same network untrained.
-With --base-lr 0.06, thirty times the usual rate, it shows what collapses.
+With --base-lr 0.2, a hundred times the usual rate, it shows what collapses.
 Each is built small enough for a CPU and for 32 pixels; the 3-D network learns from the clips of
 examples/modalities.py. Runs are kept in --out and not made again; --only makes some of the rows.
 """
