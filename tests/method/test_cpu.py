@@ -1,4 +1,4 @@
-"""Networks that torch does not train right in bf16 on a CPU are trained in fp32."""
+"""What torch computes wrong on a CPU is computed another way."""
 
 import os
 import subprocess
