@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+import struct
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,10 @@ FULL = (0, 65535)  # black and white of 16 bits
 PLUGINS = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}  # formats that Pillow reads with a module beside it
 STRIP = 512  # rows of a large picture that are copied at once
 SCANS = 32  # of a JPEG; programs write up to 18, and each is a pass over the whole picture
+# Parts that a picture is read in, beside one for every 128 bytes: each takes 100 bytes and a microsecond.
+MOST_PARTS = 2**16
+MOST_STRIPS = 2**18  # or tiles, of a TIFF: as many of 16 x 16 pixels as MAX_PIXELS are, and one for every row
+MOST_EXIF = 100  # of the parts of a JPEG; Pillow copies all before for each that follows
 SPARE = 32  # bytes; cameras write a few more than a JPEG's pixels need, damage leaves more of them
 ROOM = 1e-3  # by which a float may miss [0, 1]: interpolation overshoots a little
 Array = np.ndarray[Any, Any]
@@ -36,6 +42,7 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Levels = tuple[float, float]  # the samples that become black and white
 
 _ORIENTATION, _SAMPLE_FORMAT = 0x0112, 339  # tags of EXIF and TIFF
+_STRIPS = (273, 324)  # tags of a TIFF that hold where each of them begins
 _TURN = Image.Transpose
 _UPRIGHT = {2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE}
 _UPRIGHT |= {6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90}
@@ -310,8 +317,25 @@ def header(raw: Any) -> tuple[str, str]:
 
 def check_scans(raw: bytes) -> None:
     """Raise BadImage for a JPEG of absurdly many scans."""
-    if raw.count(b"\xff\xda") > SCANS and sum(kind == _SCAN for kind, *_ in segments(raw)) > SCANS:
+    if raw.count(b"\xff\xda") <= SCANS:
+        return
+    kinds = [kind for kind, *_ in islice(segments(raw), MOST_PARTS)]
+    if kinds.count(_SCAN) > SCANS or len(kinds) == MOST_PARTS:
         raise BadImage(f"it has more than {SCANS} scans, each a pass over the whole picture")
+
+
+def check_strips(raw: bytes) -> None:
+    """Raise BadImage for a TIFF of absurdly many strips or tiles: each takes 8 bytes there, 250 in memory."""
+    order, large = {b"II": "<", b"MM": ">"}.get(raw[:2]), 43 in raw[2:4]
+    if order is None or not (large or 42 in raw[2:4]):
+        return
+    place = int(struct.unpack_from(order + "LQ"[large], raw, 8 if large else 4)[0])
+    count = int(struct.unpack_from(order + "HQ"[large], raw, place)[0])
+    entry, size = order + ("HHQ" if large else "HHL"), 20 if large else 12
+    for number in range(min(count, MOST_PARTS)):
+        tag, _, values = struct.unpack_from(entry, raw, place + (8 if large else 2) + number * size)
+        if tag in _STRIPS and values > MOST_STRIPS:
+            raise BadImage(f"it has {values:,} strips or tiles; at most {MOST_STRIPS:,} are read")
 
 
 def load_jpeg(picture: Any, raw: bytes) -> None:
@@ -342,6 +366,24 @@ def segments(raw: bytes) -> Iterator[tuple[int, int, int]]:
         begin = marker.end()
         end = begin + int.from_bytes(raw[begin : begin + 2])
         yield marker[1][0], begin, end
+
+
+class _InParts(BytesIO):
+    """A picture's bytes. Raises BadImage for one of more parts than any program writes: they would take
+    minutes, and many times the picture's size, before its first pixel."""
+
+    def __init__(self, raw: bytes) -> None:
+        super().__init__(raw)
+        self.left: float = MOST_PARTS + len(raw) // 128
+        self.exif = MOST_EXIF
+
+    def read(self, size: int | None = -1) -> bytes:
+        part = super().read(size)
+        self.left -= 1
+        self.exif -= part.startswith(b"Exif\0\0")
+        if min(self.left, self.exif) < 0:
+            raise BadImage("it is made of far more parts (segments, chunks, blocks) than programs write")
+        return part
 
 
 class _Paused(BytesIO):
@@ -383,7 +425,13 @@ def _opened(raw: Any, most: int | None = None) -> Image.Image:
     """The picture in encoded bytes, of which only the header is read. Raises BadImage for too many pixels."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # our own limit speaks, lower or higher
     try:
-        picture = raw if isinstance(raw, Image.Image) else Image.open(BytesIO(raw), formats=formats())
+        if isinstance(raw, Image.Image):
+            picture = raw
+        else:
+            check_strips(raw)
+            picture = Image.open(parts := _InParts(raw), formats=formats())
+            if picture.format != "PNG":  # of which parts lie among and behind the pixels, too
+                parts.left = math.inf  # a packed BMP is read byte by byte
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     if most is not None:

@@ -257,6 +257,76 @@ def test_a_text_chunk_bomb_is_a_bad_image() -> None:
         decode(data[:33] + chunk + data[33:])
 
 
+def in_parts(kind: str, count: int) -> bytes:
+    """A picture and so many little parts that mean nothing."""
+    data = encoded(photo(), "PNG" if "chunk" in kind else "GIF" if "GIF" in kind else "JPEG")
+    part = {
+        "segments of a JPEG": b"\xff\xef\0\2", "fill bytes of a JPEG": b"\xff",
+        "Exif segments of a JPEG": b"\xff\xe1\0\x09Exif\0\0x",
+        "comments of a GIF": b"!\xfe\1a\0",
+    }.get(kind, struct.pack(">I", 0) + b"prVt" + struct.pack(">I", zlib.crc32(b"prVt")))  # fmt: skip
+    start = 33 if "chunk" in kind else 13 + 3 * 2 ** ((data[10] & 7) + 1) if "GIF" in kind else 2
+    start = len(data) - 12 if "behind" in kind else start
+    return data[:start] + count * part + data[start:]
+
+
+PARTS = {
+    "segments of a JPEG": 100_000, "fill bytes of a JPEG": 200_000, "Exif segments of a JPEG": 1000,
+    "comments of a GIF": 100_000, "chunks of a PNG": 100_000, "chunks behind a PNG's pixels": 100_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_a_picture_in_a_million_parts_is_a_bad_image(kind: str) -> None:
+    """20 MB of them took 700 MB of memory, 30 MB of Exif segments a minute: for 40 x 60 pixels."""
+    with pytest.raises(BadImage, match="far more parts"):
+        decode(in_parts(kind, PARTS[kind]))
+    assert decode(in_parts(kind, 50)).shape == (40, 60, 3)
+
+
+def test_a_tiff_of_a_million_strips_is_a_bad_image() -> None:
+    """Each takes 8 bytes in the file and 250 in memory, wherever it ends."""
+    for order, large in (("<", False), (">", False), ("<", True)):
+        for count in (40, 300_000):
+            head, entry, size = (16, "HHQQ", 20) if large else (8, "HHLL", 12)
+            start = head + (8 if large else 2) + 9 * size + (8 if large else 4)
+            ends = start + 60 * 40
+            held = {
+                256: 60,
+                257: 40,
+                258: 8,
+                259: 1,
+                262: 1,
+                273: ends,
+                277: 1,
+                278: 1,
+                279: ends + 4 * count,
+            }
+            data = {"<": b"II", ">": b"MM"}[order]
+            data += struct.pack(order + "HHHQ", 43, 8, 0, 16) if large else struct.pack(order + "HL", 42, 8)
+            data += struct.pack(order + ("Q" if large else "H"), len(held))
+            for tag, value in held.items():
+                data += struct.pack(order + entry, tag, 4, count if tag in (273, 279) else 1, value)
+            data += bytes(8 if large else 4) + bytes(range(240)) * 10
+            starts = [start + 60 * (strip % 40) for strip in range(count)]
+            data += struct.pack(f"{order}{2 * count}L", *starts, *[60] * count)
+            if count > 40:
+                with pytest.raises(BadImage, match="it has 300,000 strips or tiles"):
+                    decode(data)
+            else:
+                assert decode(data, channels=1).tobytes() == bytes(range(240)) * 10
+
+
+def test_a_packed_bmp_that_pillow_reads_byte_by_byte_is_a_picture() -> None:
+    rows = b"".join(bytes([1, column % 251]) for column in range(400)) + b"\0\0"
+    pixels, palette = rows * 400 + b"\0\1", b"".join(bytes([v, v, v, 0]) for v in range(256))
+    head = struct.pack("<LLLHHLLLLLL", 40, 400, 400, 1, 8, 1, len(pixels), 0, 0, 256, 0)
+    start = 14 + len(head) + len(palette)
+    data = b"BM" + struct.pack("<LLL", start + len(pixels), 0, start) + head + palette + pixels
+    expected = np.tile(np.arange(400) % 251, (400, 1))
+    assert np.array_equal(decode(data, channels=1)[:, :, 0], expected)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
 def test_a_truncated_picture_is_a_bad_image(kind: str) -> None:
     data = encoded(photo(120, 160), kind)
@@ -370,6 +440,9 @@ def test_a_jpeg_of_hundreds_of_scans_is_a_bad_image() -> None:
     last = data.rindex(b"\xff\xda")
     with pytest.raises(BadImage, match="scans"):
         decode(data[:last] + 400 * data[last:-2] + data[-2:])
+    hidden = b"\xff\xef" + struct.pack(">H", 2 + 80) + 40 * b"\xff\xda"
+    with pytest.raises(BadImage, match="scans"):  # in segments that would take minutes to go through
+        decode(data[:last] + 100_000 * b"\xff\xef\0\2" + hidden + data[last:])
     film = encoded(photo(), "JPEG") + 400 * b"\xff\xda...."  # a phone's moving picture behind it
     assert decode(film).shape == (40, 60, 3)
 
