@@ -256,8 +256,9 @@ def json_lines(path: Path, word: str, read: Callable[[Any], Item | None]) -> Ite
 
     Lines are passed over that are damaged or of which `read` makes None, or fails; behind half a million of
     them no more is read. Those without `word`, which every good line holds in quotes, are not even parsed.
+    A pipe or a device, which might never end, is as good as missing.
     """
-    if not path.exists():
+    if not path.is_file():
         return
     key, vain = f'"{word}"'.encode(), 0
     with open(path, "rb", opener=at_once) as file:

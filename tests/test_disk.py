@@ -432,3 +432,10 @@ def test_a_pipe_that_has_a_file_s_name_is_not_waited_for(tmp_path):
         read_json(tmp_path / "a")
     with pytest.raises(ValueError, match="no file"), opened_safetensors(tmp_path / "a"):
         pass
+
+
+@pytest.mark.timeout(60)
+def test_a_device_that_never_ends_has_no_lines(tmp_path):
+    """As metrics.jsonl of a stranger's run that is reported."""
+    (tmp_path / "a.jsonl").symlink_to("/dev/zero")
+    assert [*json_lines(tmp_path / "a.jsonl", "a", lambda one: one)] == []

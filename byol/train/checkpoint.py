@@ -169,6 +169,8 @@ def latest(folder: Path, plan: str) -> tuple[int, dict[str, Tensor]] | None:
                 raise CheckpointError(f"Checkpoint {path} is of another plan than the run's. Take it away.")
             if manifest["step"] != step_of(path):
                 raise ValueError(f"its manifest says step {manifest['step']}")
+            if not (path / TENSORS).is_file():  # a pipe or a device would be read for ever
+                raise ValueError(f"{TENSORS} is no file")
             if _digest(path / TENSORS) != manifest["blake2b"]:
                 raise ValueError(f"{TENSORS} does not match its checksum")
             return step_of(path), read_safetensors(path / TENSORS)[0]

@@ -83,6 +83,19 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, caplog
     assert (damage == "gone" and file == "manifest.json") or "step-00000002 is damaged" in caplog.text
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder"])
+@pytest.mark.parametrize("file", ["state.safetensors", "manifest.json"])
+def test_a_checkpoint_of_something_that_never_ends_is_passed_over_for_the_one_before(tmp_path, file, kind):
+    """As in a run of a stranger's: it was waited for, and read, for ever."""
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, tensors(step), "plan")
+    path = tmp_path / "step-00000002" / file
+    path.unlink()
+    {"a pipe": os.mkfifo, "a folder": os.mkdir}.get(kind, lambda path: path.symlink_to("/dev/zero"))(path)
+    assert checkpoint.latest(tmp_path, "plan")[0] == 1
+
+
 def test_when_no_checkpoint_is_sound_nothing_starts_from_zero_in_silence(tmp_path):
     checkpoint.save(tmp_path, 1, tensors(), "plan")
     (tmp_path / "step-00000001" / "state.safetensors").write_text("{")
