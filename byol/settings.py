@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, 
 import numpy as np
 
 from byol.disk import parse_json, read_yaml
-from byol.errors import ConfigError, did_you_mean
+from byol.errors import ConfigError, did_you_mean, printable
 
 T = TypeVar("T")
 PRESETS = Path(__file__).parent / "presets"
@@ -176,16 +176,26 @@ def parse(
     description = textwrap.fill(description, shutil.get_terminal_size().columns, subsequent_indent=" ")
     booleans = tyro.conf.FlagCreatePairsOff if switches else tyro.conf.FlagConversionOff
     first = os.environ.get("RANK", "0") == "0"  # of several processes, which all get the same flags
-    try:
+    words = [printable(word) for word in arguments]  # as a shell's * gives names of files
+
+    def read(arguments: Sequence[str], tell: bool) -> T:
         with _rules():
             return tyro.cli(
                 command,
                 args=list(arguments),
                 prog=prog,
                 description=description,
-                console_outputs=first,
+                console_outputs=tell,
                 config=(booleans, tyro.conf.PositionalMetavarFromFieldName),
             )
+
+    try:
+        try:
+            return read(arguments, first and words == list(arguments))
+        except SystemExit as left:
+            if first and left.code and words != list(arguments):  # tyro repeats them as they are
+                read(words, True)
+            raise
     except SystemExit as left:
         if first or not left.code:
             raise

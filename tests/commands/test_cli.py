@@ -519,6 +519,18 @@ print(main({[*words, "--save-every-steps", "2"]}), file=sys.stderr)
     assert main([*words, "--save-every-steps", "2"]) == 0
 
 
+@pytest.mark.parametrize("word", ["a\x1b[31m\nb.png", "--a\x1b[31m\nb"])
+def test_words_that_are_no_flags_reach_the_terminal_without_their_escapes(word, labelled, tmp_path, capsys):
+    """A shell's * makes words of the names of files."""
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(labelled), word, "--out", str(tmp_path / "a")])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "\x1b[31m" not in said
+    assert "\\x1b[31m\\nb" in said
+    assert said.count("Unrecognized options") == 2  # once as the title
+
+
 @pytest.mark.slow
 def test_a_name_of_ones_own_reaches_the_terminal_without_its_escapes_and_line_ends(
     run, labelled, tmp_path, capfd, caplog
