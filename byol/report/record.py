@@ -18,7 +18,7 @@ from byol.train.log import MOST_LOOKS, Thinned, metrics_in
 from byol.train.outcome import FEW, Verdict, is_look, looks_of, trouble, verdict_of
 from byol.train.plan import Plan
 from byol.train.run_folder import FORMAT, RunFolder
-from byol.train.stopwatch import from_metrics
+from byol.train.stopwatch import from_metrics, whole_time
 
 MOST_POINTS = 2**14  # of a curve: more do not show
 Line = Mapping[str, Any]  # of metrics.jsonl
@@ -64,11 +64,12 @@ class Record:
 
     @property
     def spent(self) -> dict[str, float]:
-        """Seconds that each part of the run took, until its last line of metrics.
+        """Seconds that each part of the run took, until all was saved or its last line of metrics.
 
         Of a time when no parts were told, by an older byol, they are "waiting" and "together", all others.
         """
-        spent = next((found for line in reversed(self.lines) if (found := from_metrics(line))), {})
+        told = next((found for line in reversed(self.lines) if (found := from_metrics(line))), {})
+        spent = whole_time(told, self.folder.time)
         before = 0
         for line in self.lines:
             if line.get("images_per_second", 0) > 0:

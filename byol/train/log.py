@@ -24,7 +24,7 @@ from byol.train.loggers import Loggers
 from byol.train.outcome import FEW, accuracy, is_look, state_so_far
 from byol.train.plan import Plan
 from byol.train.step import StepResult
-from byol.train.stopwatch import PARTS, Stopwatch, from_metrics, to_metrics
+from byol.train.stopwatch import PARTS, Stopwatch, from_metrics, to_metrics, whole_time
 
 logger = logging.getLogger("byol")
 # Between looks at the loss for people, which wait for the device: at the first, on a terminal, in a file.
@@ -45,6 +45,7 @@ class RunLog:
         watch: Stopwatch,
         loggers: Loggers | None = None,
         transcript: Path | None = None,
+        time: Path | None = None,
     ) -> None:
         self.loggers, self.transcript = loggers, transcript
         self.path, self.plan, self.start, self.watch = path, plan, start, watch
@@ -63,7 +64,7 @@ class RunLog:
         self.recent: deque[dict[str, Any]] = deque(maxlen=3)  # of the other lines
         for line in tidied(path, kept):
             self._remember(line)
-        watch.add(spent)
+        watch.add(spent if time is None else whole_time(spent, time))
         self._logged = self._moment(start)  # of the metrics before
         self._known = known_by(self.lines)
 

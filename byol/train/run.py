@@ -35,7 +35,7 @@ from byol.train.setup import Setup, split, together
 from byol.train.signals import StopSignals
 from byol.train.source import put_in_place
 from byol.train.step import build_optimizer, steps
-from byol.train.stopwatch import Stopwatch
+from byol.train.stopwatch import Stopwatch, to_metrics
 from byol.world import World
 
 HOURS = 3  # that the other processes wait while rank 0 reads, looks or saves
@@ -122,7 +122,7 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
         batches = setup.batches(rows, plan, learner, start, bad, probe, watch.begin)
         fed = together(world, batches, bad=bad, begin=watch.begin)
         loggers = Loggers(config.log, folder, plan)
-        log = RunLog(folder.metrics, plan, start, watch, loggers=loggers, transcript=folder.transcript)
+        log = RunLog(folder.metrics, plan, start, watch, loggers, folder.transcript, folder.time)
         finished = start == plan.total_steps and is_sound(folder.encoder)
         began = time.perf_counter()
 
@@ -179,6 +179,7 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
                             trained_encoder = monitor.whitened()
                     with watch.during("saving"):
                         save_encoder(trained_encoder, folder.path)
+                    write_text(folder.time, json.dumps(to_metrics(watch.seconds())))
                     took = duration(time.perf_counter() - began)
                     log.say(f"finished   {counted(plan.total_steps - start, 'step')} in {took}{bad}")
                 verdict = verdict_of(log.lines, plan)

@@ -52,6 +52,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.transcript = self.path / "train.log"
         self.verdict = self.path / "verdict.json"
+        self.time = self.path / "time.json"
         self.report = self.path / "report.html"
         self.bad_files = self.path / "bad_files.jsonl"
         self.checkpoints = self.path / "checkpoints"

@@ -4,13 +4,15 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from byol.disk import MOST_OF_A_RUN, read_json
 from byol.method.byol import BYOL
 
 # Waiting for images; making views of them; the online network, forward and backward; the target network; the
@@ -116,3 +118,14 @@ def from_metrics(line: Mapping[str, Any]) -> dict[str, float]:
     found = {part: line.get(f"seconds_{part}") for part in PARTS}
     sound = {p: float(x) for p, x in found.items() if isinstance(x, int | float) and 0 <= x < math.inf}
     return sound if len(sound) == len(PARTS) else {}
+
+
+def whole_time(told: Mapping[str, float], path: Path) -> dict[str, float]:
+    """The seconds of each part that lines of metrics have `told`, or of a run's time.json where it has more.
+
+    It is written when all is saved, which is after the last line; a run that is made longer goes on from it.
+    """
+    found: dict[str, float] = {}
+    with suppress(OSError, ValueError, TypeError, AttributeError, OverflowError):  # of before, or damaged
+        found = from_metrics(read_json(path, MOST_OF_A_RUN))
+    return max(dict(told), found, key=lambda seconds: sum(seconds.values()))

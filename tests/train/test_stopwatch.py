@@ -19,10 +19,13 @@ from small_runs import Tiny, seeded, small_config, stopping, untimed
 from torch import Tensor, nn
 
 import byol
+from byol.encoders.encoder import save_encoder
 from byol.evaluation.online import ProbedLearner
+from byol.report.record import read_record
 from byol.train.config import ExtraConfig, ModelConfig, OptimConfig
 from byol.train.run import pretrain  # before the clock runs: `byol.pretrain` would load it then
-from byol.train.stopwatch import PARTS, Stopwatch
+from byol.train.run_folder import RunFolder
+from byol.train.stopwatch import PARTS, Stopwatch, to_metrics
 
 NAPS = {"online": 0.02, "target": 0.04, "looks": 0.06}  # seconds
 
@@ -178,6 +181,28 @@ def test_a_run_that_was_stopped_and_broke_off_has_the_time_of_all_its_parts(tmp_
         for run in ("whole", "parts")
     )
     assert whole == resumed
+
+
+def test_the_last_save_of_a_run_is_in_its_time_and_in_that_of_a_longer_one(tmp_path, arrays, monkeypatch):
+    """It comes after the last line of metrics."""
+    nap, folder = 0.5, RunFolder(tmp_path)
+
+    def slow_save(*words: Any) -> None:
+        time.sleep(nap)
+        save_encoder(*words)
+
+    monkeypatch.setattr("byol.train.run.save_encoder", slow_save)
+    config, walls = small_config(tmp_path), []
+    for epochs in (2, 4):
+        began = time.time()
+        pretrain(seeded(), arrays, replace(config, epochs=epochs))
+        walls.append(folder.time.stat().st_mtime - began)
+        parts = read_record(str(tmp_path)).spent
+        assert parts["saving"] > len(walls) * nap
+        assert sum(parts.values()) == pytest.approx(sum(walls), rel=0.05)
+    for damaged in ("", "[]", json.dumps(to_metrics(parts) | {"seconds_rest": 10**400})):
+        folder.time.write_text(damaged)
+        assert read_record(str(tmp_path)).spent == spent(tmp_path)
 
 
 def squeezed() -> nn.Module:
