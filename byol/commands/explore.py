@@ -6,9 +6,10 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ from byol.settings import parse
 MOST_TSNE = 200_000  # rows that t-SNE is made of without --map: of more it takes hours
 BLOCK = 2048  # rows whose neighbours are looked for between two words of progress
 JUDGED, KEPT = 1000, 10  # rows by which a map is judged, and the neighbours of each
+COMPUTED = CLUSTER, OUTLIER = "cluster", "outlier score"  # columns
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def mapped(features: Features, title: str, command: Explore, part: Callable[[str
 
 
 def columns_of(features: Features, command: Explore, names: Sequence[str]) -> list[Column]:
-    """What is known of the images: their labels, and a table's columns."""
+    """What is known of the images: their labels, and a table's columns, each by a name of its own."""
     found, y = [], features.y
     if y is not None and y.ndim == 1:
         classes = features.classes or tuple(str(number) for number in range(int(y.max()) + 1))
@@ -179,7 +181,15 @@ def columns_of(features: Features, command: Explore, names: Sequence[str]) -> li
         found.append(
             Column.of_words("label", [", ".join(classes[n] for n in np.flatnonzero(row)) for row in y])
         )
-    return found + ([] if command.table is None else table_columns(Path(command.table), names))
+    if command.table is not None:
+        table = Path(command.table)
+        taken = {*(one.name for one in found), *COMPUTED}
+        for column in table_columns(table, names):
+            others = chain([f"{column.name} in {table.name}"], (f"{column.name} {n}" for n in count(2)))
+            name = next(one for one in chain([column.name], others) if one not in taken)
+            taken.add(name)
+            found.append(replace(column, name=name))
+    return found
 
 
 def computed(features: Features, near: Neighbours, command: Explore) -> list[Column]:
@@ -189,8 +199,8 @@ def computed(features: Features, near: Neighbours, command: Explore) -> list[Col
         with suppress(ConfigError):  # without scikit-learn
             count = min(command.clusters, len(features))
             labels = clusters(features, count, seed=command.seed).labels
-            found.append(Column("cluster", labels, tuple(f"cluster {place}" for place in range(count))))
-    return [*found, Column("outlier score", 1 - near.similarities.mean(axis=1))]
+            found.append(Column(CLUSTER, labels, tuple(f"cluster {place}" for place in range(count))))
+    return [*found, Column(OUTLIER, 1 - near.similarities.mean(axis=1))]
 
 
 def table_columns(path: Path, names: Sequence[str]) -> list[Column]:

@@ -518,6 +518,24 @@ def test_what_lies_beside_the_map_has_the_columns_that_other_programs_ask_for(ex
     assert {*table["<i>prediction</i>"].to_pylist()} == {"<u>a</u>", "b"}
 
 
+@page_needed
+def test_a_table_s_column_named_as_one_of_ours_says_so_and_the_address_finds_it(explored, tmp_path, chromium):
+    """Such as one of labels, of images whose folders are labels too."""
+    with (tmp_path / "labels.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["path", "label", "cluster", "seen", "seen"])
+        table.writerows((name, "a", "b", "c", "d") for name in explored[2].names)
+    flags = ["--table", str(tmp_path / "labels.csv"), "--map", "pca", "--device", "cpu", "--k", "5"]
+    assert main(["explore", str(explored[0] / f"{TITLES[1]}.npz"), "--out", str(tmp_path / "m"), *flags]) == 0
+    told = json.loads(Page((tmp_path / "m" / "index.html").read_text(encoding="utf-8")).texts("script")[0])
+    names = ["label", "label in labels.csv", "cluster in labels.csv", "seen", "seen in labels.csv", "cluster",
+             "outlier score"]  # fmt: skip
+    assert [one["name"] for one in told["columns"]] == names
+    assert {*names} <= {*pq.read_table(tmp_path / "m" / "embeddings.parquet").column_names}
+    chromium.open((tmp_path / "m" / "index.html").as_uri() + "#colour=label+in+labels.csv")
+    assert chromium.js("document.getElementById('legend').textContent") == f"AllNonea{COUNT}"
+
+
 def test_columns_of_one_name_are_told_apart_and_rows_of_several_parts_stay_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(embeddings_file, "ROWS", 7)
     x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
