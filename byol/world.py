@@ -245,8 +245,8 @@ class World:
         """The hardware in words, for people and logs."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
-        name = torch.cpu.get_capabilities().get("cpu_name", "CPU")
-        return f"{torch.get_num_threads()} threads of a {name}".strip()
+        name, threads = torch.cpu.get_capabilities().get("cpu_name", "CPU"), torch.get_num_threads()
+        return f"{name.strip()}, {threads} thread{'s' * (threads > 1)}"
 
 
 ALONE = World(0, 1, torch.device("cpu"))

@@ -60,10 +60,9 @@ def verdict_of(lines: Sequence[Line], plan: Plan) -> Verdict | None:
     close, close_first = closeness(end), closeness(begin)
     one, several = ("a sample", "samples") if plan.own_views else ("an image", "images")
     evidence = f"two views of {one} lie {close:.2f} times as far apart as those of different {several}, "
-    evidence += (
-        f"{close_first:.2f} at step {begin['step']:,}; {100 * found_now:.0f} % of {end['views']:,} find "
-    )
-    evidence += f"their partner among the others, then {100 * found_first:.0f} %"
+    evidence += f"{close_first:.2f} at step {begin['step']:,}; {100 * found_now:.0f} % of {end['views']:,} "
+    evidence += f"views find their partner among the others, {100 * found_first:.0f} % did at step "
+    evidence += f"{begin['step']:,}"
     if plan.total_steps < FEW_STEPS:
         made = f"{counted(plan.total_steps, 'step')} of {plan.batch_size} {several}"
         short = f"only {made} {'was' if plan.total_steps == 1 else 'were'} made; {evidence}"
@@ -128,9 +127,8 @@ def trouble(lines: Sequence[Line]) -> Verdict | None:
     for part, (std, first) in signs.items():
         few = part == "projection" and rank < FEW_DIMENSIONS * rank_first
         if std < min(COLLAPSING, first / 2) or few:
-            return Verdict(
-                "collapsing", f"{words[part]}, then {rank_first:.1f}" if few else words[part], gentler
-            )
+            fell = f"{words[part]}, {rank_first:.1f} at step {begin['step']:,}"
+            return Verdict("collapsing", fell if few else words[part], gentler)
     return None
 
 

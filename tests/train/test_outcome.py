@@ -1,6 +1,7 @@
 """Whether a run collapsed, diverged, was too short or learned: every failure is provoked and named."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,8 @@ def test_twenty_five_steps_are_too_short(tmp_path, arrays):
     assert run.plan.total_steps == 25
     assert run.verdict.state == "too short"
     assert "25 steps of 8 images" in run.verdict.evidence
+    found = r"\d+ % of \d+ views find their partner among the others, \d+ % did at step 0"
+    assert re.search(found, run.verdict.evidence)
     assert "--epochs" in run.verdict.remedy
     assert json.loads((tmp_path / "verdict.json").read_text()) == vars(run.verdict)
 
