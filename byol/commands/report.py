@@ -77,4 +77,6 @@ def pictures(record: Record, command: Report) -> tuple[list[Html], list[Figure]]
         encoder = load_encoder(record.folder.path, net=command.encoder)
     except ByolError as failure:
         encoder = str(failure)
+        if record.state == "running":
+            encoder = "the run has no encoder yet. Make the report again when it has ended."
     return picture_sections(record, images_of(record, command.data), encoder)

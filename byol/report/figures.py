@@ -245,7 +245,8 @@ def matrix(name: str, title: str, names: Sequence[str], shares: Sequence[Sequenc
 
 def marks(low: float, high: float, count: int, *, outside: bool = True) -> list[float]:
     """Round numbers, about `count` steps: from below the lowest to above the highest value, or in between."""
-    span = max(high - low, abs(high) * 1e-4, 1e-9)
+    least = 1e-4 if high > low else 0.5  # of a single value the order of magnitude is told
+    span = max(high - low, abs(high) * least, 1e-9)
     step = 10.0 ** floor(log10(span / count))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= count + 1e-9)
     first, last = ceil(low / step - 1e-9), floor(high / step + 1e-9)

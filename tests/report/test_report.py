@@ -133,6 +133,15 @@ def test_marks_are_few_hold_the_values_and_tell_themselves_apart(low, span, coun
     assert len(set(labels(found))) == len(found)
 
 
+@pytest.mark.parametrize("value", [0.00071897, 1.8882, 0.9911, 123_456.7])
+def test_the_marks_of_a_single_value_fit_beside_their_axis(value):
+    """As of a run that is looked at after its first line of metrics."""
+    root = ET.fromstring(chart("a", "a", [Curve("run", [(6.5, value)])], epochs=6.5).file())
+    ticks = [text.text for text in root.iter(f"{SVG}text") if text.get("class") == "tick end"]
+    assert len(ticks) >= 3
+    assert max(map(len, ticks)) <= 7  # letters of 7 pixels in a margin of 52
+
+
 def test_a_long_run_is_drawn_with_few_points_that_keep_its_level():
     points = [(step / 100, 5.0 + (step % 2)) for step in range(20_000)]
     figure = chart("a", "a", [Curve("run", points)])
@@ -240,6 +249,8 @@ def test_a_running_run_is_told_from_one_that_broke_off(run):
     with folder.held():
         page = reported(run)
         assert "Running" in page.texts("strong")
+        assert "Make the report again when it has ended" in page.text
+        assert "again to continue" not in page.text  # it goes on by itself
     page = reported(run)
     assert "Unfinished" in page.texts("strong")
     commands = [shlex.split(text) for text in page.texts("code") if text.startswith("byol train")]
