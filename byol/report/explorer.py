@@ -114,7 +114,9 @@ def map_order(points: Values) -> tuple[Rows, int]:
     """
     unit = _unit(points)
     cells = np.minimum(unit * OVERVIEW, OVERVIEW - 1).astype(np.int64)
-    _, overview = np.unique(cells[:, 0] * OVERVIEW + cells[:, 1], return_index=True)
+    mixed = np.random.default_rng(0).permutation(len(points))  # rows are often sorted by class
+    _, first = np.unique((cells[:, 0] * OVERVIEW + cells[:, 1])[mixed], return_index=True)
+    overview = mixed[first]
     bits = (unit * 65535).astype(np.int64)
     code = np.zeros(len(points), np.int64)
     for bit in range(16):  # Z-order: the bits of both coordinates in turn

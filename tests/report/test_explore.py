@@ -27,7 +27,7 @@ from byol.cli import main
 from byol.commands.explore import serve
 from byol.features.neighbours import near_duplicates, search
 from byol.report import embeddings_file
-from byol.report.explorer import Column, Map
+from byol.report.explorer import Column, Map, map_order
 
 COUNT, TITLES = 240, ("<b>before", "<b>after")
 page_needed = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
@@ -189,6 +189,36 @@ def test_what_is_under_the_pointer_is_told_and_a_click_opens_it_with_its_neighbo
     assert cosines[near] == pytest.approx(np.sort(cosines)[::-1][:5], abs=1e-5)
     label = page.js("document.querySelector('#panel-image .thumb[role=img]').getAttribute('aria-label')")
     assert label == f"{explored[2].names[row]}, {CLASSES[row % 3]}"
+
+
+@page_needed
+def test_what_was_under_the_pointer_is_not_told_where_it_no_longer_is(page, explored):
+    page.js("document.getElementById('thumbs').click()")
+    found = spots(page, explored)
+    middle = found[np.hypot(*(found - found.mean(axis=0)).T).argmin()]
+    x, y = map(float, middle)
+    page.mouse("mouseMoved", x, y)
+    page.until("!document.getElementById('tip').hidden")
+    page.mouse("mouseWheel", x + 40, y + 40, wheel=-400)
+    page.until("location.hash.includes('view=')")
+    assert page.js("document.getElementById('tip').hidden")
+    page.js("document.getElementById('whole').click()")
+    page.until("!location.hash.includes('view=')")
+    page.mouse("mouseMoved", x, y)
+    page.until("!document.getElementById('tip').hidden")
+
+
+@page_needed
+def test_thumbnails_are_a_sample_of_all_rows_however_these_are_sorted(page, explored, tmp_path):
+    """Folders are sorted by class: the first row of each place would show the first classes alone."""
+    page.picture(tmp_path / "a.png")
+    seen = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).reshape(-1, 3).astype(int)
+    colours = np.array([((row % 8) * 32 + 16, (row // 8) * 8 + 4, row % 3 * 100) for row in range(COUNT)])
+    unlike = np.stack([np.abs(seen - colour).max(axis=1) for colour in colours])
+    nearest, pixels = unlike.argmin(axis=0), unlike.min(axis=0) <= 4
+    rows = np.flatnonzero(np.bincount(nearest[pixels], minlength=COUNT) > 200)
+    assert len(rows) > 12
+    assert 0.38 < rows.mean() / COUNT < 0.62
 
 
 @page_needed
@@ -359,6 +389,9 @@ def test_thumbnails_lie_where_the_page_looks_for_them(explored):
     points = np.frombuffer(base64.b64decode(data(folder, "map0")), "<u2").reshape(-1, 2)
     first = points[np.argsort(slots)[: told["overview"]]] // 2048
     assert len({*map(tuple, first.tolist())}) == told["overview"] > 50  # the first are spread over the map
+    many, rows = 5000, np.arange(5000)  # in squares of a few rows each, which are sorted
+    places, shown = map_order(np.random.default_rng(0).random((many, 2)).astype(np.float32))
+    assert abs(rows[places < shown].mean() / many - 0.5) < 0.05
     side, across = told["side"], told["sheet"]
     assert side == 40  # what the images have
     sheets = [np.asarray(Image.open(path).convert("RGB")).astype(int)

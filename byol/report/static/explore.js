@@ -381,11 +381,11 @@
       for (const row of all ?? overviewRows()) {
         if (!all && (!shows(row) || this.x(row) < corners[0] || this.y(row) < corners[1] || this.x(row) > corners[2] || this.y(row) > corners[3])) continue;
         const key = `${Math.floor(this.x(row) / cell)},${Math.floor(this.y(row) / cell)}`;
-        if (!taken.has(key) || row < taken.get(key)) taken.set(key, row);
+        if (!taken.has(key) || shuffled(row) < shuffled(taken.get(key))) taken.set(key, row); // not the first of sorted classes
       }
       let asked = 0;
       pen.imageSmoothingEnabled = about.side > 40;
-      for (const row of [...taken.values()].sort((a, b) => a - b)) {
+      for (const row of [...taken.values()].sort((a, b) => shuffled(a) - shuffled(b))) {
         const [x, y] = this.screen(row);
         if (this.placed.some((one) => Math.max(Math.abs(one.x - x), Math.abs(one.y - y)) < size + 3)) continue;
         const tile = tileOf(row);
@@ -415,7 +415,7 @@
       this.moved();
     }
     moveBy(right, down) { this.view[0] -= right / this.scale; this.view[1] -= down / this.scale; this.moved(); }
-    moved() { this.request(true); remember(); }
+    moved() { hideTip(); this.request(true); remember(); }
     reveal(row) {
       const [left, top] = this.screen(row), edge = 30;
       if (left < edge || top < edge || left > this.width - edge || top > this.height - edge) { this.view[0] = this.x(row); this.view[1] = this.y(row); this.moved(); }
@@ -456,7 +456,7 @@
     }
     hover(left, top) {
       const row = this.under(left, top);
-      if (row === cursor) return;
+      if (row === cursor && (row < 0 || !at("tip").hidden)) return;
       cursor = row; redraw();
       if (row < 0) hideTip(); else this.tip(row);
     }
