@@ -15,6 +15,7 @@ from byol.models.build import is_own_code
 from byol.report.pictures import report_at_the_end
 from byol.settings import parse, preset_flags, preset_names
 from byol.train.config import TrainConfig
+from byol.train.log import keep
 from byol.train.run import Run, pretrain
 from byol.train.run_folder import RunFolder
 from byol.world import is_first
@@ -110,17 +111,22 @@ def with_preset(words: list[str]) -> list[str]:
 
 
 def conclude(run: Run) -> None:
-    """What a person wants to know after a run."""
+    """What a person wants to know after a run; train.log keeps it too."""
+
+    def say(line: str) -> None:
+        keep(RunFolder(run.folder).transcript, line)
+        show(line)
+
     info = run.encoder.info
     what = f"{run.plan.encoder}, {info.features}-dimensional features"
-    show(f"encoder    {RunFolder(run.folder).encoder} ({what})")
+    say(f"encoder    {RunFolder(run.folder).encoder} ({what})")
     if run.verdict is not None and run.verdict.knn:
-        show(f"hold-out   {run.verdict.knn}")
+        say(f"hold-out   {run.verdict.knn}")
     assert isinstance(run.images, Images)  # no command brings views of its own
     if (written := report_at_the_end(run.folder, run.images, run.encoder)) is not None:
-        show(f"report     {written}")
+        say(f"report     {written}")
     # A file alone never makes a program run code.
     named = [str(run.folder)]
     named += ["--encoder", str(info.architecture)] if is_own_code(info.architecture or "") else []
-    show(f"next       byol evaluate {shlex.join(named)} --train LABELLED_TRAIN --test LABELLED_TEST")
-    show(f"           byol embed {shlex.join(named)} --data IMAGES --out features.npz")
+    say(f"next       byol evaluate {shlex.join(named)} --train LABELLED_TRAIN --test LABELLED_TEST")
+    say(f"           byol embed {shlex.join(named)} --data IMAGES --out features.npz")

@@ -186,12 +186,9 @@ class RunLog:
             self._bar.console.print(*map(printable, lines), sep="\n", markup=False, highlight=False)
 
     def keep(self, *lines: str) -> None:
-        """Add lines to train.log, each with the time; those that cannot be written are left out."""
-        if self.transcript is None:
-            return
-        now = strftime("%Y-%m-%d %H:%M:%S")
-        with suppress(OSError):  # people see it all the same, and metrics warn of a full disk
-            append_text(self.transcript, "".join(f"{now}  {printable(line)}\n" for line in lines))
+        """Add lines to train.log."""
+        if self.transcript is not None:
+            keep(self.transcript, *lines)
 
     def _keep_warning(self, record: logging.LogRecord) -> bool:
         self.keep(f"warning    {record.getMessage()}")
@@ -258,6 +255,13 @@ def seen(look: dict[str, Any]) -> str:
     also = {"pixels_top1": "raw pixels", "online_top1": "online probe"}
     others = [f", {what} {100 * look[name]:.1f} %" for name, what in also.items() if name in look]
     return accuracy(look) + "".join(others if look["knn_images"] >= FEW else [])
+
+
+def keep(transcript: Path, *lines: str) -> None:
+    """Add lines to a train.log, each with the time; those that cannot be written are left out."""
+    now = strftime("%Y-%m-%d %H:%M:%S")
+    with suppress(OSError):  # people see it all the same, and metrics warn of a full disk
+        append_text(transcript, "".join(f"{now}  {printable(line)}\n" for line in lines))
 
 
 def say(*lines: str) -> None:

@@ -121,6 +121,8 @@ def test_train_says_where_the_encoder_is_and_what_to_type_next(run, capsys, labe
     out = capsys.readouterr().out
     assert str(run / "encoder.safetensors") in out
     assert f"byol evaluate {run} --train LABELLED_TRAIN --test LABELLED_TEST" in out
+    kept = (run / "train.log").read_text(encoding="utf-8").splitlines()
+    assert [line.split("  ", 1)[1] for line in kept[-len(out.splitlines()) :]] == out.splitlines()
 
 
 def test_what_to_type_next_names_an_encoder_of_ones_own(labelled, tmp_path, monkeypatch, capsys):
