@@ -374,6 +374,8 @@ def test_webgl_draws_what_the_pixels_of_a_canvas_draw(explored, chromium, tmp_pa
             pytest.skip("this Chromium has no WebGL, not even in software")
         time.sleep(0.5)
         other.picture(tmp_path / "webgl.png")
+        other.open(address(explored, "one", "?unforced#thumbs=no"))  # WebGL by software is the slower one
+        assert other.js("document.querySelector('.map').dataset.draw") == "2d"
     plain, drawn = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")).astype(int)
                     for name in ("2d", "webgl"))  # fmt: skip
     coloured = [np.ptp(one[150:700, 20:800], axis=2) > 40 for one in (plain, drawn)]

@@ -171,6 +171,8 @@
   const glPainter = (canvas) => {
     const gl = canvas.getContext("webgl", { antialias: false, premultipliedAlpha: false, failIfMajorPerformanceCaveat: forced !== "webgl" });
     if (!gl) return null;
+    const told = gl.getExtension("WEBGL_debug_renderer_info"), by = told ? gl.getParameter(told.UNMASKED_RENDERER_WEBGL) : "";
+    if (forced !== "webgl" && /swiftshader|llvmpipe|software|basic render/i.test(by)) return null; // no hardware: pixel by pixel is faster
     const shader = (kind, text) => { const one = gl.createShader(kind); gl.shaderSource(one, text); gl.compileShader(one); return one; };
     const program = gl.createProgram();
     gl.attachShader(program, shader(gl.VERTEX_SHADER, `
