@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -43,13 +44,21 @@ class World:
     done: Counter[str] = field(default_factory=Counter, compare=False)  # "meetings" and, of a run, "steps"
 
     @classmethod
-    def join(cls, device: str | None = None, *, alone: bool = False, hours: float = 168) -> "World":
+    def join(
+        cls,
+        device: str | None = None,
+        *,
+        alone: bool = False,
+        hours: float = 168,
+        check: Callable[[], None] = lambda: None,
+    ) -> "World":
         """Take a place among the processes that torchrun started; without torchrun that is a world of one.
 
         `device` None picks the best there is; of several GPUs each process takes its own. At a meeting a
-        process waits at most so many `hours` for the slowest, within a step some minutes. Raises ConfigError
-        for a device that is not there, when the processes cannot find each other, and with `alone` when there
-        are several: each would do all the work.
+        process waits at most so many `hours` for the slowest, within a step some minutes. Until all are there
+        it answers signals and calls `check`, which may raise. Raises ConfigError for a device that is not
+        there, when the processes cannot find each other, and with `alone` when there are several: each would
+        do all the work.
         """
         size = process_count()
         if alone:
@@ -67,22 +76,28 @@ class World:
         if gpus:
             torch.cuda.set_device(chosen)  # NCCL's calls go to the current one
         try:
-            store, rank, size = next(rendezvous("env://"))
+            store, rank, size = meanwhile(lambda: next(rendezvous("env://")), check)
         except (ValueError, RuntimeError) as failure:
             raise ConfigError(
                 f"WORLD_SIZE is {size}, but the processes do not meet: {failure}. Start them by torchrun."
             ) from failure
-        try:
+
+        def meet() -> tuple[Any, Any]:
+            if gpus:
+                torch.cuda.set_device(chosen)  # of this thread
             # torchrun's store outlives a restart, with the addresses of the processes that have ended.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            store = distributed.PrefixStore(attempt, store)  # type: ignore[attr-defined]
-            store.set(f"where {rank}", f"pid {os.getpid()} on {platform.node()}")
-            store.set(f"met {rank}", "0")
+            shared = distributed.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+            shared.set(f"where {rank}", f"pid {os.getpid()} on {platform.node()}")
+            shared.set(f"met {rank}", "0")
             distributed.init_process_group(
                 "cpu:gloo,cuda:nccl" if gpus else "gloo",
-                store=store, rank=rank, world_size=size, timeout=timedelta(minutes=MINUTES),
+                store=shared, rank=rank, world_size=size, timeout=timedelta(minutes=MINUTES),
             )  # fmt: skip
-            meetings = distributed.new_group(backend="gloo", timeout=timedelta(hours=hours))
+            return shared, distributed.new_group(backend="gloo", timeout=timedelta(hours=hours))
+
+        try:
+            store, meetings = meanwhile(meet, check)
         except RuntimeError as failure:
             raise ProcessLost(f"One of the {size} processes has ended while they met: {failure}") from failure
         return cls(rank, size, chosen, meetings, store)
@@ -239,7 +254,8 @@ class World:
 
     def neighbours(self) -> int:
         """Processes of this world on this machine, this one included."""
-        return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.size > 1 else 1
+        words = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        return max(1, int(words)) if self.size > 1 and words.isdecimal() else 1
 
     def describe(self) -> str:
         """The hardware in words, for people and logs."""
@@ -265,6 +281,27 @@ def _told(failure: Exception | None, rank: int) -> tuple[type[ByolError], str, d
 def _shared(failure: Exception) -> Exception:
     failure.__dict__["shared"] = True
     return failure
+
+
+def meanwhile(call: Callable[[], T], check: Callable[[], None]) -> T:
+    """What a call gives that waits in torch, where Python handles no signal: they are handled meanwhile."""
+    found: list[T] = []
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            found.append(call())
+        except BaseException as failure:
+            failed.append(failure)
+
+    thread = threading.Thread(target=work, daemon=True)  # which does not hold up the end of the process
+    thread.start()
+    while thread.is_alive():
+        thread.join(timeout=0.1)
+        check()
+    if failed:
+        raise failed[0]
+    return found[0]
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

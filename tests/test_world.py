@@ -2,7 +2,12 @@
 
 import os
 import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,6 +54,41 @@ def test_a_card_that_torch_cannot_use_is_told(tmp_path, monkeypatch, caplog):
         device = pick_device(None)
         assert ("NVIDIA driver" in caplog.text) == (told and not torch.cuda.is_available())
         assert device.type in ("cuda", "mps", "cpu")
+
+
+@pytest.mark.parametrize("command", ["train", "embed"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_whose_others_do_not_come_answers_signals(tmp_path, command, rank):
+    """Rank 0 waits for another to come, rank 1 for an answer of rank 0."""
+    np.save(tmp_path / "x.npy", np.zeros((8, 8, 8, 3), np.uint8))
+    words = {"train": ["x.npy", "--out", "run"], "embed": ["run", "--data", "x.npy", "--out", "x.npz"]}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        port = server.getsockname()[1]
+        if rank == 0:
+            server.close()
+        world = {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "byol", command, *words[command]],
+            cwd=tmp_path, env={**os.environ, **world}, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            with met(port) if rank == 0 else server.accept()[0]:
+                time.sleep(1)  # it is in torch's hands now
+                process.terminate()
+                said = process.communicate(timeout=30)[1]
+        finally:
+            process.kill()
+    assert (process.returncode, "SIGTERM" in said) == (75, True), said
+
+
+def met(port: int) -> socket.socket:
+    """A connection to a port, once there is someone."""
+    for _ in range(600):
+        with suppress(ConnectionRefusedError):
+            return socket.create_connection(("127.0.0.1", port))
+        time.sleep(0.1)
+    raise AssertionError(f"Nobody has opened port {port} in a minute.")
 
 
 @pytest.mark.parametrize("fault", ["MASTER_ADDR", "MASTER_PORT", "RANK", "a port of another program's"])

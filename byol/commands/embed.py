@@ -54,7 +54,7 @@ def embed(arguments: Sequence[str]) -> int:
     out, workers, normalize = Path(command.out), command.workers, command.normalize
     in_parts = command.out.endswith("/")
     check_out(out / "part.parquet" if in_parts else out)
-    with StopSignals() as stop, World.join(command.device) as world:
+    with StopSignals() as stop, World.join(command.device, check=stop.check) as world:
         device = str(world.device)
         encoder = load_encoder(command.run, net=command.encoder, weights=command.weights, device=device)
         encoder = encoder.with_crop(command.eval_crop)
