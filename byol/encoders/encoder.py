@@ -30,7 +30,9 @@ from byol.method.hidden import INPUT, OUTPUT, HiddenLayer, Pooling, layer_name
 from byol.method.pixels import ImageCheck, normalise_, prepare
 from byol.models.build import build_encoder, is_own_code
 
-FORMAT = 3  # format 1 called the architecture "encoder", up to 2 the convnet had five convolutions
+# Format 1 called the architecture "encoder"; up to 2 the convnet had five convolutions and gave the last map,
+# in 3 the last two, each in quarters.
+FORMAT = 4
 FILE, DESCRIPTION = "encoder.safetensors", "encoder.json"
 PART = "classifier:"  # in front of the names of a classifier's tensors
 PLAN = "plan.json"  # of the run that an encoder comes from
@@ -237,8 +239,10 @@ def read(file: Path) -> EncoderFile:
             raise ValueError("it has another checksum")
         if description.pop("format") == 1:
             description["architecture"] = description.pop("encoder")
-        if written < 3 and description["architecture"] == "convnet":
-            description["options"] = {"convolutions": 5} | description["options"]
+        if written < 4 and description["architecture"] == "convnet":
+            five = written < 3 or description["options"].get("convolutions") == 5
+            before = {"convolutions": 5, "grids": [2]} if five else {"grids": [2, 2]}
+            description["options"] = before | description["options"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as failure:
         raise damaged(file, "is damaged: what it holds does not match its checksum") from failure
     classifier, parts = description.pop("classifier", None), dict[str, Tensor]()

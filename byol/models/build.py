@@ -30,7 +30,7 @@ def build_encoder(
     - "resnet18" ... "resnet200", with "x2", "x3" or "x4" for a width of the paper; options stem, padding,
       last_gamma.
     - "resnet": any other; also takes block ("basic", "bottleneck"), blocks, stem_channels, stage_channels.
-    - "convnet": the small encoder for CPUs; options width, whiten, convolutions.
+    - "convnet": the small encoder for CPUs; options width, whiten, convolutions, grids.
     - "torchvision:NAME", "timm:NAME": an image classification model without its classifier; its own options.
     - "package.module:function": your own code, imported and called with the options, and with `channels` and
       `image_size` if it has parameters of these names. Building such a name runs that code.
@@ -72,7 +72,7 @@ def own_encoder(name: str, channels: int, options: dict[str, Any]) -> nn.Module:
             f"resnet{'|'.join(map(str, DEPTHS))} with x2, x3 or x4 if you like, torchvision:NAME, timm:NAME "
             "or package.module:function."
         )
-    known: tuple[str, ...] = ("width", "whiten", "convolutions") if name == "convnet" else OPTIONS
+    known: tuple[str, ...] = ("width", "whiten", "convolutions", "grids") if name == "convnet" else OPTIONS
     known = (*known, "block", "blocks", "stem_channels", "stage_channels") if name == "resnet" else known
     for option in options:
         if option not in known:

@@ -1,55 +1,98 @@
 """The small encoder for CPUs: a plain stack of convolutions."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
 from byol.errors import ConfigError
 from byol.models.whitening import HalfWhitening
 
 # By their number: (multiple of the width, kernel, stride) of each convolution. Five are the encoder of files
-# up to format 2, which gives its last map alone.
+# up to format 2.
 STACKS = {
     4: ((1, 4, 2), (2, 3, 2), (2, 3, 1), (4, 3, 2)),
     5: ((1, 4, 2), (1, 3, 1), (2, 3, 2), (2, 3, 1), (4, 3, 2)),
 }
+GRIDS = (1, 3, 2)  # of the maps from the second on
+LARGEST = 16  # rows of a grid
 
 
 class ConvNet(nn.Module):
-    """Four convolutions, each with BatchNorm and ReLU: (B, channels, H, W) to (B, 24 x width).
+    """Four convolutions, each with BatchNorm and ReLU: (B, channels, H, W) to (B, 36 x width).
 
-    They divide the side by 8. The last two maps are averaged in each quarter of the image, so that a
-    representation tells roughly where something is, and details beside the whole. Weights start
-    Kaiming-normal (He et al. 2015). With `whiten` a fixed layer follows, which is fitted after training.
+    They divide the side by 8. The last maps are averaged in the cells of a grid each, of as many rows and
+    columns as `grids` says, so that a representation tells roughly where something is, and details beside
+    the whole. Weights start Kaiming-normal (He et al. 2015). With `whiten` a fixed layer follows, which is
+    fitted after training.
     """
 
     def __init__(
-        self, width: int = 64, channels: int = 3, whiten: bool = False, convolutions: int = 4
+        self,
+        width: int = 64,
+        channels: int = 3,
+        whiten: bool = False,
+        convolutions: int = 4,
+        grids: Sequence[int] = GRIDS,
     ) -> None:
         super().__init__()
         if not isinstance(width, int) or width < 1:
             raise ConfigError(f"width is {width!r}; expected a whole number of at least 1.")
         if not isinstance(convolutions, int) or convolutions not in STACKS:
             raise ConfigError(f"convolutions is {convolutions!r}; expected {' or '.join(map(str, STACKS))}.")
-        parts = list[nn.Sequential]()
+        if not are_grids(grids, convolutions):
+            raise ConfigError(
+                f"grids is {grids!r}; expected up to {convolutions} whole numbers from 1 to {LARGEST}, the rows "
+                f"and columns that the last maps are averaged in, such as {list(GRIDS)}."
+            )
+        self.grids = tuple(grids)
+        parts, sizes = list[nn.Sequential](), list[int]()
         for multiple, kernel, stride in STACKS[convolutions]:
             parts.append(convolved(channels, multiple * width, kernel, stride))
             channels = multiple * width
-        last = parts.pop() if convolutions == 4 else None
+            sizes.append(channels)
+        last = parts.pop() if convolutions == 4 else None  # of its own, as in files of format 3
         self.layers = nn.Sequential(*(layer for part in parts for layer in part))
         self.last = last
-        self.avgpool = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
-        before = STACKS[convolutions][-2][0] * width
-        self.num_features = 4 * (channels if self.last is None else before + channels)
+        used = sizes[-len(self.grids) :]
+        self.num_features = sum(size * grid**2 for size, grid in zip(used, self.grids, strict=True))
         self.whitening = HalfWhitening(self.num_features) if whiten else nn.Identity()
         self.fc = nn.Identity()  # where other networks have a classifier: child -2 is the representation
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.layers(x)
-        pooled = self.avgpool(x)
+        maps = list[Tensor]()
+        for layer in self.layers:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                maps.append(x)
         if self.last is not None:
-            pooled = torch.cat([pooled, self.avgpool(self.last(x))], dim=1)
+            maps.append(self.last(x))
+        used = maps[-len(self.grids) :]
+        pooled = torch.cat([cells(x, grid) for x, grid in zip(used, self.grids, strict=True)], dim=1)
         features: Tensor = self.fc(self.whitening(pooled))
         return features
+
+
+def are_grids(grids: object, most: int) -> bool:
+    """Whether these are rows and columns of grids for the last of `most` maps, or fewer of them."""
+    if not isinstance(grids, list | tuple) or not 1 <= len(grids) <= most:
+        return False
+    return all(type(grid) is int and 1 <= grid <= LARGEST for grid in grids)
+
+
+def cells(x: Tensor, grid: int) -> Tensor:
+    """The means of a map (B, C, H, W) in a grid of as many rows and columns: (B, C x grid ** 2).
+
+    Cells are of one size, and overlap where a map cannot be cut into them: `adaptive_avg_pool2d` makes them of
+    several sizes, which GPUs of Apple refuse.
+    """
+    height, width = x.shape[2:]
+    if min(height, width) < grid:
+        return adaptive_avg_pool2d(x, grid).flatten(1)
+    stride = height // grid, width // grid
+    kernel = height - stride[0] * (grid - 1), width - stride[1] * (grid - 1)
+    return avg_pool2d(x, kernel, stride).flatten(1)
 
 
 def convolved(channels: int, out_channels: int, kernel: int, stride: int) -> nn.Sequential:

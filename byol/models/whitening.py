@@ -26,8 +26,8 @@ class HalfWhitening(nn.Module):
 
     @classmethod
     def of(cls, rows: Tensor) -> "HalfWhitening":
-        """That of some images' features (N, D), computed in float64; of fewer than 2 it changes nothing."""
-        rows = rows.detach().cpu().double()
+        """That of some images' features (N, D), computed in float32; of fewer than 2 it changes nothing."""
+        rows = rows.detach().cpu().float()  # float64 takes twice the time, and gives the same to 1e-4
         layer = cls(rows.shape[1])
         if len(rows) < 2:
             return layer

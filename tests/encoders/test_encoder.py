@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import byol
-from byol.encoders.encoder import FILE, digest, save_encoder
+from byol.encoders.encoder import FILE, FORMAT, digest, save_encoder
 from byol.encoders.load import load_encoder
 from byol.errors import ByolError, CheckpointError, ConfigError, DataError
 from byol.evaluation.classifier import holds_classifier
@@ -124,7 +124,7 @@ def test_description_beside_the_file_is_the_one_inside(encoder_of, tmp_path):
     assert beside == described(tmp_path / FILE)
     assert beside["architecture"] == "convnet"
     assert beside["options"] == {"width": 6}
-    assert (beside["image_size"], beside["channels"], beside["features"]) == ([16, 16], 3, 144)
+    assert (beside["image_size"], beside["channels"], beside["features"]) == ([16, 16], 3, 216)
     assert beside["mean"] == [0.485, 0.456, 0.406]
 
 
@@ -365,10 +365,10 @@ def rewritten(file: Path, **changes: object) -> Path:
 
 
 def test_file_of_a_newer_format_asks_for_an_upgrade(encoder_of, tmp_path):
-    file = rewritten(save_encoder(encoder_of("convnet"), tmp_path), format=4, something_new="x")
+    file = rewritten(save_encoder(encoder_of("convnet"), tmp_path), format=FORMAT + 1, something_new="x")
     with pytest.raises(CheckpointError, match=r"written by a newer version of byol\. Upgrade byol"):
         load_encoder(file)
-    description = {**described(file), "format": 5, "checksum": "of another kind"}
+    description = {**described(file), "format": FORMAT + 2, "checksum": "of another kind"}
     save_file(load_file(file), file, metadata={"byol": json.dumps(description)})
     with pytest.raises(CheckpointError, match=r"written by a newer version of byol\. Upgrade byol"):
         load_encoder(file)
@@ -410,14 +410,22 @@ def test_file_from_before_preprocessing_was_told_is_read(encoder_of, tmp_path):
     assert (info.crop_ratio, info.interpolation, info.antialias) == (0.875, "bicubic", True)
 
 
-@pytest.mark.parametrize("format", [1, 2])
-def test_files_of_older_formats_are_read(encoder_of, tmp_path, format):
+OLDER = [
+    (1, {"convolutions": 5, "grids": [2]}, {"width": 4}),
+    (2, {"convolutions": 5, "grids": [2]}, {"width": 4}),
+    (3, {"grids": [2, 2]}, {"width": 4}),
+    (3, {"convolutions": 5, "grids": [2]}, {"width": 4, "convolutions": 5}),
+]
+
+
+@pytest.mark.parametrize(("format", "means", "written"), OLDER)
+def test_files_of_older_formats_are_read(encoder_of, tmp_path, format, means, written):
     """In format 1 the architecture was called "encoder", and up to 2 every convnet had five convolutions."""
-    file = save_encoder(encoder_of("convnet", width=4, convolutions=5), tmp_path)
+    file = save_encoder(encoder_of("convnet", width=4, **means), tmp_path)
     encoder, told, images = load_encoder(file), described(file), torch.rand(2, 3, 16, 16)
     if format == 1:
         told["encoder"] = told.pop("architecture")
-    description = {**told, "format": format, "options": {"width": 4}}
+    description = {**told, "format": format, "options": written}
     del description["blake2b"]
     tensors = load_file(file)
     description["blake2b"] = digest(tensors, description)

@@ -93,7 +93,7 @@ def test_options_reach_the_encoder():
     assert isinstance(net.maxpool, nn.Identity)
     assert type(net.layer2[0].conv1).__name__ == "SameConv2d"
     assert not net.layer1[0].bn2.weight.any()
-    assert build_encoder("convnet", width=4).num_features == 96
+    assert build_encoder("convnet", width=4).num_features == 144
 
 
 # One of each kind of classifier: Linear, in a Sequential, behind a norm, a convolution, named heads and head.
@@ -213,7 +213,7 @@ def test_a_name_that_means_nothing_gets_a_sentence(own_code, no_network, name, s
         ("resnet18", {"width": 2}, "has no option 'width'. Its options: stem, padding, last_gamma."),
         ("resnet18", {"last_gama": 2}, "Did you mean 'last_gamma'?"),
         ("resnet18", {"stem": "tiny"}, "stem is 'tiny'"),
-        ("convnet", {"stem": "small"}, "has no option 'stem'. Its options: width, whiten, convolutions."),
+        ("convnet", {"stem": "small"}, "has no option 'stem'. Its options: width, whiten, convolutions, grids."),
         ("convnet", {"width": 0}, "at least 1"),
         ("resnet18", {"channels": 0}, "channels is 0"),
         ("torchvision:resnet18", {"zero_init": True}, "Did you mean 'zero_init_residual'?"),

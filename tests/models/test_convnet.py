@@ -1,10 +1,12 @@
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from byol.errors import ConfigError
 from byol.method.byol import BYOL
-from byol.models.convnet import ConvNet
+from byol.models.convnet import ConvNet, cells
 
 FOUR = ((3, 4, 2), (6, 3, 2), (6, 3, 1), (12, 3, 2))  # channels, kernel, stride
 FIVE = ((3, 4, 2), (3, 3, 1), (6, 3, 2), (6, 3, 1), (12, 3, 2))
@@ -18,32 +20,53 @@ def plain_layers(stack, channels: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def quarters(maps: torch.Tensor) -> torch.Tensor:
-    """The means of a map's quarters, one channel behind the other."""
-    height, width = maps.shape[2] // 2, maps.shape[3] // 2
-    corners = [(y, x) for y in (0, height) for x in (0, width)]
-    means = [maps[:, :, y : y + height, x : x + width].mean((2, 3)) for y, x in corners]
-    return torch.stack(means, 2).flatten(1)
+def means(maps: torch.Tensor, grid: int) -> torch.Tensor:
+    """The means of a map's cells, row by row, one channel behind the other; its sides are multiples."""
+    rows = [torch.cat(row.chunk(grid, dim=3), dim=0) for row in maps.chunk(grid, dim=2)]
+    found = torch.cat(rows).mean((2, 3)).reshape(grid * grid, len(maps), -1)
+    return found.permute(1, 2, 0).flatten(1)
 
 
-@pytest.mark.parametrize(("stack", "both"), [(FOUR, True), (FIVE, False)], ids=["four", "five"])
-def test_representation_is_that_of_plain_torch_layers(stack, both):
+@pytest.mark.parametrize(
+    ("stack", "grids"),
+    [(FOUR, (1, 3, 2)), (FOUR, (2, 2)), (FIVE, (2,)), (FOUR, (2, 1, 3, 1))],
+    ids=["as it is", "format 3", "format 2", "all maps"],
+)
+def test_representation_is_that_of_plain_torch_layers(stack, grids):
     torch.manual_seed(0)
-    net, plain = ConvNet(width=3, channels=2, convolutions=len(stack)), plain_layers(stack, 2)
+    net = ConvNet(width=3, channels=2, convolutions=len(stack), grids=grids)
+    plain = plain_layers(stack, 2)
     for ours, theirs in zip(net.parameters(), plain.parameters(), strict=True):
         theirs.data.copy_(ours)
-    images = torch.randn(3, 2, 32, 48)
-    expected = quarters(plain(images))  # of a map of 4 x 6, and before it of 8 x 12
-    if both:
-        expected = torch.cat([quarters(plain[:-3](images)), expected], dim=1)
+    images = torch.randn(3, 2, 48, 96)
+    ends = [3 * (number + 1) for number in range(len(stack))][-len(grids) :]
+    expected = torch.cat([means(plain[:e](images), g) for e, g in zip(ends, grids, strict=True)], dim=1)
     torch.testing.assert_close(net(images), expected)
     assert net.num_features == expected.shape[1]
 
 
-def test_the_small_encoder_has_four_convolutions_and_1536_features():
+@pytest.mark.parametrize(("side", "grid"), [(6, 3), (4, 3), (3, 2), (7, 2), (1, 2), (2, 3), (5, 1)])
+def test_cells_are_those_of_torch_where_they_can_be_of_one_size(side, grid):
+    x = torch.rand(2, 3, side, 6 if side > grid else side)
+    torch.testing.assert_close(cells(x, grid), nn.AdaptiveAvgPool2d(grid)(x).flatten(1))
+
+
+def test_cells_that_do_not_fill_a_map_overlap_and_lie_alike_from_both_ends():
+    x = torch.rand(2, 3, 8, 8)
+    expected = [x[:, :, y : y + 4, z : z + 4].mean((2, 3)) for y in (0, 2, 4) for z in (0, 2, 4)]
+    torch.testing.assert_close(cells(x, 3), torch.stack(expected, dim=2).flatten(1))
+
+
+def test_the_small_encoder_has_four_convolutions_and_2304_features():
     net = ConvNet()
     assert sum(isinstance(module, nn.Conv2d) for module in net.modules()) == 4
-    assert net.num_features == 1536
+    assert net.num_features == 2304
+
+
+@pytest.mark.parametrize("grids", [(), 2, "2", [0], [2.0], [True], [17], [2] * 5, None, {}], ids=str)
+def test_grids_that_cannot_be_are_said(grids):
+    with pytest.raises(ConfigError, match=f"grids is {re.escape(repr(grids))}; expected up to 4 whole numbers"):
+        ConvNet(grids=grids)
 
 
 @pytest.mark.parametrize("convolutions", [3, 6, "4", None, 4.0, {}])
