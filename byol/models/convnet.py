@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d
 
 from byol.errors import ConfigError
 from byol.models.whitening import HalfWhitening
@@ -43,8 +43,8 @@ class ConvNet(nn.Module):
             raise ConfigError(f"convolutions is {convolutions!r}; expected {' or '.join(map(str, STACKS))}.")
         if not are_grids(grids, convolutions):
             raise ConfigError(
-                f"grids is {grids!r}; expected up to {convolutions} whole numbers from 1 to {LARGEST}, the rows "
-                f"and columns that the last maps are averaged in, such as {list(GRIDS)}."
+                f"grids is {grids!r}; expected up to {convolutions} whole numbers from 1 to {LARGEST}, the "
+                f"rows and columns that the last maps are averaged in, such as {list(GRIDS)}."
             )
         self.grids = tuple(grids)
         parts, sizes = list[nn.Sequential](), list[int]()
@@ -53,7 +53,7 @@ class ConvNet(nn.Module):
             channels = multiple * width
             sizes.append(channels)
         last = parts.pop() if convolutions == 4 else None  # of its own, as in files of format 3
-        self.layers = nn.Sequential(*(layer for part in parts for layer in part))
+        self.layers = Layers(*(layer for part in parts for layer in part))
         self.last = last
         used = sizes[-len(self.grids) :]
         self.num_features = sum(size * grid**2 for size, grid in zip(used, self.grids, strict=True))
@@ -62,16 +62,24 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         maps = list[Tensor]()
-        for layer in self.layers:
-            x = layer(x)
-            if isinstance(layer, nn.ReLU):
-                maps.append(x)
+        x = self.layers(x, maps)
         if self.last is not None:
             maps.append(self.last(x))
         used = maps[-len(self.grids) :]
         pooled = torch.cat([cells(x, grid) for x, grid in zip(used, self.grids, strict=True)], dim=1)
         features: Tensor = self.fc(self.whitening(pooled))
         return features
+
+
+class Layers(nn.Sequential):
+    """One after the other: to the last one's map, and all maps behind a ReLU into `maps`, if there is one."""
+
+    def forward(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+        for layer in self:
+            x = layer(x)
+            if maps is not None and isinstance(layer, nn.ReLU):
+                maps.append(x)
+        return x
 
 
 def are_grids(grids: object, most: int) -> bool:
@@ -82,17 +90,23 @@ def are_grids(grids: object, most: int) -> bool:
 
 
 def cells(x: Tensor, grid: int) -> Tensor:
-    """The means of a map (B, C, H, W) in a grid of as many rows and columns: (B, C x grid ** 2).
+    """The means of a map (B, C, H, W) in a grid of as many rows and columns: (B, C x grid ** 2)."""
+    # ONNX gets cells for one size of map; on Apple's GPUs torch has long refused grids that do not divide it.
+    by_products = torch.compiler.is_exporting() or x.device.type == "mps"
+    return products(x, grid) if by_products else adaptive_avg_pool2d(x, grid).flatten(1)
 
-    Cells are of one size, and overlap where a map cannot be cut into them: `adaptive_avg_pool2d` makes them of
-    several sizes, which GPUs of Apple refuse.
-    """
+
+def products(x: Tensor, grid: int) -> Tensor:
+    """`cells`, as products of matrices."""
+
+    def shares(size: int) -> Tensor:
+        """Of each pixel in each cell: (grid, size)."""
+        pixels, cell = torch.arange(size, device=x.device), torch.arange(grid, device=x.device)[:, None]
+        inside = (pixels >= cell * size // grid) & (pixels < ((cell + 1) * size + grid - 1) // grid)
+        return inside / inside.sum(dim=1, keepdim=True)
+
     height, width = x.shape[2:]
-    if min(height, width) < grid:
-        return adaptive_avg_pool2d(x, grid).flatten(1)
-    stride = height // grid, width // grid
-    kernel = height - stride[0] * (grid - 1), width - stride[1] * (grid - 1)
-    return avg_pool2d(x, kernel, stride).flatten(1)
+    return (shares(height) @ x @ shares(width).T).flatten(1)
 
 
 def convolved(channels: int, out_channels: int, kernel: int, stride: int) -> nn.Sequential:

@@ -148,7 +148,7 @@ def test_what_to_type_next_names_an_encoder_of_ones_own(labelled, tmp_path, monk
 def test_embed_writes_one_named_row_per_image(run, labelled, tmp_path):
     assert main(["embed", str(run), "--data", str(labelled), "--out", str(tmp_path / "f.npz")]) == 0
     with np.load(tmp_path / "f.npz") as file:
-        assert file["x"].shape == (24, 48)
+        assert file["x"].shape == (24, 72)
         assert file["names"][0] == "blue/0.png"
         assert file["y"].tolist() == [0] * 8 + [1] * 8 + [2] * 8
 

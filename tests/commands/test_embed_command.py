@@ -110,7 +110,7 @@ def test_a_folder_of_files_is_requested_by_a_slash(encoder_of, tmp_path, monkeyp
     assert main([*words, "one.npz"]) == 0
     capsys.readouterr()
     assert main([*words, "new/f/"]) == 0
-    assert capsys.readouterr().out == "written    new/f/: 1 file, 40 images x 96 features\n"
+    assert capsys.readouterr().out == "written    new/f/: 1 file, 40 images x 144 features\n"
     one = Features.load("one.npz")
     assert np.array_equal(Features.load("new/f/part-000000.parquet").x, one.x)
     assert main([*words, "new/f"]) == 2
@@ -134,7 +134,7 @@ def test_two_processes_fill_a_folder_with_the_bytes_of_one_also_after_a_kill(wor
     assert process.returncode != 0
     done = subprocess.run([*TORCHRUN, *words, "two/"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"written    two/: 3 files, {3 * PART:,} images x 96 features\n"
+    assert done.stdout == f"written    two/: 3 files, {3 * PART:,} images x 144 features\n"
     names = ["_features.json", *(f"part-{number:06d}.parquet" for number in range(3))]
     for name in names:
         assert Path("two", name).read_bytes() == Path("one", name).read_bytes()

@@ -270,9 +270,9 @@ from byol.encoders.encoder import Encoder, EncoderInfo
 torch.set_num_threads(1)
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
 network = HiddenLayer(build_encoder("convnet", width=1))
-info = EncoderInfo("convnet", {}, (8, 8), 3, (0.5,) * 3, (0.5,) * 3, 24, None, "none", 0, 1)
+info = EncoderInfo("convnet", {}, (8, 8), 3, (0.5,) * 3, (0.5,) * 3, 36, None, "none", 0, 1)
 images = np.random.default_rng(0).integers(0, 256, (600, 8, 8, 3), dtype=np.uint8)
 print(embed(Encoder(network, info), images, workers=3).x.shape)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "(600, 24)", done.stderr
+    assert done.stdout.strip() == "(600, 36)", done.stderr

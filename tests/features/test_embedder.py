@@ -73,7 +73,7 @@ def test_it_is_cloned_pickled_and_named_as_scikit_learn_does(encoder_of, coloure
     assert fitted.get_feature_names_out()[:2].tolist() == ["embedder0", "embedder1"]
     assert len(fitted.get_feature_names_out()) == fitted.transform(coloured[0][:2]).shape[1]
     assert np.array_equal(
-        clone(Embedder(encoder_of("convnet", width=4))).transform(coloured[0][:3]).shape, (3, 96)
+        clone(Embedder(encoder_of("convnet", width=4))).transform(coloured[0][:3]).shape, (3, 144)
     )
 
 

@@ -213,7 +213,11 @@ def test_a_name_that_means_nothing_gets_a_sentence(own_code, no_network, name, s
         ("resnet18", {"width": 2}, "has no option 'width'. Its options: stem, padding, last_gamma."),
         ("resnet18", {"last_gama": 2}, "Did you mean 'last_gamma'?"),
         ("resnet18", {"stem": "tiny"}, "stem is 'tiny'"),
-        ("convnet", {"stem": "small"}, "has no option 'stem'. Its options: width, whiten, convolutions, grids."),
+        (
+            "convnet",
+            {"stem": "small"},
+            "has no option 'stem'. Its options: width, whiten, convolutions, grids.",
+        ),
         ("convnet", {"width": 0}, "at least 1"),
         ("resnet18", {"channels": 0}, "channels is 0"),
         ("torchvision:resnet18", {"zero_init": True}, "Did you mean 'zero_init_residual'?"),

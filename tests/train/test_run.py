@@ -550,13 +550,13 @@ def test_gray_images_are_trained_on_with_one_channel(tmp_path, photos):
     config = small_config(tmp_path, data=DataConfig(channels=1), model=ModelConfig(width=2))
     run = byol.pretrain("convnet", photos, config)
     assert run.encoder.info.channels == 1
-    assert run.encoder(torch.zeros(2, 1, 16, 16)).shape == (2, 48)
+    assert run.encoder(torch.zeros(2, 1, 16, 16)).shape == (2, 72)
 
 
 def test_images_of_many_bands_are_trained_on(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (32, 5, 20, 20), dtype=np.uint8)
     run = byol.pretrain("convnet", images, small_config(tmp_path, model=ModelConfig(width=2)))
-    assert run.encoder(torch.zeros(2, 5, 16, 16)).shape == (2, 48)
+    assert run.encoder(torch.zeros(2, 5, 16, 16)).shape == (2, 72)
 
 
 def test_a_rest_of_one_image_is_trained_on_and_one_image_is_scored(tmp_path, arrays):
