@@ -1,6 +1,9 @@
-"""The one line of a terminal that moves while a run does."""
+"""The one line of a terminal or a notebook that moves while a run does."""
 
+import html
+import sys
 from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
@@ -51,3 +54,40 @@ def fitting(parts: Mapping[str, str], width: int) -> str:
     while kept and len("  ".join(kept.values())) > width:
         del kept[max(kept, key=RANKS.index)]
     return "  ".join(kept.values())
+
+
+def in_a_notebook() -> bool:
+    """Whether this is the code of a notebook's cells, whose outputs can be written over."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+class NotebookBar:
+    """The same in a notebook: one output of its cell, written over until the run ends, which empties it."""
+
+    def start(self) -> None:
+        from IPython.display import display
+
+        self.total, self.done = 1.0, 0.0
+        show: Any = display
+        self.output = show({"text/plain": ""}, raw=True, display_id=True)
+
+    def add_task(self, _: str, total: float, completed: float, parts: Mapping[str, str]) -> int:
+        self.total = total
+        self.update(0, completed, parts)
+        return 0
+
+    def update(
+        self, task: int, completed: float | None = None, parts: Mapping[str, str] | None = None
+    ) -> None:
+        """Of one task. The output is written when there is something to say beside the steps."""
+        self.done = self.done if completed is None else completed
+        if parts is not None:
+            share = f"{self.done / self.total:.0%}"
+            words = "  ".join([f"{self.done:,.0f}/{self.total:,.0f}", share, *parts.values()])
+            drawn = f'<progress value="{self.done:.0f}" max="{self.total:.0f}"></progress>'
+            shown = {"text/plain": words, "text/html": f"{drawn} {html.escape(words)}"}
+            self.output.update(shown, raw=True)
+
+    def stop(self) -> None:
+        self.output.update({"text/plain": "", "text/html": ""}, raw=True)

@@ -27,7 +27,7 @@ from byol.train.step import StepResult
 from byol.train.stopwatch import PARTS, Stopwatch, from_metrics, to_metrics, whole_time
 
 logger = logging.getLogger("byol")
-# Between looks at the loss for people, which wait for the device: at the first, on a terminal, in a file.
+# Between looks at the loss for people, which wait for the device: at the first, for a bar, in a file.
 FIRST_SECONDS, BAR_SECONDS, FILE_SECONDS = 3.0, 2.0, 10.0
 MOST_NUMBERS, LONGEST = 100, 2**16  # in a line of metrics; letters of what is no number
 MOST_LOOKS = 2**12  # that are kept
@@ -35,7 +35,7 @@ Moment = tuple[float, int, float]  # seconds by the clock, steps done, seconds t
 
 
 class RunLog:
-    """Writes metrics by steps and shows progress by time: a bar on a terminal, lines elsewhere."""
+    """Writes metrics by steps and shows progress by time: a bar where it can move, lines elsewhere."""
 
     def __init__(
         self,
@@ -87,13 +87,15 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         from rich.console import Console
 
-        from byol.train.bar import progress_bar
+        from byol.train.bar import NotebookBar, in_a_notebook, progress_bar
 
         logger.addFilter(self._keep_warning)
         if self.loggers is not None:
             self.loggers.start(lambda: metrics_in(self.path, self.start))
-        self._terminal = sys.stderr.isatty()  # a notebook is none: it gets lines
-        self._bar = progress_bar(Console(stderr=True), shown=self._terminal)
+        self._terminal, notebook = sys.stderr.isatty(), in_a_notebook()
+        self._moves = self._terminal or notebook
+        console = Console(stderr=True)
+        self._bar: Any = NotebookBar() if notebook else progress_bar(console, shown=self._terminal)
         self._bar.start()
         total, parts = self.plan.total_steps, {"state": "reading images"}
         self._task = self._bar.add_task("", total=total, completed=self.start, parts=parts)
@@ -107,13 +109,13 @@ class RunLog:
         logger.removeFilter(self._keep_warning)
         if failure is not None:
             self.keep(f"ended      {failure}" if str(failure) else f"ended      {type(failure).__name__}")
-        if self._terminal:
+        if self._moves:
             with suppress(OSError):  # it may have been closed
                 self._bar.stop()
 
     def following(self, results: Iterable[StepResult]) -> Iterator[StepResult]:
         """Pass step results on and show how far they are."""
-        pause = BAR_SECONDS if self._terminal else FILE_SECONDS
+        pause = BAR_SECONDS if self._moves else FILE_SECONDS
         due, estimated = self.clock() + FIRST_SECONDS, False
         kept = -math.inf  # when train.log was told last
         # Since the first step, which took the reading of the images too; and since the last words.
@@ -142,7 +144,7 @@ class RunLog:
                 parts |= self._known | left
                 self._bar.update(self._task, parts=parts)
                 line = "  ".join([f"step {step:,}/{self.plan.total_steps:,}", *parts.values()])
-                if not self._terminal:
+                if not self._moves:
                     self.say(line)
                 elif self.clock() >= kept + FILE_SECONDS or last:
                     kept = self.clock()

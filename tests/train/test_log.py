@@ -184,7 +184,7 @@ def test_trouble_stays_in_the_bar_longer_than_anything_else(tmp_path, monkeypatc
     assert terminal.frames()[-1].endswith(" collapsed  left 57s")
 
 
-def test_a_file_and_a_notebook_are_told_the_score_and_the_verdict_too(tmp_path, capsys):
+def test_a_file_is_told_the_score_and_the_verdict_too(tmp_path, capsys):
     told(tmp_path, 100_000, 0, [0.01] * 500, looks=(SOUND, BETTER))
     line = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(
