@@ -91,7 +91,8 @@ def test_a_fine_tuned_encoder_is_saved_fine_tuned_and_a_frozen_one_as_it_was(enc
         kept = byol.load_encoder(file)  # what every command takes
         checksums[protocol] = kept.checksum()
         assert torch.equal(kept(x), byol.load_classifier(file).encoder(x))
-        assert torch.equal(kept(x), encoder(x)) == (protocol != "finetune")
+        same = torch.allclose(kept(x), encoder(x), rtol=1e-4)  # the kept one lies otherwise in memory
+        assert same == (protocol != "finetune")
     assert checksums["linear"] == checksums["linear-sgd"] == encoder.checksum() != checksums["finetune"]
 
 
