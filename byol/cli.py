@@ -1,5 +1,6 @@
 """The command line: words in, one call, words out."""
 
+import errno
 import logging
 import os
 import signal
@@ -14,7 +15,7 @@ from types import FrameType
 from typing import NoReturn, TextIO
 
 from byol import __version__
-from byol.errors import ByolError, ConfigError, did_you_mean, printable, show
+from byol.errors import ByolError, ConfigError, did_you_mean, is_first, printable, show
 
 REPORT = 300.0  # seconds that a report takes at most
 COMMANDS = (
@@ -105,8 +106,7 @@ def done(words: list[str]) -> int:
             check_alone()
         return command(words[1:])
     except ByolError as failure:
-        first = os.environ.get("RANK", "0") == "0"
-        if not failure.shared or first:
+        if not failure.shared or is_first():
             say(f"byol {words[0]}: {failure}")
         elif failure.exit_code not in (75, 130):  # a signal ends all of them anyway
             leave_it_to_the_first()
@@ -119,8 +119,12 @@ def done(words: list[str]) -> int:
         return 0
     except OSError as failure:  # a full disk behind stdout, a folder that was taken away meanwhile
         where = f"{failure.filename}: " if failure.filename is not None else ""
-        say(f"byol {words[0]}: {where}{failure.strerror or failure}. Look after that file or disk.")
-        return 70
+        long = failure.errno == errno.ENAMETOOLONG
+        say(
+            f"byol {words[0]}: {where}{failure.strerror or failure}. "
+            + ("Give a shorter one." if long else "Look after that file or disk.")
+        )
+        return 2 if long else 70
     except Exception:  # the outermost door: whatever comes here was not foreseen
         for line in traceback.format_exc().splitlines():
             say(line)

@@ -7,6 +7,7 @@ wrong while running, and `Stopped` when a run was asked to stop and has saved it
 """
 
 import errno
+import os
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -101,6 +102,11 @@ def printable(text: str) -> str:
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
     )
+
+
+def is_first() -> bool:
+    """Whether this process is the one of its world that talks, before it is joined and after."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def show(*lines: str, file: TextIO | None = None) -> None:

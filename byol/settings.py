@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, 
 import numpy as np
 
 from byol.disk import parse_json, read_yaml
-from byol.errors import ConfigError, did_you_mean, printable
+from byol.errors import ConfigError, did_you_mean, is_first, printable
 
 T = TypeVar("T")
 PRESETS = Path(__file__).parent / "presets"
@@ -175,7 +175,7 @@ def parse(
     # tyro does not wrap a description, and joins its lines unless they begin with a space
     description = textwrap.fill(description, shutil.get_terminal_size().columns, subsequent_indent=" ")
     booleans = tyro.conf.FlagCreatePairsOff if switches else tyro.conf.FlagConversionOff
-    first = os.environ.get("RANK", "0") == "0"  # of several processes, which all get the same flags
+    first = is_first()  # of several processes, which all get the same flags
     words = [printable(word) for word in arguments]  # as a shell's * gives names of files
 
     def read(arguments: Sequence[str], tell: bool) -> T:

@@ -327,11 +327,6 @@ def check_alone() -> None:
         raise failure
 
 
-def is_first() -> bool:
-    """Whether this is the process of its world that talks, before or after it is joined."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def pick_device(device: str | None) -> torch.device:
     """The device a name means; None is the GPU when torch can use one, else the CPU."""
     if device is None:

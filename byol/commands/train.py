@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from byol.data.images import Images
-from byol.errors import CollapseError, ConfigError, show
+from byol.errors import CollapseError, ConfigError, is_first, show
 from byol.models.build import is_own_code
 from byol.report.pictures import report_at_the_end
 from byol.settings import parse, preset_flags, preset_names
@@ -18,7 +18,6 @@ from byol.train.config import TrainConfig
 from byol.train.log import keep
 from byol.train.run import Run, pretrain
 from byol.train.run_folder import RunFolder
-from byol.world import is_first
 
 HELP = """usage: byol train IMAGES --out FOLDER [FLAGS]
 

@@ -190,7 +190,8 @@ class BYOL(nn.Module):
     ) -> Any:
         """The loss, a float32 scalar: mean over the batch of both directions, 0 to 8.
 
-        It is NaN, without gradient, when a pixel is not finite; statistics and weights are unharmed.
+        It is NaN, without gradient, when a pixel is not finite; statistics and weights are unharmed. Views
+        that are tuples or dicts go to the network as they are: in them NaN may stand for what is missing.
 
         `extra` holds further views of the same images, by their kind. The target sees none of them but those
         of the kind "target": then what is predicted is the mean of its projections of all other views. The

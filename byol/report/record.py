@@ -1,6 +1,7 @@
 """What a run has left in its folder. Nothing there is changed, so a run can be looked at while it runs."""
 
 import math
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Record:
     def images_at(self) -> str | None:
         """Where the images were read from, if something is there now."""
         where = self.environment.get("images")
-        return where if isinstance(where, str) and Path(where).exists() else None
+        return where if isinstance(where, str) and os.path.exists(where) else None
 
     @property
     def step(self) -> int:

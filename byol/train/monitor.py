@@ -35,7 +35,7 @@ from byol.train.config import KnnConfig
 from byol.train.plan import BANK, Plan
 from byol.world import autocast
 
-HEALTH = 2_048  # of them show whether the representation collapses
+HEALTH = 1_024  # of them show whether the representation collapses
 UNLABELLED = 1_024  # are enough for that where no kNN votes
 VIEWED = 512  # of them are looked for among the others' views
 BYTES = 512 * 2**20  # of prepared images kept for scoring

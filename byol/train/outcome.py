@@ -68,6 +68,8 @@ def verdict_of(lines: Sequence[Line], plan: Plan) -> Verdict | None:
         short = f"only {made} {'was' if plan.total_steps == 1 else 'were'} made; {evidence}"
         length = "--epochs" if plan.own_views else "--epochs or --budget"
         more = f"Give more {length}, or a smaller --batch-size: a few hundred steps at least."
+        for why, what in images_hinder(begin):
+            short, more = f"{short}; {why}", f"{more} {what}"
         return Verdict("too short", short, more, knn)
     causes = list(hindrances(begin, plan))
     if risen(end) or close < CLOSER * close_first or (better and not causes):
@@ -162,12 +164,17 @@ def risen(look: Line) -> bool:
 
 def hindrances(begin: Line, plan: Plan) -> Iterator[tuple[str, str]]:
     """What in the images, the views or the plan keeps a run from learning, and what to do about it."""
-    if (found := begin.get("pixels_retrieval", 0)) > ALIKE:
-        alike = f"{100 * found:.0f} % find it by their raw pixels alone: the views are too alike"
-        yield alike, "Let them differ more, above all in their crops (--views.crop-area 0.2 1)."
+    yield from images_hinder(begin)
     if plan.micro_batch_size < SMALL_BATCH:
         few = f"batches of {plan.micro_batch_size} images, of which BatchNorm's statistics are mostly noise"
         yield few, "Give a larger --batch-size, 64 or more."
+
+
+def images_hinder(begin: Line) -> Iterator[tuple[str, str]]:
+    """What in the images or their views does, whatever the length of the run."""
+    if (found := begin.get("pixels_retrieval", 0)) > ALIKE:
+        alike = f"{100 * found:.0f} % find it by their raw pixels alone: the views are too alike"
+        yield alike, "Let them differ more, above all in their crops (--views.crop-area 0.2 1)."
     if (distinct := begin.get("images_distinct", 0)) < (images := begin.get("images", 0)) / 2:
         yield f"only {distinct:,} of {images:,} images differ from one another", "Give more different images."
 

@@ -35,7 +35,7 @@ TIMED = (8, 64)  # images of the steps that are measured first
 LEAST_BATCH = 32  # images
 LEAST_SIDE = 24  # pixels, of views
 LEAST_STEPS = 10
-USED, LOOKS = 0.96, 0.2  # shares: what is planned for (saving and a slower machine take the rest), and looks
+USED, LOOKS = 0.96, 0.1  # shares: what is planned for (saving and a slower machine take the rest), and looks
 MOST_WHITENED = 85  # the width of a convnet: 3,060 features
 PASSES = 8  # forward passes that a step is worth: of two views, online thrice with its gradient, and target
 

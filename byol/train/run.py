@@ -169,6 +169,7 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
                 good = checkpoint.last_good(folder.checkpoints)
                 raise ByolError(f"Stopped by {failure.by}, but {place} could not be saved. {good}") from None
             with world.telling():
+                verdict = verdict_of(log.lines, plan)
                 if finished:
                     log.say(f"finished   already, at step {start:,}; nothing is left to do{bad}")
                     if plan.whiten:
@@ -177,15 +178,15 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
                     if plan.whiten:
                         with watch.during("looks"):
                             trained_encoder = monitor.whitened()
+                    if verdict is not None:  # before the encoder, whose file says that the run has finished
+                        write_text(folder.verdict, json.dumps(asdict(verdict), indent=1))
                     with watch.during("saving"):
                         save_encoder(trained_encoder, folder.path)
                     write_text(folder.time, json.dumps(to_metrics(watch.seconds())))
                     took = duration(time.perf_counter() - began)
                     log.say(f"finished   {counted(plan.total_steps - start, 'step')} in {took}{bad}")
-                verdict = verdict_of(log.lines, plan)
-                if verdict is not None and not finished:
-                    write_text(folder.verdict, json.dumps(asdict(verdict), indent=1))
-                    log.say(*textwrap.wrap(f"verdict    {verdict}", 110, subsequent_indent=" " * 11))
+                    if verdict is not None:
+                        log.say(*textwrap.wrap(f"verdict    {verdict}", 110, subsequent_indent=" " * 11))
         with world.telling():
             if plan.hold_out_images and not own_scores(folder):
                 if not monitor.scores:  # of a run that was killed between its last checkpoint and here

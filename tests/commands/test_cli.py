@@ -417,6 +417,32 @@ def test_what_works_in_one_process_is_refused_by_several_and_told_by_one(name, m
         main([name, "--help"])
 
 
+@pytest.mark.parametrize(
+    "words", [["report"], ["train", "images", "--out"], ["train", "images", "--out", "run", "--init"]]
+)
+def test_a_name_longer_than_a_folder_takes_is_a_mistake_and_no_trouble_of_the_disk(words, tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((8, 8, 8, 3), np.uint8))
+    words = [str(tmp_path / "images.npy") if word == "images" else word for word in words]
+    words = [str(tmp_path / "run") if word == "run" else word for word in words]
+    done = byol(*words, "n" * 300)
+    assert done.returncode == 2
+    assert "n" * 300 in done.stderr
+
+
+@pytest.mark.parametrize("size", [None, "1"])
+def test_a_process_that_is_alone_tells_why_it_ends_whatever_its_rank_is(size, monkeypatch, capsys, tmp_path):
+    """Some clusters set RANK without WORLD_SIZE."""
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if size is not None:
+        monkeypatch.setenv("WORLD_SIZE", size)
+    assert main(["embed", "nowhere", "--data", "nowhere", "--out", str(tmp_path / "x.npz")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):  # by the reader of the flags itself
+        main(["train", "nowhere", "--out", str(tmp_path), "--epoch", "3"])
+    assert "--epoch" in capsys.readouterr().err
+
+
 def test_a_full_disk_that_nobody_foresaw_is_not_called_a_bug(run, tmp_path):
     """The answer itself goes to a full disk: the file behind stdout may not grow."""
     script = (

@@ -78,7 +78,7 @@ def test_killed_processes_are_continued_by_any_number_and_no_image_or_view_is_lo
         record.mkdir()
         last = attempt == len(numbers) - 1
         faults = {} if last else {"FAULT": "SIGKILL 9"}  # two passes a step
-        one = {"RANK": "1"} if count == 1 else {}
+        one = {"RANK": "1"} if count == 1 else {}  # what the faults are for
         with started(count, log, main, flags, RECORD=str(record), **faults, **one) as running:
             codes = running.codes()
         assert (codes == [0] * count) == last, log.read_text()

@@ -95,6 +95,16 @@ def test_images_that_are_all_the_same_are_named_before_a_step_is_made(tmp_path, 
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
+def test_images_most_of_which_are_the_same_are_named_after_a_run_that_was_too_short_as_well(tmp_path):
+    images = np.zeros((40, 16, 16, 3), np.uint8)
+    images[:2] = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3))
+    run = byol.pretrain(seeded(), images, small_config(tmp_path, epochs=3))
+    assert run.verdict.state == "too short"
+    assert "only 3 of 40 images differ" in run.verdict.evidence
+    assert "--epochs" in run.verdict.remedy
+    assert "Give more different images." in run.verdict.remedy
+
+
 def test_one_step_is_told_as_one(tmp_path, arrays, capsys):
     run = byol.pretrain(seeded(), arrays, small_config(tmp_path, epochs=0.15, knn=FOUR_LOOKS))
     assert run.plan.total_steps == 1
@@ -111,6 +121,8 @@ def test_twenty_five_steps_are_too_short(tmp_path, arrays):
     assert re.search(found, run.verdict.evidence)
     assert "--epochs" in run.verdict.remedy
     assert json.loads((tmp_path / "verdict.json").read_text()) == vars(run.verdict)
+    written = [(tmp_path / name).stat().st_mtime_ns for name in ("verdict.json", "encoder.safetensors")]
+    assert written == sorted(written)  # a run with an encoder has finished, and is never given a verdict again
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
