@@ -28,9 +28,9 @@ RUNS: dict[str, tuple[dict[str, Any], float]] = {
     "defaults": ({}, 1),
     "a quarter as long": ({}, 1 / 4),
     "a sixteenth as long": ({}, 1 / 16),
-    "rate x 10": ({"optim": OptimConfig(base_lr=2e-2)}, 1),
-    "rate x 100": ({"optim": OptimConfig(base_lr=0.2)}, 1),
-    "rate / 20": ({"optim": OptimConfig(base_lr=1e-4)}, 1),
+    "rate x 10": ({"optim": OptimConfig(base_lr=3e-2)}, 1),
+    "rate x 100": ({"optim": OptimConfig(base_lr=0.3)}, 1),
+    "rate / 20": ({"optim": OptimConfig(base_lr=1.5e-4)}, 1),
     "tau 0": ({"optim": OptimConfig(base_tau=0.0)}, 1),
     "predictor's rate 1": ({"optim": OptimConfig(predictor_lr=1.0)}, 1),
     "batch 16": ({"batch_size": 16}, 1 / 2),
@@ -127,7 +127,6 @@ def main() -> None:
             batch_size=64,
             on_collapse="warn",
             epochs=options.images * share / len(train),
-            optim=OptimConfig(base_lr=2e-3),
             device="cpu",
         )
         run = byol.pretrain(None, train, replace(base, **changes))

@@ -32,6 +32,7 @@ BANK = 5000  # training images that vote for the hold-out set: enough to rank ru
 ENOUGH_IMAGES = 300_000  # with fewer of them seen, views shrink: more images are worth more than more pixels
 ENOUGH_STEPS = 1000  # with fewer, batches shrink
 TIMED = (8, 64)  # images of the steps that are measured first
+TIMED_STEPS, TIMING = 3, 0.05  # the fewest that tell, and the share of the budget that they may take
 LEAST_BATCH = 32  # images
 LEAST_SIDE = 24  # pixels, of views
 LEAST_STEPS = 10
@@ -398,7 +399,7 @@ def fitted(
 
     Where too few images would be seen, views are made smaller, and where these are too few steps, batches,
     unless their size was requested. A few images are measured first: no step is made that the budget has no
-    time for. Then as many as a batch should have, where a thousand such steps may fit.
+    time for. Then more where there is, as few cost more an image.
     """
     assert config.budget is not None
     budget = seconds_of(config.budget)
@@ -410,8 +411,8 @@ def fitted(
         tried = replace(usual, batch_size=least * usual.accumulation)
         step = measure(tried).step
         pixel = step / tried.batch_size / usual.image_size[0] ** 2  # seconds of one
-        # In larger batches it is less: where these are fast enough to be measured, they tell it better.
-        if step / tried.batch_size * TIMED[1] * ENOUGH_STEPS > budget:
+        # In larger batches it is less: they tell it better, where measuring takes a small part of the budget.
+        if TIMED_STEPS * step / tried.batch_size * TIMED[1] > TIMING * budget:
             break
     seen = {one: (USED - LOOKS) * budget / (pixel * one**2) for one in sides(config, usual)}
     side = next((one for one, images in seen.items() if images >= ENOUGH_IMAGES), min(seen))

@@ -355,11 +355,12 @@ def test_steps_of_few_images_that_cost_more_an_image_do_not_make_batches_small()
         def seconds(self, plan):
             return 0.1 + super().seconds(plan)
 
-    machine = Dear(2.0)
-    plan = plan_run(TrainConfig(out="a", budget="20m"), CIFAR, CPU, machine)
-    assert [draft.batch_size for draft in machine.measured] == [8, 64, 128]
-    assert plan.batch_size == 128
-    assert plan.total_steps * machine.seconds(plan) > 0.8 * 1200
+    for budget, seconds in (("20m", 1200), ("10m", 600)):  # 1,000 steps of 64 would not fit as 8 cost
+        machine = Dear(2.0)
+        plan = plan_run(TrainConfig(out="a", budget=budget), CIFAR, CPU, machine)
+        assert [draft.batch_size for draft in machine.measured] == [8, 64, 128]
+        assert plan.batch_size == 128
+        assert plan.total_steps * machine.seconds(plan) > 0.8 * seconds
 
 
 @pytest.mark.parametrize(
