@@ -122,7 +122,7 @@ def done(words: list[str]) -> int:
         long = failure.errno == errno.ENAMETOOLONG
         say(
             f"byol {words[0]}: {where}{failure.strerror or failure}. "
-            + ("Give a shorter one." if long else "Look after that file or disk.")
+            + ("Give a shorter one." if long else "Check that file or disk.")
         )
         return 2 if long else 70
     except Exception:  # the outermost door: whatever comes here was not foreseen

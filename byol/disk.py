@@ -1,4 +1,4 @@
-"""Files written so that they hold the old content or the new, and read within bounds, whoever wrote them."""
+"""Write files so that a crash leaves the old content or the new; read them only up to a size and a depth."""
 
 import errno
 import fcntl
@@ -26,7 +26,7 @@ MOST_HEADER, MOST_TENSORS = 10**8, 2**16  # of safetensors: bytes that its libra
 DEEPEST, NO_BRACKETS = 100, bytes({*range(256)} - {*b"[]{}"})  # levels of JSON
 DEEPEST_YAML, LONGEST_YAML = 20, 3000  # levels; characters of a value, of which a number would not be printed
 Item = TypeVar("Item")
-NOT_OWN = "it is a link, has a second name elsewhere, or is no file. Take it away"
+NOT_OWN = "it is a symbolic link, a hard link, or not a regular file. Remove it"
 _locks = ExitStack()  # files that this process holds
 # Forked workers live on for a moment when their process is killed; what it held is then free all the same.
 os.register_at_fork(after_in_child=_locks.close)

@@ -24,7 +24,7 @@ T = TypeVar("T")
 PRESETS = Path(__file__).parent / "presets"
 KINDS = {int: "a whole number", float: "a finite number", bool: "True or False", NoneType: "nothing"}
 KINDS |= {dict: "values by their names"}
-# A limit is what is expected, and whether a value is that.
+# Each limit has the words for the message and a function that tests a value.
 Count = Annotated[int, "at least 1", partial(le, 1)]
 Positive = Annotated[float, "a positive number", partial(lt, 0)]
 NotNegative = Annotated[float, "at least 0", partial(le, 0)]
@@ -63,7 +63,7 @@ class Checked:
 
 
 def unfit(value: Any, kind: Any) -> str:
-    """What a value would have to be to be of a kind, in words; "" when it is."""
+    """Say what was expected when the value is not of this type; "" when it is."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (UnionType, Union):
         words = [unfit(value, part) for part in parts]

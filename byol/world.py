@@ -79,7 +79,8 @@ class World:
             store, rank, size = meanwhile(lambda: next(rendezvous("env://")), check)
         except (ValueError, RuntimeError) as failure:
             raise ConfigError(
-                f"WORLD_SIZE is {size}, but the processes do not meet: {failure}. Start them by torchrun."
+                f"WORLD_SIZE is {size}, but the processes could not connect to one another: {failure}. "
+                "Start them by torchrun."
             ) from failure
 
         def meet() -> tuple[Any, Any]:
@@ -146,7 +147,7 @@ class World:
 
     @contextmanager
     def telling(self) -> Iterator[None]:
-        """Work of one process while others go on to their next meeting: its failure reaches them there."""
+        """Run something on this process alone. The others get its exception at their next `meet`."""
         try:
             yield
         except Exception as failure:
@@ -156,13 +157,13 @@ class World:
 
     @contextmanager
     def agreeing(self) -> Iterator[None]:
-        """Work of all processes: they go on when all have done it, and a failure on one is raised on all."""
+        """Run something on all processes and wait for all. An exception on one is raised on every one."""
         with self.telling():
             yield
         self.meet()
 
     def first(self, work: Callable[[], T]) -> T:
-        """What `work` gives on rank 0, on every process. The others wait, and a failure is raised on all."""
+        """Run `work` on rank 0 and give its result to every process. An exception is raised on all."""
         found: list[Any] = [None]
         with self.agreeing():
             if self.rank == 0:
@@ -211,7 +212,7 @@ class World:
             logger.setLevel(level)
 
     def expect(self, seconds: float) -> None:
-        """Notice one that stands still sooner from now on, when a micro-batch has taken so many seconds.
+        """Shorten the timeouts, now that a micro-batch is known to take so many seconds.
 
         Rank 0 waits less at meetings too; the others do not, as it may be scoring or saving.
         """
@@ -250,9 +251,9 @@ class World:
         """Bytes that are free on the device now."""
         if self.device.type == "cuda":
             return torch.cuda.mem_get_info(self.device)[0]
-        return available_memory() // self.neighbours()
+        return available_memory() // self.processes_here()
 
-    def neighbours(self) -> int:
+    def processes_here(self) -> int:
         """Processes of this world on this machine, this one included."""
         words = os.environ.get("LOCAL_WORLD_SIZE", "1")
         return max(1, int(words)) if self.size > 1 and words.isdecimal() else 1

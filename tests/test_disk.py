@@ -418,7 +418,7 @@ def test_nothing_is_added_to_something_else_that_has_a_file_s_name(tmp_path, kin
         "folder": path.mkdir,
     }[kind]()  # fmt: skip
     with pytest.raises(
-        DiskError, match=r"a\.jsonl cannot be written: it is a link, has a second name"
+        DiskError, match=r"a\.jsonl cannot be written: it is a symbolic link, a hard link"
     ) as told:
         append_text(path, "more")
     assert told.value.exit_code == 2

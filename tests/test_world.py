@@ -98,7 +98,7 @@ def test_processes_that_cannot_meet_are_told_how_to_be_started(monkeypatch, faul
         for name, value in {"WORLD_SIZE": "2", "RANK": "0", **address}.items():
             monkeypatch.setenv(name, value)
         monkeypatch.delenv(fault, raising=False)
-        with pytest.raises(ConfigError, match=r"WORLD_SIZE is 2.* do not meet.* torchrun") as told:
+        with pytest.raises(ConfigError, match=r"WORLD_SIZE is 2.* could not connect.* torchrun") as told:
             World.join("cpu")
         assert told.value.exit_code == 2
         assert fault in str(told.value) or "port" in fault

@@ -111,7 +111,7 @@ def explore(arguments: Sequence[str]) -> int:
 
 
 def check(command: Explore, out: Path) -> None:
-    """Raise ConfigError for what cannot be, before any work."""
+    """Raise ConfigError for invalid values, before any work."""
     if not 1 <= len(command.features) <= 2:
         came = f"{len(command.features)} files of features"
         raise ConfigError(f"{came} were given; expected one, or two of the same images before and after.")

@@ -21,7 +21,7 @@ from torch import Tensor
 from byol.data.decode import BadImage, pixels_of
 from byol.data.images import Images
 from byol.data.windows import Windows
-from byol.data.workers import going_on, made, never
+from byol.data.workers import in_workers, never, part_done
 from byol.errors import DataError
 from byol.method.crops import crop_draws, crop_resize, to_device
 from byol.method.draws import Stream, seed_of, uniforms
@@ -280,7 +280,7 @@ def streamed_batches(
         bad: list[tuple[int, str]] = []
         for row, (index, *draws) in enumerate(zip(chosen.tolist(), *drawn, strict=True)):
             poll()
-            going_on()
+            part_done()
             for candidate in chain((index,), substitutes(index, plan.images)):
                 try:
                     picture = images.picture(candidate)
@@ -298,7 +298,7 @@ def streamed_batches(
     places = ((start + plan.first + first, min(CHUNK, share - first)) for start in starts for first in firsts)
     own, following = tee(places)  # each worker gets every workers-th
     tasks = zip_longest(own, islice(following, max(1, workers), None))
-    arriving = made(cropped, tasks, workers=workers, room=CHUNK * sum(lengths), ahead=4, poll=poll)
+    arriving = in_workers(cropped, tasks, workers=workers, room=CHUNK * sum(lengths), ahead=4, poll=poll)
     in_any_order = images.reader.gathered(images.rows, poll) if plan.windows is None else nullcontext()
     with in_any_order, closing(arriving) as chunks:
         for _ in starts:

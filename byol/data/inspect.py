@@ -15,7 +15,7 @@ from PIL import Image
 from byol.data.decode import Array, BadImage, Pixels, header, to_numpy
 from byol.data.groups import Rows, groups_of, join
 from byol.data.images import Images
-from byol.data.workers import Made, going_on, made
+from byol.data.workers import Made, in_workers, part_done
 
 CHUNK = 32  # images that a worker looks at before it tells
 FAULTS = {  # what is looked for, in the words of a table; any of it makes `byol check` end with 1
@@ -91,7 +91,7 @@ def inspect(
     def work(rows: range) -> Made:
         looks = []
         for row in rows:
-            going_on()
+            part_done()
             looks.append(look_at(images, row))
         return torch.empty(0, dtype=torch.uint8), looks
 
@@ -101,7 +101,7 @@ def inspect(
     found: dict[str, dict[int, str]] = {kind: {} for kind in (*FAULTS, *NOTES)}
     ends: list[tuple[float, float]] = []
     chunks = (range(first, min(first + CHUNK, total)) for first in range(0, total, CHUNK))
-    arriving = made(work, chunks, workers=workers, room=1, poll=lambda: progress(done, total))
+    arriving = in_workers(work, chunks, workers=workers, room=1, poll=lambda: progress(done, total))
     with closing(arriving) as looked:
         for _, looks in looked:
             for row, look in enumerate(looks, done):

@@ -17,7 +17,7 @@ from byol.data.decode import BadImage, header
 from byol.data.images import Images
 from byol.data.readers.archives import PACKED, ArchiveReader, Disk
 from byol.data.readers.folder import SUFFIXES as KNOWN
-from byol.data.workers import Made, going_on, made
+from byol.data.workers import Made, in_workers, part_done
 from byol.disk import check_writable, hold, read_json, replacing, write_text
 from byol.errors import ConfigError, printable
 from byol.method.draws import Stream, check_seed, seed_of
@@ -81,7 +81,7 @@ def pack(
         bad, keys = [], set[str]()
         with replacing(paths[number]) as temporary, temporary.open("wb") as file:
             for row in order[number * each : (number + 1) * each].tolist():
-                going_on()
+                part_done()
                 if workers == 0:
                     progress(done, total)
                 try:
@@ -104,7 +104,7 @@ def pack(
         def poll() -> None:
             progress(done, total)
 
-        arriving = made(work, missing, workers=min(workers, len(missing)), room=1, poll=poll)
+        arriving = in_workers(work, missing, workers=min(workers, len(missing)), room=1, poll=poll)
         with images.reader.gathered(images.rows, poll), closing(arriving) as written:
             for _, (number, bad) in written:
                 left_out += bad

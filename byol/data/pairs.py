@@ -15,7 +15,7 @@ from torch import Tensor
 
 from byol.data.batches import Batch, Begin, members, untimed
 from byol.data.samples import Samples, batches_of, collated, on_device
-from byol.data.workers import going_on, never
+from byol.data.workers import never, part_done
 from byol.errors import ByolError, ConfigError, DataError
 from byol.method.draws import Stream, uniforms
 
@@ -74,7 +74,7 @@ class PairBatches(Iterator[Batch]):
             for place in zip(rows.tolist(), drawn.long().tolist(), strict=True):
                 if workers == 0:  # else it is called while they are waited for, in this process
                     poll()
-                going_on()
+                part_done()
                 several.append(pairs.made(place, here))
             view1, view2 = zip(*several, strict=True)
             return collated([*view1]), collated([*view2]), rows

@@ -17,7 +17,7 @@ from byol.data.decode import BadImage, to_numpy
 from byol.data.labels import Labels, WithLabels, class_labels
 from byol.data.readers.dataset import Items
 from byol.data.readers.reader import Rows, chosen_of, evenly_spaced
-from byol.data.workers import Made, Poll, Task, going_on, made, never
+from byol.data.workers import Made, Poll, Task, in_workers, never, part_done
 from byol.errors import DataError, complaint
 
 BATCH = 64  # samples per forward pass of an encoder: a clip or a volume is large
@@ -204,7 +204,7 @@ def batches_of(
     def sent(task: Task) -> Made:
         return torch.empty(0, dtype=torch.uint8), mapped(Sent.of, work(task))
 
-    with closing(made(sent, tasks, workers=workers, room=1, poll=poll)) as arriving:
+    with closing(in_workers(sent, tasks, workers=workers, room=1, poll=poll)) as arriving:
         for _, batch in arriving:
             yield mapped(lambda one: one.tensor, batch, Sent)
 
@@ -218,7 +218,7 @@ def sample_batches(samples: Samples, workers: int = 0, poll: Poll = never) -> Ge
     def read(index: int) -> Any:
         if workers == 0:
             poll()
-        going_on()
+        part_done()
         return samples[index]
 
     def work(rows: range) -> Any:

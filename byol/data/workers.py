@@ -34,7 +34,7 @@ Made = tuple[Tensor, Any]  # pixels, and what there is to say of them: small, an
 # Sent to every process of a run by terminals and batch systems; the run alone answers, and ends its workers.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 WAIT = 0.1  # seconds between looks at signals and at the worker that is waited for
-PATIENCE = 300.0  # seconds that a worker may take for a task, or for a part of one, as `going_on` says
+PATIENCE = 300.0  # seconds that a worker may take for a task, or for a part of one, as `part_done` says
 _PR_SET_PDEATHSIG = 1
 _life: mmap | None = None  # of the worker that this process is
 
@@ -43,16 +43,16 @@ Poll = Callable[[], object]  # called while one waits or works for long; it may 
 
 
 def never() -> None:
-    """Nothing to look after while something is waited for."""
+    """The default of `poll`: do nothing."""
 
 
-def going_on() -> None:
-    """Called by `work` when a part of its task is done, as an image of many: patience begins anew."""
+def part_done() -> None:
+    """Called by `work` when a part of its task is done, such as one image: its patience begins anew."""
     if _life is not None:
         _life[0] = (_life[0] + 1) % 256
 
 
-def made(
+def in_workers(
     work: Callable[[Task], Made],
     tasks: Iterable[Task],
     *,
@@ -62,7 +62,7 @@ def made(
     poll: Callable[[], object] = never,
     patience: float = PATIENCE,
 ) -> Generator[Made]:
-    """What `work` makes of every task, in their order, by so many forked processes; with 0 in this process.
+    """Call `work` on every task, in forked processes or with 0 workers in this one. Results come in order.
 
     The pixels take at most `room` bytes and are the caller's until the next are requested; a worker has room
     for `ahead` results. `poll` is called while a worker is waited for, and may raise. An exception of `work`

@@ -118,10 +118,10 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 def by_counts(
     metric: str, predictions: Sequence[Array], labels: Array, against: Sequence[Array] | None = None
 ) -> tuple[Callable[[Array], Any], Array]:
-    """A metric (R,) of counts (R, K) of K kinds of images, mean over the predictions; and the true counts.
+    """Put test images that count alike into K kinds: those of one class that are equally often right.
 
-    Images of one class that are equally often right are of one kind. With predictions `against` them it is
-    the difference of both metrics.
+    Returns a function from counts (R, K) of the kinds to the metric (R,), the mean over the predictions, and
+    the counts (K,) of the test set. With predictions `against` them it is the difference of both metrics.
     """
     if metric == "map11" and against:
         ours, counts = by_counts(metric, predictions, labels)

@@ -65,7 +65,7 @@ def export(
 
     `format` follows from the path's suffix when it is None; a path without one is a folder for huggingface.
     `run` is the folder of the run, of which the model card tells. `model` names the model of torchvision or
-    timm that an encoder of your own is. Raises ConfigError for what cannot be, and ByolError when the
+    timm that an encoder of your own is. Raises ConfigError for invalid values, and ByolError when the
     features differ by more than 1e-4 of the largest; then nothing is left behind.
     """
     classifier = copy.deepcopy(encoder).cpu() if isinstance(encoder, Classifier) else None

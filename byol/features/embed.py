@@ -26,7 +26,7 @@ import torch
 from byol.data.decode import BadImage
 from byol.data.images import Images
 from byol.data.samples import Samples, on_device, sample_batches
-from byol.data.workers import Made, going_on, made, never
+from byol.data.workers import Made, in_workers, never, part_done
 from byol.disk import (
     at_once,
     check_writable,
@@ -346,7 +346,7 @@ def prepared_batches(
         for index in rows:
             if workers == 0:  # else it is called while they are waited for, in this process
                 poll()
-            going_on()
+            part_done()
             try:
                 pixels = torch.from_numpy(images.array(index)).permute(2, 0, 1)
             except BadImage as failure:
@@ -359,7 +359,7 @@ def prepared_batches(
     every = range(len(images))
     parts = (every[first : first + SHARD] for first in (every[::SHARD] if firsts is None else firsts))
     batches = (part[start : start + BATCH] for part in parts for start in range(0, len(part), BATCH))
-    return made(work, batches, workers=workers, room=4 * BATCH * prod(shape), poll=poll)
+    return in_workers(work, batches, workers=workers, room=4 * BATCH * prod(shape), poll=poll)
 
 
 def check_encoder(encoder: object) -> None:

@@ -99,7 +99,7 @@ def pictures(images: Images, features: Features, rows: set[int]) -> dict[int, Im
 
 
 def places(images: Images, features: Features, rows: Iterable[int]) -> dict[int, int]:
-    """Where the images of some rows are among the images, of those that are there."""
+    """The index among `images` of each of the rows that is found there."""
     if not features.names:
         return {row: row for row in rows if len(images) == len(features.x)}
     names = {row: features.names[row] for row in rows}

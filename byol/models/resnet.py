@@ -121,7 +121,7 @@ class ResNet(nn.Module):
     torchvision or "same" as in TensorFlow and JAX, which the official checkpoints need. `last_gamma` is
     the first scale of each block's last BatchNorm: 1 gave the paper's results, 0 is what the released
     code does to bottlenecks. Weights start as in the official code: a truncated normal of std
-    1/sqrt(fan_in). Raises ConfigError for what cannot be.
+    1/sqrt(fan_in). Raises ConfigError for invalid values.
     """
 
     def __init__(

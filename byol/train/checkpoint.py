@@ -166,7 +166,7 @@ def latest(folder: Path, plan: str) -> tuple[int, dict[str, Tensor]] | None:
             if manifest["format"] != FORMAT:
                 raise of_another_version(f"Checkpoint {path}", manifest["format"], FORMAT)
             if manifest["plan"] != plan:
-                raise CheckpointError(f"Checkpoint {path} is of another plan than the run's. Take it away.")
+                raise CheckpointError(f"Checkpoint {path} belongs to another plan than the run's. Remove it.")
             if manifest["step"] != step_of(path):
                 raise ValueError(f"its manifest says step {manifest['step']}")
             if not (path / TENSORS).is_file():  # a pipe or a device would be read for ever

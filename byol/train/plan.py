@@ -36,9 +36,10 @@ TIMED_STEPS, TIMING = 3, 0.05  # the fewest that tell, and the share of the budg
 LEAST_BATCH = 32  # images
 LEAST_SIDE = 24  # pixels, of views
 LEAST_STEPS = 10
-USED, LOOKS = 0.96, 0.1  # shares: what is planned for (saving and a slower machine take the rest), and looks
+USED = 0.96  # what is planned for; the rest is for saving and a slower machine
+LOOKS = 0.1  # the most that looks at the representation take of it
 MOST_WHITENED = 85  # the width of a convnet: 3,060 features
-PASSES = 8  # forward passes that a step is worth: of two views, online thrice with its gradient, and target
+PASSES = 8  # a step in forward passes: for each view three online (two of them backward), one of the target
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Plan(Checked):
             object.__setattr__(self, "views", ViewConfig(**views))
         if self.init:
             info: Any = {n: tuple(v) if isinstance(v, list) else v for n, v in self.init["info"].items()}
-            EncoderInfo(**info)  # raises for what cannot be
+            EncoderInfo(**info)  # raises for invalid values
             if not all(isinstance(self.init[name], str) for name in ("weights", "checksum")):
                 raise ConfigError("init names no weights or no checksum.")
         super().__post_init__()
@@ -317,7 +318,9 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
     weight_decay = usual_decay if optim.weight_decay is None else optim.weight_decay
     base_tau = usual_tau if optim.base_tau is None else optim.base_tau
     workers = (
-        min(16, max(1, usable_cores() // world.neighbours())) if config.workers is None else config.workers
+        min(16, max(1, usable_cores() // world.processes_here()))
+        if config.workers is None
+        else config.workers
     )
     base_lr = optim.base_lr or usual_rates[optimizer]
     lr = base_lr * scaled_batch(batch_size, optim.lr_scaling) / 256

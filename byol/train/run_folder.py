@@ -181,7 +181,7 @@ class RunFolder:
         if plan.micro_batch_size % world.size or plan.micro_batch_size < 2 * world.size:
             uneven = f"do not split over {world.size} processes into equal parts of at least 2"
             raise ConfigError(
-                f"Micro-batches of {plan.micro_batch_size} images {uneven}. Start another number of them."
+                f"Micro-batches of {plan.micro_batch_size} images {uneven}. Start a number that divides them."
             )
         if is_own_code(plan.encoder) and plan.encoder != config.encoder:
             code = f"{self.plan} names {plan.encoder!r} as its encoder, but a file alone imports nothing"

@@ -299,7 +299,7 @@ class Setup:
             else:
                 source = images
                 if plan.in_memory:
-                    cores = max(1, usable_cores() // world.neighbours())
+                    cores = max(1, usable_cores() // world.processes_here())
                     source = images.shrunk(plan.memory_side, cores, self.poll)
                 yield from streamed_batches(
                     source, what, device=device, workers=plan.workers, steps=range(start, plan.total_steps),

@@ -56,7 +56,7 @@ class Stopwatch:
         self._spent["rest"] = 0.0 if started is None else self._marks[0].at - started
 
     def begin(self, part: str) -> None:
-        """What comes from now on is this part's."""
+        """Count the time from now on for this part."""
         self._marks.append(self._mark(part))
         while len(self._marks) > 1 and _passed(self._marks[1]):
             mark = self._marks.popleft()
@@ -64,7 +64,7 @@ class Stopwatch:
 
     @contextmanager
     def during(self, part: str) -> Iterator[None]:
-        """This part's for a while, then again what it was before."""
+        """Count the time of the block for this part, then again for what it was before."""
         before = self._marks[-1].part
         self.begin(part)
         try:

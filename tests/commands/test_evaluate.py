@@ -438,7 +438,7 @@ def test_scores_are_added_to_nothing_outside_of_a_run_that_a_stranger_made(
     words = ["evaluate", str(copy), "--train", str(labelled), "--test", "0.5", "--protocols", "knn"]
     assert main(words) == 2
     said = capsys.readouterr().err
-    assert f"Nothing can be added to {copy / name}: it is a link, has a second name" in said
+    assert f"Nothing can be added to {copy / name}: it is a symbolic link, a hard link" in said
     assert "--out" in said
     assert precious.read_text() == "work"
     assert not (copy / "features").exists()  # it is told before any work

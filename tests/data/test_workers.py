@@ -21,7 +21,7 @@ from pictures import encoded, photo
 
 from byol.data.batches import load_resident, resident_batches, substitutes
 from byol.data.images import open_images
-from byol.data.workers import going_on, made
+from byol.data.workers import in_workers, part_done
 from byol.errors import ByolError, DataError
 
 
@@ -106,7 +106,7 @@ def squares(task: int) -> tuple[torch.Tensor, str]:
 def started(work: Callable[[int], Any], workers: int, **options: Any) -> tuple[Iterator[Any], list[Any]]:
     """Endless results, two of each worker taken, so that all are up; and their processes, in order."""
     others = multiprocessing.active_children()
-    results = made(work, range(10**9), workers=workers, room=48, **options)
+    results = in_workers(work, range(10**9), workers=workers, room=48, **options)
     for _ in range(2 * workers):
         next(results)
     own = [worker for worker in multiprocessing.active_children() if worker not in others]
@@ -116,7 +116,8 @@ def started(work: Callable[[int], Any], workers: int, **options: Any) -> tuple[I
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("count", [0, 1, 2, 50])
 def test_results_come_in_the_order_of_the_tasks_whoever_makes_them(workers: int, count: int) -> None:
-    found = [(pixels.clone(), rest) for pixels, rest in made(squares, range(count), workers=workers, room=48)]
+    results = in_workers(squares, range(count), workers=workers, room=48)
+    found = [(pixels.clone(), rest) for pixels, rest in results]
     assert [rest for _, rest in found] == [f"of {task}" for task in range(count)]
     assert all(torch.equal(pixels, squares(task)[0]) for task, (pixels, _) in enumerate(found))
 
@@ -127,7 +128,7 @@ def test_datasets_that_draw_draw_other_numbers_in_every_worker_and_again_the_sam
         return torch.tensor(numbers, dtype=torch.float64), None
 
     first, second = (
-        torch.stack([p.clone() for p, _ in made(drawn, range(6), workers=3, room=24)]) for _ in "ab"
+        torch.stack([p.clone() for p, _ in in_workers(drawn, range(6), workers=3, room=24)]) for _ in "ab"
     )
     assert all(len(column.unique()) == 6 for column in first.T)
     assert torch.equal(first, second)
@@ -137,7 +138,7 @@ def test_results_of_several_shapes_and_none_fit() -> None:
     def work(task: int) -> tuple[torch.Tensor, int]:
         return torch.arange(12, dtype=torch.uint8)[: 4 * task].view(task, 4)[:, ::2], task
 
-    for task, (pixels, _) in enumerate(made(work, range(4), workers=2, room=12)):
+    for task, (pixels, _) in enumerate(in_workers(work, range(4), workers=2, room=12)):
         assert torch.equal(pixels, work(task)[0])
 
 
@@ -189,7 +190,7 @@ def test_a_worker_that_died_is_told_though_a_process_that_it_has_started_lives()
         return torch.zeros(1), own
 
     others = multiprocessing.active_children()
-    results = made(starting, range(10**9), workers=1, room=4, patience=20)
+    results = in_workers(starting, range(10**9), workers=1, room=4, patience=20)
     own = next(results)[1]
     (worker,) = (worker for worker in multiprocessing.active_children() if worker not in others)
     try:
@@ -208,7 +209,7 @@ def test_a_worker_that_leaves_is_one_sentence() -> None:
         return (torch.zeros(1), task) if task < 3 else sys.exit(3)
 
     with pytest.raises(ByolError, match=r"orker 0 \(pid \d+\) died \(exit 3\).*--workers") as caught:
-        list(made(leaving, range(9), workers=1, room=4))
+        list(in_workers(leaving, range(9), workers=1, room=4))
     assert caught.value.exit_code == 70
     assert "memory" not in str(caught.value)  # which has nothing to do with it
 
@@ -228,10 +229,10 @@ def test_a_slow_worker_whose_images_go_on_is_waited_for() -> None:
     def slow(task: int) -> tuple[torch.Tensor, int]:
         for _ in range(20):
             time.sleep(0.2)
-            going_on()
+            part_done()
         return torch.zeros(1), task
 
-    assert [said for _, said in made(slow, range(2), workers=2, room=4, patience=2)] == [0, 1]
+    assert [said for _, said in in_workers(slow, range(2), workers=2, room=4, patience=2)] == [0, 1]
 
 
 def test_waiting_for_a_worker_that_stands_still_answers_signals() -> None:
@@ -281,7 +282,7 @@ def test_workers_that_cannot_be_started_are_one_sentence() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 4, before[1]))
     try:
         with pytest.raises(ByolError, match=r"Too many open files.*--workers"):
-            next(made(squares, range(10), workers=20, room=48))
+            next(in_workers(squares, range(10), workers=20, room=48))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert multiprocessing.active_children() == []
@@ -290,13 +291,13 @@ def test_workers_that_cannot_be_started_are_one_sentence() -> None:
 IN_A_PROGRAM = """
 import multiprocessing, os, signal, sys, time
 import torch
-from byol.data.workers import made
+from byol.data.workers import in_workers
 
 def work(task):
     time.sleep(0 if task < 1 else 600)
     return torch.zeros(3), None
 
-results = made(work, range(100), workers=1, room=12)
+results = in_workers(work, range(100), workers=1, room=12)
 next(results)
 time.sleep(0.3)
 sys.stdout.write(str(multiprocessing.active_children()[0].pid))
@@ -354,4 +355,4 @@ def test_a_fault_that_cannot_travel_still_tells_what_it_was() -> None:
         raise Unpicklable("shelf", 7)
 
     with pytest.raises(RuntimeError, match="Unpicklable: shelf 7"):
-        next(made(work, range(3), workers=1, room=48))
+        next(in_workers(work, range(3), workers=1, room=48))

@@ -27,8 +27,8 @@ SUFFIXES = {  # and the formats they promise; .mpo is a JPEG with a second frame
     **{".heic": "HEIF", ".heif": "HEIF", ".hif": "HEIF", ".jxl": "JXL"},
 }
 GROUP = 64  # files that a thread reads before it takes others
-SIZES = 20_000  # files whose sizes tell whether a set has changed; of a few the contents are read too, ...
-HASHED = 2**28  # ... and of all while they are so many bytes at most
+SIZES = 20_000  # files whose sizes are part of the fingerprint, and of a few the contents
+HASHED = 2**28  # bytes: if all files together are no larger, the contents of all are part of it
 MAX_BYTES = 2**30  # of one encoded picture; to read a larger file could exhaust the memory
 logger = logging.getLogger("byol")
 

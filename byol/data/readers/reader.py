@@ -60,7 +60,7 @@ class Reader(Protocol):
         return None
 
     def gathered(self, rows: Rows, poll: Callable[[], object]) -> AbstractContextManager[None]:
-        """For a while, have images that are slow to read in a shuffled order ready to be read in any.
+        """While the block runs, these rows can be read quickly in any order.
 
         Not needed in the order of `windows`.
         """

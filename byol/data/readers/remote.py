@@ -197,7 +197,7 @@ def patiently(call: Callable[[], Result], url: str, absent: Result | None = None
             if absent is not None:
                 return absent
             how = "there is no such thing" if isinstance(failure, FileNotFoundError) else "it is not allowed"
-            raise DataError(f"{printable(url)} cannot be read: {how}. Look after its name.") from failure
+            raise DataError(f"{printable(url)} cannot be read: {how}. Check the address.") from failure
         except Exception as failure:  # each file system has exceptions of its own
             if wait is None:
                 raise DataError(
