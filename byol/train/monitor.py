@@ -4,7 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -92,7 +92,7 @@ class Monitor:
         if step == 0:
             online = self._settled(spread_out(bank_pixels, VIEWED))
             encoder = Encoder(online.encoder, encoder.info)
-        bank = self._embed(encoder, bank_pixels)
+        bank = self._embed(encoder, bank_pixels, anew=plan.whiten)
         metrics: dict[str, Any] = {"step": step, "epoch": plan.epoch(step)}
         shown = spread_out(bank_pixels, VIEWED)
         views = self._views(online, shown, step)
@@ -106,7 +106,7 @@ class Monitor:
             metrics |= contents(bank_pixels)
         if not all(len(labels) and labels.min() >= 0 for labels in (bank_labels, query_labels)):
             return metrics
-        queries = self._embed(encoder, query_pixels)
+        queries = self._embed(encoder, query_pixels, anew=plan.whiten)
         alike = bank, queries
         if plan.whiten:  # as the encoder will be, once it is trained
             whitening = HalfWhitening.of(bank)
@@ -133,10 +133,10 @@ class Monitor:
         self.kept = self.kept or [self._read(rows, never) for rows in self.scored]
         encoder = copy.deepcopy(self.encoder)
         net: Any = encoder.net
-        net.whitening = nn.Identity()  # of a run from other weights, theirs goes
         pixels, device = self.kept[0][0], device_of(encoder)
         assert isinstance(pixels, Tensor)
-        rows = [encoder(part.to(device)).cpu() for part in pixels.split(500)]
+        with unwhitened(encoder):
+            rows = [encoder(part.to(device)).cpu() for part in pixels.split(500)]
         net.whitening = HalfWhitening.of(torch.cat(rows)).to(device)
         options = encoder.info.options | {"whiten": True}
         return Encoder(encoder.network, replace(encoder.info, options=options))
@@ -197,9 +197,10 @@ class Monitor:
         self.scores[name] = score_of(name, [predicted], metric="top1", classes=len(self.classes), **known)
         return self.scores[name]
 
-    def _embed(self, encoder: Encoder, images: Inputs) -> Tensor:
+    def _embed(self, encoder: Encoder, images: Inputs, anew: bool = False) -> Tensor:
+        """The features of images; those that are whitened `anew` as they are before that."""
         device = next(self.encoder.parameters()).device
-        with autocast(device, self.plan.precision):
+        with autocast(device, self.plan.precision), unwhitened(encoder) if anew else nullcontext():
             return torch.cat([encoder(batch_of(part, device)).cpu() for part in parts(images, 500)])
 
     def _size(self) -> int:
@@ -231,6 +232,17 @@ class Monitor:
     def _labels(self, images: Images | Samples, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         self.classes = max(self.classes, images.classes or (), key=len)
         return np.full(count, -1, dtype=np.int64) if images.labels is None else images.labels
+
+
+@contextmanager
+def unwhitened(encoder: Encoder) -> Iterator[None]:
+    """Without the half-whitening that a convnet has from the weights that a run started from."""
+    net: Any = encoder.net
+    theirs, net.whitening = net.whitening, nn.Identity()
+    try:
+        yield
+    finally:
+        net.whitening = theirs
 
 
 def sample(rows: Tensor, count: int, seed: int) -> Tensor:

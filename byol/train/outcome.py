@@ -73,11 +73,13 @@ def verdict_of(lines: Sequence[Line], plan: Plan) -> Verdict | None:
         return Verdict("too short", short, more, knn)
     causes = list(hindrances(begin, plan))
     if risen(end) or close < CLOSER * close_first or (better and not causes):
-        still = found_now - found_late > STILL * (found_now - found_first)
+        still = found_now - found_late > STILL * max(0.0, found_now - found_first)
         pays = "would still pay" if still else "would add little"
         why = f"{100 * found_late:.0f} % were found at step {late['step']:,}"
         if plan.epochs < FEW_EPOCHS:
             pays, why = "would still pay", f"each image was seen {plan.epochs:.1f} times"
+        elif late is end:
+            pays, why = "may pay or not", "it was looked at only once on the way (--knn.times)"
         return Verdict("learning", evidence, f"More epochs {pays}: {why}.", knn)
     evidence = "; ".join([evidence, *(why for why, _ in causes)])
     return Verdict("slow", evidence, " ".join(what for _, what in causes) or f"Try {otherwise(begin)}.", knn)

@@ -382,8 +382,9 @@ def checked_batch_size(config: TrainConfig, images: int, usual: int, processes: 
     size = config.batch_size or max(2 * parts, min(usual, images // 4) // parts * parts)
     if size > images:
         few = f"batch_size is {size}, but there are only {images} images to train on"
-        most = max(2, images // 4)
-        raise DataError(f"{few}. Give --batch-size {most}, a lower --optim.accumulation, or more images.")
+        most = max(2 * parts, images // 4 // parts * parts)
+        smaller = f"--batch-size {most}, " if most <= images else ""
+        raise DataError(f"{few}. Give {smaller}a lower --optim.accumulation, or more images.")
     if size % parts or size // parts < 2:
         shares = f" for each of {processes} processes" if processes > 1 else ""
         micro = f"{config.optim.accumulation} micro-batches{shares}"
@@ -445,7 +446,12 @@ def fitted(
     if changes:
         logger.warning("To fit a budget of %s, %s.", config.budget, ", ".join(changes))
     epochs, knn = (int(steps) * size + 0.5) / plan.images, replace(config.knn, times=times)
-    return fit(replace(config, budget=None, epochs=epochs, knn=knn))
+    found = fit(replace(config, budget=None, epochs=epochs, knn=knn))
+    if (
+        plan.in_memory and not derive(found).in_memory
+    ):  # so few epochs do not pay for decoding all images first
+        return fitted(replace(config, data=replace(config.data, in_memory=False)), derive, measure, processes)
+    return found
 
 
 def sides(config: TrainConfig, usual: Plan) -> Iterator[int]:

@@ -175,8 +175,9 @@ class RunFolder:
             more = f"; and {len(changed) - FEW:,} more" if len(changed) > FEW else ""
             told = "; ".join(changed[:FEW]) + more
             other = f"{self.path} holds a run with other settings or other images ({told})"
-            raised = any(line.startswith("epochs: ") for line in changed)
-            more = " Epochs can be raised when it has finished." if raised else ""
+            more = ""
+            if any(line.startswith("epochs: ") for line in changed):
+                more = " Epochs alone can be raised when it has finished, by a step or more."
             raise CheckpointError(f"{other}. Repeat them to continue it, or choose another --out.{more}")
         if plan.micro_batch_size % world.size or plan.micro_batch_size < 2 * world.size:
             uneven = f"do not split over {world.size} processes into equal parts of at least 2"

@@ -61,8 +61,11 @@ def started_from(plan: Plan, config: TrainConfig, source: Encoder) -> Plan:
     init = {"weights": config.init, "checksum": source.checksum(), "info": to_plain(source.info)}
     name = source.info.architecture or plan.encoder
     name = config.encoder if config.encoder and is_own_code(config.encoder) else name
-    crop = config.eval_crop or source.info.crop_ratio
-    return replace(plan, encoder=name, encoder_options=source.info.options, init=init, eval_crop=crop)
+    crop, options = config.eval_crop or source.info.crop_ratio, source.info.options
+    whiten = plan.whiten and source.info.hidden_layer is None  # what is read before that layer never sees it
+    if options.get("whiten") and config.model.whiten is False:
+        options = options | {"whiten": False}
+    return replace(plan, encoder=name, encoder_options=options, init=init, eval_crop=crop, whiten=whiten)
 
 
 def source_views(plan: Plan, views: ViewConfig) -> ViewConfig:
@@ -87,5 +90,8 @@ def put_in_place(learner: BYOL, plan: Plan, source: Encoder) -> None:
         raise CheckpointError(
             f"{init} has changed since this run was planned. Restore it, or choose another --out."
         )
+    tensors = source.tensors()
+    if source.info.options.get("whiten") and not plan.encoder_options["whiten"]:
+        tensors = {name: one for name, one in tensors.items() if not name.startswith("whitening.")}
     for network in (learner.online, learner.target):
-        fill(network.encoder.net, source.tensors(), init)
+        fill(network.encoder.net, tensors, init)

@@ -235,6 +235,18 @@ def test_more_epochs_are_advised_after_few_of_them_and_while_retrieval_rises(
     assert verdict.remedy.startswith(f"More epochs would {advice}")
 
 
+def test_whether_more_epochs_pay_is_not_told_by_a_look_beside_itself_or_by_a_falling_number(tmp_path, arrays):
+    plan = Setup.of(seeded(), arrays, small_config(tmp_path)).new_plan()
+    plan = replace(plan, total_steps=250, epochs=20.0)
+    once = verdict_of([BEGIN, a_look(250)], plan)
+    assert once.state == "learning"
+    assert "--knn.times" in once.remedy
+    assert "add little" not in once.remedy
+    fallen = a_look(250, retrieval=BEGIN["representation_retrieval"] - 0.02)
+    late = a_look(167, retrieval=BEGIN["representation_retrieval"] - 0.02)
+    assert "would add little" in verdict_of([BEGIN, late, fallen], plan).remedy
+
+
 def test_looks_change_nothing_of_what_is_trained(tmp_path, arrays):
     """Dropout, BatchNorm and random crops: all stay as they are, however often a run is looked at."""
     for times in (1, 7):

@@ -219,11 +219,27 @@ def test_paths_and_numbers_of_numpy_are_settings_too(tmp_path):
 
 @pytest.mark.parametrize(
     ("count", "batch_size", "says"),
-    [(0, None, "at least 2"), (1, None, "1 image"), (100, 256, "only 100 images"), (1, 8, "at least 2")],
+    [
+        (0, None, "at least 2"),
+        (1, None, "1 image"),
+        (100, 256, "only 100 images.*--batch-size 25,"),
+        (1, 8, "at least 2"),
+    ],
 )
 def test_too_few_images_are_a_sentence_and_never_a_run_of_zero_steps(count, batch_size, says):
     with pytest.raises(byol.DataError, match=says):
         plan_run(TrainConfig(out="a", batch_size=batch_size), ImageFacts(count, None, 3, False), CPU)
+
+
+@pytest.mark.parametrize(
+    ("count", "advice"), [(300, "Give --batch-size 128, a lower"), (118, "Give a lower")]
+)
+def test_advice_on_a_batch_size_holds_for_its_micro_batches_too(count, advice):
+    config = TrainConfig(out="a", batch_size=320, optim=OptimConfig(accumulation=64))
+    with pytest.raises(byol.DataError, match=advice):
+        plan_run(config, ImageFacts(count, None, 3, False), CPU)
+    if count == 300:
+        plan_run(replace(config, batch_size=128), ImageFacts(count, None, 3, False), CPU)
 
 
 def test_fewer_images_than_the_usual_batch_still_make_steps():
@@ -311,6 +327,27 @@ def test_a_budget_fits_steps_looks_reading_and_what_was_spent_before(in_memory):
     assert looks == 10
     assert 0.95 * 1200 < whole < 0.97 * 1200
     assert plan.epochs == pytest.approx(plan.total_steps * 256 / plan.images, rel=1e-3)
+
+
+class Camera(Machine):
+    """Takes 12 ms more for each view of a photograph that is decoded for it: not kept in memory."""
+
+    def seconds(self, plan):
+        return super().seconds(plan) + 0.012 * plan.batch_size * (not plan.in_memory)
+
+
+def test_a_budget_too_short_to_keep_all_photographs_is_planned_by_the_time_that_decoding_each_takes(
+    monkeypatch,
+):
+    monkeypatch.setattr(World, "free_memory", lambda self: 2**40)
+    machine = Camera(2.0, image=0.025)
+    config = TrainConfig(out="a", budget="4m", workers=2, image_size=48, batch_size=128)
+    plan = plan_run(config, replace(IMAGENET, count=30_000), CPU, machine)
+    assert not plan.in_memory
+    assert plan.total_steps * machine.seconds(plan) < 240
+    long = plan_run(replace(config, budget="2h"), replace(IMAGENET, count=30_000), CPU, machine)
+    assert long.in_memory
+    assert 0.8 * 7200 < long.total_steps * machine.seconds(long) < 7200
 
 
 def test_looks_take_a_tenth_of_a_budget_at_most(caplog):

@@ -75,6 +75,28 @@ def test_accuracy_of_the_last_look_is_that_of_the_finished_encoder(convnet, arra
     assert (run.score.value, run.score.test_images) == (score.value, 16)
 
 
+def test_a_run_from_whitened_weights_is_scored_as_its_own_encoder_is(convnet, arrays, tmp_path):
+    kept = np.load(arrays)
+    np.savez(tmp_path / "as_seen.npz", images=kept["images"][:, 2:18, 2:18], labels=kept["labels"])
+    images = byol.open_images(tmp_path / "as_seen.npz")
+    source = byol.pretrain(None, images, convnet)
+    again = {"encoder": None, "model": replace(SMALL, width=None), "init": str(source.folder)}
+    run = byol.pretrain(None, images, replace(convnet, out=str(tmp_path / "b"), **again))
+    bank, queries = (images.subset(rows) for rows in split(64, run.plan))
+    expected = byol.evaluate(run.encoder, train=bank, test=queries, protocols="knn", k=3)["knn"].value
+    assert run.score is not None
+    assert run.score.value == expected
+
+
+def test_whitening_of_the_weights_that_a_run_starts_from_is_left_out_on_request(convnet, images, tmp_path):
+    source = byol.pretrain(None, images, convnet)
+    model = replace(SMALL, width=None, whiten=False)
+    config = replace(convnet, encoder=None, model=model, out=str(tmp_path / "b"), init=str(source.folder))
+    run = byol.pretrain(None, images, config)
+    assert run.encoder.info.options["whiten"] is False
+    assert isinstance(byol.load_encoder(run.folder).net.whitening, torch.nn.Identity)
+
+
 def test_the_untrained_network_is_whitened_too_when_it_is_compared(convnet, images):
     run = byol.pretrain(None, images, convnet)
     fresh = settled(untrained(run.encoder, seed=0), images)
