@@ -447,9 +447,7 @@ def fitted(
         logger.warning("To fit a budget of %s, %s.", config.budget, ", ".join(changes))
     epochs, knn = (int(steps) * size + 0.5) / plan.images, replace(config.knn, times=times)
     found = fit(replace(config, budget=None, epochs=epochs, knn=knn))
-    if (
-        plan.in_memory and not derive(found).in_memory
-    ):  # so few epochs do not pay for decoding all images first
+    if plan.in_memory and not derive(found).in_memory:  # too few epochs to decode all first
         return fitted(replace(config, data=replace(config.data, in_memory=False)), derive, measure, processes)
     return found
 
