@@ -23,11 +23,10 @@ FORMATS = (".npz", ".npy", ".parquet", ".safetensors")
 GROUP = 2**24  # bytes of features in a row group of a parquet file
 Array = np.ndarray[Any, np.dtype[Any]]
 Fields = dict[str, Any]  # of `Features`; those that are empty are left out
-DESCRIBED = ("classes", "encoder_checksum", "encoder")  # the last one in files of before
+DESCRIBED = ("classes", "encoder_checksum")
 SPARE = 400 * 2**20  # bytes that a file's arrays may take beyond its own size
 WIDTHS = {"FLOAT": 4, "DOUBLE": 8, "INT32": 4, "INT64": 8}  # bytes of a value in parquet, others at least 2
 SEAL = b"byol:blake2b:"  # begins a seal; 32 hexadecimal digits follow
-CHECKED = b"blake2b:"  # in files of before, behind the array of a .npy: the digest of its bytes alone
 ODD = "surrogateescape"  # how names of files that are not UTF-8 are held
 
 
@@ -75,11 +74,7 @@ def read(path: Path, *, mapped: bool) -> Fields:
         elif path.suffix == ".safetensors":
             return _read_safetensors(path, mapped)
         elif start == b"\x93NUMPY":
-            x = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-            mark, digest = (last := _bytes_before(file, len(CHECKED) + 16))[:-16], last[-16:].hex()
-            if mark == CHECKED and digest != _digest(x):
-                raise ValueError("it does not match its checksum")
-            fields = {"x": x}
+            fields = {"x": np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)}
         elif start.startswith(b"PK"):
             file.seek(0)
             held = np.load(file, allow_pickle=False)
@@ -185,8 +180,6 @@ def _read_safetensors(path: Path, mapped: bool) -> Fields:
         _check(held)
         parts = {name: file.get_tensor(name) for name in held if name != "x" or not mapped}
         parts |= {"x": _mapped_tensor(path, "x")} if mapped else {}
-        if "blake2b" in metadata and metadata["blake2b"] != _digest(*(parts[name] for name in held)):
-            raise ValueError("it does not match its checksum")
         fields: Fields = {name: parts[name] for name in ("x", "y") if name in parts}
         if "names" in held:
             text, ends = parts["names"].tobytes(), parts["name_ends"].tolist()
@@ -205,12 +198,8 @@ def _seal(fields: Fields) -> bytes:
     arrays = {name: fields[name] for name in ("x", "y") if name in fields}
     said: Fields = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
     text = json.dumps({**fields, **said}, sort_keys=True)
-    return SEAL + _digest(*arrays.values(), text=text).encode()
-
-
-def _digest(*arrays: Array, text: str = "") -> str:
     digest = hashlib.blake2b(text.encode(), digest_size=16)
-    for array in arrays:
+    for array in arrays.values():
         if not isinstance(array, np.memmap) or array.filename is None:
             digest.update(np.ascontiguousarray(array).data)
             continue
@@ -218,7 +207,7 @@ def _digest(*arrays: Array, text: str = "") -> str:
             file.seek(array.offset)
             for first in range(0, array.nbytes, GROUP):
                 digest.update(file.read(min(GROUP, array.nbytes - first)))
-    return digest.hexdigest()
+    return SEAL + digest.hexdigest().encode()
 
 
 def _footer_length(file: BinaryIO) -> int:
@@ -263,11 +252,13 @@ def _check(names: Iterable[str], needed: int = 0, most: int = 0) -> None:
 
 
 def _description(fields: Fields) -> str:
-    return json.dumps({name: fields[name] for name in ("classes", "encoder_checksum") if name in fields})
+    return json.dumps({name: fields[name] for name in DESCRIBED if name in fields})
 
 
 def _described(held: Fields) -> Fields:
-    """What a file says of the images and the encoder, whose checksum was called `encoder` before."""
-    checksum = held.get("encoder_checksum", held.get("encoder"))
-    fields = {"classes": tuple(held.get("classes") or ()), "encoder_checksum": checksum}
+    """What a file says of the images and the encoder."""
+    fields = {
+        "classes": tuple(held.get("classes") or ()),
+        "encoder_checksum": held.get("encoder_checksum"),
+    }
     return {name: value for name, value in fields.items() if value}

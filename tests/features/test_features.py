@@ -1,6 +1,5 @@
 """Features in memory, and in files of four kinds."""
 
-import hashlib
 import json
 import os
 import pickle
@@ -342,24 +341,6 @@ def test_columns_that_lie_one_behind_the_other_are_read_back_mapped(tmp_path, ki
         assert np.array_equal(Features.load(tmp_path / f"f{kind}", mapped=mapped).x, saved.x)
 
 
-@pytest.mark.parametrize("mapped", [False, True])
-@pytest.mark.parametrize("kind", [".npy", ".safetensors"])
-def test_files_with_the_checksum_of_before_are_read_and_checked(tmp_path, kind, mapped):
-    x, path = features(50).x, tmp_path / f"features{kind}"
-    digest = hashlib.blake2b(x.tobytes(), digest_size=16)
-    if kind == ".npy":
-        np.save(path, x)
-        path.write_bytes(path.read_bytes() + b"blake2b:" + digest.digest())
-    else:
-        save_file({"x": x}, path, metadata={"blake2b": digest.hexdigest()})
-    assert np.array_equal(Features.load(path, mapped=mapped).x, x)
-    sound = path.read_bytes()
-    place = sound.index(x[20].tobytes())
-    path.write_bytes(sound[:place] + bytes([sound[place] ^ 16]) + sound[place + 1 :])
-    with pytest.raises(DataError, match="checksum"):
-        Features.load(path, mapped=mapped)
-
-
 def test_a_parquet_of_another_program_is_checked_by_the_checksums_of_its_pages(tmp_path):
     x, path = features(50).x, tmp_path / "features.parquet"
     values = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), x.shape[1])
@@ -443,22 +424,6 @@ def test_features_show_themselves_in_a_line():
     assert repr(Features(np.zeros((1200, 3)))) == "<Features 1,200 x 3>"
     assert "2 classes" in repr(Features(np.eye(2), y=np.array([0, 1]), classes=("a", "b")))
     assert len(repr(Features(np.zeros((1200, 300)), names=["a" * 99] * 1200))) < 80
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_files_written_before_the_checksum_had_its_name_are_read(tmp_path, kind):
-    path, described = tmp_path / f"a{kind}", {"byol": '{"classes": ["a", "b"], "encoder": "1f"}'}
-    if kind == ".npz":
-        np.savez(path, x=np.eye(2), names=["c", "d"], classes=["a", "b"], encoder="1f")
-    elif kind == ".parquet":
-        pq.write_table(
-            pa.table({"x": np.eye(2).tolist(), "name": ["c", "d"]}).replace_schema_metadata(described), path
-        )
-    else:
-        text, ends = np.frombuffer(b"cd", dtype=np.uint8), np.array([1, 2])
-        save_file({"x": np.eye(2), "names": text, "name_ends": ends}, path, metadata=described)
-    loaded = Features.load(path)
-    assert (loaded.names, loaded.classes, loaded.encoder_checksum) == (["c", "d"], ("a", "b"), "1f")
 
 
 # Hostile files
