@@ -17,7 +17,6 @@ from byol.settings import Checked, Count, NotNegative, Share
 
 SCORES = "scores.jsonl"  # beside an encoder
 MOST_SCORES = 2**23  # bytes of it
-OLD_NAMES = {"spread": "std", "encoder": "encoder_name", "blake2b": "encoder_checksum"}  # in older files
 
 
 @dataclass(frozen=True)
@@ -105,9 +104,7 @@ def read_scores(path: Path) -> list[Score]:
 
 def score_in(line: bytes) -> Score:
     """The score that a line holds."""
-    values = {OLD_NAMES.get(name, name): value for name, value in parse_json(line).items()}
+    values = parse_json(line)
     if values["metric"] not in METRICS:
         raise ValueError(f"there is no metric {values['metric']!r}")
-    if values.pop("same_images", False):  # in files written before
-        values["overlap"] = values["test_images"]
     return Score(**{**values, "seeds": tuple(values["seeds"])})

@@ -80,18 +80,6 @@ def test_a_score_of_values_that_none_can_have_is_not_one(tmp_path, changed):
     assert len(str(told.value)) < 500 + len(str(path))
 
 
-def test_lines_that_were_written_before_names_changed_are_still_read(tmp_path):
-    expected = score("linear", 150, 160, l2=0.1)
-    old = asdict(expected) | {"encoder_checksum": "ab"}
-    names = {"std": "spread", "encoder_name": "encoder", "encoder_checksum": "blake2b"}
-    old = {names.get(name, name): value for name, value in old.items() if name != "overlap"}
-    lines = [json.dumps(old | {"same_images": same}) for same in (False, True)]
-    (tmp_path / "scores.jsonl").write_text("\n".join(lines) + "\n")
-    first, second = read_scores(tmp_path / "scores.jsonl")
-    assert (first.std, first.encoder_name, first.encoder_checksum) == (expected.std, "runs/a", "ab")
-    assert (first.overlap, second.overlap) == (0, 200)
-
-
 def test_table_shows_every_score_in_percent():
     one, several = (
         score("knn", 150, k=20, temperature=0.07),
