@@ -48,7 +48,6 @@ SPENT = {
     "looks": "Looks: scores, signs of health",
     "saving": "Saving",
     "rest": "The rest, such as planning",
-    "together": "Computing, looks and saving",
 }
 Group = tuple[str, list[Range]]  # scores of the same test images
 MOST_DRAWN = 100  # scores; the others are in the table alone
@@ -128,7 +127,7 @@ def scores(records: Sequence[Record]) -> Figure | None:
 
 
 def time(record: Record) -> Figure | None:
-    """What the time was spent on; of a run by an older byol, what that knew."""
+    """What the time was spent on."""
     whole = sum(record.spent.values())
     if whole <= 0:
         return None

@@ -65,22 +65,9 @@ class Record:
 
     @property
     def spent(self) -> dict[str, float]:
-        """Seconds that each part of the run took, until all was saved or its last line of metrics.
-
-        Of a time when no parts were told, by an older byol, they are "waiting" and "together", all others.
-        """
+        """Seconds that each part of the run took, until all was saved or its last line of metrics."""
         told = next((found for line in reversed(self.lines) if (found := from_metrics(line))), {})
-        spent = whole_time(told, self.folder.time)
-        before = 0
-        for line in self.lines:
-            if line.get("images_per_second", 0) > 0:
-                if not from_metrics(line):
-                    seconds = (line["step"] - before) * self.plan.batch_size / line["images_per_second"]
-                    waited = seconds * min(1.0, max(0.0, line.get("data_wait", 0.0)))
-                    spent["waiting"] = spent.get("waiting", 0.0) + waited
-                    spent["together"] = spent.get("together", 0.0) + seconds - waited
-                before = line["step"]
-        return spent
+        return whole_time(told, self.folder.time)
 
 
 def read_record(path: str) -> Record:

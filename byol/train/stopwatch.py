@@ -126,6 +126,6 @@ def whole_time(told: Mapping[str, float], path: Path) -> dict[str, float]:
     It is written when all is saved, which is after the last line; a run that is made longer goes on from it.
     """
     found: dict[str, float] = {}
-    with suppress(OSError, ValueError, TypeError, AttributeError, OverflowError):  # of before, or damaged
+    with suppress(OSError, ValueError, TypeError, AttributeError, OverflowError):  # missing or damaged
         found = from_metrics(read_json(path, MOST_OF_A_RUN))
     return max(dict(told), found, key=lambda seconds: sum(seconds.values()))

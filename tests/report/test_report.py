@@ -213,36 +213,6 @@ def test_the_time_of_a_run_is_told_by_its_parts_in_percent_and_minutes(run):
     assert words in figure.find(f"{SVG}desc").text
 
 
-def test_a_run_of_before_shows_what_it_knows_of_its_time(run):
-    """Until it is continued by a byol that tells more: then both."""
-    RunFolder(run).time.unlink()
-    batch = json.loads(RunFolder(run).plan.read_text(encoding="utf-8"))["plan"]["batch_size"]
-
-    def older(line: dict) -> dict:
-        line = {name: value for name, value in line.items() if not name.startswith("seconds_")}
-        return line | ({"images_per_second": batch / 10, "data_wait": 0.25} if "loss" in line else {})
-
-    rewritten(run, older)
-    lines = [json.loads(line) for line in RunFolder(run).metrics.read_text(encoding="utf-8").splitlines()]
-    steps = max(line["step"] for line in lines)
-    assert f"25.0 % Waiting for images to be read, {clock(steps * 10 / 4)}; 75.0 % Computing" in spent(
-        reported(run)
-    )
-    half = sorted(line["step"] for line in lines if "loss" in line)[len(lines) // 3]
-    told = {"waiting": 1.0, "views": 3.0, "online": 5.0, "target": 0, "optimizer": 0, "looks": 0, "saving": 0}
-    told = {f"seconds_{part}": seconds for part, seconds in (told | {"rest": 0}).items()}
-    rewritten(run, lambda line: line | (told if line["step"] > half else {}))
-    said = spent(reported(run))
-    assert f"About {clock(half * 10 + 9)}" in said
-    assert f"Computing, looks and saving, {clock(half * 7.5)}" in said
-    assert f"Waiting for images to be read, {clock(half * 2.5 + 1)}" in said
-
-
-def clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
-
-
 def test_a_running_run_is_told_from_one_that_broke_off(run):
     folder = RunFolder(run)
     folder.encoder.unlink()
