@@ -1,7 +1,7 @@
 """The reference of a preset: a measured run that is shipped beside it, to lie behind a user's own curves."""
 
 import json
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -31,9 +31,7 @@ class Reference:
 def reference_of(plan: Plan) -> Reference | None:
     """The reference whose plan is that of a run; None where one number differs that may matter."""
     same = settled(plan)
-    # What a plan has been given since is as before where nothing is said of it.
-    since = {field.name: field.default for field in fields(Plan) if field.default is not MISSING}
-    return next((one for one in references() if {**since, **one.plan} == {**since, **same}), None)
+    return next((one for one in references() if one.plan == same), None)
 
 
 @cache

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from byol.report import reference
 from byol.report.record import read_record
 from byol.settings import parse, preset_flags
 from byol.train.config import TrainConfig
-from byol.train.plan import ImageFacts, plan_run
+from byol.train.plan import ImageFacts, Plan, plan_run
 from byol.world import World
 
 
@@ -144,6 +145,13 @@ def test_a_run_of_the_same_plan_lies_behind_one_of_another_seed_and_of_no_other(
     for (epoch, share), (x, y) in zip(found, theirs["points"], strict=True):
         assert (x, y) == (pytest.approx(epoch, rel=1e-3), pytest.approx(100 * share, rel=1e-3))
     assert ours["points"] != theirs["points"]
+
+
+def test_a_shipped_reference_tells_every_number_of_a_plan():
+    """Those of a plan that has a new one are made anew by benchmarks/reference.py, or get it by hand."""
+    names = {field.name for field in fields(Plan)} - {*reference.FREE}
+    for one in reference.references():
+        assert one.plan.keys() == names, one.preset
 
 
 @pytest.mark.parametrize("flags", [[], ["--seed", "5"]])
