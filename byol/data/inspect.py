@@ -227,10 +227,10 @@ def near_groups(facts: Array, poll: Callable[[], object]) -> list[Rows]:
 
 def balance(images: Images) -> dict[str, int] | None:
     """How many images each class has, of multi-label images too; None without labels."""
-    values = images.label_matrix if images.labels is None else images.labels
-    if values is None or images.classes is None:
+    if images.y is None or images.classes is None:
         return None
-    counts = np.bincount(values, minlength=len(images.classes)) if values.ndim == 1 else values.sum(axis=0)
+    several, count = images.y.ndim == 2, len(images.classes)
+    counts = images.y.sum(axis=0) if several else np.bincount(images.y, minlength=count)
     return dict(zip(images.classes, counts.tolist(), strict=True))
 
 

@@ -48,6 +48,11 @@ class WithLabels:
         raise NotImplementedError
 
     @property
+    def y(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+        """`labels`, or `label_matrix`, as `Features.y`; None without labels."""
+        return self._labels.values if self._labels else None
+
+    @property
     def labels(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
         """The class of every item, int64 (N,); None without labels and of multi-label items."""
         return self._labels.values if self._labels and self._labels.values.ndim == 1 else None

@@ -122,9 +122,7 @@ def labels_of(split: Split, role: str = "train", *, learned: bool = False) -> Ar
 
     Raises DataError where there are none, and with `learned` where all are of one class.
     """
-    labels = split.y if isinstance(split, Features) else split.labels
-    if labels is None and isinstance(split, Images):
-        labels = split.label_matrix
+    labels = split.y
     if labels is None:
         raise DataError(
             f"{split.description} given as {role} carry no labels. Expected a folder with one folder per "

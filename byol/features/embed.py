@@ -196,15 +196,13 @@ def embed_into(
 
 def _features(rows: Rows, x: Values, images: Images, encoder: Encoder) -> Features:
     """The features of some of the images, with their labels and names."""
-    labels = images.label_matrix if images.labels is None else images.labels
-    names = [images.name(row) for row in rows.tolist()]
-    return Features(x, None if labels is None else labels[rows], names, images.classes, encoder.checksum())
+    y, names = images.y, [images.name(row) for row in rows.tolist()]
+    return Features(x, None if y is None else y[rows], names, images.classes, encoder.checksum())
 
 
 def _describe(folder: Path, encoder: Encoder, images: Images, normalize: bool, files: list[Path]) -> None:
     """Say in a folder what it is for. Raises ConfigError when it says something else, or holds something."""
-    labels = images.label_matrix if images.labels is None else images.labels
-    seen = blake2b(b"" if labels is None else labels.tobytes(), digest_size=16).hexdigest()
+    seen = blake2b(b"" if images.y is None else images.y.tobytes(), digest_size=16).hexdigest()
     key = _key(encoder, normalize, f"{images.fingerprint()} {seen} {images.classes} {PART}")
     about = {"images": len(images), "features": encoder.info.features, "files": len(files), "key": key}
     try:
@@ -249,9 +247,8 @@ def embed_samples(
             done += len(representation)
     progress(done, len(samples))
     check_finite(found := np.concatenate(x))
-    labels = samples.label_matrix if samples.labels is None else samples.labels
     names = [samples.name(row) for row in range(len(samples))]
-    return Features(found, labels, names, samples.classes, encoder.checksum())
+    return Features(found, samples.y, names, samples.classes, encoder.checksum())
 
 
 def shards(

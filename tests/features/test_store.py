@@ -70,9 +70,7 @@ def test_labels_are_not_kept_with_the_features(encoder, tmp_path, counted):
     for labels in ([0, 1, 2, 1, 0], ["x", "y", "x", "y", "x"], np.eye(5, dtype=int)):
         images = open_images(arrays, labels=labels)
         found = embed(encoder, images, store=tmp_path / "features")
-        np.testing.assert_array_equal(
-            found.y, images.label_matrix if images.labels is None else images.labels
-        )
+        np.testing.assert_array_equal(found.y, images.y)
         assert found.classes == images.classes
     assert counted == [5]
 
