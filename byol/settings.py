@@ -55,7 +55,7 @@ class Checked:
                 value = os.fspath(value)
             if isinstance(value, np.generic):
                 value = value.item()
-            if isinstance(value, list) and get_origin(hint) is tuple:  # as JSON has it
+            if isinstance(value, list) and not unfit(tuple(value), hint):  # as JSON has it
                 value = tuple(value)
             if expected := unfit(value, hint):
                 raise ConfigError(f"{self.group}{name} is {value!r:.200}; expected {expected}.")

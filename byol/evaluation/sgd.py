@@ -5,56 +5,53 @@ Both are one loop, `fit`. On a frozen encoder the classifiers of all settings le
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from byol.encoders.encoder import Encoder
-from byol.errors import ConfigError
 from byol.evaluation.train_batches import TrainImages, cross_entropy
 from byol.method.draws import Stream, seed_of
 from byol.method.heads import init_truncated
 from byol.method.lars import parameter_groups
 from byol.method.pixels import normalise_, to_float
 from byol.method.schedules import learning_rate
+from byol.settings import Checked, ShareBelow1, TwoOrMore
 from byol.world import Precision, World, autocast
+
+# A limit is what is expected, and whether a value is that.
+Cap = Annotated[float, "a positive number below 1e30", lambda value: 0 < value < 1e30]
+Weight = Annotated[float, "0 or more, below 1e30", lambda value: 0 <= value < 1e30]
+Positives = Annotated[
+    tuple[float, ...],
+    "at least one number, all positive and below 1e30",
+    lambda values: values and all(0 < one < 1e30 for one in values),
+]
+Decays = Annotated[
+    tuple[float, ...],
+    "at least one number, all from 0 and below 1e30",
+    lambda values: values and all(0 <= one < 1e30 for one in values),
+]
+Area = Annotated[
+    tuple[float, float], "two shares, the smaller first", lambda area: 0 < area[0] <= area[1] <= 1
+]
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
+class ClassifierConfig(Checked):
     """How a classifier is trained; where there are several values, all combinations are tried."""
 
-    base_lrs: tuple[float, ...]  # per 256 images; each falls to 0 by a cosine
-    epochs: tuple[float, ...]  # passes over the images
-    weight_decays: tuple[float, ...] = (0.0,)  # over the rate (paper §D.3); not of biases and BatchNorm
-    batch_size: int = 256  # images per step; fewer where there are few images
-    validation_share: float = 0.1  # of the training images, at most 10,009, that settings are chosen on
-    crop_area: tuple[float, float] = (0.08, 1.0)  # smallest and largest share of an image in a training crop
-    logit_cap: float | None = None  # squash logits into (-cap, cap) by a tanh; 20 in the paper's Table 7
-    logit_penalty: float = 0.0  # weight of the mean squared logit in the loss; 0.01 in the paper's Table 7
+    base_lrs: Positives  # per 256 images; each falls to 0 by a cosine
+    epochs: Positives  # passes over the images
+    weight_decays: Decays = (0.0,)  # over the rate (paper §D.3); not of biases and BatchNorm
+    batch_size: TwoOrMore = 256  # images per step; fewer where there are few images
+    validation_share: ShareBelow1 = 0.1  # of the training images, at most 10,009, that settings are chosen on
+    crop_area: Area = (0.08, 1.0)  # smallest and largest share of an image in a training crop
+    logit_cap: Cap | None = None  # squash logits into (-cap, cap) by a tanh; 20 in the paper's Table 7
+    logit_penalty: Weight = 0.0  # weight of the mean squared logit in the loss; 0.01 in the paper's Table 7
     precision: Precision | None = None  # of the encoder; None is bf16 where the hardware is faster with it
-
-    def __post_init__(self) -> None:
-        rates, lengths, decays, cap = self.base_lrs, self.epochs, self.weight_decays, self.logit_cap
-        positive = "at least one number, all positive and below 1e30"
-        rules = {
-            "base_lrs": (rates and all(0 < one < 1e30 for one in rates), positive),
-            "epochs": (lengths and all(0 < one < 1e30 for one in lengths), positive),
-            "weight_decays": (
-                decays and all(0 <= one < 1e30 for one in decays),
-                "numbers from 0, below 1e30",
-            ),
-            "batch_size": (self.batch_size >= 2, "at least 2"),
-            "validation_share": (0 <= self.validation_share < 1, "a share from 0 to less than 1"),
-            "crop_area": (0 < self.crop_area[0] <= self.crop_area[1] <= 1, "two shares, the smaller first"),
-            "logit_cap": (cap is None or 0 < cap < 1e30, "a positive number below 1e30"),
-            "logit_penalty": (0 <= self.logit_penalty < 1e30, "0 or more, below 1e30"),
-        }
-        for name, (holds, expected) in rules.items():
-            if not holds:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected {expected}.")
 
 
 class Trial(NamedTuple):
