@@ -11,7 +11,8 @@ import os
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import TextIO
+from importlib import import_module
+from typing import Any, TextIO
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 
@@ -79,6 +80,17 @@ class Stopped(ByolError):
 def damaged(path: object, how: str) -> CheckpointError:
     """What to raise of a file that only another copy of it can replace; `how` says what is wrong with it."""
     return CheckpointError(f"{path} {how}. Take another copy.")
+
+
+def library(name: str, extra: str = "models", for_what: str = "") -> Any:
+    """An optional library. ConfigError says how to install a missing one, and what needs it."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as missing:
+        if missing.name != name:
+            raise
+        needed = f", which {for_what} need," if for_what else ""
+        raise ConfigError(f"{name}{needed} is not installed: pip install 'byol[{extra}]'") from missing
 
 
 def did_you_mean(word: str, choices: Iterable[str], count: int = 3) -> str:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from byol.disk import read_safetensors
 from byol.encoders import foreign
 from byol.encoders.encoder import Encoder, EncoderInfo, ready
-from byol.errors import CheckpointError, ConfigError, complaint, damaged
+from byol.errors import CheckpointError, ConfigError, complaint, damaged, library
 from byol.method.hidden import OUTPUT
 from byol.method.probe import probe
-from byol.models.build import build_encoder, check_model, library
+from byol.models.build import build_encoder, check_model
 from byol.world import pick_device
 
 

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from byol.disk import by_way_of_memory
 from byol.encoders.encoder import Encoder
-from byol.errors import ByolError, ConfigError
+from byol.errors import ByolError, ConfigError, library
 from byol.evaluation.classifier import Classifier, KnnClassifier
 from byol.exports.verify import Check, Size, compared
 from byol.features.features import unit
-from byol.models.build import library
 
 INPUT, OUTPUT = "images", "representation"
 PROBABILITIES = "probabilities"  # what the graph of a classifier gives in its place

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from byol.encoders.encoder import Encoder
-from byol.errors import ByolError, ConfigError, complaint
+from byol.errors import ByolError, ConfigError, complaint, library
 from byol.exports.export import export
 from byol.exports.verify import Check
-from byol.models.build import library
 
 CARD = "README.md"
 NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)

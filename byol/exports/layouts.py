@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from byol.disk import by_way_of_memory, replacing, write_text
 from byol.encoders.encoder import Encoder, unshared
-from byol.errors import ByolError, ConfigError
+from byol.errors import ByolError, ConfigError, library
 from byol.exports.verify import Check, compared
-from byol.models.build import build_encoder, library, model_names
+from byol.models.build import build_encoder, model_names
 
 
 class DoesNotFit(ConfigError):

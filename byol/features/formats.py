@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from byol.disk import at_once, in_utf8, opened_safetensors, parse_json
-from byol.errors import ConfigError, DataError
+from byol.errors import ConfigError, DataError, library
 from byol.machine import available_memory
 
 FORMATS = (".npz", ".npy", ".parquet", ".safetensors")
@@ -36,12 +36,7 @@ def check_format(path: Path) -> None:
         expected = ", ".join(FORMATS)
         raise ConfigError(f"{path} cannot hold features; expected a name that ends in {expected}.")
     if path.suffix == ".parquet":
-        try:
-            import pyarrow  # noqa: F401
-        except ImportError as failure:
-            raise ConfigError(
-                "Features in parquet need pyarrow. Run: pip install 'byol[parquet]'"
-            ) from failure
+        library("pyarrow", "parquet", "features in parquet")
 
 
 def write(fields: Fields, path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from byol.errors import ConfigError, DataError
+from byol.errors import ConfigError, DataError, library
 from byol.features.features import Features, Rows, Values, blocks, matrix, unit_blocks
 from byol.features.formats import Array
 from byol.features.neighbours import check_at_least_one, row_numbers
@@ -92,10 +92,9 @@ def clusters(features: Features | Array, count: int, *, seed: int = 0) -> Cluste
     then every row goes to its nearest centre. Raises ConfigError for more clusters than rows or without
     scikit-learn.
     """
-    try:
-        from sklearn.cluster import KMeans
-    except ImportError as failure:
-        raise ConfigError("Clusters need scikit-learn. Run: pip install 'byol[search]'") from failure
+    library("sklearn", "search", "clusters")
+    from sklearn.cluster import KMeans
+
     x, cpu = matrix(features), torch.device("cpu")
     if not 1 <= count <= len(x):
         raise ConfigError(

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 from torch import nn
 
-from byol.errors import ConfigError, did_you_mean
+from byol.errors import ConfigError, did_you_mean, library
 from byol.models.convnet import ConvNet
 from byol.models.resnet import BLOCKS, DEPTHS, ResNet, resnet
 
@@ -193,16 +193,6 @@ def adapt_channels(name: str, net: nn.Module, channels: int) -> None:
     first.in_channels = channels
     first.weight = nn.Parameter(first.weight.new_empty(first.out_channels, channels, *first.kernel_size))
     first.reset_parameters()
-
-
-def library(name: str, extra: str = "models") -> Any:
-    """An optional library, or a sentence that says how to install it."""
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as missing:
-        if missing.name != name:
-            raise
-        raise ConfigError(f"{name} is not installed: pip install 'byol[{extra}]'") from missing
 
 
 def model_names(source: str) -> list[str]:

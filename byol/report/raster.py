@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from byol.disk import replacing
-from byol.errors import ConfigError
+from byol.errors import library
 from byol.report.figures import LIGHT, Figure, style
 
 SCALE = 3  # pixels of a file for each of the figure's own: enough for print
@@ -23,13 +23,7 @@ Style = dict[str, str]
 
 def check_installed() -> None:
     """Raise ConfigError where matplotlib is missing."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as failure:
-        raise ConfigError(
-            "--figures draws PNG files with matplotlib, which Python does not find here. "
-            "Run: pip install 'byol[figures]'"
-        ) from failure
+    library("matplotlib", "figures", "figures as PNG")
 
 
 def write_png(figure: Figure, path: Path) -> None:
