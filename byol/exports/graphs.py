@@ -17,6 +17,7 @@ from byol.errors import ByolError, ConfigError, library
 from byol.evaluation.classifier import Classifier, KnnClassifier
 from byol.exports.verify import Check, Size, compared
 from byol.features.features import unit
+from byol.models.convnet import products
 
 INPUT, OUTPUT = "images", "representation"
 PROBABILITIES = "probabilities"  # what the graph of a classifier gives in its place
@@ -89,13 +90,7 @@ class GridAverage(nn.Module):
         self.rows, self.columns = rows, columns
 
     def forward(self, x: Tensor) -> Tensor:
-        for axis, parts in ((-2, self.rows), (-1, self.columns)):
-            size = x.shape[axis]
-            # Round up by adding, not by negating: ONNX divides towards zero.
-            ends = [(i * size // parts, ((i + 1) * size + parts - 1) // parts) for i in range(parts)]
-            pieces = [x[..., a:b, :] if axis == -2 else x[..., a:b] for a, b in ends]
-            x = torch.cat([piece.mean(axis, keepdim=True) for piece in pieces], axis)
-        return x
+        return products(x, self.rows, self.columns)
 
 
 def write_graph(

@@ -93,20 +93,21 @@ def cells(x: Tensor, grid: int) -> Tensor:
     """The means of a map (B, C, H, W) in a grid of as many rows and columns: (B, C x grid ** 2)."""
     # ONNX gets cells for one size of map; on Apple's GPUs torch has long refused grids that do not divide it.
     by_products = torch.compiler.is_exporting() or x.device.type == "mps"
-    return products(x, grid) if by_products else adaptive_avg_pool2d(x, grid).flatten(1)
+    return (products(x, grid, grid) if by_products else adaptive_avg_pool2d(x, grid)).flatten(1)
 
 
-def products(x: Tensor, grid: int) -> Tensor:
-    """`cells`, as products of matrices."""
+def products(x: Tensor, rows: int, columns: int) -> Tensor:
+    """`adaptive_avg_pool2d` of a map (B, C, H, W) to a grid, as products of matrices."""
 
-    def shares(size: int) -> Tensor:
-        """Of each pixel in each cell: (grid, size)."""
-        pixels, cell = torch.arange(size, device=x.device), torch.arange(grid, device=x.device)[:, None]
-        inside = (pixels >= cell * size // grid) & (pixels < ((cell + 1) * size + grid - 1) // grid)
+    def shares(size: int, cells: int) -> Tensor:
+        """Of each pixel in each row or column of cells: (cells, size)."""
+        pixels, cell = torch.arange(size, device=x.device), torch.arange(cells, device=x.device)[:, None]
+        # Rounded up by adding, not by negating: ONNX divides towards zero.
+        inside = (pixels >= cell * size // cells) & (pixels < ((cell + 1) * size + cells - 1) // cells)
         return inside / inside.sum(dim=1, keepdim=True)
 
     height, width = x.shape[2:]
-    return (shares(height) @ x @ shares(width).T).flatten(1)
+    return shares(height, rows) @ x @ shares(width, columns).T
 
 
 def convolved(channels: int, out_channels: int, kernel: int, stride: int) -> nn.Sequential:
