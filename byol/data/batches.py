@@ -227,8 +227,7 @@ def substitutes(index: int, images: int) -> Iterator[int]:
 
 def cut(picture: Any, views: Views, drawn: Tensor) -> Tensor:
     """The crops of one image, uint8 (V, C, h, w), from their draws (V, 5): a resize each, then the flip."""
-    pixels = torch.from_numpy(pixels_of(picture))  # uint8 (H, W, C), or (H, W)
-    image = (pixels[:, :, None] if pixels.ndim == 2 else pixels).permute(2, 0, 1)[None]
+    image = torch.from_numpy(pixels_of(picture)).permute(2, 0, 1)[None]
     heights, widths = (torch.full((len(drawn),), length) for length in image.shape[2:])
     crops = views.config.crops(drawn, heights, widths)
     if not views.config.antialias:

@@ -450,15 +450,15 @@ def _raw_mode(tile: Any) -> tuple[Any, ...]:
 
 
 def pixels_of(picture: Image.Image | Pixels) -> Pixels:
-    """A copy of a picture as uint8 (H, W, C) or (H, W). By strips: Pillow copies twice what it gives."""
+    """A copy of a picture as uint8 (H, W, C). By strips: Pillow copies twice what it gives."""
     if isinstance(picture, np.ndarray) or picture.height <= STRIP:
-        return np.array(picture)
+        return np.atleast_3d(np.array(picture))
     first = np.asarray(picture.crop((0, 0, picture.width, 1)))
     pixels = np.empty((picture.height, *first.shape[1:]), np.uint8)
     for top in range(0, picture.height, STRIP):
         end = min(top + STRIP, picture.height)
         pixels[top:end] = np.asarray(picture.crop((0, top, picture.width, end)))
-    return pixels
+    return np.atleast_3d(pixels)
 
 
 def _check(width: int, height: int, most: int, why: str = "") -> None:

@@ -88,8 +88,7 @@ class Images(WithLabels):
 
     def array(self, index: int) -> Pixels:
         """One image as uint8 (H, W, C), a copy. Raises BadImage."""
-        pixels: Pixels = pixels_of(self.picture(index))
-        return pixels[:, :, None] if pixels.ndim == 2 else pixels
+        return pixels_of(self.picture(index))
 
     @property
     def channels(self) -> int:

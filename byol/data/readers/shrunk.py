@@ -69,7 +69,6 @@ class Shrunk(Reader):
 def shrunk(picture: Any, side: int) -> Pixels:
     """A picture as uint8 (H, W, C), no larger than needed for its shorter side to have so many pixels."""
     pixels = pixels_of(picture)
-    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     height, width = pixels.shape[:2]
     if (scale := side / min(height, width)) >= 1:
         return pixels
