@@ -6,7 +6,6 @@ import os
 import re
 from array import array
 from collections.abc import Iterator
-from functools import cached_property
 from io import StringIO
 from pathlib import Path
 
@@ -26,7 +25,8 @@ logger = logging.getLogger("byol")
 class TableReader(FileReader):
     """Image files named in a table, in the order in which they first occur there, with their labels.
 
-    Where some have no label none has, with a warning; only multi-label images may have none.
+    Where some have no label none has, with a warning; only multi-label images may have none. The classes are
+    in alphabetical order, or in that of the numbers that they are.
     """
 
     def __init__(self, path: Path, where: str = "") -> None:
@@ -49,13 +49,12 @@ class TableReader(FileReader):
                 owners.append(row)
                 values.append(classes.setdefault(word, len(classes)))
         super().__init__(root, map(str.encode, images), where)
-        self._labels: Labels | None
         pairs = np.unique(np.array([owners, values]), axis=1)  # each once
         several |= bool((np.diff(pairs[0]) == 0).any())
         if bare and not several:
             told = f"{len(bare):,} have no label, line {bare[0]} the first"
             logger.warning(f"The images in {where} count as unlabelled: {told}.")
-            self._labels = None
+            self.all_labels = None
             return
         if several and len(classes) > MOST_CLASSES:
             raise DataError(f"{where} has {len(classes):,} labels; expected at most {MOST_CLASSES:,}.")
@@ -72,12 +71,7 @@ class TableReader(FileReader):
         if several:
             labels = np.zeros((len(images), len(known)), dtype=np.int64)
             labels[pairs[0], pairs[1]] = 1
-        self._labels = Labels(labels, known).renumbered(ordered)
-
-    @cached_property
-    def all_labels(self) -> Labels | None:
-        """With the classes in alphabetical order, or in that of the numbers that they are."""
-        return self._labels
+        self.all_labels = Labels(labels, known).renumbered(ordered)
 
 
 def rows_of(path: Path, where: str) -> Iterator[tuple[int, str, str]]:
