@@ -85,7 +85,7 @@ def whole_run(setup: Setup, stop: StopSignals) -> Run:
     config, images, world, folder = setup.config, setup.images, setup.world, RunFolder(setup.config.out)
     with folder.held(world), stop:
         with world.agreeing():
-            plan = world.first(lambda: folder.taken_up(config, images, world)) or setup.new_plan()
+            plan = world.first(lambda: folder.stored_plan(config, images, world)) or setup.new_plan()
             learner = setup.learner(plan)
             trained_encoder = setup.encoder(learner, plan)
             checksum = world.first(lambda: folder.record(plan, config, images, world))

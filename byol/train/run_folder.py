@@ -126,16 +126,13 @@ class RunFolder:
             said = f"The run's folder {self.path} cannot be used: {failure.strerror}. Choose another --out."
             raise ConfigError(said) from failure
 
-    def taken_up(self, config: TrainConfig, source: Images | Samples, world: World) -> Plan | None:
-        """Sweep what dead processes left behind. Returns `stored_plan`."""
-        sweep(self.path, self.checkpoints)
-        return self.stored_plan(config, source, world)
-
     def stored_plan(self, config: TrainConfig, source: Images | Samples, world: World) -> Plan | None:
         """The plan of the run to continue; None for a new one, or where other settings have saved no step.
 
-        Raises CheckpointError where they have, and for a plan that is damaged or was edited.
+        What dead processes left behind is swept away. Raises CheckpointError where other settings have saved
+        steps, and for a plan that is damaged or was edited.
         """
+        sweep(self.path, self.checkpoints)
         begun = bool(complete(self.checkpoints))
         if self.encoder.exists() and not begun:
             gone = f"{self.path} holds a finished run whose checkpoints are gone"
