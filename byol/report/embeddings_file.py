@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from byol.errors import printable
 from byol.features.features import Features
 from byol.report.explorer import Column, Map
 
@@ -75,9 +74,5 @@ def table_of(
 
 
 def text(word: str) -> str:
-    """A name as it is; one that is no Unicode, as a file's may be, as people are shown it."""
-    try:
-        word.encode()
-    except UnicodeEncodeError:
-        return printable(word)
-    return word
+    """A name as it is; what is no Unicode in it, as in a file's may be, as people are shown it."""
+    return word.encode(errors="backslashreplace").decode()

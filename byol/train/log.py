@@ -176,7 +176,8 @@ class RunLog:
             self.loggers.write(values)
         self._known = known_by(self.lines)
         if "representation_retrieval" in values:
-            self.say(f"{self._place(values['step'])}  {seen(values)}")
+            step, epoch = values["step"], f"epoch {self.plan.epoch(values['step']):.1f}"
+            self.say(f"step {step:,}/{self.plan.total_steps:,}  {epoch}  {seen(values)}")
 
     def say(self, *lines: str) -> None:
         """Lines for people that are not metrics; above the bar, if there is one."""
@@ -206,9 +207,6 @@ class RunLog:
             "data_wait": (self.watch.seconds()["waiting"] - since[2]) / seconds,
             "seconds_left": (self.plan.total_steps - step) * seconds / max(done, 1),
         }
-
-    def _place(self, step: int) -> str:
-        return f"step {step:,}/{self.plan.total_steps:,}  epoch {self.plan.epoch(step):.1f}"
 
 
 class Thinned:
@@ -318,12 +316,6 @@ def tidied(path: Path, kept: Callable[[Any], dict[str, Any] | None]) -> Iterator
             yield line
 
 
-def name_in(entry: Any) -> str | None:
-    """The name in a line of bad_files.jsonl."""
-    name = entry["name"]
-    return name if isinstance(name, str) else None
-
-
 class BadImages:
     """Counts unreadable images, lists each once, and stops the run above the agreed share.
 
@@ -334,9 +326,9 @@ class BadImages:
     def __init__(self, path: Path, images: Images | Samples, share: float) -> None:
         self.path, self.images, self.share = path, images, share
         self.reasons: dict[str, str] = {}  # by the images' names
-        listed = {*islice(json_lines(path, "name", name_in), len(images))}  # a run lists no more
+        listed = json_lines(path, "name", lambda x: x["name"] if isinstance(x["name"], str) else None)
         if path.exists():
-            self._try_again(listed)
+            self._try_again({*islice(listed, len(images))})  # a run lists no more
 
     def __call__(self, name: str, reason: str) -> None:
         """Take note of an image; raises DataError when more than the agreed share is unreadable."""
