@@ -17,6 +17,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
+from byol.data import workers
 from byol.data.decode import BadImage
 from byol.data.images import Images, open_images
 from byol.data.readers.table import DELIMITERS, PATHS
@@ -144,7 +145,7 @@ def same_images(every: Sequence[Features], paths: Sequence[str]) -> list[str]:
     return last.names or first.names or [str(row) for row in range(len(last))]
 
 
-def mapped(features: Features, title: str, command: Explore, part: Callable[[str], project.Progress]) -> Map:
+def mapped(features: Features, title: str, command: Explore, part: Callable[[str], workers.Progress]) -> Map:
     """The neighbours of every row, and the rows in a plane."""
     count = len(features)
     tsne = command.map == "tsne" or (
@@ -245,7 +246,7 @@ def picture_of(images: Images, place_of: dict[int, int], row: int) -> Image.Imag
 
 
 @contextmanager
-def bar() -> Iterator[Callable[[str], project.Progress]]:
+def bar() -> Iterator[Callable[[str], workers.Progress]]:
     """A bar on a terminal for each part of the work; it is told how far that part is."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -253,7 +254,7 @@ def bar() -> Iterator[Callable[[str], project.Progress]]:
     columns = TextColumn("{task.description:<11}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
 
-        def part(what: str) -> project.Progress:
+        def part(what: str) -> workers.Progress:
             task = progress.add_task(what, total=None)
             return lambda done, total: progress.update(task, completed=done, total=total)
 

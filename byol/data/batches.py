@@ -30,7 +30,7 @@ from byol.method.views import Views
 
 NONE_READABLE = "None of the {} images can be read. Run on other files, or see bad_files.jsonl."
 CHUNK = 32  # images a worker sends at once: small enough to keep several workers busy within one batch
-Place = tuple[int, int]  # where images stand in the stream of epochs: the first, and how many
+Span = tuple[int, int]  # where images stand in the stream of epochs: the first, and how many
 Report = Callable[[int, str], object]  # is told the row of an unreadable image, and why; may raise, to stop
 Begin = Callable[[str], object]  # is told what begins: "waiting" for images, or making "views"
 
@@ -261,10 +261,10 @@ def streamed_batches(
     shapes = [(count, views.channels, *views.size) for views, count, _ in parts]
     lengths = [prod(shape) for shape in shapes]  # bytes of an image's crops
 
-    def cropped(task: tuple[Place, Place | None]) -> tuple[Tensor, tuple[list[int], list[tuple[int, str]]]]:
-        """What a worker does: crops of images by their place in the stream of epochs, and the bad ones.
+    def cropped(task: tuple[Span, Span | None]) -> tuple[Tensor, tuple[list[int], list[tuple[int, str]]]]:
+        """What a worker does: crops of a span of images in the stream of epochs, and the bad ones.
 
-        With the place of its next task, whose images may come meanwhile.
+        With the span of its next task, whose images may come meanwhile.
         """
         epochs, chosen = members(*task[0], plan.seed, plan.images, plan.windows)
         images.reader.expect(images.rows[chosen.numpy()])
@@ -294,8 +294,8 @@ def streamed_batches(
 
     starts = range(steps.start * plan.batch_size, steps.stop * plan.batch_size, micro)
     firsts = range(0, share, CHUNK)
-    places = ((start + plan.first + first, min(CHUNK, share - first)) for start in starts for first in firsts)
-    own, following = tee(places)  # each worker gets every workers-th
+    spans = ((start + plan.first + first, min(CHUNK, share - first)) for start in starts for first in firsts)
+    own, following = tee(spans)  # each worker gets every workers-th
     tasks = zip_longest(own, islice(following, max(1, workers), None))
     arriving = in_workers(cropped, tasks, workers=workers, room=CHUNK * sum(lengths), ahead=4, poll=poll)
     in_any_order = images.reader.gathered(images.rows, poll) if plan.windows is None else nullcontext()

@@ -15,7 +15,7 @@ from PIL import Image
 from byol.data.decode import Array, BadImage, Pixels, header, to_numpy
 from byol.data.groups import Rows, groups_of, join
 from byol.data.images import Images
-from byol.data.workers import Made, in_workers, part_done
+from byol.data.workers import Made, Progress, in_workers, part_done
 
 CHUNK = 32  # images that a worker looks at before it tells
 FAULTS = {  # what is looked for, in the words of a table; any of it makes `byol check` end with 1
@@ -77,7 +77,7 @@ def inspect(
     workers: int = 0,
     tiny: int = 16,
     ratio: float = 4.0,
-    progress: Callable[[int, int], object] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Inspection:
     """Read and decode every image in so many processes, and compare them.
 

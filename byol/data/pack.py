@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import tarfile
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,7 +16,7 @@ from byol.data.decode import BadImage, header
 from byol.data.images import Images
 from byol.data.readers.archives import PACKED, ArchiveReader, Disk
 from byol.data.readers.folder import SUFFIXES as KNOWN
-from byol.data.workers import Made, in_workers, part_done
+from byol.data.workers import Made, Progress, in_workers, part_done
 from byol.disk import check_writable, hold, read_json, replacing, write_text
 from byol.errors import ConfigError, printable
 from byol.method.draws import Stream, check_seed, seed_of
@@ -48,7 +47,7 @@ def pack(
     in_order: bool = False,
     seed: int = 0,
     workers: int = 0,
-    progress: Callable[[int, int], object] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Packed:
     """Write images into a folder of tar files, `each` images a file, by so many processes.
 

@@ -40,6 +40,7 @@ _life: mmap | None = None  # of the worker that this process is
 
 
 Poll = Callable[[], object]  # called while one waits or works for long; it may raise, to stop
+Progress = Callable[[int, int], object]  # is told how many of how many are done
 
 
 def never() -> None:

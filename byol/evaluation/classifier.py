@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from byol.data.workers import Progress
 from byol.disk import check_writable, opened_safetensors, parse_json, replacing
 from byol.encoders.encoder import Encoder, EncoderFile, device_of, read, write
 from byol.encoders.load import rebuilt
@@ -24,7 +25,7 @@ from byol.errors import CheckpointError, ConfigError
 from byol.evaluation.knn import check_votes, knn_predictions
 from byol.evaluation.metrics import likeliest, predict
 from byol.evaluation.sgd import capped, finite
-from byol.features.embed import Progress, Store, check_encoder, embed
+from byol.features.embed import Store, check_encoder, embed
 from byol.features.features import Rows, Values, tensor_of
 
 COLUMNS = ("path", "class", "probability")  # what `open_images` reads of a table are the first two

@@ -13,13 +13,13 @@ from byol.evaluation.inputs import labels_of
 from byol.evaluation.protocols import Task
 from byol.evaluation.score import Score
 from byol.evaluation.tables import aligned
+from byol.features.formats import Array
 
 CONFUSIONS = "confusions.jsonl"  # beside scores.jsonl
 MATRIX = 12  # classes up to which the whole table is printed; of more the worst
 SAME = ("protocol", "metric", "value", "data_set", "encoder_checksum")  # in a score and its confusion
 MOST_READ, LONGEST = 2**19, 200  # classes and cells of all confusions in a file; letters of a class's name
 WORST, WIDTH = 10, 8  # lines, and letters of a column's name
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)

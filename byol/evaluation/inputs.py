@@ -21,8 +21,8 @@ from byol.evaluation.classifier import Classifier
 from byol.evaluation.subsets import train_test_split
 from byol.features.embed import embed
 from byol.features.features import Features
+from byol.features.formats import Array
 
-Array = np.ndarray[Any, Any]
 Split = Features | Images  # to learn from or to score
 FEATURES = (".npz", ".parquet", ".safetensors")  # files that may hold features with labels
 MOST_COMPARED = 200_000  # images of both sides of which every byte is read to see whether some are the same

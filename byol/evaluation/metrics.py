@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from byol.errors import ConfigError, TrainingError, did_you_mean
+from byol.features.formats import Array
 
-Array = np.ndarray[Any, Any]
 METRICS = ("top1", "mean_per_class", "map11")  # paper Table 10; map11 is VOC 2007's 11-point mAP
 TOP = 5  # classes that are kept of each image
 BLOCK = 2**24  # scores held at once

@@ -23,7 +23,7 @@ from byol.errors import ConfigError, did_you_mean
 from byol.evaluation import inputs, linear
 from byol.evaluation.classifier import Classifier, KnnClassifier, LinearClassifier, check_place, names_of
 from byol.evaluation.finetune import FINETUNE, LINEAR_SGD, SEMI, train_classifier
-from byol.evaluation.inputs import Array, Predictions, Split, labels_of
+from byol.evaluation.inputs import Predictions, Split, labels_of
 from byol.evaluation.knn import check_votes, knn_predictions
 from byol.evaluation.metrics import metric_for
 from byol.evaluation.score import Score, score_of
@@ -32,6 +32,7 @@ from byol.evaluation.subsets import Amount, few
 from byol.evaluation.tables import Scores
 from byol.features.embed import check_encoder, contribute, embed, prepared_batches
 from byol.features.features import Features, tensor_of
+from byol.features.formats import Array
 from byol.method.draws import check_seed
 from byol.method.health import settle
 from byol.method.hidden import HiddenLayer

@@ -7,15 +7,13 @@ everywhere, and a smaller subset lies within every larger one.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
+from byol.data.groups import Rows
 from byol.errors import ConfigError, DataError
 from byol.method.draws import Stream, uniforms
-
-Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from byol.data import batches
 from byol.data.decode import BadImage
 from byol.data.images import Images
 from byol.errors import DataError, printable
-from byol.evaluation.subsets import Rows
+from byol.features.features import Rows
 from byol.method.crops import to_device
 from byol.method.views import ViewConfig, Views
 from byol.world import World

@@ -15,8 +15,9 @@ from byol.disk import by_way_of_memory
 from byol.encoders.encoder import Encoder
 from byol.errors import ByolError, ConfigError, library
 from byol.evaluation.classifier import Classifier, KnnClassifier
-from byol.exports.verify import Check, Size, compared
+from byol.exports.verify import Check, compared
 from byol.features.features import unit
+from byol.method.crops import Size
 from byol.models.convnet import products
 
 INPUT, OUTPUT = "images", "representation"

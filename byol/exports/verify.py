@@ -9,11 +9,11 @@ from torch import Tensor
 
 from byol.encoders.encoder import Encoder
 from byol.errors import CheckpointError
+from byol.method.crops import Size
 from byol.method.pixels import normalise_
 
 TOLERANCE = 1e-4  # of the largest feature
 BATCHES = (1, 2, 5)
-Size = tuple[int, int]  # height, width
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import torch
 from byol.data.decode import BadImage
 from byol.data.images import Images
 from byol.data.samples import Samples, on_device, sample_batches
-from byol.data.workers import Made, in_workers, never, part_done
+from byol.data.workers import Made, Progress, in_workers, never, part_done
 from byol.disk import (
     at_once,
     check_writable,
@@ -51,7 +51,6 @@ PART = 8 * SHARD  # images whose features are in one file of a folder of them
 DESCRIPTION = "_features.json"  # of such a folder; what reads all of its files passes over such a name
 Bad = list[tuple[int, str]]  # images that could not be read, and why
 Shard = tuple[Rows, Values, Bad]  # (n,) which images could be read, (n, D), and the others
-Progress = Callable[[int, int], object]  # is told how many images of how many are done
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from byol.data.groups import Rows as Rows
 from byol.data.labels import MOST_CLASSES, is_matrix
 from byol.disk import replacing
 from byol.errors import ByolError, DataError, complaint, printable
 from byol.features.formats import Array, check_format, read, write
 
 BLOCK = 2**24  # bytes of rows that are worked on at once
-Rows = np.ndarray[Any, np.dtype[np.int64]]
 Values = np.ndarray[Any, np.dtype[np.float32]]
 
 

@@ -1,16 +1,15 @@
 """A map: every row as a point of the plane, near rows near one another as far as a plane allows."""
 
-from collections.abc import Callable
 from importlib.util import find_spec
 
 import numpy as np
 import torch
 
+from byol.data.workers import Progress
 from byol.features.features import Features, Rows, Values, matrix, unit_blocks
 from byol.features.formats import Array
 from byol.features.neighbours import Neighbours
 
-Progress = Callable[[int, int], object]
 BLOCK = 2**24  # distances that are worked on at once
 FIRST, STEPS, EVERY = 250, 750, 10  # steps of t-SNE: exaggerated, all, between two words of its progress
 LEAST, PERPLEXITY = 20, 30.0  # neighbours that t-SNE is worth it with, and the most of them it balances

@@ -16,13 +16,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from byol import __version__
+from byol.data.workers import Progress
 from byol.errors import printable
 from byol.features.features import Rows, Values
 from byol.features.neighbours import Neighbours
 from byol.report.document import document, static
 from byol.report.markup import Html, element, joined
 
-Progress = Callable[[int, int], object]
 PART = 4096  # rows of names or of neighbours in a file
 SIDES = ((5_000, 128), (20_000, 64), (200_000, 48))  # pixels of a thumbnail, by how many there are
 LEAST_SIDE, SHEET = 32, 1024  # pixels: of thumbnails of more, of a sheet

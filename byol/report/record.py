@@ -16,13 +16,12 @@ from byol.evaluation.confusion import Confusion, read_confusions
 from byol.evaluation.score import Score, read_scores
 from byol.settings import flat
 from byol.train.log import MOST_LOOKS, Thinned, metrics_in
-from byol.train.outcome import FEW, Verdict, is_look, looks_of, trouble, verdict_of
+from byol.train.outcome import FEW, Line, Verdict, is_look, looks_of, trouble, verdict_of
 from byol.train.plan import Plan
 from byol.train.run_folder import FORMAT, RunFolder
 from byol.train.stopwatch import from_metrics, whole_time
 
 MOST_POINTS = 2**14  # of a curve: more do not show
-Line = Mapping[str, Any]  # of metrics.jsonl
 
 
 @dataclass(frozen=True)

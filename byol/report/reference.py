@@ -6,8 +6,9 @@ from functools import cache
 from typing import Any
 
 from byol.disk import read_json, write_text
-from byol.report.record import Line, Record
+from byol.report.record import Record
 from byol.settings import PRESETS, to_plain
+from byol.train.outcome import Line
 from byol.train.plan import Plan
 
 ENDING = ".reference.json"

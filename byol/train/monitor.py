@@ -40,7 +40,7 @@ UNLABELLED = 1_024  # are enough for that where no kNN votes
 VIEWED = 512  # of them are looked for among the others' views
 BYTES = 512 * 2**20  # of prepared images kept for scoring
 Right = np.ndarray[Any, np.dtype[np.bool_]]  # (N,): which images got their own class
-Rows = TypeVar("Rows", bound=Tensor | list[Any])
+Sorted = TypeVar("Sorted", bound=Tensor | list[Any])
 Inputs = Tensor | list[Any]  # uint8 (n, C, h, w), or samples of another kind
 Labelled = tuple[Inputs, np.ndarray[Any, np.dtype[np.int64]]]
 
@@ -281,7 +281,7 @@ def batch_of(inputs: Inputs, device: torch.device) -> Any:
     return inputs.to(device) if isinstance(inputs, Tensor) else on_device(collated(inputs), device)
 
 
-def spread_out(rows: Rows, count: int) -> Rows:
+def spread_out(rows: Sorted, count: int) -> Sorted:
     """At most `count` of the rows, from all over: they are sorted, in a folder by class."""
     return rows[:: -(-len(rows) // count) or 1]  # type: ignore[return-value]  # a slice is of its kind
 

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from byol.data.decode import to_numpy
+from byol.data.groups import Rows as Rows
 from byol.data.labels import Labels
 from byol.data.windows import Windows
 
 SAMPLE = 64
-Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Reader(Protocol):
