@@ -17,6 +17,7 @@ from byol.report.raster import write_png
 from byol.report.record import Record
 from byol.report.reference import Reference, reference_of
 from byol.train.log import duration
+from byol.train.monitor import unpacked
 from byol.train.outcome import COLLAPSED
 
 # The metric, the figure's file, its title, its unit, what it tells.
@@ -110,9 +111,8 @@ def held_out(record: Record) -> list[Range]:
     names, found = (BASELINES["untrained"], record.name), list[Range]()
     for name, look in zip(names, (looks[0], looks[-1]), strict=True):
         found.insert(0, Range(name, look["knn_top1"], look["knn_low"], look["knn_high"], name == record.name))
-    with suppress(KeyError, ValueError, TypeError):  # of an older run, or damaged
-        right = np.unpackbits(np.frombuffer(bytes.fromhex(looks[0]["pixels_right"]), dtype=np.uint8))
-        said = np.where(right[: looks[0]["knn_images"]], 0, -1)[:, None]
+    with suppress(KeyError, ValueError, TypeError):  # lost or damaged
+        said = np.where(unpacked(looks[0]["pixels_right"], looks[0]["knn_images"]), 0, -1)[:, None]
         ends = interval("top1", [said], np.zeros(len(said), dtype=np.int64))
         found.append(Range(BASELINES["pixels"], looks[0]["pixels_top1"], *ends))
     return found

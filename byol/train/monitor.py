@@ -308,15 +308,20 @@ def packed(right: Right) -> str:
     return np.packbits(right).tobytes().hex()
 
 
+def unpacked(text: str, count: int) -> Right:
+    """Which of so many images were right, as `packed` has them. Raises ValueError where it is of others."""
+    bits = np.frombuffer(bytes.fromhex(text), dtype=np.uint8)
+    if len(bits) != -(-count // 8):
+        raise ValueError(f"{8 * len(bits)} flags; expected {count}")
+    return np.unpackbits(bits, count=count).astype(bool)
+
+
 def over(rival: str, right: Right, begin: Mapping[str, Any]) -> dict[str, float]:
     """By how much more is right than at step 0, as an interval; nothing where that is lost or of others."""
     try:
-        bits = np.frombuffer(bytes.fromhex(begin[f"{rival}_right"]), dtype=np.uint8)
-    except (KeyError, TypeError, ValueError):  # of an older run, or damaged
+        theirs = unpacked(begin[f"{rival}_right"], len(right))
+    except (KeyError, TypeError, ValueError):  # lost or damaged
         return {}
-    if len(bits) != -(-len(right) // 8):
-        return {}
-    theirs = np.unpackbits(bits)[: len(right)].astype(bool)
     said = [np.where(side, 0, -1)[:, None] for side in (right, theirs)]
     low, high = interval("top1", said[:1], np.zeros(len(right), dtype=np.int64), against=said[1:])
     return {f"over_{rival}_low": low, f"over_{rival}_high": high}
