@@ -252,7 +252,7 @@ def tasks_of(command: Evaluate, world: World) -> list[tuple[Path | None, Task]]:
             task = prepare(scored, train, test, chosen, settings, **more)
             for side in (task.train, task.test):
                 if isinstance(side, Images) and world.size > 1:
-                    check_same(side, world.first(side.fingerprint), world.rank)
+                    check_same(side, world)
             tasks.append((folder, task))
     return tasks
 

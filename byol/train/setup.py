@@ -117,7 +117,7 @@ class Setup:
                 white=data.white,
             )
         if world.size > 1:
-            check_same(images, world.first(images.fingerprint), world.rank)
+            check_same(images, world)
         return cls(config, own, images, world, started, poll, views)
 
     def facts(self) -> ImageFacts:
@@ -406,10 +406,10 @@ def check_own_views(config: TrainConfig, own: nn.Module | None) -> None:
         )
 
 
-def check_same(images: Images | Samples, theirs: str, rank: int) -> None:
-    """Raise DataError unless these images are those of rank 0."""
-    if images.fingerprint() != theirs:
-        others = f"Process {rank} finds other images than process 0 ({images.description})"
+def check_same(images: Images | Samples, world: World) -> None:
+    """Raise DataError unless these images are those of rank 0. All processes call it."""
+    if world.first(images.fingerprint) != images.fingerprint():
+        others = f"Process {world.rank} finds other images than process 0 ({images.description})"
         raise DataError(f"{others}. Every machine needs the same ones, under the same names.")
 
 
