@@ -5,9 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from copy import copy
 from dataclasses import replace
-from functools import cached_property
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
@@ -28,14 +26,14 @@ from byol.data.decode import (
     pixels_of,
     to_numpy,
 )
-from byol.data.labels import Labels, WithLabels, class_labels
+from byol.data.labels import class_labels
 from byol.data.readers import archives
 from byol.data.readers.archives import ArchiveReader, Disk
 from byol.data.readers.arrays import Arrays, array_file
 from byol.data.readers.dataset import Items
 from byol.data.readers.folder import SUFFIXES, FileReader, listed, scan, suffixes
 from byol.data.readers.parquet import SPLITS, ParquetReader, shards
-from byol.data.readers.reader import Reader, Rows, chosen_of, evenly_spaced
+from byol.data.readers.reader import Reader, Selection, evenly_spaced
 from byol.data.readers.remote import Remote, archives_at
 from byol.data.readers.shrunk import Shrunk
 from byol.data.readers.table import DELIMITERS, TableReader
@@ -47,15 +45,12 @@ NEARLY_GRAY = 4.0  # mean difference of the largest and the smallest channel, of
 logger = logging.getLogger("byol")
 
 
-class Images(WithLabels):
+class Images(Selection):
     """A set of images, read one by one. `open_images` makes them."""
 
     def __init__(self, reader: Reader, reading: Reading) -> None:
-        self.reader, self.reading = reader, reading
-        self.rows: Rows = np.arange(len(reader))  # (N,): which of the reader's images
-
-    def __len__(self) -> int:
-        return len(self.rows)
+        super().__init__(reader)
+        self.reading = reading
 
     def __getitem__(self, index: int | slice) -> Any:
         """An image to look at, as a PIL image: of many channels the first three. Of a slice, a subset."""
@@ -103,12 +98,6 @@ class Images(WithLabels):
         if levels is None or self.reading.levels is None or self.reading.chosen:
             return self
         return self._with(reading=replace(self.reading, levels=levels))
-
-    def subset(self, rows: Tensor | Rows | list[int] | range) -> "Images":
-        """Some of the images, in the order of the rows: int (n,), or a mask, bool (N,). Nothing is copied."""
-        chosen = chosen_of(rows, len(self))
-        known = {"_labels": self._labels and self._labels.of(chosen)} if "_labels" in vars(self) else {}
-        return self._with(rows=self.rows[chosen], **known)
 
     def uniform_size(self) -> tuple[int, int] | None:
         """Height and width when all of a sample share them, else None; of files the headers are read."""
@@ -169,14 +158,6 @@ class Images(WithLabels):
         noted = f" ({', '.join(notes)})" if notes else ""
         return f"{count} {'image' if count == '1' else 'images'} in {self.reader.where}{noted}"
 
-    def release(self) -> None:
-        """Let go of caches and open files; what is needed later is read again."""
-        self.reader.release()
-
-    @cached_property
-    def _labels(self) -> Labels | None:
-        return self.reader.labels(self.rows)
-
     @property
     def _whole(self) -> bool:
         return len(self) == len(self.reader) and bool((self.rows == np.arange(len(self))).all())
@@ -185,11 +166,6 @@ class Images(WithLabels):
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         return int(self.rows[index])
-
-    def _with(self, **changes: Any) -> "Images":
-        changed = copy(self)
-        vars(changed).update(changes)
-        return changed
 
 
 def open_images(

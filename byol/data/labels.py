@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from numbers import Integral
 from typing import Any
 
@@ -38,34 +37,6 @@ class Labels:
         values = np.zeros((len(self.values), len(classes)), dtype=np.int64)
         values[:, places] = self.values
         return Labels(values, classes)
-
-
-class WithLabels:
-    """What has a class, or several, for each of its items: images, or samples of another kind."""
-
-    @cached_property
-    def _labels(self) -> Labels | None:
-        raise NotImplementedError
-
-    @property
-    def y(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-        """`labels`, or `label_matrix`, as `Features.y`; None without labels."""
-        return self._labels.values if self._labels else None
-
-    @property
-    def labels(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-        """The class of every item, int64 (N,); None without labels and of multi-label items."""
-        return self._labels.values if self._labels and self._labels.values.ndim == 1 else None
-
-    @property
-    def label_matrix(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-        """The classes of every multi-label item, int64 (N, classes) of 0 and 1; else None."""
-        return self._labels.values if self._labels and self._labels.values.ndim == 2 else None
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """The classes' names: a label, or a column of `label_matrix`, is a place among them."""
-        return self._labels.classes if self._labels else None
 
 
 def class_labels(values: Any, count: int, names: Sequence[str] | None = None, of: int = 0) -> Labels | None:

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
@@ -14,16 +12,16 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from byol.data.decode import BadImage, to_numpy
-from byol.data.labels import Labels, WithLabels, class_labels
+from byol.data.labels import class_labels
 from byol.data.readers.dataset import Items
-from byol.data.readers.reader import Rows, chosen_of, evenly_spaced
+from byol.data.readers.reader import Selection, evenly_spaced
 from byol.data.workers import Made, Poll, Task, in_workers, never, part_done
 from byol.errors import DataError, complaint
 
 BATCH = 64  # samples per forward pass of an encoder: a clip or a volume is large
 
 
-class Samples(WithLabels):
+class Samples(Selection):
     """A data set of anything that a network takes.
 
     `items` has a length and items: a torch data set, a tensor or an array (N, ...), a list. An item is a
@@ -43,13 +41,9 @@ class Samples(WithLabels):
             )
         if len(items) == 0:
             raise DataError(f"There is no sample in the {kind}; expected at least one.")
-        self.reader = AsTheyAre(items, f"the {kind}")
-        self.rows: Rows = np.arange(len(items))  # (N,): which of the items
+        super().__init__(AsTheyAre(items, f"the {kind}"))
         if labels is not None:
             self._labels = class_labels(labels, len(items))
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def __getitem__(self, index: int) -> Any:
         """A sample, without its label. Raises DataError when the data set fails to give it."""
@@ -65,13 +59,6 @@ class Samples(WithLabels):
     def name(self, index: int) -> str:
         return str(self.rows[index])
 
-    def subset(self, rows: Tensor | Rows | list[int] | range) -> "Samples":
-        """Some of the samples, in the order of the rows: int (n,), or a mask, bool (N,)."""
-        chosen, changed = chosen_of(rows, len(self)), copy(self)
-        known = {"_labels": self._labels and self._labels.of(chosen)} if "_labels" in vars(self) else {}
-        vars(changed).update(rows=self.rows[chosen], **known)
-        return changed
-
     def fingerprint(self) -> str:
         """A hexadecimal digest that changes with the samples: their number and some of what they hold."""
         digest = blake2b(self.reader.digest(everything=False) or b"", digest_size=16)
@@ -82,13 +69,6 @@ class Samples(WithLabels):
     def description(self) -> str:
         """For people: "1,234 samples in the TensorDataset"."""
         return f"{len(self):,} sample{'s' * (len(self) != 1)} in {self.reader.where}"
-
-    def release(self) -> None:
-        """Nothing: what the items keep is theirs."""
-
-    @cached_property
-    def _labels(self) -> Labels | None:
-        return self.reader.labels(self.rows)
 
 
 class AsTheyAre(Items):

@@ -1,11 +1,13 @@
-"""What stands behind `Images`: the one protocol that every kind of source follows."""
+"""What stands behind `Images`: the one protocol that every kind of source follows, and items of one."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
+from torch import Tensor
 
 from byol.data.decode import to_numpy
 from byol.data.groups import Rows as Rows
@@ -65,6 +67,56 @@ class Reader(Protocol):
         Not needed in the order of `windows`.
         """
         return nullcontext()
+
+
+class Selection:
+    """Some items of a reader in an order of their own, with their labels: images, or samples of any kind."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.rows: Rows = np.arange(len(reader))  # (N,): which of the reader's items
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def subset(self, rows: Tensor | Rows | list[int] | range) -> Self:
+        """Some of them, in the order of the rows: int (n,), or a mask, bool (N,). Nothing is copied."""
+        chosen = chosen_of(rows, len(self))
+        known = {"_labels": self._labels and self._labels.of(chosen)} if "_labels" in vars(self) else {}
+        return self._with(rows=self.rows[chosen], **known)
+
+    @property
+    def y(self) -> Rows | None:
+        """`labels`, or `label_matrix`, as `Features.y`; None without labels."""
+        return self._labels.values if self._labels else None
+
+    @property
+    def labels(self) -> Rows | None:
+        """The class of every item, int64 (N,); None without labels and of multi-label items."""
+        return self.y if self.y is not None and self.y.ndim == 1 else None
+
+    @property
+    def label_matrix(self) -> Rows | None:
+        """The classes of every multi-label item, int64 (N, classes) of 0 and 1; else None."""
+        return self.y if self.y is not None and self.y.ndim == 2 else None
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The classes' names: a label, or a column of `label_matrix`, is a place among them."""
+        return self._labels.classes if self._labels else None
+
+    def release(self) -> None:
+        """Let go of caches and open files; what is needed later is read again."""
+        self.reader.release()
+
+    @cached_property
+    def _labels(self) -> Labels | None:
+        return self.reader.labels(self.rows)
+
+    def _with(self, **changes: Any) -> Self:
+        changed = copy(self)
+        vars(changed).update(changes)
+        return changed
 
 
 def evenly_spaced(count: int, most: int = SAMPLE) -> list[int]:
