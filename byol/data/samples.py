@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 from byol.data.decode import BadImage, to_numpy
 from byol.data.labels import class_labels
 from byol.data.readers.dataset import Items
-from byol.data.readers.reader import Selection, evenly_spaced
+from byol.data.readers.reader import Selection
 from byol.data.workers import Made, Poll, Task, in_workers, never, part_done
 from byol.errors import DataError, complaint
 
@@ -77,21 +77,12 @@ class AsTheyAre(Items):
     def read(self, index: int) -> Any:
         return self._split(index)[0]
 
-    def digest(self, everything: bool) -> bytes | None:
-        """Of a sample of them, as far as they are the same when they are read again."""
-
-        def sampled() -> bytes:
-            digest = blake2b()
-            for index in evenly_spaced(len(self)):
-                for leaf in leaves(self.read(index)):
-                    digest.update(to_numpy(leaf).tobytes() if is_array(leaf) else repr(leaf).encode())
-            return digest.digest()
-
+    def _bytes(self, index: int) -> Iterator[bytes]:
         try:
-            first, second = sampled(), sampled()
+            for leaf in leaves(self.read(index)):
+                yield to_numpy(leaf).tobytes() if is_array(leaf) else repr(leaf).encode()
         except BadImage as failure:
             raise DataError(f"A sample of {self.where} cannot be read: {failure}.") from failure
-        return f"{type(self.items).__name__} {len(self)}".encode() + (first if first == second else b"")
 
     def _split(self, index: int) -> tuple[Any, Any]:
         try:

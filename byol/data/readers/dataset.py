@@ -73,17 +73,22 @@ class Items(Reader):
         def sampled() -> bytes:
             digest = blake2b()
             for index in evenly_spaced(len(self)):
-                try:
-                    raw = self.read(index)
-                    digest.update(raw if isinstance(raw, bytes) else to_numpy(raw).tobytes())
-                except (BadImage, OSError) as failure:  # OSError: a damaged PIL image, not loaded before
-                    digest.update(str(failure).encode())
+                for part in self._bytes(index):
+                    digest.update(part)
             return digest.digest()
 
         if everything:
             return None
         first, second = sampled(), sampled()  # which random transforms make differ
         return f"{type(self.items).__name__} {len(self)}".encode() + (first if first == second else b"")
+
+    def _bytes(self, index: int) -> Iterator[bytes]:
+        """What an item is known by."""
+        try:
+            raw = self.read(index)
+            yield raw if isinstance(raw, bytes) else to_numpy(raw).tobytes()
+        except (BadImage, OSError) as failure:  # OSError: a damaged PIL image, not loaded before
+            yield str(failure).encode()
 
     @cached_property
     def all_labels(self) -> Labels | None:
