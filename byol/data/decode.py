@@ -2,12 +2,14 @@
 
 import logging
 import math
+import os
 import re
 import struct
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -403,9 +405,8 @@ def _decoding(raw: Any, truncated: bool = False) -> Iterator[None]:
     Of their warnings, of large pictures and odd metadata, what matters ends as BadImage too. With `truncated`
     Pillow fills up what is cut off.
     """
-    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, truncated
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with _pillow.set_up(truncated):
             yield
     except BadImage:
         raise
@@ -417,23 +418,62 @@ def _decoding(raw: Any, truncated: bool = False) -> Iterator[None]:
             known = (said for start, said in _BEGINNINGS.items() if re.match(start, raw.lstrip(), re.DOTALL))
             reason = next(known, f"it is none of {', '.join(formats())}")
         raise BadImage(reason) from failure
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+class _Pillow:
+    """What Pillow and Python's warnings keep for the whole process, set up while threads decode.
+
+    The first thread sets it up and the last puts back what was there. A thread that needs the other
+    `truncated` waits until then.
+    """
+
+    def __init__(self) -> None:
+        self.turn, self.threads, self.before = threading.Condition(), 0, ExitStack()
+
+    @contextmanager
+    def set_up(self, truncated: bool) -> Iterator[None]:
+        with self.turn:
+            self.turn.wait_for(lambda: not self.threads or truncated == ImageFile.LOAD_TRUNCATED_IMAGES)
+            if not self.threads:
+                self.before.enter_context(warnings.catch_warnings(action="ignore"))
+                self.before.callback(
+                    setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES
+                )
+                self.before.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+                ImageFile.LOAD_TRUNCATED_IMAGES = truncated
+                Image.MAX_IMAGE_PIXELS = None  # our own limit speaks, lower or higher
+            self.threads += 1
+        try:
+            yield
+        finally:
+            with self.turn:
+                self.threads -= 1
+                if not self.threads:
+                    self.before.close()
+                    self.turn.notify_all()
+
+
+_pillow = _Pillow()
+
+
+def _anew() -> None:
+    """In a forked process, where no other thread goes on that may have held it."""
+    global _pillow
+    _pillow = _Pillow()
+
+
+os.register_at_fork(after_in_child=_anew)
 
 
 def _opened(raw: Any, most: int | None = None) -> Image.Image:
     """The picture in encoded bytes, of which only the header is read. Raises BadImage for too many pixels."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # our own limit speaks, lower or higher
-    try:
-        if isinstance(raw, Image.Image):
-            picture = raw
-        else:
-            check_strips(raw)
-            picture = Image.open(parts := _InParts(raw), formats=formats())
-            if picture.format != "PNG":  # of which parts lie among and behind the pixels, too
-                parts.left = math.inf  # a packed BMP is read byte by byte
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    if isinstance(raw, Image.Image):
+        picture = raw
+    else:
+        check_strips(raw)
+        picture = Image.open(parts := _InParts(raw), formats=formats())
+        if picture.format != "PNG":  # of which parts lie among and behind the pixels, too
+            parts.left = math.inf  # a packed BMP is read byte by byte
     if most is not None:
         light = picture.format in LIGHT_FORMATS and picture.mode in LIGHT_MODES
         light = light and not {"transparency", "progressive"} & picture.info.keys()

@@ -49,10 +49,12 @@ def class_labels(values: Any, count: int, names: Sequence[str] | None = None, of
     expected = f"expected one label for each of the {count:,} images."
     try:
         array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-        if array.dtype == object and all(isinstance(row, np.ndarray) for row in array):  # of a parquet file
-            array = np.array(array.tolist())
+        if array.ndim and array.dtype == object and all(isinstance(row, np.ndarray) for row in array):
+            array = np.array(array.tolist())  # of a parquet file
     except ValueError as failure:
         raise DataError(f"The labels are lists of several lengths; {expected}") from failure
+    if array.ndim == 0:
+        raise DataError(f"The labels are a {type(values).__name__}; {expected} Give them as a list.")
     known = tuple(names or ())
     if is_matrix(array) and len(array) == count:
         columns = range(array.shape[1])

@@ -49,11 +49,12 @@ class Features:
             return
         y = np.asarray(self.y)
         several = is_matrix(y)
-        numbers = y.ndim == 1 and y.dtype.kind in "iu" and y.size and 0 <= y.min() <= y.max() < MOST_CLASSES
+        most = max(MOST_CLASSES, len(x), len(self.classes or ()))
+        numbers = y.ndim == 1 and y.dtype.kind in "iu" and y.size and 0 <= y.min() <= y.max() < most
         if y.shape[:1] != (len(x),) or not (several or numbers):
             raise DataError(
                 f"The labels are {y.dtype} of shape {y.shape}; expected for each of the {len(x)} feature "
-                f"rows the number of a class, from 0 and below {MOST_CLASSES:,}, or a row of 0 and 1."
+                f"rows the number of a class, from 0 and below {most:,}, or a row of 0 and 1."
             )
         found, named = y.shape[1] if several else int(y.max()) + 1, self.classes or ()
         if self.classes is not None and (found > len(named) or (several and found < len(named))):

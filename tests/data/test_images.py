@@ -54,6 +54,7 @@ def test_labels_can_be_given(labels: Any, values: list[int], classes: tuple[str,
         ([0.0, 1.0, np.nan, 1.0, 0.0], "1 of 5 images have no label"),
         ([10**12] * 5, "go up to 1000000000000"),
         ([[1], [1, 2], [], [], []], "labels"),
+        (dict(enumerate("abcde")).values(), "labels are a dict_values; .* as a list"),
     ],
 )
 def test_unusable_labels_are_sentences(labels: Any, sentence: str) -> None:

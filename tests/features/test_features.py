@@ -546,3 +546,13 @@ def test_names_that_are_not_text_are_refused(tmp_path, names):
     np.savez(tmp_path / "a.npz", x=np.eye(2), names=np.array(names))
     with pytest.raises(DataError, match="text"):
         Features.load(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_as_many_classes_as_images_or_names_are_classes(named):
+    """Landmarks and faces have tens of thousands, of which a part may hold a hundred images."""
+    count = 40_000
+    y = np.arange(count)[-100:] if named else np.arange(count)
+    classes = tuple(map(str, range(count))) if named else None
+    features = Features(np.ones((len(y), 2), np.float32), y, classes=classes)
+    assert features.y.max() == count - 1

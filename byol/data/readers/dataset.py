@@ -30,6 +30,7 @@ class Items(Reader):
     """
 
     def __init__(self, items: Any, where: str) -> None:
+        items = by_position(items)
         self.items, self.where = items, where
         self.column, self.classes = labels_and_names(items)
         self.labels_cost_decoding = self.column is None and not isinstance(items, list | tuple)
@@ -46,7 +47,7 @@ class Items(Reader):
             image = image.get("bytes") or image.get("path")
         elif isinstance(image, Image.Image) and getattr(image, "fp", None):
             # Not read yet: workers that share the file's pointer would disturb each other.
-            image = getattr(image, "filename", "") or image
+            image = image.copy() if image.tell() else getattr(image, "filename", "") or image
         if isinstance(image, str | Path):
             return read_file(image)
         if isinstance(image, bytes | Image.Image | Tensor | np.ndarray):
@@ -137,6 +138,18 @@ class Items(Reader):
         return item, None
 
 
+def by_position(items: Any) -> Any:
+    """A column of pandas, which gives its items by their labels, as an array; anything else as it is."""
+    if not hasattr(items, "iloc"):
+        return items
+    if items.ndim != 1:
+        raise DataError(
+            f"A {type(items).__name__} is a table; expected its column of images, such as "
+            'table["path"], and labels=table["label"]; of rows that are samples, table.to_numpy().'
+        )
+    return items.to_numpy()
+
+
 def labels_and_names(items: Any) -> tuple[Any, Any]:
     """A dataset's column of labels, known without reading an image, and its classes' names; None without."""
     if hasattr(items, "dataset") and hasattr(items, "indices"):  # torch.utils.data.Subset
@@ -152,6 +165,6 @@ def labels_and_names(items: Any) -> tuple[Any, Any]:
         names = None
     for name in ("targets", "labels") if getattr(items, "target_transform", None) is None else ():
         labels: Any = getattr(items, name, None)
-        if hasattr(labels, "__len__") and len(labels) == len(items):
+        if hasattr(labels, "__len__") and not isinstance(labels, Mapping) and len(labels) == len(items):
             return labels, names
     return None, names

@@ -1,11 +1,13 @@
 """Sequences: lists of pictures, torchvision datasets, Hugging Face datasets."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas  # type: ignore[import-untyped]
 import pytest
 import torch
 from pictures import PHOTOS, arrays, encoded, photo
@@ -15,6 +17,7 @@ from torchvision.datasets import FakeData, ImageFolder
 
 from byol.data.decode import BadImage
 from byol.data.images import open_images
+from byol.errors import DataError
 
 FolderOf = Callable[..., Path]
 
@@ -225,3 +228,35 @@ def test_a_picture_that_is_still_a_file_is_read_from_its_file(folder_of: FolderO
     exif[0x0112] = 6
     turned = Image.open(BytesIO(encoded(photo(8, 12), "TIFF", tiffinfo=exif)))
     assert np.array_equal(open_images([turned]).array(0), np.rot90(photo(8, 12), -1))
+
+
+def test_frames_of_a_stack_that_a_data_set_opens_are_the_frames_that_it_chose(tmp_path: Path) -> None:
+    grays = [Image.new("L", (8, 8), 60 * number) for number in range(4)]
+    grays[0].save(tmp_path / "stack.tif", save_all=True, append_images=grays[1:])
+
+    class Stack(Dataset[Any]):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> Image.Image:
+            stack = files.enter_context(Image.open(tmp_path / "stack.tif"))
+            stack.seek(index)
+            return stack
+
+    with ExitStack() as files:
+        images = open_images(Stack())
+        assert [images.array(index).mean() for index in range(4)] == [0, 60, 120, 180]
+
+
+def test_a_column_of_pandas_is_read_in_its_order(folder_of: FolderOf) -> None:
+    folder = folder_of("a.png", "b.png", "c.png")
+    paths = sorted(map(str, folder.iterdir()))
+    table = pandas.DataFrame({"path": paths, "label": [f"{n:02d}" for n in range(len(paths))]})[::-1]
+    images = open_images(table["path"], labels=table["label"])
+    assert images.classes is not None
+    assert images.labels is not None
+    told = [images.classes[label] for label in images.labels]
+    assert told == table["label"].tolist()
+    assert np.array_equal(images.array(0), np.asarray(Image.open(paths[-1]).convert("RGB")))
+    with pytest.raises(DataError, match=r'table\["path"\]'):
+        open_images(table)

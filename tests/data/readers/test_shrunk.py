@@ -1,7 +1,9 @@
+import warnings
+
 import numpy as np
 import pytest
-from pictures import photo
-from PIL import Image
+from pictures import encoded, photo
+from PIL import Image, ImageFile
 
 from byol.data.decode import BadImage
 from byol.data.images import open_images
@@ -51,3 +53,18 @@ def test_a_wish_to_stop_is_heard_while_pictures_are_decoded(folder):
 
     with pytest.raises(KeyboardInterrupt):
         open_images(folder).shrunk(20, 2, stop)
+
+
+def test_pictures_that_are_cut_off_are_the_same_whatever_the_threads_and_leave_no_setting_behind(
+    tmp_path,
+):
+    for number in range(48):
+        data = encoded(photo(96, 96, number), "JPEG")
+        (tmp_path / f"{number:02d}.jpg").write_bytes(data[: 2 * len(data) // 3])
+    images = open_images(tmp_path, truncated=True)
+    before = [*warnings.filters], ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+    one = images.shrunk(32, 1, never)
+    for _ in range(5):
+        several = images.shrunk(32, 4, never)
+        assert all(np.array_equal(one.array(i), several.array(i)) for i in range(len(images)))
+        assert ([*warnings.filters], ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS) == before
