@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from byol.data.decode import Pixels
 from byol.errors import ConfigError
 
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # that of decode, which loads torch
 PHOTOGRAPHS = {  # by the package and the folder in it
     "skimage/data": "astronaut.png brick.png camera.png cell.png chelsea.png clock_motion.png coffee.png "
     "coins.png grass.png gravel.png hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png retina.jpg "
