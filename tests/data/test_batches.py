@@ -320,7 +320,7 @@ def test_slow_images_are_waited_for_as_long_as_one_follows_another(monkeypatch) 
             time.sleep(0.3)
             return PHOTOS[index]
 
-    monkeypatch.setitem(made.__kwdefaults__, "patience", 2.0)
+    monkeypatch.setitem(in_workers.__kwdefaults__, "patience", 2.0)
     (batch,) = streamed(open_images(Slow()), plan_for(images=10), range(1), workers=1)
     assert sorted(batch.indices.tolist()) == list(range(10))
 
