@@ -26,6 +26,7 @@ from byol.data.batches import (
     resident_batches,
 )
 from byol.data.images import open_images
+from byol.data.workers import in_workers
 from byol.errors import DataError
 from byol.method.crops import crop_boxes, crop_draws
 from byol.method.extra import extra_views
