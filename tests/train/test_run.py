@@ -461,7 +461,7 @@ def test_nothing_is_added_to_a_file_that_a_link_in_the_folder_leads_to(tmp_path,
     (tmp_path / "precious").write_text("work")
     (tmp_path / "run" / name).unlink(missing_ok=True)
     (tmp_path / "run" / name).symlink_to(tmp_path / "precious")
-    with pytest.raises(byol.ConfigError, match=rf"its {name}: it is a link.*--out"):
+    with pytest.raises(byol.ConfigError, match=rf"its {name}: it is a symbolic link.*--out"):
         byol.pretrain(seeded(), arrays, small_config(tmp_path / "run"))
     assert (tmp_path / "precious").read_text() == "work"
 
