@@ -333,6 +333,11 @@ def check_writable(folder: Path, advice: str = "Choose another place.", name: st
         raise ConfigError(said) from failure
 
 
+def from_home(text: str | Path) -> Path:
+    """A path that people gave: as it is where something is there, else with ~ for the home of a user."""
+    return Path(text if os.path.exists(text) else os.path.expanduser(text))
+
+
 def left_behind(path: Path) -> bool:
     """Whether something temporary, made by `replacing` or `filling`, is of a process that has ended."""
     try:

@@ -38,6 +38,7 @@ from byol.data.readers.remote import Remote, archives_at
 from byol.data.readers.shrunk import Shrunk
 from byol.data.readers.table import DELIMITERS, TableReader
 from byol.data.windows import Windows
+from byol.disk import from_home
 from byol.errors import DataError, did_you_mean, printable
 
 COLOURS = 16  # images that are looked at to tell gray ones
@@ -275,7 +276,7 @@ def reader_of_path(text: str) -> Reader:
         raise DataError("The path of the images is empty; expected a folder or a file of images.")
     if "://" in text and not os.path.exists(text):
         return reader_of_urls([text], printable(text))
-    path, where = Path(text).expanduser(), printable(text)
+    path, where = from_home(text), printable(text)
     suffix = path.suffix.lower()
     if os.path.isdir(path):
         return reader_of_folder(path, f"{where.rstrip('/')}/")

@@ -15,6 +15,7 @@ from byol.data.images import Images, open_images
 from byol.data.labels import Labels
 from byol.data.readers.dataset import Items
 from byol.data.readers.reader import evenly_spaced
+from byol.disk import from_home
 from byol.encoders.encoder import Encoder
 from byol.errors import ByolError, ConfigError, DataError, printable
 from byol.evaluation.classifier import Classifier
@@ -45,7 +46,7 @@ def opened(given: Any, role: str, encoder: Encoder | None, classes: Sequence[str
 
     A folder that holds nothing but one folder named as one of `classes` holds images of this class.
     """
-    path = Path(given).expanduser() if isinstance(given, str | Path) else None
+    path = from_home(given) if isinstance(given, str | Path) else None
     if path is not None and path.suffix in FEATURES:
         try:
             given = Features.load(path)

@@ -16,6 +16,7 @@ from torchvision.datasets import FakeData
 from byol.data.decode import BadImage
 from byol.data.images import open_images
 from byol.errors import ByolError, DataError
+from byol.evaluation.inputs import opened
 
 FolderOf = Callable[..., Path]
 
@@ -81,6 +82,22 @@ def test_an_array_of_paths_is_a_list_of_them(folder_of: FolderOf) -> None:
 
 def test_a_folder_whose_name_looks_like_a_pattern(folder_of: FolderOf) -> None:
     assert len(open_images(folder_of("1.png", root="photos [2024]*"))) == 1
+
+
+def test_a_tilde_is_a_home_only_where_no_such_name_is_there(
+    folder_of: FolderOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_of("1.png", root="~backup")
+    folder_of("1.png", "2.png", root="~root")
+    folder_of("1.png", "2.png", "3.png", root="home/photos")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for path, count in (("~backup", 1), ("./~backup", 1), ("~root", 2), ("./~root", 2), ("~/photos", 3)):
+        assert len(open_images(path)) == count
+    with pytest.raises(DataError, match=rf"There is no ~nouser/photos: {tmp_path} holds no '~nouser'"):
+        open_images("~nouser/photos")
+    with pytest.raises(ByolError, match=r"~nouser/features\.npz"):
+        opened("~nouser/features.npz", "train", None)
 
 
 def test_images_pass_through(folder_of: FolderOf) -> None:

@@ -105,8 +105,9 @@ def beside(path: Path) -> Path:
 
 def in_cache(name: str) -> Path:
     """Where the index of an archive of a path or URL lies in the user's cache folder."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return folder / "byol" / f"{blake2b(os.fsencode(name), digest_size=16).hexdigest()}{SUFFIX}"
+    home = os.path.expanduser("~")  # "~" of a user without one: then nothing is kept, as below a device
+    folder = os.environ.get("XDG_CACHE_HOME") or (os.devnull if home == "~" else f"{home}/.cache")
+    return Path(folder) / "byol" / f"{blake2b(os.fsencode(name), digest_size=16).hexdigest()}{SUFFIX}"
 
 
 def read_at(file: BinaryIO, size: int, offset: int) -> bytes:

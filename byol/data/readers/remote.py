@@ -69,7 +69,7 @@ class Remote:
         if not version:
             identity["digest"] = some()
         self.identities[place] = identity
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, PermissionError, NotADirectoryError):
             try:
                 return read_index(in_cache(url), identity), ""
             except ValueError as failure:

@@ -211,6 +211,22 @@ def test_beside_a_read_only_archive_the_cache_folder_keeps_the_index(tmp_path: P
     assert kept.stat().st_mtime_ns == written
 
 
+def test_without_a_home_nothing_is_kept_and_the_archive_is_read(tmp_path: Path, monkeypatch) -> None:
+    """As in a container whose user has no entry in /etc/passwd."""
+
+    def no_entry(user: int) -> None:
+        raise KeyError(user)
+
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    path = shard(tmp_path / "shards" / "a.tar", range(4))
+    (tmp_path / "shards" / "a.tar.byol-index").mkdir()  # nothing can be kept beside it either
+    monkeypatch.chdir(tmp_path)
+    assert raw(open_images(path)) == PHOTOS[:4]
+    assert os.listdir(tmp_path) == ["shards"]
+
+
 @pytest.mark.parametrize("count", [10_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 def test_an_index_takes_less_than_100_bytes_a_sample(tmp_path: Path, count: int) -> None:
     """Empty members, as WebDataset names them, in a program of its own whose memory is measured."""
