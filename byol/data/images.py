@@ -32,7 +32,7 @@ from byol.data.readers.archives import ArchiveReader, Disk
 from byol.data.readers.arrays import Arrays, array_file
 from byol.data.readers.dataset import Items
 from byol.data.readers.folder import SUFFIXES, FileReader, listed, scan, suffixes
-from byol.data.readers.parquet import SPLITS, ParquetReader, shards
+from byol.data.readers.parquet import SPLITS, ParquetReader, shards, to_train_on
 from byol.data.readers.reader import Reader, Selection, evenly_spaced
 from byol.data.readers.remote import Remote, archives_at
 from byol.data.readers.shrunk import Shrunk
@@ -336,7 +336,7 @@ def reader_of_folder(path: Path, where: str) -> Reader:
         logger.warning(f"Passed over in {where}: {len(links):,} links to what counts already, {such}.")
     labels = files.labels(np.arange(0))
     if labels and {name.lower() for name in labels.classes} <= SPLITS:
-        splits, one = ", ".join(labels.classes), labels.classes[0]
+        splits, one = ", ".join(labels.classes), to_train_on(labels.classes)
         raise DataError(f"{where} holds the splits {splits}, not classes. Give one, such as {where}{one}.")
     return files
 

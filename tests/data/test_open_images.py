@@ -234,6 +234,8 @@ def test_splits_are_not_classes(folder_of: FolderOf) -> None:
     ):
         open_images(root)
     assert open_images(root / "train").classes == ("cat", "dog")
+    with pytest.raises(DataError, match=r"the splits test, train, .* such as .*/train\."):
+        open_images(folder_of("test/cat/1.png", "train/cat/2.png", root="others"))
 
 
 @pytest.mark.timeout(20)

@@ -1,13 +1,15 @@
 """Images in parquet files, in the layout Hugging Face uses: `image` {bytes, path}, and often `label`."""
 
+import glob
 import logging
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from errno import ENOSPC
 from functools import cached_property
@@ -278,15 +280,34 @@ def shards(folder: Path, endings: tuple[str, ...] = (".parquet",)) -> list[Path]
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     for path in paths:
-        for word in set(re.split(r"[^a-z]+", str(path.relative_to(folder)).lower())) & SPLITS:
+        for word in splits_in(str(path.relative_to(folder))):
             splits.setdefault(word, path)
     if len(splits) > 1:
-        found, (word, path) = ", ".join(sorted(splits)), next(iter(splits.items()))
-        raise DataError(
-            f"{folder} holds the splits {found}. Give the files of one, such as {path}, or a pattern in "
-            f"quotes such as '{folder}/{word}*{path.suffix}'."
-        )
+        found, word = ", ".join(sorted(splits)), to_train_on(splits)
+        one = shlex.quote(files_of(word, splits[word], folder))
+        raise DataError(f"{folder} holds the splits {found}. Give the files of one, such as {one}.")
     return paths
+
+
+def splits_in(name: str) -> set[str]:
+    """The splits that a name tells of."""
+    return set(re.split(r"[^a-z]+", name.lower())) & SPLITS
+
+
+def to_train_on(splits: Iterable[str]) -> str:
+    """The split that most people want."""
+    return min(splits, key=lambda name: (not name.lower().startswith("train"), name))
+
+
+def files_of(split: str, path: Path, folder: Path) -> str:
+    """What to give for the split of a file: the folder of this name, or a pattern of files."""
+    parts = path.relative_to(folder).parts
+    depth = next(depth for depth, part in enumerate(parts) if split in splits_in(part))
+    if depth < len(parts) - 1:
+        return str(folder.joinpath(*parts[: depth + 1]))
+    start = path.name.lower().index(split)
+    name = path.name[start : start + len(split)]
+    return f"{glob.escape(str(path.parent))}/{'*' if start else ''}{name}*{path.suffix}"
 
 
 def footer(path: Path) -> File:

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -132,6 +133,28 @@ def test_shards_lie_at_any_depth_and_splits_are_not_mixed(tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"holds the splits test, train\. Give the files of one"):
         open_images(tmp_path)
     assert len(open_images(tmp_path / "data" / "train*.parquet")) == 2
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
+        ("Train-0.parquet", "test-0.parquet"),
+        ("of [2024]/cifar-train-0.parquet", "of [2024]/cifar-test-0.parquet"),
+        ("more/train/0.parquet", "more/test/0.parquet"),
+    ],
+)
+def test_of_several_splits_the_one_to_train_on_is_proposed_and_the_proposal_works(
+    names: tuple[str, str], tmp_path: Path
+) -> None:
+    for seed, name in enumerate(names):
+        write(tmp_path / name, {"image": [row(seed)]})
+    with pytest.raises(DataError, match=r"holds the splits test, train\. Give the files of one") as refused:
+        open_images(tmp_path)
+    (proposed,) = shlex.split(str(refused.value).removesuffix(".").partition("such as ")[2])
+    images = open_images(proposed)
+    assert len(images) == 1
+    assert np.array_equal(images.array(0), photo(12, 16, 0))
 
 
 def test_damaged_rows_are_bad_images(tmp_path: Path) -> None:
