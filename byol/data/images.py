@@ -296,8 +296,10 @@ def reader_of_path(text: str) -> Reader:
         raise DataError(f"{where} is not a regular file; expected a folder or a file of images.")
     if suffix in (".txt", ".lst"):
         files = listed(path, where)
-        if len(files) and kind_of(files.name(0)) != "pictures":  # a list of shards
-            return reader_of_files([os.fsdecode(files.path(place)) for place in range(len(files))], where)
+        first = files.name(0) if len(files) else ""
+        if "://" in first or kind_of(first) != "pictures":  # a list of shards
+            each = ((files.name(place), files.path(place)) for place in range(len(files)))
+            return reader_of_files([name if "://" in name else os.fsdecode(at) for name, at in each], where)
         return files
     if suffix in DELIMITERS:
         return TableReader(path, where)

@@ -25,6 +25,7 @@ class Server:
     rate: float = 1e12  # bytes a second, of all answers together
     ranges: bool = True
     versions: bool = True  # whether it tells when a file was written
+    lists: bool = True  # whether it tells that something is not there, or only that it is not allowed
     fail: int = 0
     free_at: float = 0.0  # when the line is free again
     asked: int = 0
@@ -50,12 +51,12 @@ class Server:
         if path == "/counts":
             return reply("200 OK", json.dumps({"asked": self.asked, "sent": self.sent}).encode())
         self.asked += 1
-        file = self.folder / path.lstrip("/")
+        file = self.folder / path.partition("?")[0].lstrip("/")
         if self.fail > 0:
             self.fail -= 1
             return reply("503 Slow Down", b"")
         if not file.is_file():
-            return reply("404 Not Found", b"")
+            return reply("404 Not Found" if self.lists else "403 Forbidden", b"")
         size = file.stat().st_size
         start, end, status, extra = 0, size, "200 OK", ""
         if self.ranges and "range" in fields:

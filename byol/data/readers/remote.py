@@ -41,7 +41,7 @@ class Remote:
 
     def __init__(self, urls: Sequence[str]) -> None:
         self.places = list(urls)
-        self.names = [url.rpartition("/")[2] for url in urls]
+        self.names = [plain(url).rpartition("/")[2] for url in urls]
         self.identities: list[dict[str, Any]] = [{} for _ in urls]
         # Connections and threads are a process's own: a forked one makes others.
         self._owner = -1
@@ -76,7 +76,7 @@ class Remote:
                 why = str(failure)
         index = None
         with suppress(ValueError):  # somebody else's, or of what was there before
-            index, of = parsed(patiently(partial(system.cat_file, path + SUFFIX), url, absent=b""))
+            index, of = parsed(patiently(partial(system.cat_file, plain(path) + SUFFIX), url, absent=b""))
             if of.get("bytes") != length or of.get("digest") != some():
                 index = None
         if index is None:
@@ -88,7 +88,7 @@ class Remote:
     def beside(self, place: int, name: str) -> Any:
         """What a JSON file beside an archive holds. Raises OSError without one, and ValueError."""
         system, path = located(self.places[place])
-        url = f"{path.rpartition('/')[0]}/{name}"
+        url = f"{plain(path).rpartition('/')[0]}/{name}"
         if not (text := patiently(partial(system.cat_file, url), url, absent=b"")):
             raise FileNotFoundError(url)
         return parse_json(text)
@@ -199,6 +199,8 @@ def patiently(call: Callable[[], Result], url: str, absent: Result | None = None
             how = "there is no such thing" if isinstance(failure, FileNotFoundError) else "it is not allowed"
             raise DataError(f"{printable(url)} cannot be read: {how}. Check the address.") from failure
         except Exception as failure:  # each file system has exceptions of its own
+            if absent is not None and getattr(failure, "status", 0) in (401, 403):
+                return absent  # as servers say that list nothing, and of addresses that are signed
             if wait is None:
                 raise DataError(
                     f"{printable(url)} cannot be read ({complaint(failure)}), {len(WAITS) + 1} times. The "
@@ -208,11 +210,16 @@ def patiently(call: Callable[[], Result], url: str, absent: Result | None = None
     raise AssertionError("the last attempt returns or raises")
 
 
+def plain(url: str) -> str:
+    """A URL without what stands behind its path, such as ?download=true or a signature."""
+    return url.partition("?")[0]
+
+
 def archives_at(url: str, endings: tuple[str, ...]) -> list[str]:
     """The archives that a URL means: itself, those of a pattern, or those in a folder. Raises DataError."""
-    if url.lower().endswith(endings) and "*" not in url:
+    suffix = os.path.splitext(plain(url))[1].lower()
+    if suffix in endings and "*" not in url:
         return [url]
-    suffix = os.path.splitext(url)[1].lower()
     if suffix and "*" not in url and "/" not in suffix:
         raise DataError(
             f"{printable(url)} is not a tar or zip file, which alone are read from addresses. Download it, "

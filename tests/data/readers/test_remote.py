@@ -43,6 +43,10 @@ def asked(address: str) -> dict[str, int]:
         return json.load(answer)
 
 
+def raw(images: Images) -> list[bytes]:
+    return [images.reader.read(row) for row in images.rows.tolist()]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("indexed", [True, False], ids=["packed", "without an index"])
 def test_shards_of_a_server_give_the_batches_of_local_ones(shards: Path, workers: int, indexed: bool) -> None:
@@ -112,6 +116,31 @@ def test_a_server_that_stumbles_is_requested_again_and_one_that_is_gone_is_a_sen
 def test_what_a_server_cannot_give_is_a_sentence(shards: Path, options: dict, name: str, said: str) -> None:
     with serving(shards, **options) as address, pytest.raises(DataError, match=said):
         open_images(f"{address}/{name}")
+
+
+def test_an_address_may_have_a_query_and_its_server_may_hide_what_is_not_there(shards: Path) -> None:
+    """As ?download=true, or the signature of an address that is good for a day."""
+    first = raw(open_images(shards / "00000.tar"))
+    for beside in (*shards.glob("*.byol-index"), shards / "byol-pack.json"):
+        beside.unlink()
+    with serving(shards, lists=False) as address:
+        images = open_images(f"{address}/00000.tar?download=true")
+        assert images.name(0).startswith("00000.tar:")
+        assert raw(images) == first
+        with pytest.raises(DataError, match="is not a tar or zip file"):
+            open_images(f"{address}/00000.png?download=true")
+
+
+def test_a_list_of_addresses_is_the_shards_at_them(shards: Path, tmp_path: Path) -> None:
+    local = open_images(shards)
+    urls = [f"file://{path}" for path in sorted(shards.glob("*.tar"))]
+    (tmp_path / "urls.txt").write_text("\n".join(urls))
+    assert raw(open_images(tmp_path / "urls.txt")) == raw(local)
+    with serving(shards) as address:
+        urls = [f"{address}/0000{number}.tar?download=true" for number in range(3)]
+        (tmp_path / "urls.txt").write_text("\n".join(urls))
+        images = open_images(tmp_path / "urls.txt")
+        assert (raw(images), images.classes) == (raw(local), ("a", "b"))
 
 
 def test_without_versions_some_bytes_tell_shards_apart_and_features_are_not_kept(shards: Path) -> None:
