@@ -3,6 +3,7 @@
 import glob
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -282,7 +283,7 @@ def reader_of_path(text: str) -> Reader:
         return reader_of_folder(path, f"{where.rstrip('/')}/")
     if not os.path.exists(path):
         if glob.has_magic(text) and (found := sorted(glob.glob(str(path), recursive=True))):
-            return reader_of_files(found, where)
+            return reader_of_files(files_among(found, path.suffix, where), where)
         if (names := archives.expanded(str(path))) != [str(path)]:
             absent = [name for name in names if not os.path.isfile(name)]
             if not absent:
@@ -319,10 +320,7 @@ def reader_of_path(text: str) -> Reader:
 def reader_of_folder(path: Path, where: str) -> Reader:
     """The reader of the pictures in a folder, or else of its parquet files, or of its archives."""
     files, others, links = scan(path, where)
-    seen = ", ".join(f"{count:,} with {suffix}" for suffix, count in sorted(others.most_common(4)))
-    for suffix, plugin in ((".heic", "pillow-heif"), (".jxl", "pillow-jxl-plugin")):
-        if suffix in others:
-            seen += f"; to read {suffix}: pip install {plugin}"
+    seen = counted(others)
     if len(files) == 0:
         for ending in ((".parquet",), archives.SUFFIXES):
             if found := shards(path, ending):
@@ -341,6 +339,32 @@ def reader_of_folder(path: Path, where: str) -> Reader:
         splits, one = ", ".join(labels.classes), to_train_on(labels.classes)
         raise DataError(f"{where} holds the splits {splits}, not classes. Give one, such as {where}{one}.")
     return files
+
+
+def counted(others: Counter[str]) -> str:
+    """What to say of files that are no pictures by their suffixes, and of what would read them."""
+    seen = ", ".join(f"{count:,} with {suffix}" for suffix, count in sorted(others.most_common(4)))
+    for suffix, plugin in ((".heic", "pillow-heif"), (".jxl", "pillow-jxl-plugin")):
+        if suffix in others:
+            seen += f"; to read {suffix}: pip install {plugin}"
+    return seen
+
+
+def files_among(found: list[str], suffix: str, where: str) -> list[str]:
+    """What counts of all that a pattern matches: no folders and, where it names no suffix, known kinds."""
+    files = [name for name in found if not os.path.isdir(name)]
+    if not files:
+        raise DataError(
+            f"{where} matches only folders, such as {printable(found[0])}; expected files. Give the folder "
+            "that holds them, or a pattern of the files in them, which may end in /**."
+        )
+    known = {*suffixes(), ".parquet", *archives.SUFFIXES}
+    kinds = [os.path.splitext(name)[1].lower() for name in files]
+    if suffix.strip(".*?") or not known & set(kinds):  # names without suffix may be pictures too
+        return files
+    if others := Counter(printable(kind) or "no suffix" for kind in kinds if kind not in known):
+        logger.warning(f"Passed over in {where}: {counted(others)}.")
+    return [name for name, kind in zip(files, kinds, strict=True) if kind in known]
 
 
 def reader_of_files(names: list[str], where: str) -> Reader:

@@ -84,6 +84,20 @@ def test_a_folder_whose_name_looks_like_a_pattern(folder_of: FolderOf) -> None:
     assert len(open_images(folder_of("1.png", root="photos [2024]*"))) == 1
 
 
+def test_a_pattern_without_a_suffix_takes_what_a_folder_would_and_counts_the_rest(
+    folder_of: FolderOf, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = folder_of("a/1.png", "a/deep/2.JPG", "a/notes.txt", "b/3.png", "b.csv")
+    for pattern, count in (("**", 3), ("*/*", 2), ("a/**/*.*", 2), ("a/*.txt", 1), ("?/*.[pt]*", 3)):
+        caplog.clear()
+        assert len(open_images(root / pattern)) == count
+        assert ("1 with .txt" in caplog.text) == (pattern[-1] == "*" and "[" not in pattern)
+    with pytest.raises(DataError, match=r"/\? matches only folders, such as .*/a; expected files\. Give the"):
+        open_images(root / "?")
+    bare = folder_of("1", "2", root="bare")
+    assert len(open_images(bare / "*")) == 2
+
+
 def test_a_tilde_is_a_home_only_where_no_such_name_is_there(
     folder_of: FolderOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
