@@ -18,7 +18,7 @@ from byol.data.readers.archives import PACKED, ArchiveReader, Disk
 from byol.data.readers.folder import SUFFIXES as KNOWN
 from byol.data.workers import Made, Progress, in_workers, part_done
 from byol.disk import check_writable, hold, read_json, replacing, write_text
-from byol.errors import ConfigError, printable
+from byol.errors import ConfigError, DataError, printable
 from byol.method.draws import Stream, check_seed, seed_of
 
 SUFFIXES = {
@@ -26,6 +26,7 @@ SUFFIXES = {
     "AVIF": "avif", "HEIF": "heic", "JXL": "jxl",
 }  # fmt: skip
 LOCK = ".lock"
+END = 2 * tarfile.BLOCKSIZE  # bytes: all that a shard without pictures has
 logger = logging.getLogger("byol")
 
 
@@ -55,8 +56,8 @@ def pack(
     number of the class in a `.cls` member beside the picture. The images are shuffled once, by the seed,
     unless they are to stay `in_order`: so every shard holds some of everything. A shard appears as a whole;
     what is there is kept when the same call is repeated. `progress` is told how many images of how many are
-    done; it may raise, to stop. Raises ConfigError for a folder that holds anything else, DiskError when it
-    cannot be written.
+    done; it may raise, to stop. Raises ConfigError for a folder that holds anything else, DataError when no
+    image can be packed, DiskError when the folder cannot be written.
     """
     check_seed(seed)
     if each < 1:
@@ -92,12 +93,12 @@ def pack(
                 file.write(member(f"{key}.{suffix}", data))
                 if labels is not None:
                     file.write(member(f"{key}.cls", str(labels[row]).encode()))
-            file.write(bytes(2 * tarfile.BLOCKSIZE))
+            file.write(bytes(END))
         return torch.empty(0, dtype=torch.uint8), (number, bad)
 
     take_up(out, plan)
     with hold_folder(out):
-        missing = [number for number, path in enumerate(paths) if not os.path.exists(path)]
+        missing = [number for number, path in enumerate(paths) if not holds_pictures(path)]
         done, left_out = total - sum(len(order[n * each : (n + 1) * each]) for n in missing), []
 
         def poll() -> None:
@@ -109,10 +110,23 @@ def pack(
                 left_out += bad
                 done += len(order[number * each : (number + 1) * each])
                 progress(done, total)
+        if 0 < total == len(left_out):
+            for path in (*paths, out / PACKED):
+                path.unlink()
+            row, reason = min(left_out)
+            raise DataError(
+                f"None of the {total:,} images can be packed, and nothing is kept in {out}. The first, "
+                f"{printable(images.name(row))}: {reason}. Give images that can be read, as colour or gray."
+            )
         # Finished before it is read: an unfinished folder is refused.
         write_text(out / PACKED, json.dumps({**plan, "finished": True}, indent=1))
         count = len(ArchiveReader(Disk(paths), str(out)))  # which makes their indexes
     return Packed(count, len(paths), sum(path.stat().st_size for path in paths), left_out)
+
+
+def holds_pictures(path: Path) -> bool:
+    """Whether a shard is there and more than its end."""
+    return os.path.exists(path) and path.stat().st_size > END
 
 
 def take_up(out: Path, plan: dict[str, Any]) -> None:

@@ -108,6 +108,24 @@ def test_arrays_are_kept_without_loss_and_what_cannot_be_read_is_left_out(tmp_pa
     assert (done.images, len(open_images(tmp_path / "t"))) == (2, 2)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_of_which_none_can_be_packed_are_a_sentence_with_the_reason_and_leave_nothing(
+    tmp_path: Path, workers: int
+) -> None:
+    deep = open_images(np.random.default_rng(0).integers(0, 256, (7, 8, 8, 13), np.uint8))
+
+    def stop(done: int, total: int) -> None:
+        if done >= 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(deep, tmp_path / "s", each=3, workers=workers, progress=stop)
+    with pytest.raises(DataError, match=r"None of the 7 .* The first, 0: it has 13 channels, which no pict"):
+        pack(deep, tmp_path / "s", each=3, workers=workers)
+    assert os.listdir(tmp_path / "s") == [".lock"]
+    assert pack(open_images(PHOTOS), tmp_path / "s").images == len(PHOTOS)
+
+
 def test_a_folder_of_anything_else_is_refused(photos: Path, tmp_path: Path) -> None:
     images = open_images(photos)
     (tmp_path / "other").mkdir()
