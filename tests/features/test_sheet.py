@@ -1,8 +1,13 @@
 """Picture sheets: what is drawn where."""
 
 import os
+import pickle
+import tarfile
+from io import BytesIO
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -117,6 +122,37 @@ def test_pictures_are_found_by_name_and_only_among_the_given_images(tmp_path):
     assert {row: picture.getpixel((64, 64)) for row, picture in found.items()} == {
         0: (0, 0, 255), 3: (255, 0, 0), 6: (0, 0, 255)
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar", "urls"])
+def test_files_of_one_name_in_several_folders_are_told_apart(tmp_path, monkeypatch, kind):
+    """Each colour in a file of its own, all called alike: by its name the row of blue is the blue picture."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    colours = ("red", "lime", "blue")
+    for colour in colours:
+        (tmp_path / "set" / colour).mkdir(parents=True)
+        stream = BytesIO()
+        plain(colour).save(stream, "PNG")
+        path = tmp_path / "set" / colour / ("0.parquet" if kind == "parquet" else "0.tar")
+        if kind == "parquet":
+            pq.write_table(pa.table({"image": [{"bytes": stream.getvalue()}]}), path)
+            continue
+        with tarfile.open(path, "w") as archive:
+            info = tarfile.TarInfo("0.png")
+            info.size = len(stream.getvalue())
+            archive.addfile(info, BytesIO(stream.getvalue()))
+    urls = [f"file://{tmp_path}/set/{colour}/0.tar" for colour in sorted(colours)]
+    images = open_images(urls if kind == "urls" else tmp_path / "set")
+    ending = "parquet:0" if kind == "parquet" else "tar:0.png"
+    names = [images.name(row) for row in range(3)]
+    assert names == [f"{colour}/0.{ending}" for colour in sorted(colours)]
+    found = pictures(images, Features(np.eye(3), names=names), {0, 2})
+    assert {row: picture.getpixel((64, 64)) for row, picture in found.items()} == {
+        0: (0, 0, 255), 2: (255, 0, 0)
+    }  # fmt: skip
+    assert pickle.loads(pickle.dumps(images)).name(1) == names[1]
+    alone = open_images(urls[:1] if kind == "urls" else tmp_path / "set" / "blue")
+    assert alone.name(0) == f"0.{ending}"
 
 
 def test_without_names_the_row_is_the_image_if_their_numbers_agree():

@@ -27,7 +27,7 @@ from byol.data.readers.archive_index import (
     read_at,
 )
 from byol.data.readers.folder import HASHED, MAX_BYTES, checksum, regular_file, size_of
-from byol.data.readers.reader import Reader, Rows, lengths_of
+from byol.data.readers.reader import Reader, Rows, lengths_of, names_of
 from byol.data.windows import Windows
 from byol.disk import read_json
 from byol.errors import DataError, printable
@@ -44,7 +44,7 @@ class Storage(Protocol):
     """Where archives lie. All of it goes by an archive's place among them."""
 
     places: list[Any]  # paths or URLs
-    names: list[str]  # for people
+    names: list[str]  # for people, each once
 
     def index(self, place: int) -> tuple[Index, str]:
         """And why there was one that is not good any more, else "". Raises DataError."""
@@ -72,7 +72,7 @@ class Disk:
 
     def __init__(self, paths: Sequence[Path | str]) -> None:
         self.places = [Path(os.path.abspath(path)) for path in paths]
-        self.names = [path.name for path in self.places]
+        self.names = names_of(self.places)
         self._open: OrderedDict[int, FileIO] = OrderedDict()
 
     def __del__(self) -> None:
@@ -204,7 +204,8 @@ class ArchiveReader(Reader):
             return None
         digest = blake2b(held)
         for place, index in enumerate(self.indexes):
-            told = f"{self.storage.names[place]} {self.storage.version(place)}"
+            # Without its folders: a fingerprint stays what it is when shards are moved.
+            told = f"{os.path.basename(self.storage.names[place])} {self.storage.version(place)}"
             digest.update(told.encode("utf-8", "replace"))
             digest.update(index.rows.tobytes() + index.names)
         return digest.digest()

@@ -23,7 +23,7 @@ import numpy as np
 from byol.data.decode import BadImage
 from byol.data.labels import Labels, found_labels
 from byol.data.readers.folder import HASHED, checksum, read_file, size_of
-from byol.data.readers.reader import SAMPLE, Reader, Rows, evenly_spaced, lengths_of
+from byol.data.readers.reader import SAMPLE, Reader, Rows, evenly_spaced, lengths_of, names_of
 from byol.data.windows import STRETCH, TOGETHER, Windows
 from byol.disk import in_utf8, parse_json
 from byol.errors import DataError, printable
@@ -70,7 +70,9 @@ class ParquetReader(Reader):
     """
 
     def __init__(self, paths: list[Path], where: str = "") -> None:
-        self.where, self.files = where, [footer(Path(os.path.abspath(path))) for path in paths]
+        paths = [Path(os.path.abspath(path)) for path in paths]
+        self.where, self.files = where, list(map(footer, paths))
+        self.names = dict(zip(paths, names_of(paths), strict=True))
         self.groups = [group for file in self.files for group in file.groups]
         self.starts = [0, *accumulate(group.rows for group in self.groups)]  # first rows, and the total
         self._laid_out: tuple[Any, Rows, Rows] | None = None  # a file, and where each row begins and ends
@@ -90,7 +92,7 @@ class ParquetReader(Reader):
 
     def name(self, index: int) -> str:
         group = self.groups[place := bisect_right(self.starts, index) - 1]
-        return f"{group.path.name}:{index - self.starts[place - group.number]}"
+        return f"{self.names[group.path]}:{index - self.starts[place - group.number]}"
 
     def read(self, index: int) -> bytes:
         if self._laid_out is not None:

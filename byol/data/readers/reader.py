@@ -1,9 +1,11 @@
 """What stands behind `Images`: the one protocol that every kind of source follows, and items of one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from functools import cached_property
+from itertools import takewhile
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -117,6 +119,14 @@ class Selection:
         changed = copy(self)
         vars(changed).update(changes)
         return changed
+
+
+def names_of(paths: Sequence[Path | str]) -> list[str]:
+    """What files are called: their paths or URLs from the folder on that holds all of them."""
+    parts = [str(path).split("/") for path in paths]
+    levels = zip(*(part[:-1] for part in parts), strict=False)
+    shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
+    return ["/".join(part[shared:]) for part in parts]
 
 
 def evenly_spaced(count: int, most: int = SAMPLE) -> list[int]:

@@ -23,6 +23,7 @@ from byol.data.readers.archive_index import (
     sampled,
 )
 from byol.data.readers.folder import MAX_BYTES
+from byol.data.readers.reader import names_of
 from byol.disk import parse_json
 from byol.errors import DataError, complaint, printable
 
@@ -41,7 +42,7 @@ class Remote:
 
     def __init__(self, urls: Sequence[str]) -> None:
         self.places = list(urls)
-        self.names = [plain(url).rpartition("/")[2] for url in urls]
+        self.names = names_of(list(map(plain, urls)))
         self.identities: list[dict[str, Any]] = [{} for _ in urls]
         # Connections and threads are a process's own: a forked one makes others.
         self._owner = -1
