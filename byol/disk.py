@@ -172,12 +172,15 @@ def append_text(path: Path, text: str) -> None:
 
 @contextmanager
 def in_utf8(path: Path) -> Iterator[Path]:
-    """A name of a file in UTF-8, for libraries that read no other: safetensors, pyarrow."""
+    """A name of a file or folder in UTF-8, for libraries that read no other: safetensors, pyarrow, torch."""
     try:
         os.fsencode(path).decode("utf-8")
     except UnicodeDecodeError:
-        with path.open("rb") as file:
-            yield Path(f"/dev/fd/{file.fileno()}")
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            yield Path(f"/dev/fd/{descriptor}")
+        finally:
+            os.close(descriptor)
     else:
         yield path
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from byol.disk import in_utf8
 from byol.errors import CheckpointError, complaint, damaged, printable
 from byol.models.build import HEADS
 
@@ -183,8 +184,9 @@ def load(path: Path) -> Any:
         with path.open("rb") as file:
             mapped = file.read(4) == ZIP
             check_pickles(file, mapped)
-        with torch.serialization.safe_globals([Namespace]):  # which DINO saves its settings in; it only holds
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        # Namespace is what DINO saves its settings in; it only holds.
+        with torch.serialization.safe_globals([Namespace]), in_utf8(path) as named:
+            return torch.load(named, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as failure:  # damaged files end in nearly every exception there is
         if refused := re.search(r"GLOBAL ([\w.]+)", str(failure)):
             raise CheckpointError(

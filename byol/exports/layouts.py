@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from byol.disk import by_way_of_memory, replacing, write_text
+from byol.disk import by_way_of_memory, in_utf8, read_safetensors, replacing, write_text
 from byol.encoders.encoder import Encoder, unshared
 from byol.errors import ByolError, ConfigError, library
 from byol.exports.verify import Check, compared
@@ -80,7 +80,7 @@ def write_torchvision(found: Fitted, encoder: Encoder, file: Path) -> Check:
         loaded = torch.load(file, weights_only=True)
     else:
         save_file(found.tensors, file, metadata={"preprocessing": json.dumps(encoder.info.preprocessing())})
-        loaded = load_file(file)
+        loaded, _ = read_safetensors(file)
     found.net.load_state_dict(loaded)
     return compared(encoder, "torchvision", found.net)
 
@@ -127,7 +127,8 @@ def write_timm(found: Fitted, encoder: Encoder, folder: Path) -> Check:
     with replacing(folder / "model.safetensors") as temporary:
         save_file(found.tensors, temporary, metadata={"format": "pt"})
     try:
-        net = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+        with in_utf8(folder) as named:
+            net = timm.create_model(f"local-dir:{named}", pretrained=True, num_classes=0).eval()
     except Exception as failure:  # whatever timm says of a folder that it cannot load
         raise ByolError(f"timm cannot load what was exported ({failure}); it was deleted.") from failure
     return compared(encoder, "timm", net)

@@ -391,6 +391,15 @@ def test_dicts_that_hold_themselves_come_to_an_end(tmp_path):
         convert(tmp_path / "a.pt")
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_torch_checkpoint_may_have_a_name_that_is_not_utf_8(tmp_path, resnet, images, zipped):
+    path = tmp_path / os.fsdecode(b"caf\xe9.pth")
+    with path.open("wb") as file:
+        torch.save(byol_pytorch(resnet), file, _use_new_zipfile_serialization=zipped)
+    found = convert(path, preprocessing=Preprocessing(image_size=64))
+    torch.testing.assert_close(found.encoder(images), features_of(resnet, images), rtol=1e-4, atol=1e-4)
+
+
 def test_what_is_in_no_known_place_is_listed(tmp_path, resnet):
     torch.save(
         {"state_dict": {**prefixed(resnet, "mine.a."), **prefixed(resnet, "mine.b.")}}, tmp_path / "a.pt"

@@ -1,6 +1,7 @@
 """Layouts against the libraries they are for: every file is loaded by torchvision, timm or safetensors."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -212,6 +213,14 @@ def test_our_own_file_under_any_name_is_the_whole_encoder(encoder_of, tmp_path):
 def own_resnet() -> nn.Module:
     torch.manual_seed(0)
     return torchvision.models.resnet18()
+
+
+@pytest.mark.parametrize("format", ["torchvision", "timm"])
+def test_an_export_may_lie_in_a_folder_whose_name_is_not_utf_8(resnet, tmp_path, format):
+    home = tmp_path / os.fsdecode(b"caf\xe9")
+    home.mkdir()
+    for name in ("r.safetensors", "r.pth") if format == "torchvision" else ("r",):
+        assert byol.export(resnet, home / name, format=format).check.agrees
 
 
 def test_a_network_of_your_own_goes_to_the_library_whose_model_it_is(encoder_of, tmp_path):

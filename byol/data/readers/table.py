@@ -34,7 +34,7 @@ class TableReader(FileReader):
         owners, values, bare, several = array("q"), array("q"), array("q"), False
         where, root = where or str(path), Path(os.path.abspath(path.parent))
         for line, name, text in rows_of(path, where):
-            if name not in images and not os.path.isfile(os.path.join(root, name).encode()):
+            if name not in images and not os.path.isfile(os.path.join(os.fsencode(root), name.encode())):
                 raise DataError(
                     f"Line {line} of {where} names {printable(name[:200])!r}, which is not a file in "
                     f"{printable(str(root))}. Expected paths relative to the table; line 1 may name the "

@@ -1,7 +1,9 @@
 """Labels in CSV and TSV files, against Python's own csv module."""
 
 import csv
+import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +64,16 @@ def test_paths_are_relative_to_the_table_wherever_one_works(
     (tmp_path / "lists" / "a.csv").write_text(f"../photos/a/1.png,x\n{photos / 'a' / '2.png'},y\n")
     monkeypatch.chdir(photos)
     assert held(open_images("../lists/a.csv")) == {"../photos/a/1.png": "x", str(photos / "a" / "2.png"): "y"}
+
+
+def test_a_table_may_lie_in_a_folder_whose_name_is_not_utf_8(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(photos, folder)
+    (folder / "labels.csv").write_text("a/1.png,x\na/2.png,y\n")
+    assert open_images(folder / "labels.csv").classes == ("x", "y")
+    (folder / "labels.csv").write_text("a/1.png,x\na/none.png,y\n")
+    with pytest.raises(DataError, match=r"'a/none\.png', which is not a file in .*caf\\udce9"):
+        open_images(folder / "labels.csv")
 
 
 def test_where_an_image_has_no_label_none_has_and_people_are_told(photos: Path, caplog) -> None:
