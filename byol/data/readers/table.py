@@ -40,10 +40,11 @@ class TableReader(FileReader):
                     f"{printable(str(root))}. Expected paths relative to the table; line 1 may name the "
                     "columns, path and label."
                 )
-            row, words = images.setdefault(name, len(images)), re.split("[;|]", text)
-            bare.extend(() if text else (line,))
+            row = images.setdefault(name, len(images))
+            words = [word for part in re.split("[;|]", text) if (word := part.strip())]
+            bare.extend(() if words else (line,))
             several = several or len(words) > 1
-            for word in filter(None, map(str.strip, words)):
+            for word in words:
                 if len(word) > LONGEST:
                     raise DataError(f"Line {line} of {where} has a label of over {LONGEST:,} letters.")
                 owners.append(row)

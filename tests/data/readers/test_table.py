@@ -84,6 +84,14 @@ def test_where_an_image_has_no_label_none_has_and_people_are_told(photos: Path, 
     assert "count as unlabelled: 2 have no label, line 3 the first." in caplog.text
 
 
+def test_separators_without_a_label_behind_them_make_no_set_multi_label(photos: Path, caplog) -> None:
+    (photos / "a.csv").write_text("a/1.png,x;\na/2.png, | y\n")
+    assert held(open_images(photos / "a.csv")) == {"a/1.png": "x", "a/2.png": "y"}
+    (photos / "a.csv").write_text("a/1.png,x;\na/2.png,;\n")
+    assert open_images(photos / "a.csv").classes is None
+    assert "1 have no label, line 2 the first" in caplog.text
+
+
 def test_numbers_are_classes_in_their_own_order(photos: Path) -> None:
     (photos / "a.csv").write_text("a/1.png,10\na/2.png,9\n")
     images = open_images(photos / "a.csv")
