@@ -181,6 +181,16 @@ def test_no_pickle_is_ever_loaded(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
+def test_python_objects_beside_the_images_of_an_npz_cost_nothing(tmp_path: Path) -> None:
+    objects = np.array([Canary(tmp_path / "executed")] * 3, dtype=object)
+    np.savez(tmp_path / "a.npz", about=objects, pictures=PHOTOS)
+    assert np.array_equal(arrays(open_images(tmp_path / "a.npz")), PHOTOS)
+    np.savez(tmp_path / "b.npz", about=objects, x=objects, pictures=PHOTOS)
+    with pytest.raises(DataError, match="it holds Python objects, which are never loaded"):
+        open_images(tmp_path / "b.npz")
+    assert not (tmp_path / "executed").exists()
+
+
 @pytest.mark.parametrize("name", ["a.npy", "a.npz"])
 def test_damaged_array_files_are_sentences(name: str, tmp_path: Path) -> None:
     save = np.save if name.endswith("npy") else np.savez
