@@ -226,8 +226,13 @@ class ParquetReader(Reader):
     @cached_property
     def all_labels(self) -> Labels | None:
         """Of the label column; numbers are named by themselves where the file names no classes."""
-        label = self.files[0].label
-        if not label or any(file.label != label for file in self.files):
+        label, *others = sorted({file.label for file in self.files})
+        if others:
+            told = f"their label columns are called {', '.join([label, *others])}"
+            if bare := [file.path for file in self.files if not file.label]:
+                told = f"{len(bare):,} of {len(self.files):,} files have no label column, {bare[0]} the first"
+            logger.warning(f"The images in {self.where} count as unlabelled: {told}.")
+        if others or not label:
             return None
         try:
             parts = [self._read(file.path, None, label, file.most, 256).to_numpy() for file in self.files]

@@ -125,6 +125,24 @@ def test_several_files_are_one_set(tmp_path: Path) -> None:
         assert open_images(source).fingerprint() == images.fingerprint()
 
 
+def test_files_of_which_some_lack_the_label_column_are_unlabelled_and_people_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "0.parquet", {"image": [row(0)], "label": [1]})
+    write(tmp_path / "1.parquet", {"image": [row(1)]})
+    assert open_images(tmp_path).labels is None
+    told = f"2 files have no label column, {tmp_path / '1.parquet'} the first"
+    assert f"The images in {tmp_path}/ count as unlabelled: 1 of {told}." in caplog.text
+    write(tmp_path / "1.parquet", {"image": [row(1)], "fine_label": [0]})
+    assert open_images(tmp_path).labels is None
+    assert "count as unlabelled: their label columns are called fine_label, label." in caplog.text
+    caplog.clear()
+    for name in ("0", "1"):
+        write(tmp_path / f"{name}.parquet", {"image": [row(0)]})
+    assert open_images(tmp_path).labels is None
+    assert not caplog.records
+
+
 def test_shards_lie_at_any_depth_and_splits_are_not_mixed(tmp_path: Path) -> None:
     for name in ("data/train-0.parquet", "data/train-1.parquet", ".cache/train-0.parquet"):
         write(tmp_path / name, {"image": [row(0)]})
