@@ -101,6 +101,7 @@ def inspect(
     found: dict[str, dict[int, str]] = {kind: {} for kind in (*FAULTS, *NOTES)}
     ends: list[tuple[float, float]] = []
     chunks = (range(first, min(first + CHUNK, total)) for first in range(0, total, CHUNK))
+    progress(0, total)
     arriving = in_workers(work, chunks, workers=workers, room=1, poll=lambda: progress(done, total))
     with closing(arriving) as looked:
         for _, looks in looked:

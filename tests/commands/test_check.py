@@ -41,6 +41,12 @@ def test_the_exit_code_tells_whether_something_was_found(photos, capsys):
     assert main(["check", "photos", "--tiny", "0"]) == 2
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_fresh_start_is_not_said_to_continue(photos, capsys, workers):
+    main(["check", "photos", "--workers", workers])
+    assert "continued" not in capsys.readouterr().err
+
+
 def test_files_list_every_image_concerned(photos, capsys):
     (photos / "a" / "bad\n.png").write_bytes(b"<html>")
     (photos / "a" / "copy.png").write_bytes((photos / "a" / "0.png").read_bytes())
