@@ -199,7 +199,7 @@ def by_query(queries: Sequence[str], run: str, command: Search, features: Featur
 def labelled_rows(path: Path, features: Features) -> list[int]:
     """The rows whose names, as the table prints them, are in a text file."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
     except OSError as failure:
         expected = "Expected image names, one a line."
         raise DataError(f"{path} cannot be read: {failure.strerror}. {expected}") from failure

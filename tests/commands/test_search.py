@@ -190,6 +190,10 @@ def test_a_second_pick_goes_on_from_the_first(here, capsys):
     assert [
         line[1] for line in table(told(capsys, "search f.npz --pick 3 --labelled done.txt")[0])[1:]
     ] == both[3:]
+    (here / "done.txt").write_text("\n".join(both[:3]) + "\n", encoding="utf-8-sig")  # as Windows writes it
+    assert [
+        line[1] for line in table(told(capsys, "search f.npz --pick 3 --labelled done.txt")[0])[1:]
+    ] == both[3:]
     uncertainty = np.zeros(11)
     uncertainty[9] = 1
     np.save("u.npy", uncertainty)
