@@ -320,7 +320,7 @@ def reader_of_path(text: str) -> Reader:
 def reader_of_folder(path: Path, where: str) -> Reader:
     """The reader of the pictures in a folder, or else of its parquet files, or of its archives."""
     files, others, links = scan(path, where)
-    seen = counted(others)
+    seen = passed_over(others)
     if len(files) == 0:
         for ending in ((".parquet",), archives.SUFFIXES):
             if found := shards(path, ending):
@@ -341,7 +341,7 @@ def reader_of_folder(path: Path, where: str) -> Reader:
     return files
 
 
-def counted(others: Counter[str]) -> str:
+def passed_over(others: Counter[str]) -> str:
     """What to say of files that are no pictures by their suffixes, and of what would read them."""
     seen = ", ".join(f"{count:,} with {suffix}" for suffix, count in sorted(others.most_common(4)))
     for suffix, plugin in ((".heic", "pillow-heif"), (".jxl", "pillow-jxl-plugin")):
@@ -363,7 +363,7 @@ def files_among(found: list[str], suffix: str, where: str) -> list[str]:
     if suffix.strip(".*?") or not known & set(kinds):  # names without suffix may be pictures too
         return files
     if others := Counter(printable(kind) or "no suffix" for kind in kinds if kind not in known):
-        logger.warning(f"Passed over in {where}: {counted(others)}.")
+        logger.warning(f"Passed over in {where}: {passed_over(others)}.")
     return [name for name, kind in zip(files, kinds, strict=True) if kind in known]
 
 
