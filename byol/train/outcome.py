@@ -79,7 +79,7 @@ def verdict_of(lines: Sequence[Line], plan: Plan) -> Verdict | None:
         if plan.epochs < FEW_EPOCHS:
             pays, why = "would still pay", f"each image was seen {plan.epochs:.1f} times"
         elif late is end:
-            pays, why = "may pay or not", "it was looked at only once on the way (--knn.times)"
+            pays, why = "may pay or not", "it was looked at only once (--knn.times)"
         return Verdict("learning", evidence, f"More epochs {pays}: {why}.", knn)
     evidence = "; ".join([evidence, *(why for why, _ in causes)])
     return Verdict("slow", evidence, " ".join(what for _, what in causes) or f"Try {otherwise(begin)}.", knn)
