@@ -2,11 +2,10 @@
 
 import os
 import socket
-import subprocess
-import sys
 import time
 from contextlib import suppress
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -58,7 +57,7 @@ def test_a_card_that_torch_cannot_use_is_told(tmp_path, monkeypatch, caplog):
 
 @pytest.mark.parametrize("command", ["train", "embed"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_whose_others_do_not_come_answers_signals(tmp_path, command, rank):
+def test_a_process_whose_others_do_not_come_answers_signals(tmp_path, monkeypatch, command, rank):
     """Rank 0 waits for another to come, rank 1 for an answer of rank 0."""
     np.save(tmp_path / "x.npy", np.zeros((8, 8, 8, 3), np.uint8))
     words = {"train": ["x.npy", "--out", "run"], "embed": ["run", "--data", "x.npy", "--out", "x.npz"]}
@@ -68,18 +67,19 @@ def test_a_process_whose_others_do_not_come_answers_signals(tmp_path, command, r
         if rank == 0:
             server.close()
         world = {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "byol", command, *words[command]],
-            cwd=tmp_path, env={**os.environ, **world}, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        for name, value in world.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(tmp_path)
+        process = forked.command([command, *words[command]], tmp_path / "said")
         try:
             with met(port) if rank == 0 else server.accept()[0]:
                 time.sleep(1)  # it is in torch's hands now
                 process.terminate()
-                said = process.communicate(timeout=30)[1]
+                process.join(30)
         finally:
             process.kill()
-    assert (process.returncode, "SIGTERM" in said) == (75, True), said
+    said = (tmp_path / "said").read_text()
+    assert (process.exitcode, "SIGTERM" in said) == (75, True), said
 
 
 def met(port: int) -> socket.socket:

@@ -4,11 +4,10 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from PIL import Image
@@ -68,18 +67,19 @@ def test_files_list_every_image_concerned(photos, capsys):
     not os.path.exists(f"/proc/self/task/{os.getpid()}/children"), reason="it is looked up there"
 )
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_ends_it_with_one_sentence_and_no_file(tmp_path, number):
+def test_a_signal_ends_it_with_one_sentence_and_no_file(tmp_path, monkeypatch, number):
     noise = np.random.default_rng(0).integers(0, 256, (60_000, 8, 8, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", noise)
-    words = [sys.executable, "-m", "byol", "check", "images.npy", "--out", "found.json", "--workers", "2"]
-    process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    monkeypatch.chdir(tmp_path)
+    said = tmp_path / "said"
+    process = forked.command("check images.npy --out found.json --workers 2".split(), said)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while len(children.read_text().split()) < 2:  # the processes that decode; libraries start one, too
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.05)
-    process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == (75 if number == signal.SIGTERM else 130), said
-    assert "of 60,000 images done" in said
-    assert "Traceback" not in said
-    assert sorted(os.listdir(tmp_path)) == ["images.npy"]
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == (75 if number == signal.SIGTERM else 130), said.read_text()
+    assert "of 60,000 images done" in said.read_text()
+    assert "Traceback" not in said.read_text()
+    assert sorted(os.listdir(tmp_path)) == ["images.npy", "said"]

@@ -2,12 +2,11 @@
 
 import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from full_disk import largest_file
 from torchvision import models
 
 import byol
@@ -130,19 +129,12 @@ def test_bad_input_is_one_sentence_and_exit_code_2_and_leaves_nothing(words, say
     assert {path: path.read_bytes() for path in folders if path.is_file()} == before
 
 
-def test_disk_that_fills_up_leaves_nothing(official_files, tmp_path):
-    """In a process whose files may not grow, which looks like a full disk; no folder stays."""
+def test_disk_that_fills_up_leaves_nothing(official_files, tmp_path, capsys):
+    """No folder stays either."""
     words = ["convert", str(official_files / "official_tiny.pkl"), "--out", str(tmp_path / "new" / "o")]
-    code = f"""
-import resource, signal, sys
-from byol.cli import main
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-sys.exit(main({words!r}))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 70
-    assert done.stderr.startswith(f"byol convert: {tmp_path / 'new' / 'o'}")
+    with largest_file(100_000):
+        assert main(words) == 70
+    assert capsys.readouterr().err.startswith(f"byol convert: {tmp_path / 'new' / 'o'}")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,17 +5,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
+from full_disk import largest_file
 
 from byol.cli import main
 from byol.encoders.encoder import save_encoder
 from byol.features.embed import PART, SHARD
 from byol.features.features import Features
 
-BYOL = (sys.executable, "-m", "byol")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "byol")
 
 
@@ -32,13 +34,11 @@ def words(tmp_path, encoder_of, monkeypatch) -> list[str]:
     return words
 
 
-def started(*command: str) -> "subprocess.Popen[str]":
-    """A process that has kept its first shard and has more to do."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def has_more_to_do(alive: Callable[[], bool]) -> None:
+    """Waits until the first shard is kept."""
     while not list(Path().glob("f.npz.partial-*/shard-*.npz")):
-        assert process.poll() is None, process.communicate()
+        assert alive()
         time.sleep(0.01)
-    return process
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,12 @@ def started(*command: str) -> "subprocess.Popen[str]":
      pytest.param(signal.SIGHUP, 75, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_a_signal_ends_it_with_a_sentence_and_the_same_command_continues(words, capsys, number, code):
-    process = started(*BYOL, *words, "f.npz")
-    process.send_signal(number)
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode == code, said
+    process = forked.command([*words, "f.npz"], Path("said"))
+    has_more_to_do(process.is_alive)
+    os.kill(process.pid, number)
+    process.join(120)
+    said = Path("said").read_text()
+    assert process.exitcode == code, said
     assert said.startswith("byol embed: Stopped by ") or number == signal.SIGINT
     assert "same command" in said
     assert "Traceback" not in said
@@ -76,7 +78,10 @@ def test_two_processes_give_the_bytes_of_one(words):
     not os.path.exists("/proc/self/task"), reason="the processes of torchrun are looked up there"
 )
 def test_a_killed_process_ends_the_others_and_one_alone_can_continue(words):
-    process = started(*TORCHRUN, *words, "f.npz")
+    process = subprocess.Popen(
+        [*TORCHRUN, *words, "f.npz"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    has_more_to_do(lambda: process.poll() is None)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
     process.communicate(timeout=300)
@@ -86,13 +91,13 @@ def test_a_killed_process_ends_the_others_and_one_alone_can_continue(words):
     assert Path("f.npz").read_bytes() == Path("one.npz").read_bytes()
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(words):
-    limited = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (2000, 2000))"
-    script = f"{limited}; from byol.cli import main; exit(main({[*words, 'f.npz']}))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 70
-    assert done.stderr.startswith("byol embed: f.npz.partial-")
-    assert done.stderr.count("\n") == 1
+def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(words, capsys):
+    capsys.readouterr()
+    with largest_file(2000):
+        assert main([*words, "f.npz"]) == 70
+    said = capsys.readouterr().err
+    assert said.startswith("byol embed: f.npz.partial-")
+    assert said.count("\n") == 1
     assert not list(Path().glob("f.npz*"))
 
 

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from full_disk import largest_file
 from safetensors.numpy import load_file, save_file
 
-from byol.errors import ConfigError, DataError
+from byol.errors import ConfigError, DataError, DiskError
 from byol.features import features as files
 from byol.features.features import Features
 from byol.features.formats import FORMATS
@@ -223,22 +224,11 @@ def test_saving_replaces_the_file_as_a_whole(tmp_path):
     for path in paths:
         features().save(path)
     old = {path: path.read_bytes() for path in paths}
-    script = """
-import resource, sys
-import numpy as np
-from byol.errors import DiskError
-from byol.features.features import Features
-features = Features(np.ones((100_000, 10)), names=["a"] * 100_000)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))  # a full disk
-for path in sys.argv[1:]:
-    try:
-        features.save(path)
-    except DiskError as failure:
-        print(failure.filename)
-"""
-    command = [sys.executable, "-c", script, *map(str, paths)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == [*map(str, paths)], done.stderr
+    large = Features(np.ones((100_000, 10)), names=["a"] * 100_000)
+    for path in paths:
+        with largest_file(1_000_000), pytest.raises(DiskError) as failure:
+            large.save(path)
+        assert failure.value.filename == str(path)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == old
 
 

@@ -17,12 +17,18 @@ from torch import nn
 from byol.data.images import open_images
 from byol.data.readers import folder
 from byol.errors import CheckpointError, ConfigError, DataError
-from byol.features.embed import SHARD, embed, embed_into, store_beside
+from byol.features.embed import BATCH, embed, embed_into, store_beside
 from byol.features.features import Features
 from byol.world import World
 
 ALONE = World(0, 1, torch.device("cpu"))
 KINDS = (".npz", ".npy", ".parquet", ".safetensors")
+SHARD = 2 * BATCH  # less than usual, so that few images are several
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr("byol.features.embed.SHARD", SHARD)
 
 
 @pytest.fixture
@@ -563,5 +569,5 @@ def test_a_file_of_a_folder_without_any_readable_image_is_an_error(tiny, tmp_pat
     Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"no picture")
     (tmp_path / "list.txt").write_text("good.png\n" * SHARD + "bad.png\n" * SHARD)
-    with pytest.raises(DataError, match=r"None of 2,048 of 4,096 images .* can be read"):
+    with pytest.raises(DataError, match=r"None of 512 of 1,024 images .* can be read"):
         into(tmp_path / "f", tiny, tmp_path / "list.txt")
