@@ -10,7 +10,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -58,8 +58,12 @@ _BEGINNINGS = {
 }
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # of a JPEG, but for those within its compressed data
 _SEQUENTIAL, _SCAN = (0xC0, 0xC1), 0xDA  # frames whose pixels come one after another; the start of a scan
-_LOWER = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B"}  # how Pillow reads the other byte of each sample
-_LOWER["RGB;16N"] = "RGB;16B" if sys.byteorder == "little" else "RGB;16L"
+# How Pillow reads the other byte of each sample.
+_LOWER = {
+    f"{mode};16{order}": f"{mode};16{other}" for mode in ("RGB", "RGBA") for order, other in ("BL", "LB")
+}
+_LOWER |= {f"{mode};16N": _LOWER[f"{mode};16{sys.byteorder[0].upper()}"] for mode in ("RGB", "RGBA")}
+_GRAY_AND_ALPHA = "LA;16B"  # two samples of two bytes, which Pillow also reads as four of one
 logger = logging.getLogger("byol")
 
 
@@ -114,8 +118,10 @@ class Reading:
             gray = picture.mode[0] in "IF"
             samples = deep_samples(picture, raw) if gray or self.levels not in (None, FULL) else None
             if samples is not None:
-                picture = Image.fromarray(self.eight_bits(samples))
-            elif picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
+                picture = Image.fromarray(self.eight_bits(without_alpha(samples)))
+                if samples.shape[2:] == (4,):
+                    picture.putalpha(Image.fromarray(self.eight_bits_of_alpha(samples[..., 3])))
+            if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
                 colours = picture.convert("RGBA")
                 picture = Image.new("RGB", colours.size, "white")
                 picture.paste(colours, mask=colours.getchannel("A"))
@@ -144,6 +150,7 @@ class Reading:
         if not isinstance(raw, Tensor | np.ndarray):
             with _decoding(raw, self.truncated):
                 samples = deep_samples(_opened(raw, self.max_pixels), raw)
+            samples = None if samples is None else without_alpha(samples)
         elif (array := to_numpy(raw)).dtype.kind in "iuf" and array.dtype != np.uint8:
             samples = array
         if samples is None:
@@ -179,6 +186,12 @@ class Reading:
         scaled: Array = (samples.astype(exact) - exact(black)) * exact(255 / (white - black)) + exact(0.5)
         eight: Pixels = scaled.clip(0, 255).astype(np.uint8)
         return eight
+
+    def eight_bits_of_alpha(self, samples: Array) -> Pixels:
+        """Alpha on the scale of uint8. Opaque is white where nothing is above it, else the end of 16 bits."""
+        _, white = self.levels or FULL
+        opaque = white if 0 < samples.max() <= white else FULL[1]
+        return replace(self, levels=(0, opaque)).eight_bits(samples)
 
     def _check_side(self, width: int, height: int) -> None:
         if min(width, height) < self.min_side:
@@ -242,7 +255,7 @@ def to_numpy(image: Any) -> Array:
 
 
 def deep_samples(picture: Image.Image, raw: Any) -> Array | None:
-    """The samples of a picture of more than 8 bits as they were saved, (H, W) or (H, W, 3); else None.
+    """The samples of a picture of more than 8 bits as they were saved, (H, W) or (H, W, 3 or 4); else None.
 
     Of 16 bits a colour Pillow reads the upper byte only, and the lower one when told the other byte order.
     """
@@ -262,10 +275,19 @@ def deep_samples(picture: Image.Image, raw: Any) -> Array | None:
     lower.tile = []
     for tile in upper.tile:
         mode, *more = _raw_mode(tile)
-        if upper.mode != "RGB" or mode not in _LOWER:
+        if (upper.mode, mode) == ("RGBA", _GRAY_AND_ALPHA):
+            upper.tile = [tile._replace(args=("RGBA", *more) if more else "RGBA")]
+            pairs = np.asarray(upper).view(">u2").astype(np.uint16)
+            return pairs[..., [0, 0, 0, 1]]
+        if mode not in _LOWER or upper.mode != mode.partition(";")[0]:
             return None
         lower.tile.append(tile._replace(args=(_LOWER[mode], *more) if more else _LOWER[mode]))
     return np.asarray(upper).astype(np.uint16) * 256 + np.asarray(lower) if upper.tile else None
+
+
+def without_alpha(samples: Array) -> Array:
+    """The gray or the colours of such samples."""
+    return samples if samples.ndim == 2 else samples[..., :3]
 
 
 def levels_between(low: int, high: int) -> tuple[int, int]:
@@ -477,8 +499,8 @@ def _opened(raw: Any, most: int | None = None) -> Image.Image:
     if most is not None:
         light = picture.format in LIGHT_FORMATS and picture.mode in LIGHT_MODES
         light = light and not {"transparency", "progressive"} & picture.info.keys()
-        deep = any(_raw_mode(tile)[0] in _LOWER for tile in getattr(picture, "tile", ()))
-        part = 4 if deep else 1 if light else 2
+        deep = any(_raw_mode(tile)[0] in (*_LOWER, _GRAY_AND_ALPHA) for tile in getattr(picture, "tile", ()))
+        part = 6 if deep and picture.mode == "RGBA" else 4 if deep else 1 if light else 2
         why = f", 1/{part} of {most:,}, for what takes several copies to decode" if part > 1 else ""
         _check(*picture.size, most // part, why)
     return picture

@@ -72,7 +72,7 @@ def test_a_signal_ends_it_with_one_sentence_and_no_file(tmp_path, monkeypatch, n
     np.save(tmp_path / "images.npy", noise)
     monkeypatch.chdir(tmp_path)
     said = tmp_path / "said"
-    process = forked.command("check images.npy --out found.json --workers 2".split(), said)
+    process = forked.command(["check", "images.npy", "--out", "found.json", "--workers", "2"], said)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while len(children.read_text().split()) < 2:  # the processes that decode; libraries start one, too
         assert process.is_alive()

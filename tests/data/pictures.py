@@ -52,13 +52,14 @@ def decode(data: bytes, channels: int = 3, **options: Any) -> np.ndarray:
 
 
 def png_16(samples: np.ndarray) -> bytes:
-    """A 16-bit PNG of gray (H, W) or colours (H, W, 3); Pillow writes no such colours."""
+    """A 16-bit PNG of gray (H, W) or colours (H, W, 3), or either with alpha; Pillow writes no such."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     height, width = samples.shape[:2]
-    header = struct.pack(">IIBBBBB", width, height, 16, 0 if samples.ndim == 2 else 2, 0, 0, 0)
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[samples[0, 0].size]
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
     parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts

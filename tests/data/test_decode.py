@@ -216,24 +216,27 @@ def test_what_takes_twice_the_memory_may_have_half_the_pixels(kind: str) -> None
         decode(data, max_pixels=most - 2)
 
 
-def test_colours_of_16_bits_may_have_a_quarter_of_the_pixels() -> None:
-    data = png_16(np.zeros((64, 64, 3), np.uint16))
-    assert decode(data, max_pixels=4 * 64 * 64).shape == (64, 64, 3)
+@pytest.mark.parametrize(("channels", "part"), [(3, 4), (4, 6)])
+def test_colours_of_16_bits_may_have_a_quarter_of_the_pixels_and_fewer_with_alpha(channels, part) -> None:
+    data = png_16(np.zeros((64, 64, channels), np.uint16))
+    assert decode(data, max_pixels=part * 64 * 64).shape == (64, 64, 3)
     with pytest.raises(BadImage, match=r"64x64 pixels are more than the limit of 4,095"):
-        decode(data, max_pixels=4 * 64 * 64 - 4)
+        decode(data, max_pixels=part * 64 * 64 - part)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", ["plain", "turned", "transparent", "16 bits", "colours of 16 bits", "webp", "progressive"]
+    "kind",
+    ["plain", "turned", "transparent", "16 bits", "colours of 16 bits", "and alpha", "webp", "progressive"],
 )
 def test_the_largest_picture_takes_no_more_than_500_MB_over_its_file(kind: str, tmp_path: Path) -> None:
-    width = 7874 if kind in LIGHT else 3937 if kind == "colours of 16 bits" else 5567
+    channels = {"colours of 16 bits": 3, "and alpha": 4}.get(kind)
+    width = 7874 if kind in LIGHT else {None: 5567, 3: 3937, 4: 3214}[channels]
     path = tmp_path / (
         "a.jpg" if kind in (*LIGHT, "progressive") else "a.webp" if kind == "webp" else "a.png"
     )
-    deep = kind == "colours of 16 bits"
-    path.write_bytes(png_16(np.zeros((width, width, 3), np.uint16)) if deep else large(kind, width, width))
+    deep = channels and png_16(np.zeros((width, width, channels), np.uint16))
+    path.write_bytes(deep or large(kind, width, width))
     script = """
 import sys, resource
 from byol.data.images import open_images

@@ -68,6 +68,29 @@ def test_colours_of_12_bits_keep_their_levels(kind: str, tmp_path: Path) -> None
     assert np.abs(arrays(open_images(folder)) - samples / 4095 * 255).max() <= 0.501
 
 
+@pytest.mark.parametrize("kind", ["png", "gray png", "tiff", "big-endian tiff"])
+@pytest.mark.parametrize("opaque", [4095, 65535])
+def test_of_12_bits_with_alpha_the_levels_are_kept_and_what_is_see_through_is_white(
+    kind: str, opaque: int, tmp_path: Path
+) -> None:
+    samples = np.stack([np.stack([one, one.T.reshape(40, 60), one[::-1]], axis=2) for one in deep(12)])
+    if "gray" in kind:
+        samples = samples[..., :1].repeat(3, axis=3)
+    alpha = np.linspace(0, opaque, 60).round()[None, None, :, None] * np.ones((len(samples), 40, 60, 1))
+    whole = np.concatenate([samples[..., :1] if "gray" in kind else samples, alpha], axis=3).astype(np.uint16)
+    ways = {"tiff": "<", "big-endian tiff": ">"}
+
+    def write(one: np.ndarray) -> bytes:
+        if "png" in kind:
+            return png_16(one)
+        return tiff(one, photometric="rgb", extrasamples=["unassalpha"], byteorder=ways[kind])
+
+    folder = folder_of(whole, tmp_path / "a", write, ".png" if "png" in kind else ".tif")
+    share = alpha / opaque
+    expected = samples / 4095 * 255 * share + 255 * (1 - share)
+    assert np.abs(arrays(open_images(folder)) - expected).max() <= 1.51  # colour, alpha and their product
+
+
 @pytest.mark.parametrize("kind", ["array", "tiff", "32-bit tiff"])
 def test_negative_numbers_are_read_alike_in_files_and_arrays(kind: str, tmp_path: Path) -> None:
     samples = deep(12, low=-1024).astype(np.int16)  # as computed tomography has them
