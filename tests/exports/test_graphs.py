@@ -260,12 +260,10 @@ def test_an_encoder_too_large_for_one_onnx_file_gets_a_sentence(exported, tmp_pa
 @pytest.mark.parametrize(
     ("name", "layer", "size", "options", "any_size"),
     [
-        ("resnet18", None, (64, 64), {}, True),
         ("resnet50", None, (64, 64), {}, True),
         ("resnet18", "layer3", (64, 64), {}, True),
         ("resnet18", None, (32, 32), {"stem": "small"}, True),
         ("resnet18", None, (64, 64), {"padding": "same"}, False),
-        ("torchvision:vgg11", None, (64, 64), {}, True),
         ("torchvision:vit_b_16", None, (32, 32), {}, False),
         ("timm:test_vit", None, (48, 48), {}, True),
         ("timm:test_vit", "blocks.0", (48, 48), {}, True),

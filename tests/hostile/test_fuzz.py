@@ -13,7 +13,7 @@ import byol
 from byol.machine import settle
 from byol.train import outcome
 
-MANY, FEW = 40, 6  # changes for each kind of file; few where each continues a run
+MANY, FEW = 12, 4  # changes for each kind of file; few where each continues a run
 
 
 @pytest.mark.slow

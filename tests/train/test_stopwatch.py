@@ -106,7 +106,7 @@ def test_time_is_counted_where_it_was_spent(tmp_path, monkeypatch):
         sync(file)
 
     monkeypatch.setattr(os, "fsync", slow_sync)
-    config = small_config(tmp_path, image_size=None, hidden_layer="output", save_every_steps=2)
+    config = small_config(tmp_path, image_size=None, hidden_layer="output", save_every_steps=2, epochs=1)
     net = seeded(Slow)
     whole = wall(lambda: pretrain(net, Samples(), config, views=slow_views), tmp_path)
     parts, steps = spent(tmp_path), json.loads((tmp_path / "plan.json").read_text())["plan"]["total_steps"]
