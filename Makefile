@@ -9,7 +9,7 @@ demo: $(VENV)/.demo
 	$(BIN)/byol demo
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"  # a core each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"  # a core each, and whole files
 
 # What must not hang on the machine: old CPU kernels, two threads, a locale without UTF-8. TESTS=tests runs them all.
 # Two processes of two threads do not fight for two cores where idle threads sleep.
