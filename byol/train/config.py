@@ -173,8 +173,8 @@ class KnnConfig(Checked, group="knn."):
 
     hold_out_share: ShareBelow1 = 0.02
     """Share of the labelled images that is scored, not trained on (at most 2,000); 0 scores nothing."""
-    times: Count = 10
-    """How often during the run, the end included."""
+    times: Count | None = None
+    """How often during the run, the end included: 10 times, or as often as takes a tenth of it."""
     k: Count = 20
     """Neighbours that vote."""
     temperature: Positive = 0.07

@@ -26,6 +26,7 @@ MEMORY_SIDES = 4  # sides of a view: of an image that is shrunk to it a crop of 
 MEMORY_EPOCHS = 4  # from which on it pays to decode all images before the first step
 SHAPE = 1.5  # an image over the square of its shorter side
 SAVES = 20  # checkpoints a run by default; the run saves by the clock as well
+TIMES, LOOKS = 10, 0.1  # looks at the representation, and the most of a run that they take unless requested
 INIT_TAU = 0.996  # the least usual tau of a run that starts from other weights
 BANK = 5000  # training images that vote for the hold-out set: enough to rank runs, and cheap to score often
 # Of a budget of time:
@@ -37,7 +38,6 @@ LEAST_BATCH = 32  # images
 LEAST_SIDE = 24  # pixels, of views
 LEAST_STEPS = 10
 USED = 0.96  # what is planned for; the rest is for saving and a slower machine
-LOOKS = 0.1  # the most that looks at the representation take of it
 MOST_WHITENED = 85  # the width of a convnet: 3,060 features
 PASSES = 8  # a step in forward passes: for each view three online (two of them backward), one of the target
 
@@ -160,13 +160,20 @@ class Plan(Checked):
         small = math.prod(local_size(self.image_size)) / math.prod(self.image_size)
         return PASSES + 3 * (self.cutout_views + small * self.local_views) + self.target_views
 
+    @property
+    def look_images(self) -> float:
+        """Images that could be trained on while those of a look at the representation are embedded."""
+        scored = min(BANK, self.images) + self.hold_out_images
+        return scored / self.passes * (self.eval_size[0] / self.image_size[0]) ** 2
+
     def longer(self, config: TrainConfig) -> "Plan":
-        """The plan of a finished run that goes on for the config's epochs."""
+        """The plan of a finished run that goes on for the config's epochs, and is looked at as often."""
         assert config.epochs is not None
         total = int(config.epochs * self.images) // self.batch_size
+        times = config.knn.times or math.ceil(self.total_steps / self.look_every_steps)
         return replace(
             self, epochs=float(config.epochs), total_steps=total, extended_at=self.total_steps,
-            look_every_steps=math.ceil(total / config.knn.times), save_every_steps=max(1, total // SAVES),
+            look_every_steps=math.ceil(total / times), save_every_steps=max(1, total // SAVES),
         )  # fmt: skip
 
     def of_samples(self, workers: int) -> "Plan":
@@ -324,7 +331,7 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
     )
     base_lr = optim.base_lr or usual_rates[optimizer]
     lr = base_lr * scaled_batch(batch_size, optim.lr_scaling) / 256
-    return Plan(
+    plan = Plan(
         encoder=encoder, encoder_options=options, channels=facts.channels,
         image_size=(side, side), eval_size=(eval_side or side,) * 2, eval_crop=config.eval_crop or 0.875,
         kind=kind, views=views_of(kind, config.views, side),
@@ -340,12 +347,14 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
         precision=config.precision or world.default_precision(), device=str(world.device),
         log_every_steps=config.log_every_steps,
         save_every_steps=config.save_every_steps or max(1, total // SAVES),
-        look_every_steps=math.ceil(total / config.knn.times),
+        look_every_steps=total,
         beta2=optim.beta2, clip=optim.clip or 0.0, tau_power=batch_size / (optim.tau_batch or batch_size),
         local_views=config.extra.local, cutout_views=config.extra.cutout, target_views=config.extra.targets,
         lr_scaling=optim.lr_scaling, recompute=config.model.recompute,
         whiten=whitens(encoder, config),
     )  # fmt: skip
+    times = config.knn.times or min(TIMES, max(1, int(LOOKS * epochs * images / plan.look_images)))
+    return replace(plan, look_every_steps=math.ceil(total / times))
 
 
 def whitens(encoder: str, config: TrainConfig) -> bool:
@@ -428,19 +437,20 @@ def fitted(
     def fit(config: TrainConfig) -> TrainConfig:
         return replace(config, batch_size=size, image_size=side, eval_size=whole)
 
-    plan, times = derive(fit(draft)), config.knn.times
+    plan, wanted = derive(fit(draft)), config.knn.times or TIMES
+    times = wanted
     if steps >= 1:
         speed = measure(plan)
+        look = plan.look_images * speed.step / size
+        times = min(wanted, max(1, int(LOOKS * budget / look)))
         scored = min(BANK, plan.images) + plan.hold_out_images
-        look = scored * speed.step / size / plan.passes * (plan.eval_size[0] / side) ** 2
-        times = min(times, max(1, int(LOOKS * budget / look)))
         read = (scored + plan.images * plan.in_memory) * speed.image / max(1, plan.workers)
         spent = min(speed.spent + read, budget / 2)  # half of a tiny budget is trained all the same
         steps = (USED * budget - spent - (times + 1 + plan.whiten) * look) / speed.step  # one at step 0
     if steps < LEAST_STEPS:
         few = f"A budget of {config.budget} is only {max(0.0, steps):.1f} steps of {size} images here"
         raise ConfigError(f"{few}. Give more time, or a smaller --image-size, --batch-size or --encoder.")
-    old = {"batch_size": usual.batch_size, "image_size": usual.image_size[0], "knn.times": config.knn.times}
+    old = {"batch_size": usual.batch_size, "image_size": usual.image_size[0], "knn.times": wanted}
     now = {"batch_size": size, "image_size": side, "knn.times": times}
     changes = [f"{name} is {now[name]} instead of {old[name]}" for name in old if now[name] != old[name]]
     if changes:

@@ -267,6 +267,16 @@ def test_an_epoch_counts_the_images_that_are_trained_on_and_none_of_the_hold_out
     assert (unlabelled.images, unlabelled.hold_out_images, unlabelled.total_steps) == (1_000, 0, 100)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "times", "looks"), [(0.5, None, 1), (5, None, 2), (12, None, 5), (100, None, 10), (0.5, 8, 8)]
+)
+def test_looks_take_a_tenth_of_a_run_at_most_unless_they_are_requested(epochs, times, looks):
+    """One is 4,000 passes of 32 pixels, where an image in a step costs 8 of 24: as 889 images, of 40,000."""
+    config = TrainConfig(out="a", epochs=epochs, batch_size=50, knn=KnnConfig(hold_out_share=0, times=times))
+    plan = plan_run(config, ImageFacts(4_000, (32, 32), 3, True), CPU)
+    assert -(-plan.total_steps // plan.look_every_steps) == looks
+
+
 def test_a_batch_that_does_not_split_into_micro_batches_is_refused():
     with pytest.raises(byol.ConfigError, match="does not split into 3"):
         plan_run(TrainConfig(out="a", batch_size=256, optim=OptimConfig(accumulation=3)), CIFAR, CPU)
