@@ -56,6 +56,9 @@ def card(encoder: Encoder, run: Path | None, timm_model: str | None) -> str:
         "mean": ", ".join(f"{value:g}" for value in info.mean),
         "std": ", ".join(f"{value:g}" for value in info.std),
     }
+    if info.levels is not None:
+        black, white = info.levels
+        preprocessing["samples of more than 8 bits"] = f"{black:g} is 0, {white:g} is 1"
     parts = [
         f"---\nlibrary_name: {'timm' if timm_model else 'byol'}\npipeline_tag: image-feature-extraction\n"
         "tags:\n" + "".join(f"- {tag}\n" for tag in tags) + "---",

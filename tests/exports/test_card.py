@@ -66,6 +66,17 @@ def rendered(text: str) -> str:
     return MarkdownIt("commonmark").enable("table").render(text.split("---\n", 2)[2])
 
 
+def test_a_card_tells_black_and_white_of_samples_of_more_than_8_bits(encoder_of, tmp_path):
+    encoder = encoder_of("convnet", width=4)
+    words = "samples of more than 8 bits"
+    for levels, told in (((-1024, 3071), f"{words} | -1024 is 0, 3071 is 1"), (None, "")):
+        encoder.info = replace(encoder.info, levels=levels)
+        byol.export(encoder, tmp_path / str(levels))
+        text = (tmp_path / str(levels) / "README.md").read_text(encoding="utf-8")
+        assert told in text
+        assert (words in text) == bool(told)
+
+
 def test_the_card_of_an_encoder_that_started_from_other_weights_says_so(encoder_of, tmp_path, finished):
     """A supervised network's, for instance: then it is not true that nobody used labels."""
     init = {"weights": "/home/secret/w.pth", "checksum": "c0ffee", "info": {"architecture": "timm:test_vit"}}
