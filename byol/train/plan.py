@@ -157,20 +157,27 @@ class Plan(Checked):
     @property
     def passes(self) -> float:
         """Forward passes of one view that a step is worth, a backward pass being two."""
-        small = math.prod(local_size(self.image_size)) / math.prod(self.image_size)
-        return PASSES + 3 * (self.cutout_views + small * self.local_views) + self.target_views
+        extra = float(self.cutout_views)
+        if self.local_views:
+            extra += self.local_views * math.prod(local_size(self.image_size)) / math.prod(self.image_size)
+        return PASSES + 3 * extra + self.target_views
 
     @property
     def look_images(self) -> float:
         """Images that could be trained on while those of a look at the representation are embedded."""
         scored = min(BANK, self.images) + self.hold_out_images
-        return scored / self.passes * (self.eval_size[0] / self.image_size[0]) ** 2
+        growth = 1.0 if self.own_views else self.eval_size[0] / self.image_size[0]
+        return scored / self.passes * growth**2
+
+    def looks(self, epochs: float, requested: int | None) -> int:
+        """How often a run of so many epochs is looked at: 10 times, or as often as takes a tenth of it."""
+        return requested or min(TIMES, max(1, int(LOOKS * epochs * self.images / self.look_images)))
 
     def longer(self, config: TrainConfig) -> "Plan":
-        """The plan of a finished run that goes on for the config's epochs, and is looked at as often."""
+        """The plan of a finished run that goes on for the config's epochs."""
         assert config.epochs is not None
         total = int(config.epochs * self.images) // self.batch_size
-        times = config.knn.times or math.ceil(self.total_steps / self.look_every_steps)
+        times = self.looks(config.epochs, config.knn.times)
         return replace(
             self, epochs=float(config.epochs), total_steps=total, extended_at=self.total_steps,
             look_every_steps=math.ceil(total / times), save_every_steps=max(1, total // SAVES),
@@ -353,8 +360,7 @@ def derived(config: TrainConfig, facts: ImageFacts, world: World) -> Plan:
         lr_scaling=optim.lr_scaling, recompute=config.model.recompute,
         whiten=whitens(encoder, config),
     )  # fmt: skip
-    times = config.knn.times or min(TIMES, max(1, int(LOOKS * epochs * images / plan.look_images)))
-    return replace(plan, look_every_steps=math.ceil(total / times))
+    return replace(plan, look_every_steps=math.ceil(total / plan.looks(epochs, config.knn.times)))
 
 
 def whitens(encoder: str, config: TrainConfig) -> bool:

@@ -275,6 +275,8 @@ def test_looks_take_a_tenth_of_a_run_at_most_unless_they_are_requested(epochs, t
     config = TrainConfig(out="a", epochs=epochs, batch_size=50, knn=KnnConfig(hold_out_share=0, times=times))
     plan = plan_run(config, ImageFacts(4_000, (32, 32), 3, True), CPU)
     assert -(-plan.total_steps // plan.look_every_steps) == looks
+    longer = plan.longer(replace(config, epochs=300))
+    assert -(-longer.total_steps // longer.look_every_steps) == (times or 10)
 
 
 def test_a_batch_that_does_not_split_into_micro_batches_is_refused():
