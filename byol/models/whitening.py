@@ -31,14 +31,19 @@ class HalfWhitening(nn.Module):
         layer = cls(rows.shape[1])
         if len(rows) < 2:
             return layer
-        variances, axes = torch.linalg.eigh(torch.cov(rows.T))
-        variances = variances.clamp_min(0)
-        mean_variance = variances.mean()
+        mean = rows.mean(dim=0)
+        if 2 * len(rows) < rows.shape[1]:  # sooner, and nothing varies along the other axes
+            axes, values, _ = torch.linalg.svd((rows - mean).T, full_matrices=False)
+            variances = values.square() / (len(rows) - 1)
+        else:
+            variances, axes = torch.linalg.eigh(torch.cov(rows.T))
+            variances = variances.clamp_min(0)
+        mean_variance = variances.sum() / rows.shape[1]
         if mean_variance > 0:  # else all are equal, and there is nothing to weigh
             # Relative to the mean, so that features keep about their size.
-            scale = (variances / mean_variance + RIDGE) ** -0.25
-            layer.mean.copy_(rows.mean(dim=0))
-            layer.matrix.copy_((axes * scale) @ axes.T)
+            scale, other = (variances / mean_variance + RIDGE) ** -0.25, RIDGE**-0.25
+            layer.mean.copy_(mean)
+            layer.matrix.mul_(other).add_((axes * (scale - other)) @ axes.T)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:

@@ -36,6 +36,14 @@ def test_equal_rows_change_nothing(rows):
     assert torch.equal(HalfWhitening.of(rows[:1].repeat(5, 1))(rows), rows)
 
 
+def test_along_axes_of_which_few_rows_tell_nothing_features_stay_as_they_are(rows):
+    pca = PCA().fit(rows[:5].double().numpy())
+    variances = pca.explained_variance_ / (pca.explained_variance_.sum() / 12)
+    centred = rows.double().numpy() - pca.mean_
+    more = (centred @ pca.components_.T) * ((variances + RIDGE) ** -0.25 - 1) @ pca.components_
+    np.testing.assert_allclose(HalfWhitening.of(rows[:5])(rows).numpy(), centred + more, atol=2e-5)
+
+
 def test_fewer_rows_than_features_leave_finite_features_of_their_size(rows):
     whitened = HalfWhitening.of(rows[:5])(rows)
     assert whitened.isfinite().all()
