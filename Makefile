@@ -11,9 +11,10 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"  # a core each, and whole files
 
-# What must not hang on the machine: old CPU kernels, two threads, a locale without UTF-8. TESTS=tests runs them all.
-# Two processes of two threads do not fight for two cores where idle threads sleep.
-TESTS ?= tests/method tests/models tests/train tests/test_machine.py
+# What must not hang on the machine: old CPU kernels, two threads, a locale without UTF-8. CI tries what computes;
+# TESTS=tests runs all. Two processes of two threads do not fight for two cores where idle threads sleep.
+COMPUTES := any_modality loop outcome probe recipe run source step trainer whitened
+TESTS ?= tests/method tests/models $(COMPUTES:%=tests/train/test_%.py) tests/test_machine.py
 variation: $(VENV)/.dev
 	LC_ALL=C ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE \
 	  $(BIN)/python -m pytest -q -n 2 -m "not slow" $(TESTS)
