@@ -21,7 +21,7 @@ TRAINED = ["--epochs", "1", "--base-lrs", "0.1"]
 def words(arrays: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A run, and images that are three shards: of two processes the last has one more than it."""
     folder = tmp_path_factory.mktemp("evaluated")
-    assert main(train_words(arrays, folder / "run", encoder="convnet", epochs=1)) == 0
+    assert main(train_words(arrays, folder / "run", encoder="convnet", epochs=1, **{"model.width": 8})) == 0
     generator = np.random.default_rng(0)
     count = 2 * SHARD + 400
     labels = np.arange(count) % 3
