@@ -32,12 +32,10 @@ from byol.method.health import health, retrieved, settle, std
 from byol.method.shared_norm import separate
 from byol.models.whitening import HalfWhitening
 from byol.train.config import KnnConfig
-from byol.train.plan import BANK, Plan
+from byol.train.plan import BANK, HEALTH, Plan
 from byol.world import autocast
 
-HEALTH = 1_024  # of them show whether the representation collapses
-UNLABELLED = 1_024  # are enough for that where no kNN votes
-VIEWED = 512  # of them are looked for among the others' views
+VIEWED = 512  # images are looked for among the others' views
 BYTES = 512 * 2**20  # of prepared images kept for scoring
 Right = np.ndarray[Any, np.dtype[np.bool_]]  # (N,): which images got their own class
 Sorted = TypeVar("Sorted", bound=Tensor | list[Any])
@@ -67,7 +65,7 @@ class Monitor:
         self.scores: dict[str, Score] = {}  # the latest, when there are labels
         room = max(64, BYTES // max(1, self._size()))
         queries = sample(self.rows[1], room // 4, self.plan.seed)
-        count = min(BANK if len(queries) or self.plan.whiten else UNLABELLED, room - len(queries))
+        count = min(BANK if len(queries) or self.plan.whiten else HEALTH, room - len(queries))
         bank = sample(self.rows[0], count, self.plan.seed)
         self.scored = bank, queries
         self.kept: list[Labelled] = []  # of the bank and of the queries, once they are read
@@ -92,7 +90,9 @@ class Monitor:
         if step == 0:
             online = self._settled(spread_out(bank_pixels, VIEWED))
             encoder = Encoder(online.encoder, encoder.info)
-        bank = self._embed(encoder, bank_pixels, anew=plan.whiten)
+        labelled = all(len(labels) and labels.min() >= 0 for labels in (bank_labels, query_labels))
+        images = bank_pixels if labelled else spread_out(bank_pixels, HEALTH)
+        bank = self._embed(encoder, images, anew=plan.whiten)
         metrics: dict[str, Any] = {"step": step, "epoch": plan.epoch(step)}
         shown = spread_out(bank_pixels, VIEWED)
         views = self._views(online, shown, step)
@@ -104,7 +104,7 @@ class Monitor:
         metrics |= signs("representation", step, spread_out(bank, HEALTH))  # of whole images
         if step == 0 and isinstance(bank_pixels, Tensor):
             metrics |= contents(bank_pixels)
-        if not all(len(labels) and labels.min() >= 0 for labels in (bank_labels, query_labels)):
+        if not labelled:
             return metrics
         queries = self._embed(encoder, query_pixels, anew=plan.whiten)
         alike = bank, queries

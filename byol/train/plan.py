@@ -29,6 +29,7 @@ SAVES = 20  # checkpoints a run by default; the run saves by the clock as well
 TIMES, LOOKS = 10, 0.1  # looks at the representation, and the most of a run that they take unless requested
 INIT_TAU = 0.996  # the least usual tau of a run that starts from other weights
 BANK = 5000  # training images that vote for the hold-out set: enough to rank runs, and cheap to score often
+HEALTH = 1024  # training images that show whether the representation collapses: all of a look without labels
 # Of a budget of time:
 ENOUGH_IMAGES = 300_000  # with fewer of them seen, views shrink: more images are worth more than more pixels
 ENOUGH_STEPS = 1000  # with fewer, batches shrink
@@ -163,15 +164,19 @@ class Plan(Checked):
         return PASSES + 3 * extra + self.target_views
 
     @property
-    def look_images(self) -> float:
-        """Images that could be trained on while those of a look at the representation are embedded."""
-        scored = min(BANK, self.images) + self.hold_out_images
+    def looked_at(self) -> int:
+        """Images of a look at the representation: with labels those that vote, and the hold-out set."""
+        return min(BANK if self.hold_out_images else HEALTH, self.images) + self.hold_out_images
+
+    def trained_while_embedding(self, images: int) -> float:
+        """How many images could be trained on in the time in which so many are embedded as in a look."""
         growth = 1.0 if self.own_views else self.eval_size[0] / self.image_size[0]
-        return scored / self.passes * growth**2
+        return images / self.passes * growth**2
 
     def looks(self, epochs: float, requested: int | None) -> int:
         """How often a run of so many epochs is looked at: 10 times, or as often as takes a tenth of it."""
-        return requested or min(TIMES, max(1, int(LOOKS * epochs * self.images / self.look_images)))
+        room = LOOKS * epochs * self.images / self.trained_while_embedding(self.looked_at)
+        return requested or min(TIMES, max(1, int(room)))
 
     def longer(self, config: TrainConfig) -> "Plan":
         """The plan of a finished run that goes on for the config's epochs."""
@@ -447,12 +452,15 @@ def fitted(
     times = wanted
     if steps >= 1:
         speed = measure(plan)
-        look = plan.look_images * speed.step / size
+        bank = min(BANK, plan.images)
+        image = speed.step / size  # seconds
+        look = plan.trained_while_embedding(plan.looked_at) * image
+        whitening = plan.trained_while_embedding(bank) * image * plan.whiten  # is fitted at the end
         times = min(wanted, max(1, int(LOOKS * budget / look)))
-        scored = min(BANK, plan.images) + plan.hold_out_images
-        read = (scored + plan.images * plan.in_memory) * speed.image / max(1, plan.workers)
-        spent = min(speed.spent + read, budget / 2)  # half of a tiny budget is trained all the same
-        steps = (USED * budget - spent - (times + 1 + plan.whiten) * look) / speed.step  # one at step 0
+        reading = bank + plan.hold_out_images + plan.images * plan.in_memory
+        spent = speed.spent + reading * speed.image / max(1, plan.workers)
+        spent = min(spent, budget / 2)  # half of a tiny budget is trained all the same
+        steps = (USED * budget - spent - whitening - (times + 1) * look) / speed.step  # one at step 0
     if steps < LEAST_STEPS:
         few = f"A budget of {config.budget} is only {max(0.0, steps):.1f} steps of {size} images here"
         raise ConfigError(f"{few}. Give more time, or a smaller --image-size, --batch-size or --encoder.")

@@ -268,12 +268,19 @@ def test_an_epoch_counts_the_images_that_are_trained_on_and_none_of_the_hold_out
 
 
 @pytest.mark.parametrize(
-    ("epochs", "times", "looks"), [(0.5, None, 1), (5, None, 2), (12, None, 5), (100, None, 10), (0.5, 8, 8)]
-)
-def test_looks_take_a_tenth_of_a_run_at_most_unless_they_are_requested(epochs, times, looks):
-    """One is 4,000 passes of 32 pixels, where an image in a step costs 8 of 24: as 889 images, of 40,000."""
-    config = TrainConfig(out="a", epochs=epochs, batch_size=50, knn=KnnConfig(hold_out_share=0, times=times))
-    plan = plan_run(config, ImageFacts(4_000, (32, 32), 3, True), CPU)
+    ("labelled", "epochs", "times", "looks"),
+    [(True, 0.5, None, 1), (True, 6, None, 2), (True, 14, None, 5), (True, 100, None, 10), (True, 0.5, 8, 8),
+     (False, 0.5, None, 1), (False, 2, None, 4), (False, 2, 9, 9)],
+)  # fmt: skip
+def test_looks_take_a_tenth_of_a_run_at_most_unless_they_are_requested(labelled, epochs, times, looks):
+    """An image of 32 pixels costs (32/24)^2 of a pass, one in a step 8 passes of 24 pixels.
+
+    So a look at 4,000 and 1,000 labelled images costs as much as 1,111 in steps, one at 1,024 as 228.
+    """
+    config = TrainConfig(
+        out="a", epochs=epochs, batch_size=50, knn=KnnConfig(hold_out_share=0.2, times=times)
+    )
+    plan = plan_run(config, ImageFacts(5_000, (32, 32), 3, labelled), CPU)
     assert -(-plan.total_steps // plan.look_every_steps) == looks
     longer = plan.longer(replace(config, epochs=300))
     assert -(-longer.total_steps // longer.look_every_steps) == (times or 10)

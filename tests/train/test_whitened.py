@@ -14,7 +14,8 @@ from byol.errors import ConfigError
 from byol.evaluation.protocols import settled
 from byol.models.whitening import HalfWhitening
 from byol.train.config import KnnConfig, ModelConfig
-from byol.train.setup import split
+from byol.train.monitor import Monitor
+from byol.train.setup import Setup, split
 
 SMALL = ModelConfig(width=4, projection_size=8, projection_hidden_size=16)
 
@@ -49,6 +50,25 @@ def test_features_of_a_run_are_those_of_its_network_and_the_layer_fitted_to_them
     np.testing.assert_allclose(found, layer(torch.from_numpy(raw)).numpy(), atol=1e-5)
     before, after = axes(raw), axes(found)
     assert after[0] / after[5] < 0.8 * before[0] / before[5]
+
+
+@pytest.mark.parametrize(("labelled", "embedded"), [(True, 1500), (False, 750)])
+def test_only_where_neighbours_vote_does_a_look_embed_more_than_health_needs(tmp_path, labelled, embedded):
+    """Of 1,024 images at most every second one; two views of 512 at most, of every third, come on top."""
+    images = np.random.default_rng(0).integers(0, 256, (1600, 8, 8, 3), dtype=np.uint8)
+    given = byol.open_images(images, labels=np.arange(1600) % 2 if labelled else None)
+    config = replace(small_config(tmp_path, image_size=8), encoder="convnet", model=SMALL, epochs=1.0)
+    config = replace(config, knn=KnnConfig(hold_out_share=100 / 1600, k=3))
+    setup = Setup.of(None, given if labelled else given.subset(range(1500)), config)
+    plan = setup.new_plan()
+    learner = setup.learner(plan)
+    encoder, rows = setup.encoder(learner, plan), split(len(setup.images), plan)
+    monitor = Monitor(learner, encoder, setup.images, rows, plan, config.knn, lambda name, reason: None)
+    begin, passed = monitor.look(0, {}), []
+    learner.online.encoder.register_forward_pre_hook(lambda net, given: passed.append(len(given[0])))
+    found = monitor.look(1, begin)
+    assert ("knn_top1" in found) == labelled
+    assert sum(passed) == embedded + 100 * labelled + 2 * 500
 
 
 def test_encoder_file_and_the_run_give_the_same_features(convnet, images):
