@@ -18,6 +18,7 @@ from byol.errors import DataError
 from byol.evaluation.classifier import LinearClassifier
 from byol.evaluation.metrics import BLOCK, measure, predict
 from byol.evaluation.subsets import validation_split
+from byol.method.linalg import decomposed
 
 L2 = tuple(10 ** (-6 + 11 * i / 44) for i in range(45))  # as in the paper, even in the logarithm
 logger = logging.getLogger("byol")
@@ -96,7 +97,7 @@ def principal_axes(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     mean, std = x.mean(dim=0), x.std(dim=0, correction=0)
     std = torch.where(std > 1e-6 * std.max(), std, torch.ones_like(std))  # constant features carry nothing
     if len(x) < x.shape[1]:
-        _, values, rows = torch.linalg.svd((x - mean) / std, full_matrices=False)
+        _, values, rows = decomposed(torch.linalg.svd, (x - mean) / std, full_matrices=False)
         return mean, std, rows.T.contiguous(), values.square() / len(x)
     covariance = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
     for part in x.split(ROWS):

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from byol.method.linalg import decomposed
 from byol.method.loss import normalize
 
 
@@ -20,7 +21,8 @@ def health(x: Tensor, other: Tensor | None = None) -> dict[str, Tensor]:
     """
     rows = normalize(x.float())
     count = len(rows)
-    singular = torch.linalg.svdvals(rows if count > rows.shape[1] else rows.T)  # tall: a third of the time
+    tall = rows if count > rows.shape[1] else rows.T  # takes a third of the time
+    singular = decomposed(torch.linalg.svdvals, tall)
     share = singular / singular.sum().clamp_min(1e-12)
     lengths = rows.square().sum(dim=1)  # 1, but for a dead row, which is 0
     pairs = (lengths[:, None] + lengths - 2 * rows @ rows.T).clamp_min(0)

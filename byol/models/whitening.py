@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from byol.method.linalg import decomposed
+
 RIDGE = 1.0  # of the mean variance, added to every axis': large ones shrink, small ones are not blown up
 
 
@@ -33,10 +35,10 @@ class HalfWhitening(nn.Module):
             return layer
         mean = rows.mean(dim=0)
         if 2 * len(rows) < rows.shape[1]:  # sooner, and nothing varies along the other axes
-            axes, values, _ = torch.linalg.svd((rows - mean).T, full_matrices=False)
+            axes, values, _ = decomposed(torch.linalg.svd, (rows - mean).T, full_matrices=False)
             variances = values.square() / (len(rows) - 1)
         else:
-            variances, axes = torch.linalg.eigh(torch.cov(rows.T))
+            variances, axes = decomposed(torch.linalg.eigh, torch.cov(rows.T))
             variances = variances.clamp_min(0)
         mean_variance = variances.sum() / rows.shape[1]
         if mean_variance > 0:  # else all are equal, and there is nothing to weigh

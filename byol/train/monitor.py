@@ -93,6 +93,7 @@ class Monitor:
         labelled = all(len(labels) and labels.min() >= 0 for labels in (bank_labels, query_labels))
         images = bank_pixels if labelled else spread_out(bank_pixels, HEALTH)
         bank = self._embed(encoder, images, anew=plan.whiten)
+        check_finite("representation", step, bank)
         metrics: dict[str, Any] = {"step": step, "epoch": plan.epoch(step)}
         shown = spread_out(bank_pixels, VIEWED)
         views = self._views(online, shown, step)
@@ -286,12 +287,17 @@ def spread_out(rows: Sorted, count: int) -> Sorted:
     return rows[:: -(-len(rows) // count) or 1]  # type: ignore[return-value]  # a slice is of its kind
 
 
-def signs(name: str, step: int, rows: Tensor, others: Tensor | None = None) -> dict[str, float]:
-    """The signs in rows (B, D) and their other views. Raises TrainingError where these are not finite."""
-    if not all(x.isfinite().all() for x in (rows, others) if x is not None):
+def check_finite(name: str, step: int, *rows: Tensor) -> None:
+    """Raise TrainingError for rows that are not finite."""
+    if not all(x.isfinite().all() for x in rows):
         which = f"After step {step} the {name} of some images is not finite"
         causes = "a learning rate that is too high, or BatchNorm statistics that overflowed"
         raise TrainingError(f"{which}. Usual causes: {causes}.")
+
+
+def signs(name: str, step: int, rows: Tensor, others: Tensor | None = None) -> dict[str, float]:
+    """The signs in rows (B, D) and their other views. Raises TrainingError where these are not finite."""
+    check_finite(name, step, rows, *(() if others is None else (others,)))
     return {f"{name}_{sign}": float(value) for sign, value in health(rows, others).items()}
 
 

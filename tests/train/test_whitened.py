@@ -10,7 +10,7 @@ from small_runs import Tiny, small_config
 
 import byol
 from byol.encoders.load import untrained
-from byol.errors import ConfigError
+from byol.errors import ConfigError, TrainingError
 from byol.evaluation.protocols import settled
 from byol.models.whitening import HalfWhitening
 from byol.train.config import KnnConfig, ModelConfig
@@ -52,9 +52,8 @@ def test_features_of_a_run_are_those_of_its_network_and_the_layer_fitted_to_them
     assert after[0] / after[5] < 0.8 * before[0] / before[5]
 
 
-@pytest.mark.parametrize(("labelled", "embedded"), [(True, 1500), (False, 750)])
-def test_only_where_neighbours_vote_does_a_look_embed_more_than_health_needs(tmp_path, labelled, embedded):
-    """Of 1,024 images at most every second one; two views of 512 at most, of every third, come on top."""
+def monitored(tmp_path, labelled) -> Monitor:
+    """Of an untrained network, 1,500 images to train on and, where there are labels, 100 held out."""
     images = np.random.default_rng(0).integers(0, 256, (1600, 8, 8, 3), dtype=np.uint8)
     given = byol.open_images(images, labels=np.arange(1600) % 2 if labelled else None)
     config = replace(small_config(tmp_path, image_size=8), encoder="convnet", model=SMALL, epochs=1.0)
@@ -63,12 +62,30 @@ def test_only_where_neighbours_vote_does_a_look_embed_more_than_health_needs(tmp
     plan = setup.new_plan()
     learner = setup.learner(plan)
     encoder, rows = setup.encoder(learner, plan), split(len(setup.images), plan)
-    monitor = Monitor(learner, encoder, setup.images, rows, plan, config.knn, lambda name, reason: None)
+    return Monitor(learner, encoder, setup.images, rows, plan, config.knn, lambda name, reason: None)
+
+
+@pytest.mark.parametrize(("labelled", "embedded"), [(True, 1600), (False, 750)])
+def test_only_where_neighbours_vote_does_a_look_embed_more_than_health_needs(tmp_path, labelled, embedded):
+    """Of 1,024 images at most every second one; two views of 512 at most, of every third, come on top."""
+    monitor = monitored(tmp_path, labelled)
     begin, passed = monitor.look(0, {}), []
-    learner.online.encoder.register_forward_pre_hook(lambda net, given: passed.append(len(given[0])))
-    found = monitor.look(1, begin)
-    assert ("knn_top1" in found) == labelled
-    assert sum(passed) == embedded + 100 * labelled + 2 * 500
+    network = monitor.learner.online.encoder
+    network.register_forward_pre_hook(lambda net, given: passed.append(len(given[0])))
+    assert ("knn_top1" in monitor.look(1, begin)) == labelled
+    assert sum(passed) == embedded + 2 * 500
+
+
+def test_features_that_are_not_finite_are_a_sentence_whichever_image_has_them(tmp_path):
+    """The second, and every second tells of health."""
+    monitor = monitored(tmp_path, labelled=True)
+    begin = monitor.look(0, {})
+    rows = torch.arange(500)[:, None]  # a part of them goes through the network at once
+    monitor.learner.online.encoder.register_forward_hook(
+        lambda net, given, x: x.masked_fill(rows == 1, torch.nan) if len(x) == 500 else x
+    )
+    with pytest.raises(TrainingError, match="representation of some images is not finite"):
+        monitor.look(1, begin)
 
 
 def test_encoder_file_and_the_run_give_the_same_features(convnet, images):
