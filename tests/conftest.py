@@ -19,6 +19,19 @@ settings.register_profile("any machine", deadline=None)  # how long an example t
 settings.load_profile("any machine")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", default="1/1", help="2/3: the second third of the chosen tests")
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Every part has its share of a test's many networks, guides and kinds of files."""
+    part, parts = map(int, config.getoption("part").split("/"))
+    chosen = items[part - 1 :: parts]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+    items[:] = chosen
+
+
 @pytest.fixture(scope="session", autouse=True)
 def signals_are_heard() -> None:
     """A shell has SIGINT ignored in the background and nohup SIGHUP, which a run rightly respects."""
