@@ -63,7 +63,7 @@ Exit codes: 0 done, 1 `check` has found something, 2 usage or settings, 3 images
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; a failure that was foreseen is one sentence on stderr."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = [at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     if arguments is None:  # a process of our own; a run answers in its own way, once its libraries are loaded
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
             if signal.getsignal(number) == signal.SIG_DFL:
@@ -130,6 +130,14 @@ def done(words: list[str]) -> int:
             say(line)
         say("byol: this is a bug. Please report it with the lines above.")
         return 70
+
+
+def at_home(word: str) -> str:
+    """--out=~/runs/a with a user's home for ~, which a shell sees only at the beginning of a word."""
+    flag, _, value = word.partition("=")
+    if not flag.startswith("--") or not value.startswith("~") or os.path.exists(value):
+        return word
+    return f"{flag}={os.path.expanduser(value)}"
 
 
 def leave_it_to_the_first() -> None:

@@ -17,7 +17,7 @@ from torch.nn.modules.module import (
 )
 from torch.overrides import TorchFunctionMode
 
-from byol.disk import opened_safetensors
+from byol.disk import from_home, opened_safetensors
 from byol.encoders.convert import convert
 from byol.encoders.encoder import (
     FILE,
@@ -70,7 +70,7 @@ def load_encoder(
         return pretrained_encoder(name, weights=weights, device=device)
     if weights is not None:
         raise ConfigError(f"weights ({weights}) go with torchvision:NAME or timm:NAME, not with {path}.")
-    file = find(Path(path))
+    file = find(from_home(path))
     kind = "a description" if file.suffix == ".json" else kind_of(file)
     if kind in ("a description", "an array of numpy's"):
         raise CheckpointError(f"{file} is {kind}; {EXPECTED}.")

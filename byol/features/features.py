@@ -14,7 +14,7 @@ from torch import Tensor
 
 from byol.data.groups import Rows as Rows
 from byol.data.labels import MOST_CLASSES, is_matrix
-from byol.disk import replacing
+from byol.disk import from_home, replacing
 from byol.errors import ByolError, DataError, complaint, printable
 from byol.features.formats import Array, check_format, read, write
 
@@ -80,7 +80,7 @@ class Features:
         names as UTF-8 bytes `names` with the end of each in `name_ends`. Raises ConfigError for another
         suffix.
         """
-        path = Path(path)
+        path = from_home(path)
         check_format(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
@@ -94,7 +94,7 @@ class Features:
         when used. Raises DataError when the file is missing or holds something else.
         """
         try:
-            return cls(**read(Path(path), mapped=mapped))
+            return cls(**read(from_home(path), mapped=mapped))
         except ByolError as failure:
             reason = printable(str(failure))
             raise type(failure)(f"{path} cannot be used as features. {reason}") from failure

@@ -17,7 +17,7 @@ import torch
 from byol import __version__
 from byol.data.images import Images
 from byol.data.samples import Samples
-from byol.disk import MOST_OF_A_RUN, NOT_OWN, can_be_added_to, hold, is_held, read_json, write_text
+from byol.disk import MOST_OF_A_RUN, NOT_OWN, can_be_added_to, from_home, hold, is_held, read_json, write_text
 from byol.encoders import encoder
 from byol.errors import ByolError, CheckpointError, ConfigError, DiskError, TrainingError, complaint
 from byol.evaluation.confusion import CONFUSIONS
@@ -42,7 +42,7 @@ class RunFolder:
     """The paths of a run's files. Those that lower floors know too keep the name they have there."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = from_home(path)
         self.encoder = self.path / encoder.FILE
         self.plan = self.path / encoder.PLAN
         self.scores = self.path / SCORES

@@ -18,6 +18,7 @@ from tiny import TINY
 from byol.cli import COMMANDS, main
 from byol.encoders.load import load_encoder
 from byol.features.features import Features
+from byol.train.run_folder import RunFolder
 
 
 def byol(*words: str) -> "subprocess.CompletedProcess[str]":
@@ -151,6 +152,21 @@ def test_embed_writes_one_named_row_per_image(run, labelled, tmp_path):
         assert file["x"].shape == (24, 72)
         assert file["names"][0] == "blue/0.png"
         assert file["y"].tolist() == [0] * 8 + [1] * 8 + [2] * 8
+
+
+def test_a_tilde_is_the_home_folder_behind_an_equals_sign_and_in_python_too(labelled, tmp_path, monkeypatch):
+    """No shell expands the one of --out=~/runs/a: a folder named ~ would be made, and rm -r ~ removes another."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert main(["train", str(labelled), "--out=~/runs/a", *TINY.split()]) == 0
+    assert main(["embed", "~/runs/a", f"--data={labelled}", "--out=~/features.npz"]) == 0
+    features = Features.load("~/features.npz")
+    features.save("~/again.npz")
+    made = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.npz"))
+    assert made == ["home/again.npz", "home/features.npz"]
+    assert features.encoder_checksum == load_encoder(tmp_path / "home" / "runs" / "a").checksum()
+    assert RunFolder("~/runs/a").encoder.is_file()
+    assert not (tmp_path / "~").exists()
 
 
 def test_a_preset_and_flags_go_together(labelled, tmp_path, capsys):
