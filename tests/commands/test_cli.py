@@ -155,7 +155,7 @@ def test_embed_writes_one_named_row_per_image(run, labelled, tmp_path):
 
 
 def test_a_tilde_is_the_home_folder_behind_an_equals_sign_and_in_python_too(labelled, tmp_path, monkeypatch):
-    """No shell expands the one of --out=~/runs/a: a folder named ~ would be made, and rm -r ~ removes another."""
+    """No shell expands the one of --out=~/runs/a: a folder named ~ was made, and rm -r ~ removes another."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert main(["train", str(labelled), "--out=~/runs/a", *TINY.split()]) == 0
