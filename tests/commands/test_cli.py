@@ -160,6 +160,8 @@ def test_a_tilde_is_the_home_folder_behind_an_equals_sign_and_in_python_too(labe
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert main(["train", str(labelled), "--out=~/runs/a", *TINY.split()]) == 0
     assert main(["embed", "~/runs/a", f"--data={labelled}", "--out=~/features.npz"]) == 0
+    assert main(["views", str(labelled), "--count=1", "--out=~/views.png"]) == 0
+    assert (tmp_path / "home" / "views.png").is_file()
     features = Features.load("~/features.npz")
     features.save("~/again.npz")
     made = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.npz"))
