@@ -137,7 +137,7 @@ def at_home(word: str) -> str:
     flag, _, value = word.partition("=")
     if not flag.startswith("--") or not value.startswith("~") or os.path.exists(value):
         return word
-    return f"{flag}={os.path.expanduser(value)}"
+    return f"{flag}={os.path.expanduser(value)}"  # a text: a Path would lose the slash of --out=~/features/
 
 
 def leave_it_to_the_first() -> None:
